@@ -1,0 +1,25 @@
+# Aliases only; README.md shows the commands behind them.
+PYTHON ?= python3
+BIN := .venv/bin
+TIME := $(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: setup demo test lint
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml
+	$(BIN)/python inr_classification.py --conf configs/digits_cls/scalegmn.yml --run_dir runs/demo/$(TIME)
+	$(BIN)/python benchmarks/flat_baselines.py runs/demo/$(TIME)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,113 @@
+"""The configuration of a run, and models from it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from scalegmn.cli import parse
+from scalegmn.data.loader import DataConfig
+from scalegmn.data.zoo_format import open_zoo
+from scalegmn.log import Run, WandbConfig
+from scalegmn.models import ScaleGMNConfig
+from scalegmn.models.base import Metanetwork
+from scalegmn.spec import NetSpec
+from scalegmn.train.optim import OptimizationConfig
+from scalegmn.train.trainer import TrainConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: data, model, training."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The networks to learn from."""
+
+    scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
+    """The model, ScaleGMN."""
+
+    train_args: TrainConfig = field(default_factory=TrainConfig)
+    """How long to train, and from which seed."""
+
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """How the model is fitted."""
+
+    wandb_args: WandbConfig = field(default_factory=WandbConfig)
+    """Where the run goes in Weights & Biases."""
+
+    batch_size: int = 128
+    """Networks per batch."""
+
+    wandb: bool = False
+    """Log to Weights & Biases as well."""
+
+    debug: bool = False
+    """Try the code out: 16 networks per split."""
+
+    run_dir: str | None = None
+    """Folder for results; null: runs/<config name>/<time>."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
+
+    def to_yaml(self) -> str:
+        """All fields but `run_dir`, such that `--conf` reads them back to an equal configuration."""
+        return yaml.safe_dump(_plain(asdict(replace(self, run_dir=None))), sort_keys=False)
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_config(arguments: Sequence[str] | None = None) -> Config:
+    """The configuration from command line words (None: the process's own); see `cli.parse`.
+
+    `run_dir` is filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse(Config, words)
+    if config.run_dir is not None:
+        return config
+    files = re.findall(r"--conf[= ](\S+)", " ".join(words))
+    path = Path(files[-1]).resolve() if files else None
+    name = f"{path.parent.name}-{path.stem}" if path else "default"
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return replace(config, run_dir=str(Path("runs") / name / time))
+
+
+def start_run(config: Config) -> Run:
+    """The run folder of a configuration."""
+    wandb = config.wandb_args if config.wandb else None
+    return Run(Path(config.run_dir), config.to_yaml(), _plain(asdict(config)), wandb)
+
+
+def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: NetSpec | None = None) -> Metanetwork:
+    """A model from a configuration, in a notebook as on the command line.
+
+    Args:
+        conf: a YAML file or a `Config`.
+        overrides: settings in place of the file's, as `"scalegmn_args.symmetry=permutation"`.
+        spec: the input networks; None: those of the configuration's zoo.
+
+    Raises:
+        ValueError: the configuration is wrong, its zoo is missing, or the networks don't fit the model.
+    """
+    if isinstance(conf, Config):
+        if overrides:
+            raise ValueError("overrides: only with a YAML file; use dataclasses.replace on a Config")
+        config = conf
+    else:
+        config = parse(Config, ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)])
+    if spec is None:
+        spec = open_zoo(Path(config.data.dataset_path)).spec
+    return config.scalegmn_args.build(spec)

@@ -1,0 +1,74 @@
+"""Batches of networks with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scalegmn.data.zoo_format import Zoo, open_zoo
+from scalegmn.spec import NetParams
+from scalegmn.symmetry.canonicalize import canonicalize_phase
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The networks to learn from."""
+
+    dataset_path: str = "data/digits_inr"
+    """Folder of the zoo, as made by `python -m scalegmn.zoos`."""
+
+    switch_to_canon: bool = True
+    """Read canonical networks: the phase symmetry of sines removed."""
+
+
+@dataclass(frozen=True)
+class LabelledNets:
+    """One split of a zoo in memory.
+
+    Attributes:
+        params: M networks.
+        labels: [M].
+    """
+
+    params: NetParams
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[NetParams, Tensor]]:
+        """Batches in order, or shuffled by `generator`; the last may be smaller. A batch is an indexed read."""
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        for rows in order.split(batch_size):
+            yield self.params[rows], self.labels[rows]
+
+
+def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tuple[Zoo, dict[str, LabelledNets]]:
+    """The zoo and its splits with a column as labels.
+
+    Args:
+        config: which zoo, canonical or not.
+        column: the column that the labels come from.
+        limit: at most so many networks per split.
+
+    Raises:
+        ValueError: the zoo cannot be read, or lacks the column or a split.
+    """
+    zoo = open_zoo(Path(config.dataset_path))
+    if column not in zoo.columns:
+        raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
+    missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
+    if missing:
+        raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
+    splits = {}
+    for name, rows in zoo.splits.items():
+        rows = rows[:limit]
+        params = zoo.params[rows]
+        splits[name] = LabelledNets(
+            canonicalize_phase(params) if config.switch_to_canon else params, zoo.columns[column][rows]
+        )
+    return zoo, splits

@@ -1,0 +1,139 @@
+"""Run folders, metrics and messages: what a run leaves for people to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a ValueError or OSError about the user's input into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`content` as indented JSON, written atomically."""
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("scalegmn", "torch", "lightning", "numpy", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, with `-dirty` when it has changes; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Where a run goes in Weights & Biases; read only with `--wandb True`."""
+
+    project: str = "scalegmn"
+    """Project."""
+
+    entity: str | None = None
+    """User or team; null: your default."""
+
+    group: str | None = None
+    """Group of runs."""
+
+    name: str | None = None
+    """Name of the run; null: the run folder's."""
+
+    tags: tuple[str, ...] = ()
+    """Tags."""
+
+
+class Run:
+    """One run's folder.
+
+    `config.yml` (complete), `metrics.jsonl` (one line per epoch), `summary.json` (written last: a folder that has it is
+    finished), `checkpoints/`, `figures/`.
+
+    Args:
+        folder: where results go; made when missing.
+        config: the complete configuration, as YAML text and as plain types.
+        wandb: None, or where the run goes in Weights & Biases.
+
+    Raises:
+        ValueError: the folder holds a finished run.
+    """
+
+    def __init__(self, folder: Path, config_yaml: str, config: Mapping[str, Any], wandb: WandbConfig | None) -> None:
+        if (folder / "summary.json").exists():
+            raise ValueError(f"{folder} holds a finished run, which is never overwritten; choose another --run_dir")
+        for name in ("checkpoints", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        write_atomic(folder / "config.yml", config_yaml)
+        write_atomic(folder / "metrics.jsonl", "")
+        self._wandb = None
+        if wandb is not None:
+            self._wandb = _start_wandb(folder, config, wandb)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl (and sends it to wandb)."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What has been logged so far."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, with versions and git commit, which marks the run as finished."""
+        write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": git_commit()})
+        if self._wandb is not None:
+            self._wandb.summary.update({f"final/{key}": value for key, value in summary.items()})
+            self._wandb.finish()
+
+
+def _start_wandb(folder: Path, config: Mapping[str, Any], where: WandbConfig) -> Any:
+    """A wandb run that keeps its files in the run folder.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("wandb: not installed; `pip install wandb` or leave --wandb False") from None
+    options = {**asdict(where), "name": where.name or folder.name, "tags": list(where.tags)}
+    return wandb.init(dir=str(folder), config=dict(config), **options)

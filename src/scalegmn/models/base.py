@@ -1,0 +1,48 @@
+"""What every metanetwork and its configuration have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from scalegmn.nn.normalization import InputNormalization
+from scalegmn.spec import NetParams, NetSpec
+
+
+class Metanetwork(nn.Module):
+    """A model whose input is a batch of networks: `model(NetParams)` gives [B, out_dim].
+
+    Args:
+        spec: the input networks.
+        normalize: divide each layer's weights and biases by one scalar each, set by `fit_normalization`.
+    """
+
+    def __init__(self, spec: NetSpec, normalize: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalization = InputNormalization(spec.num_layers) if normalize else None
+
+    def fit_normalization(self, params: NetParams) -> None:
+        """Sets the normalisation, if the model has one, from training networks."""
+        if self.normalization is not None:
+            self.normalization.fit(params.weights, params.biases)
+
+    def normalized(self, params: NetParams) -> NetParams:
+        """The networks as the model reads them."""
+        if self.normalization is None:
+            return params
+        return NetParams(params.spec, *self.normalization(params.weights, params.biases), params.activation)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A metanetwork's hyper-parameters; `build` makes the module for one kind of input network."""
+
+    def build(self, spec: NetSpec) -> Metanetwork:
+        """The model for input networks of `spec`.
+
+        Raises:
+            ValueError: the configuration does not fit these networks; says what does.
+        """
+        raise NotImplementedError

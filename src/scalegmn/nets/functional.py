@@ -1,0 +1,51 @@
+"""Evaluate B different networks at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
+
+_FUNCTIONS = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": torch.nn.functional.leaky_relu,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda z: z,
+}
+
+
+def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
+    """sigma(z) by name; sin(w0 z) for `sine`."""
+    return torch.sin(w0 * z) if name == "sine" else _FUNCTIONS[name](z)
+
+
+def evaluate(params: NetParams, inputs: Tensor) -> Tensor:
+    """The outputs of B multi-layer perceptrons.
+
+    Args:
+        params: B networks of linear layers.
+        inputs: [P, n_0] points for all networks, or [B, P, n_0].
+
+    Returns:
+        [B, P, n_L].
+
+    Raises:
+        ValueError: the networks have convolutions.
+    """
+    if params.spec.is_cnn:
+        raise ValueError(f"expected networks of linear layers, found {params.spec}")
+    x = inputs
+    for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
+        z = x @ weight.mT + bias[:, None, :]
+        if layer.activation == MIXED:
+            x = z.new_empty(z.shape)
+            for index in params.activation.unique().tolist():
+                rows = params.activation == index
+                x[rows] = activate(z[rows], ACTIVATIONS[index], layer.w0)
+        else:
+            x = activate(z, layer.activation, layer.w0)
+    return x

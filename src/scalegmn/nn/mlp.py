@@ -1,0 +1,75 @@
+"""Multi-layer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+}
+
+
+class MLP(nn.Module):
+    """Linear, [LayerNorm], activation, [dropout], ..., Linear; nothing after the last Linear.
+
+    The input may come in parts, whose concatenation is the input. Each part goes through its own columns of the first
+    Linear, and the results are added, so parts only need shapes that broadcast: W [a, b] = W_a a + W_b b.
+
+    Args:
+        in_dim: width of the concatenated input.
+        hidden_dims: widths of the hidden layers, at least one.
+        out_dim: width of the output.
+        activation: a key of `ACTIVATIONS`.
+        layer_norm: a LayerNorm (epsilon 1e-5) before every activation.
+        dropout: probability after every activation.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        out_dim: int,
+        activation: str = "silu",
+        layer_norm: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dims = [in_dim, *hidden_dims, out_dim]
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) if layer_norm else nn.Identity() for d in hidden_dims)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Parts [..., d_k] with the d_k summing to `in_dim` -> [..., out_dim]."""
+        return self.linears[-1](self.hidden(self.first(*parts)))
+
+    def first(self, *parts: Tensor) -> Tensor:
+        """The first Linear of the concatenated parts, [..., hidden_dims[0]]."""
+        weight, bias = self.linears[0].weight, self.linears[0].bias
+        if len(parts) == 1:
+            return nn.functional.linear(parts[0], weight, bias)
+        columns = weight.split([part.shape[-1] for part in parts], dim=1)
+        products = [nn.functional.linear(part, w) for part, w in zip(parts, columns, strict=True)]
+        total = products[0] + bias
+        for product in products[1:]:
+            total = total + product
+        return total
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """From the first Linear's output to the last Linear's input."""
+        for index, norm in enumerate(self.norms):
+            if index:
+                z = self.linears[index](z)
+            z = self.dropout(self.activation(norm(z)))
+        return z
+
+
+BuildMLP = Callable[[int, int], MLP]
+"""(in_dim, out_dim) -> MLP: how modules are told which MLP to use inside."""

@@ -1,0 +1,103 @@
+"""Readouts: from node features to one vector per network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.nn.invariant import InvariantLayer
+from scalegmn.nn.mlp import BuildMLP
+
+
+class OutputReadout(nn.Module):
+    """MLP(concatenated output nodes), which are fixed points of the group. For forward models.
+
+    Args:
+        dim: width d of node features.
+        num_outputs: n_L.
+        out_dim: width of the result.
+        mlp: builds the MLP.
+    """
+
+    def __init__(self, dim: int, num_outputs: int, out_dim: int, mlp: BuildMLP) -> None:
+        super().__init__()
+        self.mlp = mlp(num_outputs * dim, out_dim)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+        return self.mlp(nodes[-1].flatten(1))
+
+
+class EndsReadout(nn.Module):
+    """MLP([Linear(output nodes), Linear(input nodes)]), each concatenated. For bidirectional models.
+
+    Args:
+        dim: width d of node features and of both linears.
+        num_inputs: n_0.
+        num_outputs: n_L.
+        out_dim: width of the result.
+        mlp: builds the MLP, 2d -> out_dim.
+    """
+
+    def __init__(self, dim: int, num_inputs: int, num_outputs: int, out_dim: int, mlp: BuildMLP) -> None:
+        super().__init__()
+        self.output_linear = nn.Linear(num_outputs * dim, dim)
+        self.input_linear = nn.Linear(num_inputs * dim, dim)
+        self.mlp = mlp(2 * dim, out_dim)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+        return self.mlp(self.output_linear(nodes[-1].flatten(1)), self.input_linear(nodes[0].flatten(1)))
+
+
+class GraphReadout(nn.Module):
+    """MLP([sum over hidden nodes of g(x), input nodes, output nodes]), g an invariant layer (ScaleGMN, eq. 17).
+
+    Args:
+        dim: width d of node features.
+        num_ends: n_0 + n_L.
+        invariant_layer: g, d -> readout_dim.
+        readout_dim: width of g(x).
+        out_dim: width of the result.
+        mlp: builds the MLP.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_ends: int,
+        invariant_layer: InvariantLayer,
+        readout_dim: int,
+        out_dim: int,
+        mlp: BuildMLP,
+    ) -> None:
+        super().__init__()
+        self.invariant_layer = invariant_layer
+        self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+        pooled = self.invariant_layer(torch.cat(nodes[1:-1], dim=1)).sum(1)
+        return self.mlp(pooled, nodes[0].flatten(1), nodes[-1].flatten(1))
+
+
+class DeepSetReadout(nn.Module):
+    """MLP(sum over all nodes of MLP(x)), permutation-invariant (Zaheer et al., 2017).
+
+    Args:
+        dim: width d of node features.
+        readout_dim: width of the sum.
+        out_dim: width of the result.
+        mlp: builds both MLPs.
+    """
+
+    def __init__(self, dim: int, readout_dim: int, out_dim: int, mlp: BuildMLP) -> None:
+        super().__init__()
+        self.local_mlp = mlp(dim, readout_dim)
+        self.global_mlp = mlp(readout_dim, out_dim)
+
+    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+        return self.global_mlp(self.local_mlp(torch.cat(list(nodes), dim=1)).sum(1))

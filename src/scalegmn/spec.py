@@ -1,0 +1,418 @@
+"""The input network: what it is (`NetSpec`) and a batch of its parameters (`NetParams`).
+
+Everything that follows from the architecture alone (node roles and types, edge order, admissible symmetry, the way
+from parameters to the parameter graph and back) is derived here, once, from the frozen description.
+
+Shape letters: B networks, L layers, N nodes, E edges, K kernel values; n = [n_0, ..., n_L] the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ACTIVATION_SYMMETRY = {
+    "sine": "sign",
+    "tanh": "sign",
+    "relu": "scale",
+    "leaky_relu": "scale",
+    "gelu": "permutation",
+    "silu": "permutation",
+    "sigmoid": "permutation",
+}
+"""Activation -> the scalars that commute with it: `sign` {-1, 1}, `scale` positive reals, `permutation` {1}."""
+
+ACTIVATIONS = tuple(ACTIVATION_SYMMETRY)
+"""Hidden activations; `NetParams.activation` holds indices into this tuple."""
+
+MIXED = "hetero"
+"""The activation of a layer whose networks differ in it, and the symmetry of such a batch."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer, x -> sigma(W x + b), or sigma(w0 (W x + b)) for a sine.
+
+    Args:
+        in_dim: neurons (or channels) that it reads, n_{l-1}.
+        out_dim: neurons (or channels) that it has, n_l.
+        kernel: (kh, kw) of a convolution; None for a linear layer.
+        activation: one of `ACTIVATIONS`, `"identity"` (the last layer), or `"hetero"` where networks differ.
+        w0: the frequency of the sines; 1 where there are none.
+    """
+
+    in_dim: int
+    out_dim: int
+    kernel: tuple[int, int] | None = None
+    activation: str = "identity"
+    w0: float = 1.0
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in) or (out, in, kh, kw)."""
+        return (self.out_dim, self.in_dim, *(self.kernel or ()))
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """The frozen, hashable description of a feed-forward network.
+
+    x_l = sigma_l(W_l x_{l-1} + b_l) for l = 1..L-1, output W_L x_{L-1} + b_L. Its parameter graph has one node per
+    neuron or channel, input and output included, layer by layer, and one edge j -> i per weight W_l[i, j].
+
+    Raises:
+        ValueError: the layers do not form a chain, or an activation is unknown; the message names the layer.
+    """
+
+    layers: tuple[LayerSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a network needs at least one layer")
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            allowed = ("identity",) if last else (*ACTIVATIONS, MIXED)
+            if layer.activation not in allowed:
+                raise ValueError(
+                    f"layer {index}: unknown activation {layer.activation!r}, expected one of {', '.join(allowed)}"
+                )
+            if min(layer.weight_shape) < 1:
+                raise ValueError(f"layer {index}: every size must be at least 1, found weight {layer.weight_shape}")
+            if index and layer.in_dim != self.layers[index - 1].out_dim:
+                raise ValueError(
+                    f"layer {index}: reads {layer.in_dim} neurons, but layer {index - 1} has "
+                    f"{self.layers[index - 1].out_dim}"
+                )
+
+    @classmethod
+    def mlp(cls, layout: Sequence[int], activation: str, w0: float = 30.0) -> NetSpec:
+        """The spec of a multi-layer perceptron with `layout` n and one hidden activation (w0 counts for a sine)."""
+        w0 = float(w0) if activation == "sine" else 1.0
+        *hidden, last = pairwise(layout)
+        return cls((*(LayerSpec(i, o, None, activation, w0) for i, o in hidden), LayerSpec(*last)))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> NetSpec:
+        """The inverse of `to_dict`, from plain JSON types."""
+        return cls(
+            tuple(
+                LayerSpec(**{**layer, "kernel": tuple(layer["kernel"]) if layer["kernel"] else None})
+                for layer in content["layers"]
+            )
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        activations = sorted({layer.activation for layer in self.layers[:-1]})
+        return f"{'CNN' if self.is_cnn else 'MLP'} {list(self.layout)} ({', '.join(activations) or 'linear'})"
+
+    # Sizes
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """n = (n_0, ..., n_L)."""
+        return (self.layers[0].in_dim, *(layer.out_dim for layer in self.layers))
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of weight matrices."""
+        return len(self.layers)
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return sum(self.layout)
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return sum(layer.in_dim * layer.out_dim for layer in self.layers)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases of one network."""
+        return sum(torch.Size(layer.weight_shape).numel() + layer.out_dim for layer in self.layers)
+
+    @property
+    def is_cnn(self) -> bool:
+        """Whether any layer is a convolution."""
+        return any(layer.kernel for layer in self.layers)
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """The largest kernel height and width; (1, 1) without convolutions."""
+        kernels = [layer.kernel or (1, 1) for layer in self.layers]
+        return max(k[0] for k in kernels), max(k[1] for k in kernels)
+
+    @property
+    def edge_dim(self) -> int:
+        """K, the raw values per edge: 1, or those of the largest kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    # The parameter graph
+
+    @property
+    def input_value(self) -> float:
+        """The raw feature of input nodes, which have no bias: 1 for MLPs, 0 for CNNs."""
+        return 0.0 if self.is_cnn else 1.0
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role of each node layer 0..L: `input`, `hidden` or `output`."""
+        return ("input", *("hidden" for _ in self.layers[1:]), "output")
+
+    @cached_property
+    def node_types(self) -> tuple[Tensor, ...]:
+        """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node."""
+        n_in, n_out, num_hidden = self.layout[0], self.layout[-1], self.num_layers - 1
+        hidden = (torch.full((n,), n_in + index) for index, n in enumerate(self.layout[1:-1]))
+        return (torch.arange(n_in), *hidden, n_in + num_hidden + torch.arange(n_out))
+
+    @property
+    def num_node_types(self) -> int:
+        """n_0 + (L - 1) + n_L."""
+        return self.layout[0] + self.num_layers - 1 + self.layout[-1]
+
+    @cached_property
+    def edge_types(self) -> tuple[Tensor, ...]:
+        """Per block, [1, n_0] (by sender), [1, 1] (hidden to hidden) or [n_L, 1] (by receiver): broadcasts to
+        [n_l, n_{l-1}]."""
+        first = torch.arange(self.layout[0])[None, :]
+        if self.num_layers == 1:
+            return (first,)
+        middle = (torch.full((1, 1), self.layout[0] + index) for index in range(self.num_layers - 2))
+        start = self.layout[0] + self.num_layers - 2
+        return (first, *middle, start + torch.arange(self.layout[-1])[:, None])
+
+    @property
+    def num_edge_types(self) -> int:
+        """n_0 + (L - 2) + n_L; n_0 for a single layer."""
+        return self.layout[0] + (self.num_layers - 2 + self.layout[-1] if self.num_layers > 1 else 0)
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """[2, E] long, rows sender j and receiver i. Edge order: block by block, then receiver, then sender."""
+        starts = torch.tensor([0, *self.layout]).cumsum(0)
+        blocks = []
+        for index, layer in enumerate(self.layers):
+            receiver, sender = torch.meshgrid(torch.arange(layer.out_dim), torch.arange(layer.in_dim), indexing="ij")
+            blocks.append(torch.stack([sender.flatten() + starts[index], receiver.flatten() + starts[index + 1]]))
+        return torch.cat(blocks, dim=1)
+
+    # Symmetry
+
+    @property
+    def symmetries(self) -> tuple[str, ...]:
+        """Per hidden layer, the largest group that leaves the function unchanged: `sign`, `scale`, `permutation`
+        or `hetero` (each network its own)."""
+        return tuple(ACTIVATION_SYMMETRY.get(layer.activation, MIXED) for layer in self.layers[:-1])
+
+
+def _activation_indices(activation: str | Sequence[str], num_networks: int) -> tuple[str, Tensor | None]:
+    """The spec's activation, and [B] indices into `ACTIVATIONS` where networks differ."""
+    if isinstance(activation, str):
+        return activation, None
+    if len(activation) != num_networks:
+        raise ValueError(f"activation: found {len(activation)} names for {num_networks} networks, expected one each")
+    for name in activation:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"activation: unknown name {name!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if len(set(activation)) == 1:
+        return activation[0], None
+    return MIXED, torch.tensor([ACTIVATIONS.index(name) for name in activation])
+
+
+@dataclass(frozen=True)
+class NetParams:
+    """The parameters of B networks of one `NetSpec`.
+
+    Attributes:
+        spec: the architecture that all B networks share.
+        weights: per layer [B, n_l, n_{l-1}] or [B, n_l, n_{l-1}, kh, kw].
+        biases: per layer [B, n_l].
+        activation: [B] indices into `ACTIVATIONS` when the spec's activation is `"hetero"`, else None.
+    """
+
+    spec: NetSpec
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: Tensor | None = None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        activation: str | Sequence[str],
+        w0: float = 30.0,
+    ) -> NetParams:
+        """Checked parameters of B networks from one weight and one bias tensor per layer.
+
+        Args:
+            weights: per layer [B, out, in] or [B, out, in, kh, kw].
+            biases: per layer [B, out].
+            activation: the hidden activation, one name for all networks or one per network (B names).
+            w0: the frequency of sine layers, sin(w0 (W x + b)).
+
+        Raises:
+            ValueError: a shape does not fit, a value is not finite, an activation is unknown; names the layer.
+        """
+        if not weights or len(weights) != len(biases):
+            raise ValueError(f"expected one bias per weight, found {len(weights)} weights and {len(biases)} biases")
+        num_networks = len(weights[0]) if weights[0].ndim else 0
+        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if weight.ndim not in (3, 5):
+                raise ValueError(
+                    f"layer {index}: weight has shape {tuple(weight.shape)}, expected [B, out, in] or "
+                    "[B, out, in, kh, kw]"
+                )
+            if len(weight) != num_networks:
+                raise ValueError(f"layer {index}: weight holds {len(weight)} networks, layer 0 holds {num_networks}")
+            if bias.shape != weight.shape[:2]:
+                raise ValueError(
+                    f"layer {index}: bias has shape {tuple(bias.shape)}, expected {tuple(weight.shape[:2])}"
+                )
+            for kind, tensor in (("weight", weight), ("bias", bias)):
+                if not tensor.is_floating_point():
+                    raise ValueError(f"layer {index}: {kind} is {tensor.dtype}, expected a floating point type")
+                bad = ~tensor.isfinite().flatten(1).all(1)
+                if bad.any():
+                    raise ValueError(f"layer {index}: {kind} of network {int(bad.nonzero()[0])} has NaN or infinity")
+        name, indices = _activation_indices(activation, num_networks)
+        layers = []
+        for index, weight in enumerate(weights):
+            hidden = name if index < len(weights) - 1 else "identity"
+            kernel = tuple(weight.shape[3:]) or None
+            has_sine = hidden == "sine" or (hidden == MIXED and "sine" in activation)
+            frequency = float(w0) if has_sine else 1.0
+            layers.append(LayerSpec(weight.shape[2], weight.shape[1], kernel, hidden, frequency))
+        if indices is not None:
+            indices = indices.to(weights[0].device)
+        return cls(NetSpec(tuple(layers)), tuple(weights), tuple(biases), indices)
+
+    def __len__(self) -> int:
+        return len(self.biases[0])
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> NetParams:
+        """`fn` applied to every weight and bias."""
+        return NetParams(self.spec, tuple(map(fn, self.weights)), tuple(map(fn, self.biases)), self.activation)
+
+    def to(self, *args: Any, **kwargs: Any) -> NetParams:
+        """`Tensor.to` for every weight and bias; activation indices follow to the device."""
+        moved = self.map(lambda tensor: tensor.to(*args, **kwargs))
+        activation = None if self.activation is None else self.activation.to(moved.biases[0].device)
+        return NetParams(self.spec, moved.weights, moved.biases, activation)
+
+    def __getitem__(self, index: slice | Tensor) -> NetParams:
+        """The networks that a slice, a [M] index tensor or a [B] mask selects."""
+        picked = self.map(lambda tensor: tensor[index])
+        activation = None if self.activation is None else self.activation[index]
+        return NetParams(self.spec, picked.weights, picked.biases, activation)
+
+    def flatten(self) -> Tensor:
+        """[B, num_parameters]: weight and bias of each layer in turn, row-major."""
+        pairs = zip(self.weights, self.biases, strict=True)
+        return torch.cat([tensor.flatten(1) for pair in pairs for tensor in pair], dim=1)
+
+    # To the parameter graph and back
+
+    def node_features(self) -> list[Tensor]:
+        """Raw node features, per node layer [B, n_l, 1]: the biases; `spec.input_value` for input nodes."""
+        inputs = self.biases[0].new_full((len(self), self.spec.layout[0]), self.spec.input_value)
+        return [layer[..., None] for layer in (inputs, *self.biases)]
+
+    def edge_features(self) -> list[Tensor]:
+        """Raw edge features, per block [B, n_l, n_{l-1}, K].
+
+        K = 1: the weight. CNNs: the kernel centred in the largest kernel with zeros around, flattened; a linear
+        layer's weight stands in component 0.
+        """
+        return [
+            weight.new_zeros(*weight.shape[:3], self.spec.edge_dim).index_copy_(
+                3, slots.to(weight.device), weight.flatten(3) if weight.ndim == 5 else weight[..., None]
+            )
+            if len(slots) < self.spec.edge_dim
+            else weight.reshape(*weight.shape[:3], -1)
+            for weight, slots in zip(self.weights, _kernel_slots(self.spec), strict=True)
+        ]
+
+    @classmethod
+    def from_features(
+        cls, spec: NetSpec, nodes: Sequence[Tensor], edges: Sequence[Tensor], activation: Tensor | None = None
+    ) -> NetParams:
+        """The inverse of `node_features` and `edge_features` (same shapes)."""
+        weights = tuple(
+            block[..., slots.to(block.device)].reshape(len(block), *layer.weight_shape)
+            for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec), strict=True)
+        )
+        return cls(spec, weights, tuple(layer[..., 0] for layer in nodes[1:]), activation)
+
+    def to_pyg(self) -> Any:
+        """A `torch_geometric.data.Batch` of B graphs.
+
+        Each has `x` [N, 1], `edge_index` [2, E] (rows sender, receiver; the spec's edge order), `edge_attr` [E, K],
+        `node_type` [N] and, for a mixed batch, `activation` [1].
+        """
+        from torch_geometric.data import Batch, Data
+
+        nodes = torch.cat(self.node_features(), dim=1)
+        edges = torch.cat([block.flatten(1, 2) for block in self.edge_features()], dim=1)
+        edge_index = self.spec.edge_index.to(nodes.device)
+        node_type = torch.cat(self.spec.node_types).to(nodes.device)
+        graphs = [
+            Data(x=x, edge_index=edge_index, edge_attr=edge_attr, node_type=node_type)
+            for x, edge_attr in zip(nodes, edges, strict=True)
+        ]
+        if self.activation is not None:
+            for graph, activation in zip(graphs, self.activation, strict=True):
+                graph.activation = activation[None]
+        return Batch.from_data_list(graphs)
+
+    @classmethod
+    def from_pyg(cls, batch: Any, spec: NetSpec) -> NetParams:
+        """The inverse of `to_pyg`.
+
+        Raises:
+            ValueError: the graphs are not parameter graphs of `spec`.
+        """
+        num = batch.num_graphs
+        expected = {"x": (num * spec.num_nodes, 1), "edge_attr": (num * spec.num_edges, spec.edge_dim)}
+        for key, shape in expected.items():
+            if tuple(batch[key].shape) != shape:
+                raise ValueError(f"{key} has shape {tuple(batch[key].shape)}, expected {shape} for {num} x {spec}")
+        offsets = torch.arange(num, device=batch.x.device) * spec.num_nodes
+        edge_index = spec.edge_index.to(batch.x.device)[:, None, :] + offsets[None, :, None]
+        if not torch.equal(batch.edge_index, edge_index.flatten(1)):
+            raise ValueError(f"edge_index is not in the edge order of {spec}: build graphs with NetParams.to_pyg")
+        nodes = batch.x.reshape(num, spec.num_nodes, 1).split(spec.layout, dim=1)
+        sizes = [layer.in_dim * layer.out_dim for layer in spec.layers]
+        edges = [
+            block.reshape(num, layer.out_dim, layer.in_dim, spec.edge_dim)
+            for layer, block in zip(
+                spec.layers, batch.edge_attr.reshape(num, spec.num_edges, -1).split(sizes, dim=1), strict=True
+            )
+        ]
+        return cls.from_features(spec, nodes, edges, batch.get("activation"))
+
+
+def _kernel_slots(spec: NetSpec) -> list[Tensor]:
+    """Per layer, which of the K raw edge values its weights fill: a centred window, or component 0."""
+    height, width = spec.kernel
+    grid = torch.arange(height * width).reshape(height, width)
+    slots = []
+    for layer in spec.layers:
+        if layer.kernel is None:
+            slots.append(grid[0, :1])
+        else:
+            top, left = (height - layer.kernel[0]) // 2, (width - layer.kernel[1]) // 2
+            slots.append(grid[top : top + layer.kernel[0], left : left + layer.kernel[1]].flatten())
+    return slots

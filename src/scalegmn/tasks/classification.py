@@ -1,0 +1,100 @@
+"""Classify the content of networks, such as the image that an INR stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.data.loader import DataConfig, load_splits
+from scalegmn.models.base import Metanetwork
+from scalegmn.plot import confusion_matrix
+from scalegmn.spec import NetParams, NetSpec
+
+DEBUG_NETWORKS = 16
+"""Networks per split in a debug run."""
+
+
+class Classification:
+    """Cross-entropy on the `label` column of a zoo; selected by validation accuracy.
+
+    Args:
+        data: which zoo, canonical or not.
+        batch_size: networks per batch.
+        debug: use only a few networks per split.
+
+    Raises:
+        ValueError: the zoo cannot be read.
+    """
+
+    monitor = "accuracy"
+    maximize = True
+
+    def __init__(self, data: DataConfig, batch_size: int, debug: bool = False) -> None:
+        self.zoo, self.splits = load_splits(data, "label", DEBUG_NETWORKS if debug else None)
+        self.data, self.batch_size = data, batch_size
+        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
+        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
+        print(f" networks, {self.spec}, {'canonical' if data.switch_to_canon else 'as stored'}")
+
+    @property
+    def spec(self) -> NetSpec:
+        """The zoo's networks."""
+        return self.zoo.spec
+
+    def check(self, out_dim: int) -> None:
+        """Raises ValueError unless every label is one of `out_dim` classes."""
+        labels = self.zoo.columns["label"]
+        if labels.min() < 0 or labels.max() >= out_dim:
+            raise ValueError(
+                f"scalegmn_args.out_dim: {out_dim} classes, but the labels of {self.zoo.path} reach from "
+                f"{int(labels.min())} to {int(labels.max())}"
+            )
+
+    def prepare(self, model: Metanetwork) -> None:
+        """Input normalisation from the training split, for models that have it."""
+        model.fit_normalization(self.splits["train"].params)
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[tuple[NetParams, Tensor]]:
+        """One epoch of shuffled (networks, labels)."""
+        return self.splits["train"].batches(self.batch_size, generator)
+
+    def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
+        """Cross-entropy of logits [B, classes] and labels [B]."""
+        return nn.functional.cross_entropy(model(inputs), target)
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """Mean cross-entropy and accuracy over a split."""
+        logits, labels = self._predict(model, split, device)
+        return {
+            "loss": nn.functional.cross_entropy(logits, labels).item(),
+            "accuracy": (logits.argmax(1) == labels).float().mean().item(),
+        }
+
+    def draw(self, model: nn.Module, split: str, device: torch.device, folder: Path) -> None:
+        """The confusion matrix of a split."""
+        logits, labels = self._predict(model, split, device)
+        num_classes = logits.shape[1]
+        counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
+        confusion_matrix(folder / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy())
+
+    def identity(self) -> dict[str, Any]:
+        """Which zoo was read, and how."""
+        return {
+            "zoo": str(self.zoo.path),
+            "sha256": self.zoo.sha256,
+            "canonical": self.data.switch_to_canon,
+            "networks": {name: len(nets) for name, nets in self.splits.items()},
+        }
+
+    @torch.no_grad()
+    def _predict(self, model: nn.Module, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Logits [M, classes] and labels [M] of a split, on the CPU."""
+        model.eval()
+        nets = self.splits[split]
+        logits = [model(params.to(device)).float().cpu() for params, _ in nets.batches(self.batch_size)]
+        return torch.cat(logits), nets.labels

@@ -1,0 +1,26 @@
+"""Checkpoints: model parameters as safetensors, with the epoch and metrics beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from scalegmn.log import write_atomic
+
+
+def save_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
+    """The model's parameters and buffers, atomically; `facts` (epoch, metrics) as metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(path, save(tensors, {"facts": json.dumps(facts)}))
+
+
+def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Loads parameters and buffers into the model; returns the facts."""
+    with safe_open(path, "pt") as file:
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return json.loads(file.metadata()["facts"])

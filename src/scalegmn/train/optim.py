@@ -1,0 +1,68 @@
+"""Optimiser and learning rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    lr: float = 1e-3
+    """Learning rate after the warm-up."""
+
+    weight_decay: float = 1e-2
+    """Decoupled weight decay."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optimization.optimizer_args.lr: found {self.lr}, expected above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps of a run."""
+
+    warmup_steps: int = 1000
+    """Steps of linear warm-up from zero."""
+
+    decay: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant (as published), or a half cosine that ends at zero with the last epoch."""
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How the model is fitted."""
+
+    clip_grad_max_norm: float | None = 10.0
+    """Gradients are scaled down to this norm; null: never."""
+
+    optimizer_args: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW."""
+
+    scheduler_args: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate schedule."""
+
+
+def build_optimizer(
+    config: OptimizationConfig, parameters: Iterable[nn.Parameter], num_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and its schedule for a run of `num_steps` steps."""
+    options = config.optimizer_args
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
+    warmup, decay = config.scheduler_args.warmup_steps, config.scheduler_args.decay
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+        if decay == "constant" or step < warmup:
+            return rise
+        return (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup)))) / 2
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,48 @@
+"""What the training loop needs to know of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """A task: its batches, its loss, its metrics. A batch is (NetParams, target), both with `.to(device)`.
+
+    Attributes:
+        monitor: the metric of the validation split that selects the model.
+        maximize: whether larger is better.
+        steps_per_epoch: batches per epoch.
+    """
+
+    monitor: str
+    maximize: bool
+    steps_per_epoch: int
+
+    def prepare(self, model: nn.Module) -> None:
+        """Sets what the model takes from the training split, such as its input normalisation."""
+        ...
+
+    def train_batches(self, generator: torch.Generator) -> Iterator[tuple[Any, Tensor]]:
+        """One epoch of shuffled training batches."""
+        ...
+
+    def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        ...
+
+    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
+        """Metrics over the whole split, `loss` and `monitor` among them."""
+        ...
+
+    def draw(self, model: nn.Module, split: str, device: torch.device, folder: Path) -> None:
+        """Figures of the model's results on a split, as PNG."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What the data are, for the run's summary."""
+        ...

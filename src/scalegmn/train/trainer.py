@@ -1,0 +1,138 @@
+"""The training loop. It knows only the `Task` protocol."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from tqdm import tqdm
+
+from scalegmn.log import Run
+from scalegmn.plot import learning_curves
+from scalegmn.train.checkpoint import load_checkpoint, save_checkpoint
+from scalegmn.train.optim import OptimizationConfig, build_optimizer
+from scalegmn.train.task import Task
+
+LOG_EVERY = 10
+"""Steps between two readings of the loss for the progress bar; each waits for the device."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and from which seed."""
+
+    num_epochs: int = 200
+    """Epochs at most."""
+
+    patience: int = 50
+    """Epochs without a better validation result before training stops."""
+
+    seed: int = 0
+    """Seed of initial parameters, order of batches and dropout."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"train_args.{name}: found {getattr(self, name)}, expected at least 1"
+            for name in ("num_epochs", "patience")
+            if getattr(self, name) < 1
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def fit(
+    task: Task, model: nn.Module, config: TrainConfig, optimization: OptimizationConfig, run: Run
+) -> dict[str, Any]:
+    """Trains, keeps the checkpoint that is best on the validation split, and tests that one, once.
+
+    Every epoch appends a line to metrics.jsonl and writes `checkpoints/last.safetensors`; a better validation result
+    also writes `checkpoints/best.safetensors`. At the end: figures and summary.json.
+
+    Returns:
+        The summary.
+
+    Raises:
+        FloatingPointError: the training loss of an epoch is not finite.
+    """
+    started = time.perf_counter()
+    fabric = Fabric(accelerator=config.device, devices=1)
+    task.prepare(model)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    optimizer, schedule = build_optimizer(optimization, model.parameters(), config.num_epochs * task.steps_per_epoch)
+    model, optimizer = fabric.setup(model, optimizer)
+    shuffle = torch.Generator().manual_seed(config.seed)
+    best_value, best_epoch = -math.inf, -1
+    for epoch in range(config.num_epochs):
+        epoch_started = time.perf_counter()
+        model.train()
+        total, count = torch.zeros((), device=fabric.device), 0
+        bar = tqdm(total=task.steps_per_epoch, desc=f"epoch {epoch}", leave=False, disable=None)
+        for step, (inputs, target) in enumerate(task.train_batches(shuffle)):
+            loss = task.loss(model, inputs.to(fabric.device), target.to(fabric.device))
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            if optimization.clip_grad_max_norm is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=optimization.clip_grad_max_norm)
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(target)
+            count += len(target)
+            if step % LOG_EVERY == 0:
+                rate = count / (time.perf_counter() - epoch_started)
+                bar.set_postfix_str(f"loss {loss.item():.3f}, {rate:,.0f} networks/s", refresh=False)
+            bar.update()
+        bar.close()
+        train_loss, train_seconds = total.item() / count, time.perf_counter() - epoch_started
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(f"epoch {epoch}: the training loss is {train_loss}; try a smaller learning rate")
+        val = task.evaluate(model, "val", fabric.device)
+        row = {
+            "epoch": epoch,
+            "step": (epoch + 1) * task.steps_per_epoch,
+            "lr": schedule.get_last_lr()[0],
+            "train_loss": train_loss,
+            **{f"val_{name}": value for name, value in val.items()},
+            "networks_per_second": count / train_seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        run.log(row)
+        value = val[task.monitor] if task.maximize else -val[task.monitor]
+        facts = {"epoch": epoch, **{f"val_{name}": number for name, number in val.items()}}
+        if value > best_value:
+            best_value, best_epoch = value, epoch
+            save_checkpoint(run.folder / "checkpoints" / "best.safetensors", model, facts)
+        save_checkpoint(run.folder / "checkpoints" / "last.safetensors", model, facts)
+        tqdm.write(
+            f"epoch {epoch:3d}  train loss {train_loss:.4f}  "
+            + "  ".join(f"val {name} {number:.4f}" for name, number in val.items())
+            + f"  {row['networks_per_second']:,.0f} networks/s"
+        )
+        if epoch - best_epoch >= config.patience:
+            print(f"no better validation {task.monitor} for {config.patience} epochs: stopped")
+            break
+    facts = load_checkpoint(run.folder / "checkpoints" / "best.safetensors", model)
+    test = task.evaluate(model, "test", fabric.device)
+    learning_curves(run.folder / "figures" / "learning_curves.png", run.metrics(), best_epoch)
+    task.draw(model, "test", fabric.device, run.folder / "figures")
+    summary = {
+        **{f"test_{name}": value for name, value in test.items()},
+        **{key: value for key, value in facts.items() if key != "epoch"},
+        "best_epoch": best_epoch,
+        "epochs": epoch + 1,
+        "parameters": num_parameters,
+        "seconds": time.perf_counter() - started,
+        "device": str(fabric.device),
+        "data": task.identity(),
+    }
+    run.finish(summary)
+    print(", ".join(f"test {name} {value:.4f}" for name, value in test.items()) + f" (best epoch {best_epoch})")
+    print(f"results: {run.folder}")
+    return summary
