@@ -64,19 +64,19 @@ class WandbConfig:
     """Where a run goes in Weights & Biases; read only with `--wandb True`."""
 
     project: str = "scalegmn"
-    """Project."""
+    """Name of the wandb project."""
 
     entity: str | None = None
     """User or team; null: your default."""
 
     group: str | None = None
-    """Group of runs."""
+    """Group that the run belongs to."""
 
     name: str | None = None
     """Name of the run; null: the run folder's."""
 
     tags: tuple[str, ...] = ()
-    """Tags."""
+    """Tags of the run."""
 
 
 class Run:

@@ -1,0 +1,56 @@
+"""Is a model exactly as symmetric as it claims? Numbers first, assertions second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scalegmn.spec import NetParams
+from scalegmn.symmetry.groups import GroupElement
+
+
+def spread(outputs: Tensor) -> float:
+    """How much the outputs [B, ...] differ between networks: the root mean square distance from their mean."""
+    return (outputs - outputs.mean(0)).square().mean().sqrt().item()
+
+
+@torch.no_grad()
+def invariance_error(
+    model: Callable[[NetParams], Tensor],
+    params: NetParams,
+    generator: torch.Generator,
+    permute: bool = True,
+    scale: bool = True,
+    num_draws: int = 3,
+) -> float:
+    """The largest |f(g x) - f(x)| over random group elements g, relative to the spread between networks.
+
+    Args:
+        model: networks -> [B, ...].
+        params: at least two different networks.
+        generator: draws the group elements.
+        permute: permute neurons.
+        scale: rescale neurons by what their activations admit.
+        num_draws: group elements per network.
+    """
+    outputs = model(params)
+    changes = [
+        model(GroupElement.sample(params, generator, permute=permute, scale=scale).act(params)) - outputs
+        for _ in range(num_draws)
+    ]
+    return max(change.abs().max().item() for change in changes) / spread(outputs)
+
+
+def assert_invariant(
+    model: Callable[[NetParams], Tensor],
+    params: NetParams,
+    generator: torch.Generator,
+    tolerance: float = 1e-9,
+    permute: bool = True,
+    scale: bool = True,
+) -> None:
+    """Raises AssertionError unless `invariance_error` is at most `tolerance` (meant for float64)."""
+    error = invariance_error(model, params, generator, permute, scale)
+    assert error <= tolerance, f"output moves by {error:.1e} of the spread between networks, expected {tolerance:.0e}"

@@ -1,0 +1,57 @@
+import dataclasses
+
+import pytest
+import torch
+
+from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
+from scalegmn.spec import NetSpec
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("symmetry", ["sign", "permutation"])
+def test_computing_only_what_is_read_changes_nothing(direction, symmetry, random_params):
+    """A model that computes every node and edge in every layer gives the same output."""
+    spec = NetSpec.mlp([2, 4, 5, 3, 2], "sine")
+    torch.manual_seed(0)
+    lean = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=5, normalize=False).build(spec).double()
+    everything = dataclasses.replace(lean.config, readout="full_graph").build(spec).double()
+    plain = {k: v for k, v in lean.state_dict().items() if not k.startswith("readout.") and ".factor." not in k}
+    everything.load_state_dict(plain, strict=False)
+    for ours, theirs in zip(lean.layers, everything.layers, strict=True):  # copy branches by role, not by position
+        for module in ("forward_message.net", "backward_message.net", "update"):
+            if symmetry == "permutation" or (direction == "forward" and module.startswith("backward")):
+                continue
+            a, b = ours.get_submodule(module).factor, theirs.get_submodule(module).factor
+            for role, index in a.index.items():
+                b.branches[b.index[role]].load_state_dict(a.branches[index].state_dict())
+    everything.readout = lean.readout
+    params = random_params(spec, 3)
+    assert len(lean.layers[-1].node_layers) < len(everything.layers[-1].node_layers)
+    torch.testing.assert_close(everything(params), lean(params), rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_only_in_training(random_params):
+    spec = NetSpec.mlp([2, 4, 1], "sine")
+    model = ScaleGMNConfig(hidden_dim=5, dropout=0.5).build(spec).double()
+    params = random_params(spec, 3)
+    assert not torch.equal(model(params), model(params))
+    model.eval()
+    assert torch.equal(model(params), model(params))
+
+
+def test_contradictions_are_named_together():
+    with pytest.raises(ValueError, match=r"hidden_dim: found 0.*mlp_dims: found.*dropout: found 1.5.*update.positions"):
+        ScaleGMNConfig(
+            hidden_dim=0,
+            mlp_dims=(),
+            dropout=1.5,
+            node_positions=False,
+            update=EquivariantNetConfig(positions=True),
+        )
+
+
+def test_normalization_is_on_for_permutation_only():
+    spec = NetSpec.mlp([2, 4, 1], "sine")
+    assert ScaleGMNConfig(symmetry="permutation").build(spec).normalization is not None
+    assert ScaleGMNConfig().build(spec).normalization is None
+    assert ScaleGMNConfig(normalize=True).build(spec).normalization is not None

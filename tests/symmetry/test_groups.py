@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from scalegmn.nets.functional import evaluate
+from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.symmetry.groups import GroupElement
+
+NETS = [("sine", None), ("tanh", None), ("relu", None), ("leaky_relu", None), ("gelu", None), ("hetero", [0, 1, 2, 4])]
+
+
+def change_of_function(params, moved):
+    points = torch.randn(20, params.spec.layout[0], dtype=torch.float64)
+    return (evaluate(moved, points) - evaluate(params, points)).abs().max().item()
+
+
+@pytest.mark.parametrize(("activation", "own"), NETS)
+def test_action_leaves_the_function_unchanged(activation, own, random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 6, 3], activation, w0=3.0), 4, own)
+    moved = GroupElement.sample(params, generator).act(params)
+    assert change_of_function(params, moved) < 1e-10
+    assert (moved.weights[1] - params.weights[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("activation", "wrong"), [("sine", 2.0), ("relu", -1.0), ("gelu", -1.0), ("tanh", 0.5)])
+def test_elements_outside_the_group_change_it(activation, wrong, random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 3], activation), 4)
+    element = GroupElement.sample(params, generator, scale=False)
+    element = GroupElement(element.permutations, tuple(torch.full_like(q, wrong) for q in element.scales))
+    assert change_of_function(params, element.act(params)) > 1e-3
+
+
+def test_permutations_are_never_the_identity(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 2, 1, 1], "sine"), 200)
+    element = GroupElement.sample(params, generator)
+    assert (element.permutations[0] == torch.tensor([1, 0])).all()  # two neurons: the swap is all there is
+    assert (element.permutations[1] == 0).all()
+
+
+@pytest.mark.parametrize(("activation", "own"), [("relu", None), ("hetero", [0, 1, 2, 4])])
+def test_compose_and_inverse(activation, own, random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 3], activation), 4, own)
+    first, second = (GroupElement.sample(params, generator) for _ in range(2))
+    both = second.compose(first).act(params)
+    for a, b in zip(both.weights, second.act(first.act(params)).weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    back = first.inverse().act(first.act(params))
+    for a, b in zip((*back.weights, *back.biases), (*params.weights, *params.biases), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_action_by_hand():
+    params = NetParams.from_tensors(
+        [torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[3.0, 4.0]]])],
+        [torch.tensor([[5.0, 6.0]]), torch.zeros(1, 1)],
+        "relu",
+    )
+    moved = GroupElement((torch.tensor([[1, 0]]),), (torch.tensor([[2.0, 10.0]]),)).act(params)
+    assert moved.weights[0].tolist() == [[[20.0], [2.0]]]
+    assert moved.biases[0].tolist() == [[60.0, 10.0]]
+    assert torch.allclose(moved.weights[1], torch.tensor([[[0.4, 1.5]]]))
+
+
+def test_action_on_convolutions_permutes_whole_kernels(cnn_spec, random_params, generator):
+    params = random_params(cnn_spec, 3)
+    element = GroupElement.sample(params, generator)
+    moved = element.act(params)
+    b, i, j = 2, 1, 3
+    old_i, old_j = element.permutations[1][b, i], element.permutations[0][b, j]
+    ratio = element.scales[1][b, old_i] / element.scales[0][b, old_j]
+    torch.testing.assert_close(moved.weights[1][b, i, j], params.weights[1][b, old_i, old_j] * ratio)
+
+
+def test_scales_follow_each_networks_activation(random_params, generator):
+    own = [ACTIVATIONS.index(name) for name in ("sine", "relu", "gelu", "tanh")]
+    params = random_params(NetSpec.mlp([2, 50, 1], "hetero"), 4, own)
+    scales = GroupElement.sample(params, generator, decades=2.0).scales[0]
+    assert set(scales[0].tolist()) == set(scales[3].tolist()) == {-1.0, 1.0}
+    assert scales[1].min() > 0
+    assert scales[1].max() / scales[1].min() > 10
+    assert (scales[2] == 1).all()

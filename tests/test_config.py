@@ -1,0 +1,188 @@
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalegmn import build_model
+from scalegmn.cli import parse
+from scalegmn.config import Config, read_config
+from scalegmn.spec import NetSpec
+from scalegmn.zoos.recipes import InrRecipe
+
+ROOT = Path(__file__).parents[1]
+RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name != "zoos")
+RECIPES = sorted(ROOT.glob("configs/zoos/*.yml"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_round_trips_and_builds(path, tmp_path):
+    config = parse(Config, ["--conf", str(path)])
+    (tmp_path / "config.yml").write_text(config.to_yaml())
+    assert parse(Config, ["--conf", str(tmp_path / "config.yml")]) == config
+    model = config.scalegmn_args.build(NetSpec.mlp([2, 6, 6, 1], "sine"))
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1000
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses(path):
+    assert parse(InrRecipe, ["--conf", str(path)]).out.startswith("data/")
+
+
+@pytest.mark.parametrize("path", RUNS + RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_configs_hold_differences_and_reasons(path):
+    assert path.read_text().startswith("#")
+
+
+def test_defaults_are_the_published_mnist_model():
+    config = parse(Config, ["--conf", str(ROOT / "configs/mnist_cls/scalegmn_bidir.yml")])
+    model = config.scalegmn_args
+    assert (model.hidden_dim, model.num_layers, model.symmetry, model.readout) == (128, 4, "sign", "last_layer")
+    assert (model.direction, model.dropout, model.skip_connections) == ("bidirectional", 0.2, False)
+    assert model.message.positions
+    assert model.update.positions
+    assert not model.edge_positions
+    assert config.optimization.optimizer_args.weight_decay == 1e-3
+    assert (config.batch_size, config.optimization.scheduler_args.warmup_steps) == (128, 1000)
+
+
+def test_published_command_line():
+    words = "--data.switch_to_canon False --wandb True --scalegmn_args.symmetry=permutation --batch_size 64"
+    words += " --train_args.seed 3 --optimization.optimizer_args.lr 1e-3 --debug True --run_dir out"
+    config = read_config(["--conf", str(ROOT / "configs/mnist_cls/scalegmn_bidir.yml"), *words.split()])
+    assert config.data.switch_to_canon is False
+    assert config.wandb is True
+    assert config.scalegmn_args.symmetry == "permutation"
+    assert (config.batch_size, config.train_args.seed, config.optimization.optimizer_args.lr) == (64, 3, 1e-3)
+    assert config.debug is True
+    assert config.run_dir == "out"
+
+
+def test_precedence(tmp_path):
+    (tmp_path / "a.yml").write_text("batch_size: 1\nscalegmn_args:\n  hidden_dim: 11\n  num_layers: 2\n")
+    (tmp_path / "b.yml").write_text("batch_size: 2\nscalegmn_args:\n  hidden_dim: 22\n")
+    files = ["--conf", str(tmp_path / "a.yml"), f"--conf={tmp_path / 'b.yml'}"]
+    config = parse(Config, files)
+    assert (config.batch_size, config.scalegmn_args.hidden_dim, config.scalegmn_args.num_layers) == (2, 22, 2)
+    # the command line wins wherever it stands
+    assert parse(Config, ["--batch_size", "3", *files]).batch_size == 3
+    assert parse(Config, files[::-1][:1] + ["--conf", str(tmp_path / "a.yml")]).batch_size == 1
+
+
+def test_run_folder_is_named_after_the_config():
+    config = read_config(["--conf", str(ROOT / "configs/digits_cls/scalegmn.yml")])
+    assert Path(config.run_dir).parent == Path("runs/digits_cls-scalegmn")
+    assert Path(read_config([]).run_dir).parent == Path("runs/default")
+
+
+def test_scientific_numbers_without_a_dot(tmp_path):
+    (tmp_path / "a.yml").write_text("optimization:\n  optimizer_args:\n    lr: 1e-4\n")
+    assert parse(Config, ["--conf", str(tmp_path / "a.yml")]).optimization.optimizer_args.lr == 1e-4
+
+
+def error(arguments):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        parse(Config, arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unknown_keys_are_named_together_with_the_nearest(tmp_path):
+    file = tmp_path / "a.yml"
+    file.write_text("batchsize: 3\nscalegmn_args:\n  symetry: sign\n  message:\n    io: same\nhidden_dim: 3\n")
+    message = error(["--conf", str(file), "--scalegmn_args.num_layer", "2", "--wandbb=True"])
+    for bad, good in {
+        "batchsize": "batch_size",
+        "scalegmn_args.symetry": "scalegmn_args.symmetry",
+        "hidden_dim": "scalegmn_args.hidden_dim",
+        "scalegmn_args.num_layer": "scalegmn_args.num_layers",
+        "wandbb": "wandb",
+    }.items():
+        assert f"unknown key {bad}, did you mean {good}?" in message
+    assert "command line: unknown key wandbb" in message
+    assert f"{file}: unknown key batchsize" in message
+
+
+def test_wrong_values_are_named_together(tmp_path):
+    file = tmp_path / "a.yml"
+    file.write_text("batch_size: many\nscalegmn_args:\n  symmetry: signs\n")
+    message = error(["--conf", str(file), "--wandb", "maybe", "--train_args.seed=x"])
+    for part in ("batch_size", "many", "scalegmn_args.symmetry", "signs", "'permutation', 'sign'", "wandb", "maybe"):
+        assert part in message
+    assert message.count("command line:") == 2
+
+
+def test_contradictions_and_ranges():
+    assert "update.positions: needs node_positions" in error(
+        ["--scalegmn_args.node_positions", "false", "--scalegmn_args.update.positions", "true"]
+    )
+    assert "batch_size: found 0, expected at least 1" in error(["--batch_size", "0"])
+    assert "num_epochs: found 0" in error(["--train_args.num_epochs", "0"])
+    assert "lr: found -1" in error(["--optimization.optimizer_args.lr=-1"])
+
+
+def test_section_where_a_value_was_found(tmp_path):
+    (tmp_path / "a.yml").write_text("data: digits\n")
+    assert "data is a section, found 'digits'" in error(["--conf", str(tmp_path / "a.yml")])
+
+
+def test_files_that_are_no_settings(tmp_path):
+    (tmp_path / "list.yml").write_text("- 1\n")
+    (tmp_path / "broken.yml").write_text("a: [1\n")
+    assert "found a list" in error(["--conf", str(tmp_path / "list.yml")])
+    assert "not YAML" in error(["--conf", str(tmp_path / "broken.yml")])
+    assert "no such file" in error(["--conf", str(tmp_path / "missing.yml")])
+    assert "expected a YAML file" in error(["--conf"])
+    here = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        assert "did you mean configs/mnist_cls/scalegmn.yml?" in error(["--conf", "configs/mnist_cls/scalegm.yml"])
+    finally:
+        os.chdir(here)
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Config, ["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for leaf, _ in leaves(yaml.safe_load(Config().to_yaml())):
+        described = text.split(f"--{leaf} ", 2)[-1][:400]
+        assert "(type:" in described, leaf
+        words = described.split("(type:")[0].split()
+        assert len(words) > 2, (leaf, words)
+
+
+def leaves(content, prefix=""):
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_print_config(capsys):
+    path = str(ROOT / "configs/digits_cls/scalegmn.yml")
+    with pytest.raises(SystemExit) as stop:
+        parse(Config, ["--batch_size", "7", "--conf", path, "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["batch_size"] == 7
+    assert printed["scalegmn_args"]["hidden_dim"] == 32
+
+
+def test_build_model(tmp_path):
+    conf = ROOT / "configs/mnist_cls/scalegmn_bidir.yml"
+    spec = NetSpec.mlp([2, 6, 6, 1], "sine")
+    model = build_model(conf, ["scalegmn_args.symmetry=permutation", "--scalegmn_args.hidden_dim=8"], spec)
+    assert (model.config.symmetry, model.config.hidden_dim) == ("permutation", 8)
+    config = parse(Config, ["--conf", str(conf)])
+    assert build_model(config, spec=spec).config == config.scalegmn_args
+    with pytest.raises(ValueError, match="no zoo there"):
+        build_model(conf, [f"data.dataset_path={tmp_path}"])
+    with pytest.raises(ValueError, match="overrides"):
+        build_model(config, ["batch_size=3"], spec)
+
+
+def test_nearest_key_is_found_by_its_last_part():
+    assert "optimization.optimizer_args.lr" in error(["--optimizer.lr", "3"])

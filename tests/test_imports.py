@@ -1,0 +1,50 @@
+"""Who may import whom (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "scalegmn"
+ALLOWED = {
+    "spec": set(),
+    "log": set(),
+    "plot": set(),
+    "cli": set(),
+    "symmetry": {"spec", "symmetry"},
+    "nets": {"spec", "nets"},
+    "graphs": {"spec", "nets", "graphs"},
+    "nn": {"nn"},
+    "models": {"spec", "graphs", "nn", "models"},
+    "data": {"spec", "symmetry", "graphs", "data"},
+    "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "zoos"},
+    "train": {"log", "plot", "train"},
+    "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task"},
+    "config": {"cli", "log", "spec", "data", "models", "train"},
+    "official": {"spec", "models"},
+    "__init__": {"spec", "config"},
+}
+ONLY_IN = {"wandb": {"log"}, "matplotlib": {"plot"}, "lightning": {"train"}, "jsonargparse": {"cli"}}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports(path):
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        package, _, inside = name.partition(".")
+        if package == "scalegmn":
+            assert any(inside == allowed or inside.startswith(f"{allowed}.") for allowed in ALLOWED[room]), name
+        elif package in ONLY_IN:
+            assert room in ONLY_IN[package], name
