@@ -117,7 +117,7 @@ def test_other_networks_are_refused(model, random_params):
 
 
 def test_symmetry_must_hold_for_the_networks(random_params):
-    with pytest.raises(ValueError, match="symmetry: sign does not hold for .*relu.*; use permutation"):
+    with pytest.raises(ValueError, match=r"symmetry: sign does not hold for .*relu.*; use permutation"):
         ScaleGMNConfig().build(NetSpec.mlp([2, 5, 1], "relu"))
     model = ScaleGMNConfig(hidden_dim=4).build(NetSpec.mlp([2, 5, 1], "sine")).double()
     model(random_params(NetSpec.mlp([2, 5, 1], "tanh"), 2))  # same sizes, same symmetry

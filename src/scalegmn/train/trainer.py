@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 from tqdm import tqdm
 
@@ -62,6 +61,8 @@ def fit(
     Raises:
         FloatingPointError: the training loss of an epoch is not finite.
     """
+    from lightning.fabric import Fabric  # takes seconds to import, which wrong input and notebooks need not wait for
+
     started = time.perf_counter()
     fabric = Fabric(accelerator=config.device, devices=1)
     task.prepare(model)
@@ -80,7 +81,8 @@ def fit(
             optimizer.zero_grad()
             fabric.backward(loss)
             if optimization.clip_grad_max_norm is not None:
-                fabric.clip_gradients(model, optimizer, max_norm=optimization.clip_grad_max_norm)
+                max_norm = optimization.clip_grad_max_norm
+                fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(target)
