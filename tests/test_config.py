@@ -114,7 +114,7 @@ def test_wrong_values_are_named_together(tmp_path):
 
 def test_contradictions_and_ranges():
     assert "update.positions: needs node_positions" in error(
-        ["--scalegmn_args.node_positions", "false", "--scalegmn_args.update.positions", "true"]
+        ["--scalegmn_args.node_positions", "none", "--scalegmn_args.update.positions", "true"]
     )
     assert "batch_size: found 0, expected at least 1" in error(["--batch_size", "0"])
     assert "num_epochs: found 0" in error(["--train_args.num_epochs", "0"])

@@ -1,46 +1,69 @@
 """What every metanetwork must satisfy, in float64, for every configuration."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.nn.invariant import SignInvariant
-from scalegmn.spec import NetParams, NetSpec
-from scalegmn.symmetry.checks import assert_invariant, invariance_error
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.checks import assert_invariant, invariance_error, spread
 from scalegmn.symmetry.groups import GroupElement
 
 NETS = [
     EquivariantNetConfig(),
-    EquivariantNetConfig(io="same"),
+    EquivariantNetConfig(io="same", num_layers=2, skip_connections=True),
     EquivariantNetConfig(io="factor", io_branches=2, positions=True),
+    EquivariantNetConfig(io="mlp", io_branches=2, positions=True),
+    EquivariantNetConfig(io="layer"),
 ]
 CONFIGS = [
     ScaleGMNConfig(
         symmetry=symmetry,
         direction=direction,
         readout=readout,
+        readout_projection="mlp" if number == 3 else "linear",
         num_layers=4,
         hidden_dim=6,
         out_dim=4,
-        node_positions=number != 1,
+        node_positions=("product_sum", "none", "product_sum", "product", "product_sum")[number],
         edge_positions=number != 1,
         skip_connections=number != 2,
         normalize=number == 1,
+        sign_map="absolute" if number == 4 else "symmetrized",
+        aggregator="mean" if number == 4 else "add",
+        update_edges=number != 3,
         message=net,
         update=net,
     )
     for symmetry, direction, readout, (number, net) in itertools.product(
-        ["sign", "permutation"], ["forward", "bidirectional"], ["last_layer", "full_graph"], enumerate(NETS)
+        ["sign", "permutation", "scale", "hetero"],
+        ["forward", "bidirectional"],
+        ["last_layer", "full_graph"],
+        enumerate(NETS),
     )
 ]
-SPECS = [NetSpec.mlp([2, 5, 1], "sine"), NetSpec.mlp([2, 5, 4, 2], "sine", 6.0), NetSpec.mlp([3, 4, 3, 5, 2], "tanh")]
+SIGN = [NetSpec.mlp([2, 5, 1], "sine"), NetSpec.mlp([2, 5, 4, 2], "sine", 6.0), NetSpec.mlp([3, 4, 3, 5, 2], "tanh")]
+CNN = (LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2))
+SPECS = {
+    "sign": SIGN,
+    "permutation": [*SIGN[:2], NetSpec.mlp([2, 5, 4, 2], "gelu")],
+    "scale": [NetSpec.mlp([2, 5, 4, 2], "relu"), NetSpec(CNN)],
+    "hetero": [
+        NetSpec.mlp([2, 5, 4, 2], "hetero"),
+        NetSpec((*(replace(layer, activation="hetero") for layer in CNN[:2]), CNN[2])),
+    ],
+}
 
 
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
     return f"{config.symmetry}-{config.direction}-{config.readout}-{net}"
+
+
+CASES = [pytest.param((c, s), id=f"{name(c)}-{s}") for c in CONFIGS for s in SPECS[c.symmetry]]
 
 
 def build(config, spec):
@@ -53,61 +76,74 @@ def build(config, spec):
     return model
 
 
-@pytest.fixture(params=CONFIGS, ids=name)
-def config(request):
-    return request.param
-
-
-@pytest.fixture(params=SPECS, ids=str)
-def spec(request):
+@pytest.fixture(params=CASES)
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def model(config, spec, random_params):
+def config(case):
+    return case[0]
+
+
+@pytest.fixture
+def spec(case):
+    return case[1]
+
+
+@pytest.fixture
+def nets(spec, random_params):
+    """nets(B): random networks; mixed specs alternate relu and tanh."""
+    activation = [ACTIVATIONS.index(name) for name in ("relu", "tanh")]
+    return lambda num: random_params(spec, num, (activation * num)[:num] if "hetero" in spec.symmetries else None)
+
+
+@pytest.fixture
+def model(config, spec, nets):
     model = build(config, spec)
-    model.fit_normalization(random_params(spec, 50))
+    model.fit_normalization(nets(50))
     return model
 
 
-def test_invariant_to_the_symmetry_it_claims(model, config, spec, random_params, generator):
-    params = random_params(spec, 6)
+def test_invariant_to_the_symmetry_it_claims(model, config, nets, generator):
+    params = nets(6)
     assert_invariant(model, params, generator, scale=config.symmetry != "permutation")
 
 
-def test_not_invariant_to_more(model, config, spec, random_params, generator):
-    params = random_params(spec, 6)
+def test_not_invariant_to_more(model, config, nets, generator):
+    params = nets(6)
     outputs = model(params)
-    if config.symmetry == "permutation":  # signs are outside its group
+    if config.symmetry == "permutation" and "sign" in params.spec.symmetries:  # signs are outside its group
         assert invariance_error(model, params, generator, permute=False) > 1e-6
-    element = GroupElement.sample(params, generator, permute=False)
-    doubled = GroupElement(element.permutations, tuple(2 * q for q in element.scales)).act(params)
-    assert (model(doubled) - outputs).abs().max() > 1e-6
+    element = GroupElement.sample(params, generator, permute=False, scale=False)
+    factor = {"scale": -1, "hetero": -3}.get(config.symmetry, 2)  # outside every network's group
+    outside = GroupElement(element.permutations, tuple(factor * q for q in element.scales)).act(params)
+    assert (model(outside) - outputs).abs().max() > 1e-6 * spread(outputs)
 
 
-def test_batched_equals_one_by_one(model, spec, random_params):
-    params = random_params(spec, 5)
+def test_batched_equals_one_by_one(model, nets):
+    params = nets(5)
     together = model(params)
     alone = torch.cat([model(params[index : index + 1]) for index in range(5)])
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
 
 
-def test_no_gradient_between_networks(model, spec, random_params):
-    params = random_params(spec, 4).map(lambda tensor: tensor.requires_grad_())
+def test_no_gradient_between_networks(model, config, spec, nets):
+    params = nets(4).map(lambda tensor: tensor.requires_grad_())
     model.train()
     model(params)[1].sum().backward()
     for index, tensor in enumerate((*params.weights, *params.biases)):
         reached = tensor.grad.flatten(1).abs().amax(1) > 0
         assert not reached[[0, 2, 3]].any()
-        if index < spec.num_layers:
+        silent = spec.is_cnn and config.node_positions == "none"  # a CNN's input nodes carry 0
+        if index < spec.num_layers and not silent:
             assert reached[1]
 
 
-def test_every_parameter_is_used(model, spec, random_params):
+def test_every_parameter_is_used(model, nets):
     model.train()
-    model(random_params(spec, 4)).square().sum().backward()
-    unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    # node positions of layers that nothing reads are rows of a table, edge embeddings are always read
+    model(nets(4)).square().sum().backward()
+    unused = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert unused == []
 
 
@@ -117,7 +153,7 @@ def test_other_networks_are_refused(model, random_params):
 
 
 def test_symmetry_must_hold_for_the_networks(random_params):
-    with pytest.raises(ValueError, match=r"symmetry: sign does not hold for .*relu.*; use permutation"):
+    with pytest.raises(ValueError, match=r"symmetry: sign does not hold for .*relu.*; use scale"):
         ScaleGMNConfig().build(NetSpec.mlp([2, 5, 1], "relu"))
     model = ScaleGMNConfig(hidden_dim=4).build(NetSpec.mlp([2, 5, 1], "sine")).double()
     model(random_params(NetSpec.mlp([2, 5, 1], "tanh"), 2))  # same sizes, same symmetry
@@ -134,13 +170,13 @@ class Broken(torch.nn.Module):
         super().__init__()
         self.rho = rho
 
-    def forward(self, x):
+    def forward(self, rows, x):
         return self.rho(x)
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_harness_catches_a_broken_module(direction, random_params, generator):
-    spec = SPECS[1]
+    spec = SIGN[1]
     model = build(ScaleGMNConfig(direction=direction, hidden_dim=6), spec)
     params = random_params(spec, 6)
     places = [name for name, module in model.named_modules() if isinstance(module, SignInvariant)]
@@ -167,7 +203,7 @@ def test_harness_catches_broken_edge_order(random_params, generator):
 
 def test_layers_are_equivariant(random_params, generator):
     """One layer on features: acting before equals acting after, on nodes and on edges."""
-    spec = SPECS[2]
+    spec = SIGN[2]
     model = build(ScaleGMNConfig(direction="bidirectional", readout="full_graph", hidden_dim=5), spec)
     params = random_params(spec, 3)
     g = GroupElement.sample(params, generator)
@@ -176,7 +212,8 @@ def test_layers_are_equivariant(random_params, generator):
     positions = model.node_positions()
 
     def apply(nodes, edges):
-        return model.layers[0](nodes, edges, [block.transpose(1, 2) for block in edges], positions)
+        backward_edges = [block.transpose(1, 2) for block in edges]
+        return model.layers[0](nodes, edges, backward_edges, positions, 0)[:2]
 
     new_nodes, new_edges = apply(nodes, edges)
     moved_nodes, moved_edges = apply(g.act_on_nodes(nodes), g.act_on_edges(edges))
@@ -184,3 +221,32 @@ def test_layers_are_equivariant(random_params, generator):
         (*moved_nodes, *moved_edges), (*g.act_on_nodes(new_nodes), *g.act_on_edges(new_edges)), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("symmetry", ["sign", "permutation", "scale", "hetero"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_parameter_changes_are_equivariant(symmetry, direction, index, random_params, generator):
+    """Editing a transformed network gives the transformed edit."""
+    spec = SPECS[symmetry][-1 if index else 0]
+    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    params = random_params(spec, 4, own)
+    config = ScaleGMNConfig(symmetry=symmetry, direction=direction, output="parameters", hidden_dim=5, normalize=False)
+    model = build(config, spec)
+    g = GroupElement.sample(params, generator, scale=symmetry != "permutation")
+    weights, biases = model(params)
+    assert [w.shape for w in weights] == [w.shape for w in params.weights]
+    expected = g.act(NetParams(spec, tuple(weights), tuple(biases), params.activation))
+    moved_weights, moved_biases = model(g.act(params))
+    for found, wanted in zip((*moved_weights, *moved_biases), (*expected.weights, *expected.biases), strict=True):
+        assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("symmetry", ["scale", "hetero"])
+def test_published_backward_edges_break_the_symmetry(symmetry, random_params, generator):
+    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    for spec in SPECS[symmetry]:
+        params = random_params(spec, 4, own)
+        config = ScaleGMNConfig(symmetry=symmetry, direction="bidirectional", hidden_dim=6)
+        assert_invariant(build(config, spec), params, generator)
+        assert invariance_error(build(replace(config, reciprocal=False), spec), params, generator) > 1e-3

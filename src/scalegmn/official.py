@@ -4,83 +4,100 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMN, ScaleGMNConfig
-from scalegmn.spec import NetSpec
+from scalegmn.spec import LayerSpec, NetSpec
 
-_UNSUPPORTED = {
-    "equivariant": False,
-    "concat_mlp_directions": False,
-    "positional_encodings.sum_on_io": True,
+_FIXED = {
     "positional_encodings.final_linear_pos_embed": False,
     "positional_encodings.sum_pos_enc": False,
     "positional_encodings.po_as_different_linear": False,
     "positional_encodings.equiv_net": False,
-    "gnn_args.message_fn_layers": 1,
-    "gnn_args.update_node_feats_fn_layers": 1,
-    "gnn_args.update_edge_attr": True,
-    "gnn_args.dropout_all": False,
     "gnn_args.update_as_act": False,
-    "gnn_args.mlp_on_io": False,
-    "gnn_args.layer_msg_equiv_on_hidden": False,
-    "gnn_args.layer_upd_equiv_on_hidden": False,
-    "gnn_args.aggregator": "add",
-    "gnn_args.sign_symmetrization": True,
     "mlp_args.final_activation": "identity",
     "mlp_args.batch_norm": False,
     "mlp_args.skip": False,
     "mlp_args.bias": True,
+    "graph_init.project_node_feats": True,
+    "graph_init.project_edge_feats": True,
 }
-"""Published key -> the one value that our models cover so far."""
+"""Published key -> the one value that our models cover."""
+
+_ACTIVATION = {"sign": "tanh", "scale": "relu", "hetero": "hetero", "permutation": "tanh"}
+"""Symmetry -> an activation that has it: a model depends on the input networks' symmetry, not on their activation."""
 
 
-def translate_config(scalegmn_args: Mapping[str, Any]) -> ScaleGMNConfig:
+def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> ScaleGMNConfig:
     """Our configuration for a published `scalegmn_args` section.
+
+    Args:
+        scalegmn_args: the section.
+        exact: false: what the published code computes even where that is not quite symmetric, for its checkpoints: no
+            inverse edge features, an epsilon beside norms.
 
     Raises:
         ValueError: it uses an option that is not supported; names all of them.
     """
     problems = []
-    for key, supported in _UNSUPPORTED.items():
-        section, _, name = key.rpartition(".")
-        value = (scalegmn_args[section] if section else scalegmn_args).get(name, supported)
+    for key, supported in _FIXED.items():
+        section, _, name = key.partition(".")
+        value = scalegmn_args.get(section, {}).get(name, supported)
         if value != supported:
             problems.append(f"scalegmn_args.{key}: {value!r} is not supported, only {supported!r}")
     if problems:
         raise ValueError("; ".join(problems))
-    gnn, mlp, readout = (scalegmn_args[key] for key in ("gnn_args", "mlp_args", "readout_args"))
+    gnn, mlp, readout = (scalegmn_args.get(key, {}) for key in ("gnn_args", "mlp_args", "readout_args"))
 
-    def net(prefix: str) -> EquivariantNetConfig:
+    def net(prefix: str, layers: str) -> EquivariantNetConfig:
         branches = gnn[f"{prefix}_num_mlps"]
-        separate = gnn[f"{prefix}_equiv_on_hidden"] and branches > 1
+        io = "same"
+        if branches > 1 and gnn["mlp_on_io"]:
+            io = "mlp"
+        elif branches > 1 and gnn[f"layer_{prefix}_equiv_on_hidden"]:
+            io = "layer"
+        elif branches > 1 and gnn[f"{prefix}_equiv_on_hidden"]:
+            io = "factor"
         return EquivariantNetConfig(
-            io="factor" if separate else "same",
-            io_branches=branches - 1 if separate else 1,
+            io=io,
+            io_branches=1 if io == "same" else branches - 1,
+            num_layers=gnn[f"{layers}_layers"],
+            skip_connections=gnn[f"{layers}_skip_connections"],
             positions=gnn[f"pos_embed_{prefix}"],
         )
 
+    positions = "product_sum" if scalegmn_args["positional_encodings"]["sum_on_io"] else "product"
     return ScaleGMNConfig(
         symmetry=scalegmn_args["symmetry"],
         direction=scalegmn_args["direction"],
-        readout=scalegmn_args["readout_range"],
+        output="parameters" if scalegmn_args["equivariant"] else "vector",
+        readout=scalegmn_args.get("readout_range") or "last_layer",
+        readout_projection="mlp" if scalegmn_args["concat_mlp_directions"] else "linear",
         num_layers=scalegmn_args["num_layers"],
         hidden_dim=scalegmn_args["d_hid"],
         mlp_dims=tuple(mlp["d_k"]),
         mlp_activation=mlp["activation"],
         mlp_layer_norm=mlp["layer_norm"],
-        readout_dim=readout["d_rho"],
-        out_dim=readout["d_out"],
+        mlp_dropout=gnn["dropout"] if gnn["dropout_all"] else mlp["dropout"],
+        readout_dim=readout.get("d_rho"),
+        out_dim=readout.get("d_out") or 1,
+        out_scale=scalegmn_args.get("out_scale", 0.01),
         normalize=False,
-        node_positions=scalegmn_args["node_pos_embed"],
+        node_positions=positions if scalegmn_args["node_pos_embed"] else "none",
         edge_positions=scalegmn_args["edge_pos_embed"],
         skip_connections=scalegmn_args["gnn_skip_connections"],
         dropout=gnn["dropout"],
-        message=net("msg"),
-        update=net("upd"),
+        sign_map="symmetrized" if gnn["sign_symmetrization"] else "absolute",
+        aggregator=gnn["aggregator"],
+        update_edges=gnn["update_edge_attr"],
+        norm_epsilon=0.0 if exact else 1e-10,
+        reciprocal=exact and scalegmn_args["reciprocal"],
+        message=net("msg", "message_fn"),
+        update=net("upd", "update_node_feats_fn"),
     )
 
 
@@ -94,71 +111,122 @@ _RENAMES = [
     (r"^gnn\.update_node_feats_fn\.(\d+)\.", r"layers.\1.update."),
     (r"^gnn\.fw_layers\.(\d+)\.update_edge_attr_fn\.", r"layers.\1.edge_update."),
     (r"^gnn\.fw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.edge_update."),
+    (r"^gnn\.bw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.backward_edge_update."),
     (r"^gnn\.fw_layers\.(\d+)\.", r"layers.\1.forward_message."),
     (r"^gnn\.bw_layers\.(\d+)\.", r"layers.\1.backward_message."),
+    (r"\.message_fn\.rho\.", ".mlp."),
     (r"\.message_fn\.", ".net."),
+    (r"\.update\.rho\.", ".update.mlp."),
     (r"\.w_v\.", ".node_linear."),
     (r"\.w_e\.", ".edge_linear."),
-    (r"(net|update)\.eq_layers\.0\.W\.", r"\1.linear."),
-    (r"(net|update)\.eq_layers\.0\.g\.g1\.rho\.", r"\1.factor.hidden.invariant.rho."),
-    (r"(net|update)\.eq_layers\.0\.g\.g1\.phi\.", r"\1.factor.hidden.phi."),
-    (r"(net|update)\.eq_layers\.0\.g\.phi_in\.", r"\1.factor.input."),
-    (r"(net|update)\.eq_layers\.0\.g\.phi_last\.", r"\1.factor.output."),
-    (r"(\.net|(?<=\.update))\.rho\.", ".mlp."),
+    (r"\.eq_layers\.(\d+)\.", r".layers.\1.hidden."),
+    (r"\.eq_layers_in\.(\d+)\.rho\.", r".layers.\1.input.mlp."),
+    (r"\.eq_layers_last\.(\d+)\.rho\.", r".layers.\1.output.mlp."),
+    (r"\.eq_layers_in\.(\d+)\.", r".layers.\1.input."),
+    (r"\.eq_layers_last\.(\d+)\.", r".layers.\1.output."),
+    (r"\.skip_layers\.(\d+)\.", r".skips.\1."),
+    (r"(hidden|input|output)\.W\.", r"\1.linear."),
     (r"edge_update\.W\.", "edge_update.linear."),
-    (r"edge_update\.g1\.rho\.", "edge_update.invariant.rho."),
-    (r"^gnn\.project_last\.", "readout.output_linear."),
-    (r"^gnn\.project_first\.", "readout.input_linear."),
+    (r"\.g\.phi_in\.", ".factor.input.mlp."),
+    (r"\.g\.phi_last\.", ".factor.output.mlp."),
+    (r"^gnn\.readout\.(g1|g_sign|g_scale)\.", r"readout.invariant_layer.hidden.\1."),
+    (r"\.g\.(g1|g_sign|g_scale)\.", r".factor.hidden.\1."),
+    (r"edge_update\.(g1|g_sign|g_scale)\.rho\.", r"edge_update.invariant.\1.rho."),
+    (r"hidden\.(g1|g_sign|g_scale)\.rho\.", r"hidden.\1.invariant.rho."),
+    (r"\.g1\.", "."),
+    (r"\.g_(sign|scale)\.", r".\1."),
+    (r"^gnn\.project_last\.", "readout.output_projection."),
+    (r"^gnn\.project_first\.", "readout.input_projection."),
     (r"^gnn\.readout\.rho\.", "readout.mlp."),
-    (r"^gnn\.readout\.g1\.rho\.", "readout.invariant_layer.invariant.rho."),
-    (r"^gnn\.readout\.g1\.phi\.", "readout.invariant_layer.phi."),
     (r"^gnn\.readout\.(local|global)_mlp\.", r"readout.\1_mlp."),
     (r"\.fc\.(\d+)\.", r".linears.\1."),
     (r"\.ln\.(\d+)\.", r".norms.\1."),
 ]
-"""Published parameter name -> ours, applied in turn; branches of a factor by role until `_branch` numbers them."""
+"""Published parameter name -> ours, applied in turn; `hidden`, `input`, `output` are roles until `_branches`."""
+
+_UNUSED = r"^gnn\.readout\.(phi|aggr)\."
+"""Published parameters that no output depends on, beside those of branches and edges that nothing reads."""
 
 
-def _names(name: str, config: ScaleGMNConfig, model: ScaleGMN) -> Iterator[str]:
-    """Our names of a published parameter; none for a module that no output depends on."""
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    if config.readout == "full_graph" and config.symmetry != "permutation":
-        name = name.replace("readout.global_mlp.", "readout.mlp.")
-    match = re.fullmatch(r"(.*\.factor)\.(input|hidden|output)\.(.*)", name)
-    if match is None:
+def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
+    """Our names of a translated name: each role's branch where modules are held by role, none where it has none."""
+    head, found, rest = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1) if _has_role(name) else (name, "", "")
+    if not found:
         yield name
         return
-    factor, role, rest = match.groups()
     try:
-        index = model.get_submodule(factor).index
-    except AttributeError:  # the layer has no such module
+        module = model.get_submodule(head)
+    except AttributeError:  # the layer needs no such module
         return
-    shared = config.message.io_branches == 1 if ".net." in name else config.update.io_branches == 1
-    roles = ["input", "output"] if role == "input" and shared else [role]
-    for branch in {index[role] for role in roles if role in index}:
-        yield f"{factor}.branches.{branch}.{rest}"
+    if not hasattr(module, "index"):  # one module for all roles
+        if found == "hidden":
+            yield from _branches(f"{head}.{rest}", model)
+        return
+    # published models with two branches keep the shared one under `input`
+    roles = [found]
+    if found == "input" and module.index.get("output", -1) == module.index.get("input", module.index.get("output")):
+        roles = ["input", "output"]
+    for branch in {module.index[role] for role in roles if role in module.index}:
+        yield from _branches(f"{head}.branches.{branch}.{rest}", model)
+
+
+def _has_role(name: str) -> bool:
+    """Whether a role stands in a translated name."""
+    return re.search(r"\.(hidden|input|output)\.", name) is not None
 
 
 def load_official(scalegmn_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ScaleGMN:
     """Our model with the parameters of a published checkpoint, in evaluation mode and the checkpoint's dtype.
+
+    It computes what the published model does, `exact: false` in `translate_config`.
 
     Args:
         scalegmn_args: the `scalegmn_args` section of the published configuration, with its `layer_layout`.
         state_dict: the published model's state dict. Parameters that no output depends on are ignored.
 
     Raises:
-        ValueError: an option is not supported, or a parameter is missing.
+        ValueError: an option is not supported, a parameter is missing, unknown or of the wrong shape.
     """
-    config = translate_config(scalegmn_args)
-    spec = NetSpec.mlp(scalegmn_args["layer_layout"], {"sign": "sine", "permutation": "sine"}[config.symmetry])
-    model = config.build(spec).to(next(iter(state_dict.values())).dtype)
+    config = translate_config(scalegmn_args, exact=False)
+    model = config.build(_input_spec(scalegmn_args)).to(next(iter(state_dict.values())).dtype)
     expected = model.state_dict()
-    loaded = {ours: tensor for name, tensor in state_dict.items() for ours in _names(name, config, model)}
+    loaded = _fused_scales(state_dict) if config.output == "parameters" else {}
+    for published, tensor in state_dict.items():
+        name = published
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if config.readout == "full_graph" and config.symmetry != "permutation":
+            name = name.replace("readout.global_mlp.", "readout.mlp.")
+        if name == published and not re.match(_UNUSED + r"|^(weight|bias)_scale\.", published):
+            raise ValueError(f"the checkpoint has a parameter {published}, which no published model has")
+        loaded |= dict.fromkeys(_branches(name, model), tensor)
     missing = sorted(set(expected) - set(loaded))
     if missing:
         raise ValueError(f"the checkpoint lacks {len(missing)} parameters of the model, first {missing[0]}")
+    for name, tensor in expected.items():
+        if loaded[name].shape != tensor.shape:
+            raise ValueError(f"{name}: shape {tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(loaded[name])
     return model.eval()
+
+
+def _input_spec(scalegmn_args: Mapping[str, Any]) -> NetSpec:
+    """Networks of the published layout: convolutions with the largest kernel and a linear layer for CNN zoos."""
+    layout = scalegmn_args["layer_layout"]
+    activation = _ACTIVATION[scalegmn_args["symmetry"]]
+    if "_max_kernel_height" not in scalegmn_args:
+        return NetSpec.mlp(layout, activation)
+    kernel = (scalegmn_args["_max_kernel_height"], scalegmn_args["_max_kernel_width"])
+    hidden = pairwise(layout[:-1])
+    return NetSpec((*(LayerSpec(i, o, kernel, activation) for i, o in hidden), LayerSpec(layout[-2], layout[-1])))
+
+
+def _fused_scales(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The editing scalars, one parameter per layer in published checkpoints, as one tensor per kind."""
+    return {
+        f"{kind}_scales": torch.stack([state_dict[f"{kind}_scale.{index}"].reshape(()) for index in range(count)])
+        for kind in ("weight", "bias")
+        if (count := sum(name.startswith(f"{kind}_scale.") for name in state_dict))
+    }

@@ -21,7 +21,7 @@ def test_computing_only_what_is_read_changes_nothing(direction, symmetry, random
         for module in ("forward_message.net", "backward_message.net", "update"):
             if symmetry == "permutation" or (direction == "forward" and module.startswith("backward")):
                 continue
-            a, b = ours.get_submodule(module).factor, theirs.get_submodule(module).factor
+            a, b = (layer.get_submodule(f"{module}.layers.0.factor") for layer in (ours, theirs))
             for role, index in a.index.items():
                 b.branches[b.index[role]].load_state_dict(a.branches[index].state_dict())
     everything.readout = lean.readout
@@ -45,7 +45,7 @@ def test_contradictions_are_named_together():
             hidden_dim=0,
             mlp_dims=(),
             dropout=1.5,
-            node_positions=False,
+            node_positions="none",
             update=EquivariantNetConfig(positions=True),
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -12,19 +11,26 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.equivariant import ByRole, EquivariantLayer
-from scalegmn.nn.invariant import InvariantLayer, SignInvariant
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
+from scalegmn.nn.invariant import (
+    AbsoluteValue,
+    ByActivation,
+    InvariantLayer,
+    Rows,
+    ScaleInvariant,
+    SignInvariant,
+)
 from scalegmn.nn.messages import (
     ConcatEdgeUpdate,
     ConcatMessage,
-    ConcatUpdate,
     EquivariantEdgeUpdate,
     EquivariantMessage,
+    reciprocal,
 )
-from scalegmn.nn.mlp import MLP, BuildMLP
+from scalegmn.nn.mlp import MLP
 from scalegmn.nn.positional import PositionalEmbedding
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,18 @@ class EquivariantNetConfig:
     `permutation` models replace it by one MLP for all rows and read none of these fields.
     """
 
-    io: Literal["same", "factor"] = "factor"
-    """Rows of input and output nodes: `same` as hidden rows; `factor`: the same W, but an MLP of [x, p] for g."""
+    io: Literal["same", "factor", "mlp", "layer"] = "factor"
+    """Rows of input and output nodes, which have no symmetry: `same` as hidden rows; `factor`: the same W, but an MLP
+    of [x, p] for g; `mlp`: an MLP of [x, p] in place of the layer; `layer`: an equivariant layer of their own."""
 
     io_branches: Literal[1, 2] = 1
     """1: input and output rows share their own branch; 2: one branch each."""
+
+    num_layers: int = 1
+    """Equivariant layers in a row."""
+
+    skip_connections: bool = False
+    """A residual W_s x around each of them."""
 
     positions: bool = False
     """Pass the positional embedding p to g."""
@@ -48,14 +61,21 @@ class EquivariantNetConfig:
 class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
-    symmetry: Literal["permutation", "sign"] = "sign"
-    """Symmetry beyond permutations: `sign` for sine and tanh networks, `permutation` for none (GMN)."""
+    symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
+    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos of both,
+    `permutation` for none (GMN)."""
 
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
 
+    output: Literal["vector", "parameters"] = "vector"
+    """vector: out_dim numbers per network, invariant; parameters: a change of every weight and bias, equivariant."""
+
     readout: Literal["last_layer", "full_graph"] = "last_layer"
-    """Read the output nodes (and, bidirectional, the input nodes), or all nodes."""
+    """For vectors: read the output nodes (and, bidirectional, the input nodes), or all nodes."""
+
+    readout_projection: Literal["linear", "mlp"] = "linear"
+    """How a bidirectional last_layer readout projects output and input nodes before it joins them."""
 
     num_layers: int = 4
     """Message passing layers."""
@@ -72,18 +92,25 @@ class ScaleGMNConfig(ModelConfig):
     mlp_layer_norm: bool = True
     """LayerNorm before every activation inside an MLP."""
 
+    mlp_dropout: float = 0.0
+    """Dropout after every activation inside an MLP."""
+
     readout_dim: int | None = None
     """Width of the sum over nodes in a full_graph readout; null: hidden_dim."""
 
     out_dim: int = 10
-    """Outputs per network: the number of classes."""
+    """For vectors: outputs per network, such as the number of classes."""
+
+    out_scale: float = 0.01
+    """For parameters: the learned factor of each layer's changes starts here."""
 
     normalize: bool | None = None
     """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
     only for permutation, which hardly learns without."""
 
-    node_positions: bool = True
-    """Positional embeddings of node types (each input node, each hidden layer, each output node)."""
+    node_positions: Literal["none", "product", "product_sum"] = "product_sum"
+    """Positional embeddings P of node types (each input node, each hidden layer, each output node). product: x * P;
+    product_sum: x * P on hidden nodes, x + P on input and output nodes. permutation always adds."""
 
     edge_positions: bool = True
     """Positional embeddings of edge types."""
@@ -94,6 +121,22 @@ class ScaleGMNConfig(ModelConfig):
     dropout: float = 0.0
     """Dropout on node features after every layer."""
 
+    sign_map: Literal["symmetrized", "absolute"] = "symmetrized"
+    """The sign-invariant map: rho(x) + rho(-x) with an MLP rho, or |x|."""
+
+    norm_epsilon: float = 0.0
+    """The scale-invariant map is x / (||x|| + norm_epsilon): exact at 0; 1e-10 in the published code."""
+
+    aggregator: Literal["add", "mean"] = "add"
+    """How a node joins its messages."""
+
+    update_edges: bool = True
+    """Update edge features in every layer; false: every layer reads the initial ones."""
+
+    reciprocal: bool = True
+    """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant;
+    false: they read w, as in the published code, whose output moves when neurons are rescaled."""
+
     message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's."""
 
@@ -101,24 +144,115 @@ class ScaleGMNConfig(ModelConfig):
     """The update function UPD. Its p: the updated node's."""
 
     def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("num_layers", "hidden_dim", "out_dim", "readout_dim")}
+        counts |= {f"{name}.num_layers": getattr(self, name).num_layers for name in ("message", "update")}
         problems = [
-            f"{name}: found {getattr(self, name)}, expected at least 1"
-            for name in ("num_layers", "hidden_dim", "out_dim", "readout_dim")
-            if getattr(self, name) is not None and getattr(self, name) < 1
+            f"{name}: found {count}, expected at least 1"
+            for name, count in counts.items()
+            if count is not None and count < 1
         ]
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
             problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout: found {self.dropout}, expected a probability in [0, 1)")
+        for name in ("dropout", "mlp_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name}: found {getattr(self, name)}, expected a probability in [0, 1)")
         for name in ("message", "update"):
-            if self.symmetry != "permutation" and getattr(self, name).positions and not self.node_positions:
-                problems.append(f"{name}.positions: needs node_positions true, found false")
+            if self.symmetry != "permutation" and getattr(self, name).positions and self.node_positions == "none":
+                problems.append(f"{name}.positions: needs node_positions, found none")
         if problems:
             raise ValueError("; ".join(f"scalegmn_args.{problem}" for problem in problems))
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
         return ScaleGMN(self, spec)
+
+    # Parts, by symmetry
+
+    def build_mlp(self, in_dim: int, out_dim: int) -> MLP:
+        """An MLP of the configured hidden widths, activation, normalisation and dropout."""
+        hidden_dims = self.mlp_dims or (self.hidden_dim,)
+        return MLP(in_dim, hidden_dims, out_dim, self.mlp_activation, self.mlp_layer_norm, self.mlp_dropout)
+
+    def build_sign_map(self, dim: int) -> nn.Module:
+        """The sign-invariant map."""
+        return SignInvariant(dim, self.build_mlp) if self.sign_map == "symmetrized" else AbsoluteValue()
+
+    def build_scale_map(self, dim: int) -> nn.Module:
+        """The scale-invariant map."""
+        return ScaleInvariant(self.norm_epsilon)
+
+    def build_invariant(self, dim: int) -> nn.Module:
+        """The invariant map of the symmetry."""
+        if self.symmetry == "sign":
+            return self.build_sign_map(dim)
+        if self.symmetry == "scale":
+            return self.build_scale_map(dim)
+        return ByActivation(self.build_sign_map(dim), self.build_scale_map(dim))
+
+    def build_invariant_layer(self, in_dim: int, extra_dim: int, out_dim: int) -> nn.Module:
+        """g(x, p); for hetero one of each kind, without p."""
+        if self.symmetry != "hetero":
+            return InvariantLayer(in_dim, extra_dim, out_dim, self.build_invariant, self.build_mlp)
+        return ByActivation(
+            InvariantLayer(in_dim, 0, out_dim, self.build_sign_map, self.build_mlp),
+            InvariantLayer(in_dim, 0, out_dim, self.build_scale_map, self.build_mlp),
+        )
+
+    def build_net(self, options: EquivariantNetConfig, in_dim: int, out_dim: int, roles: Collection[str]) -> nn.Module:
+        """MSG or UPD for rows of the given roles."""
+        if self.symmetry == "permutation":
+            return PlainLayer(in_dim, out_dim, self.build_mlp)
+        extra_dim = self.hidden_dim if options.positions else 0
+        widths = [in_dim] + [out_dim] * options.num_layers
+
+        def layer(width: int) -> nn.Module:
+            def by_role(hidden: nn.Module, io: list[nn.Module]) -> ByRole:
+                return ByRole({"input": io[0], "hidden": hidden, "output": io[-1]}, roles)
+
+            def equivariant() -> EquivariantLayer:
+                return EquivariantLayer(width, out_dim, self.build_invariant_layer(width, extra_dim, out_dim))
+
+            branches = range(options.io_branches)
+            if options.io == "same":
+                return equivariant()
+            if options.io == "layer":
+                return by_role(equivariant(), [equivariant() for _ in branches])
+            io = [PlainLayer(width + extra_dim, out_dim, self.build_mlp) for _ in branches]
+            if options.io == "mlp":
+                return by_role(equivariant(), io)
+            factor = by_role(self.build_invariant_layer(width, extra_dim, out_dim), io)
+            return EquivariantLayer(width, out_dim, factor)
+
+        skips = [nn.Linear(width, out_dim, bias=False) for width in widths[:-1]] if options.skip_connections else []
+        return EquivariantNet([layer(width) for width in widths[:-1]], skips)
+
+    def build_message(self, roles: Collection[str]) -> nn.Module:
+        """The message function towards nodes of the given roles."""
+        d = self.hidden_dim
+        if self.symmetry == "permutation":
+            return ConcatMessage(d, self.build_mlp)
+        return EquivariantMessage(d, self.build_net(self.message, d, d, roles))
+
+    def build_edge_update(self, out_dim: int) -> nn.Module:
+        """The edge update."""
+        if self.symmetry == "permutation":
+            return ConcatEdgeUpdate(self.hidden_dim, out_dim, self.build_mlp)
+        return EquivariantEdgeUpdate(self.hidden_dim, out_dim, self.build_invariant, self.build_mlp)
+
+
+@dataclass(frozen=True)
+class LayerReads:
+    """What one message passing layer must compute, because something later reads it.
+
+    Attributes:
+        nodes: node layers 0..L.
+        edges: blocks 1..L of forward edge features.
+        backward_edges: blocks 1..L of backward edge features.
+    """
+
+    nodes: frozenset[int]
+    edges: frozenset[int]
+    backward_edges: frozenset[int]
 
 
 class ScaleGMNLayer(nn.Module):
@@ -133,97 +267,106 @@ class ScaleGMNLayer(nn.Module):
     Args:
         config: the model's hyper-parameters.
         spec: the input networks.
-        node_layers: node layers 0..L whose x' is computed.
-        edge_blocks: blocks 1..L whose e' is computed.
+        reads: what to compute.
+        out_dims: widths of the new node and edge features.
     """
 
-    def __init__(
-        self, config: ScaleGMNConfig, spec: NetSpec, node_layers: Collection[int], edge_blocks: Collection[int]
-    ) -> None:
+    def __init__(self, config: ScaleGMNConfig, spec: NetSpec, reads: LayerReads, out_dims: tuple[int, int]) -> None:
         super().__init__()
         self.roles = spec.roles
-        self.node_layers, self.edge_blocks = sorted(node_layers), sorted(edge_blocks)
+        self.node_layers = sorted(reads.nodes)
+        self.edge_blocks, self.backward_edge_blocks = sorted(reads.edges), sorted(reads.backward_edges)
         self.bidirectional = config.direction == "bidirectional"
-        self.message_positions, self.update_positions = config.message.positions, config.update.positions
-        d, mlp = config.hidden_dim, _mlp_builder(config)
-        forward_roles = {spec.roles[layer] for layer in self.node_layers if layer > 0}
-        backward_roles = {spec.roles[layer] for layer in self.node_layers if layer < spec.num_layers}
-        update_roles = {spec.roles[layer] for layer in self.node_layers}
-        update_dim = 3 * d if self.bidirectional else 2 * d
-
-        if config.symmetry == "permutation":
-            self.message_positions = self.update_positions = False
-            self.forward_message = ConcatMessage(d, mlp)
-            self.backward_message = ConcatMessage(d, mlp) if self.bidirectional else None
-            self.update = ConcatUpdate(update_dim, d, mlp)
-            self.edge_update = ConcatEdgeUpdate(d, d, mlp) if self.edge_blocks else None
-        else:
-            invariant = partial(SignInvariant, mlp=mlp)
-
-            def net(options: EquivariantNetConfig, in_dim: int, roles: set[str]) -> EquivariantLayer:
-                extra_dim = d if options.positions else 0
-                hidden = InvariantLayer(in_dim, extra_dim, d, invariant, mlp)
-                if options.io == "same":
-                    modules = dict.fromkeys(spec.roles, hidden)
-                else:
-                    io = mlp(in_dim + extra_dim, d)
-                    last = io if options.io_branches == 1 else mlp(in_dim + extra_dim, d)
-                    modules = {"input": io, "hidden": hidden, "output": last}
-                return EquivariantLayer(in_dim, d, ByRole(modules, roles))
-
-            self.forward_message = EquivariantMessage(d, net(config.message, d, forward_roles))
-            self.backward_message = (
-                EquivariantMessage(d, net(config.message, d, backward_roles)) if self.bidirectional else None
-            )
-            self.update = net(config.update, update_dim, update_roles)
-            self.edge_update = EquivariantEdgeUpdate(d, d, invariant, mlp) if self.edge_blocks else None
-        self.skip = nn.Linear(d, d, bias=False) if config.skip_connections else None
+        self.aggregator = config.aggregator
+        symmetric = config.symmetry != "permutation"
+        self.message_positions = symmetric and config.message.positions
+        self.update_positions = symmetric and config.update.positions
+        d, (node_dim, edge_dim) = config.hidden_dim, out_dims
+        self.forward_message = config.build_message({spec.roles[layer] for layer in reads.nodes if layer > 0})
+        self.backward_message = None
+        if self.bidirectional:
+            roles = {spec.roles[layer] for layer in reads.nodes if layer < spec.num_layers}
+            self.backward_message = config.build_message(roles)
+        roles = {spec.roles[layer] for layer in reads.nodes}
+        self.update = config.build_net(config.update, (3 if self.bidirectional else 2) * d, node_dim, roles)
+        self.edge_update = config.build_edge_update(edge_dim) if self.edge_blocks else None
+        self.backward_edge_update = config.build_edge_update(edge_dim) if self.backward_edge_blocks else None
+        self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         nodes: list[Tensor | None],
         edges: list[Tensor | None],
-        backward_edges: list[Tensor] | None,
+        backward_edges: list[Tensor | None],
         positions: list[Tensor] | None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        num_odd: int,
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
         """One layer; entries of layers and blocks that nothing reads are None.
 
         Args:
             nodes: per node layer [B, n_l, d].
             edges: per block [B, n_l, n_{l-1}, d].
-            backward_edges: per block, from receiver to sender, [B, n_{l-1}, n_l, d]; None for forward models.
+            backward_edges: per block, from its upper to its lower end, [B, n_{l-1}, n_l, d]; unused by forward models.
             positions: per node layer [n_l or 1, d]; None without positional embeddings.
+            num_odd: as in `Rows`.
 
         Returns:
-            New nodes and edges.
+            New nodes, edges and backward edges.
         """
-        num_blocks = len(edges)
         messages: dict[int, list[Tensor]] = {}
         for layer in self.node_layers:
-            silent = torch.zeros_like(nodes[layer])
-            received = [silent]
-            if layer > 0:
-                extras = self._message_extras(positions, receiver=layer, sender=layer - 1)
-                received = [self.forward_message(self.roles[layer], nodes[layer - 1], edges[layer - 1], *extras)]
+            senders = [(self.forward_message, layer - 1, edges, layer - 1)]
             if self.bidirectional:
-                if layer < num_blocks:
-                    extras = self._message_extras(positions, receiver=layer, sender=layer + 1)
-                    block = backward_edges[layer]
-                    received.append(self.backward_message(self.roles[layer], nodes[layer + 1], block, *extras))
-                else:
-                    received.append(silent)
-            messages[layer] = received
-        return self._update_nodes(nodes, messages, positions), self._update_edges(nodes, edges)
+                senders.append((self.backward_message, layer + 1, backward_edges, layer))
+            messages[layer] = [
+                self._aggregate(message, nodes, layer, sender, blocks[block], positions, num_odd)
+                if 0 <= sender < len(nodes)
+                else torch.zeros_like(nodes[layer])
+                for message, sender, blocks, block in senders
+            ]
+        new_nodes = self._update_nodes(nodes, messages, positions, num_odd)
+        if self.edge_update is None:
+            return new_nodes, edges, backward_edges
+        blocks = {*self.edge_blocks, *self.backward_edge_blocks}
+        rows = {layer: Rows(self.roles[layer], num_odd) for layer in _ends_of(blocks)}
 
-    def _message_extras(self, positions: list[Tensor] | None, receiver: int, sender: int) -> list[Tensor]:
-        """p of a message, broadcasting to [R, S, d]."""
-        if not self.message_positions:
-            return []
-        return [positions[sender][None]] if self.bidirectional else [positions[receiver][:, None]]
+        def updated(old: list[Tensor | None], update: nn.Module, blocks: list[int], step: int) -> list[Tensor | None]:
+            ends = {layer: update.ends(rows[layer], nodes[layer]) for layer in _ends_of(blocks)}
+            new: list[Tensor | None] = [None] * len(old)
+            for block in blocks:
+                sender, receiver = (block - 1, block)[::step]
+                new[block - 1] = update(old[block - 1], ends[sender], ends[receiver])
+            return new
+
+        new_edges = updated(edges, self.edge_update, self.edge_blocks, 1)
+        if self.backward_edge_update is not None:
+            backward_edges = updated(backward_edges, self.backward_edge_update, self.backward_edge_blocks, -1)
+        return new_nodes, new_edges, backward_edges
+
+    def _aggregate(
+        self,
+        message: nn.Module,
+        nodes: list[Tensor | None],
+        receiver: int,
+        sender: int,
+        edges: Tensor,
+        positions: list[Tensor] | None,
+        num_odd: int,
+    ) -> Tensor:
+        """Messages [B, R, d] from one node layer to another, over edges [B, R, S, d]."""
+        extras = []
+        if self.message_positions:
+            extras = [positions[sender][None] if self.bidirectional else positions[receiver][:, None]]
+        sent = message(Rows(self.roles[receiver], num_odd), nodes[sender], edges, *extras)
+        return sent.sum(2) if self.aggregator == "add" else sent.mean(2)
 
     def _update_nodes(
-        self, nodes: list[Tensor | None], messages: dict[int, list[Tensor]], positions: list[Tensor] | None
+        self,
+        nodes: list[Tensor | None],
+        messages: dict[int, list[Tensor]],
+        positions: list[Tensor] | None,
+        num_odd: int,
     ) -> list[Tensor | None]:
         """UPD, all rows of one role at once."""
         updated: list[Tensor | None] = [None] * len(nodes)
@@ -237,25 +380,16 @@ class ScaleGMNLayer(nn.Module):
             extras = []
             if self.update_positions:
                 extras = [torch.cat([positions[n].expand(s, -1) for n, s in zip(layers, sizes, strict=True)])]
-            new = self.update(role, torch.cat([x, *received], dim=-1), *extras)
+            new = self.update(Rows(role, num_odd), torch.cat([x, *received], dim=-1), *extras)
             if self.skip is not None:
                 new = new + self.skip(x)
             for layer, rows in zip(layers, self.dropout(new).split(sizes, dim=1), strict=True):
                 updated[layer] = rows
         return updated
 
-    def _update_edges(self, nodes: list[Tensor | None], edges: list[Tensor | None]) -> list[Tensor | None]:
-        """The edge update, which reads the x that entered the layer."""
-        updated: list[Tensor | None] = [None] * len(edges)
-        if self.edge_blocks:
-            ends = {layer: self.edge_update.ends(nodes[layer]) for layer in _ends_of(self.edge_blocks)}
-            for block in self.edge_blocks:
-                updated[block - 1] = self.edge_update(edges[block - 1], ends[block - 1], ends[block])
-        return updated
-
 
 class ScaleGMN(Metanetwork):
-    """A function of a network's parameters that is invariant to the symmetries of its neurons.
+    """A function of a network's parameters that is invariant, or equivariant, to the symmetries of its neurons.
 
     x = A_v bias, e = A_e weight, positional embeddings, `num_layers` layers, readout (ScaleGMN, section 5).
 
@@ -272,32 +406,31 @@ class ScaleGMN(Metanetwork):
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
         super().__init__(spec, normalize)
         self.config = config
-        d, mlp = config.hidden_dim, _mlp_builder(config)
+        d = config.hidden_dim
         self.node_linear = nn.Linear(1, d, bias=False)
         self.edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
+        self.backward_edge_linear = None
+        if config.direction == "bidirectional" and config.reciprocal and config.symmetry in ("scale", "hetero"):
+            self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.node_positions = self.edge_positions = None
-        if config.node_positions:
+        if config.node_positions != "none":
             self.node_positions = PositionalEmbedding(spec.node_types, spec.num_node_types, d)
         if config.edge_positions:
             self.edge_positions = PositionalEmbedding(spec.edge_types, spec.num_edge_types, d)
-        node_layers, edge_blocks = _receptive_field(config, spec)
-        self.layers = nn.ModuleList(
-            ScaleGMNLayer(config, spec, *read) for read in zip(node_layers, edge_blocks, strict=True)
-        )
-        readout_dim = config.readout_dim or d
-        n_in, n_out = spec.layout[0], spec.layout[-1]
-        if config.readout == "last_layer" and config.direction == "forward":
-            self.readout = OutputReadout(d, n_out, config.out_dim, mlp)
-        elif config.readout == "last_layer":
-            self.readout = EndsReadout(d, n_in, n_out, config.out_dim, mlp)
-        elif config.symmetry == "permutation":
-            self.readout = DeepSetReadout(d, readout_dim, config.out_dim, mlp)
+        self.layers = nn.ModuleList()
+        for index, reads in enumerate(_receptive_field(config, spec)):
+            ends = config.output == "parameters" and index == config.num_layers - 1
+            self.layers.append(ScaleGMNLayer(config, spec, reads, (1, spec.edge_dim) if ends else (d, d)))
+        self.readout = None
+        if config.output == "vector":
+            self.readout = _build_readout(config, spec)
         else:
-            layer = InvariantLayer(d, 0, readout_dim, partial(SignInvariant, mlp=mlp), mlp)
-            self.readout = GraphReadout(d, n_in + n_out, layer, readout_dim, config.out_dim, mlp)
+            self.weight_scales = nn.Parameter(torch.full((spec.num_layers,), config.out_scale))
+            self.bias_scales = nn.Parameter(torch.full((spec.num_layers,), config.out_scale))
 
-    def forward(self, params: NetParams) -> Tensor:
-        """B networks -> [B, out_dim].
+    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
+        in the shapes of the parameters.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
@@ -306,36 +439,72 @@ class ScaleGMN(Metanetwork):
             if (params.spec.layout, params.spec.kernel) != (self.spec.layout, self.spec.kernel):
                 raise ValueError(f"the model was built for {self.spec}, found {params.spec}")
             _check_fit(self.config, params.spec)
+        if self.config.symmetry != "hetero":
+            return self._forward(params, 0)
+        odd = _odd_networks(params)
+        order = odd.argsort(descending=True, stable=True)
+        back = order.argsort()
+        result = self._forward(params[order], int(odd.sum()))
+        if self.readout is not None:
+            return result[back]
+        return tuple([change[back] for change in changes] for changes in result)
+
+    def _forward(self, params: NetParams, num_odd: int) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """`forward` with the odd networks of a mixed batch first."""
         graph = ParameterGraph.from_params(self.normalized(params))
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
-        edges = self._embed_edges(graph.edges)
-        backward_edges = [block.transpose(1, 2) for block in edges] if self.config.direction != "forward" else None
+        edges = self._embed_edges(self.edge_linear, graph.edges)
+        backward_edges = edges
+        if self.backward_edge_linear is not None:
+            inverse = [reciprocal(block) for block in graph.edges]
+            backward_edges = self._embed_edges(self.backward_edge_linear, inverse)
+        backward_edges = [block.transpose(1, 2) for block in backward_edges]
         for layer in self.layers:
-            nodes, edges = layer(nodes, edges, backward_edges, positions)
-        return self.readout(nodes)
+            nodes, edges, backward_edges = layer(nodes, edges, backward_edges, positions, num_odd)
+        if self.readout is not None:
+            return self.readout(nodes, num_odd)
+        changes = NetParams.from_features(params.spec, nodes, edges)
+        return (
+            [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
+            [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
+        )
 
     def _embed_nodes(self, raw: tuple[Tensor, ...], positions: list[Tensor] | None) -> list[Tensor]:
-        """A_v bias, times P on hidden nodes and plus P on input and output nodes (permutation: plus P)."""
+        """A_v bias, with positional embeddings."""
         nodes = [self.node_linear(x) for x in raw]
         if positions is None:
             return nodes
-        times = [self.config.symmetry != "permutation" and role == "hidden" for role in self.spec.roles]
-        return [x * p if multiply else x + p for x, p, multiply in zip(nodes, positions, times, strict=True)]
+        summed = {
+            "permutation": ("input", "hidden", "output"),
+            "product": (),
+            "product_sum": ("input", "output"),
+        }["permutation" if self.config.symmetry == "permutation" else self.config.node_positions]
+        rows = zip(nodes, positions, self.spec.roles, strict=True)
+        return [x + p if role in summed else x * p for x, p, role in rows]
 
-    def _embed_edges(self, raw: tuple[Tensor, ...]) -> list[Tensor]:
+    def _embed_edges(self, linear: nn.Linear, raw: Collection[Tensor]) -> list[Tensor]:
         """A_e weight, times P_e (permutation: plus P_e)."""
-        edges = [self.edge_linear(e) for e in raw]
+        edges = [linear(e) for e in raw]
         if self.edge_positions is None:
             return edges
         pairs = zip(edges, self.edge_positions(), strict=True)
         return [e + p if self.config.symmetry == "permutation" else e * p for e, p in pairs]
 
 
-def _mlp_builder(config: ScaleGMNConfig) -> BuildMLP:
-    """MLPs of the configured hidden widths, activation and normalisation."""
-    hidden_dims = config.mlp_dims or (config.hidden_dim,)
-    return lambda in_dim, out_dim: MLP(in_dim, hidden_dims, out_dim, config.mlp_activation, config.mlp_layer_norm)
+def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:
+    """The readout of a model with vector output."""
+    d, n_in, n_out, mlp = config.hidden_dim, spec.layout[0], spec.layout[-1], config.build_mlp
+    readout_dim = config.readout_dim or d
+    if config.readout == "last_layer" and config.direction == "forward":
+        return OutputReadout(d, n_out, config.out_dim, mlp)
+    if config.readout == "last_layer":
+        project = nn.Linear if config.readout_projection == "linear" else mlp
+        return EndsReadout(d, n_in, n_out, config.out_dim, project, mlp)
+    if config.symmetry == "permutation":
+        return DeepSetReadout(d, readout_dim, config.out_dim, mlp)
+    invariant_layer = config.build_invariant_layer(d, 0, readout_dim)
+    return GraphReadout(d, n_in + n_out, invariant_layer, readout_dim, config.out_dim, mlp)
 
 
 def _ends_of(blocks: Collection[int]) -> set[int]:
@@ -343,29 +512,56 @@ def _ends_of(blocks: Collection[int]) -> set[int]:
     return {block - 1 for block in blocks} | set(blocks)
 
 
-def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> tuple[list[set[int]], list[set[int]]]:
-    """Per message passing layer, the node layers and the edge blocks whose new features anything later reads."""
+def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> list[LayerReads]:
+    """Per message passing layer, what anything later reads: from the readout back."""
     last = spec.num_layers
     bidirectional = config.direction == "bidirectional"
-    ends = {0, last} if bidirectional else {last}
-    read = set(range(last + 1)) if config.readout == "full_graph" else ends
-    node_layers, edge_blocks, blocks = [], [], set()
+    nodes, edges, backward_edges = set(range(last + 1)), set(), set()
+    if config.output == "parameters":
+        nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
+    elif config.readout == "last_layer":
+        nodes = {0, last} if bidirectional else {last}
+    reads = []
     for _ in range(config.num_layers):
-        node_layers.append(read)
-        edge_blocks.append(blocks)
-        blocks = blocks | {layer for layer in read if layer > 0}
-        read = read | _ends_of(blocks)
+        reads.append(LayerReads(frozenset(nodes), frozenset(edges), frozenset(backward_edges)))
+        before = nodes | _ends_of(edges) | _ends_of(backward_edges)
+        before |= _ends_of({layer for layer in nodes if layer > 0})
+        if config.update_edges:
+            edges = edges | {layer for layer in nodes if layer > 0}
         if bidirectional:
-            read = read | {layer + 1 for layer in read if layer < last}
-    return node_layers[::-1], edge_blocks[::-1]
+            against = {layer + 1 for layer in nodes if layer < last}
+            before |= _ends_of(against)
+            if config.update_edges and config.symmetry == "scale":
+                backward_edges = backward_edges | against
+        nodes = before
+    return reads[::-1]
 
 
 def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
-    if config.symmetry != "permutation" and set(spec.symmetries) != {config.symmetry}:
+    covered = {"permutation": {*ACTIVATION_SYMMETRY.values(), MIXED}, MIXED: {"sign", "scale", MIXED}}
+    found = set(spec.symmetries)
+    if not found <= covered.get(config.symmetry, {config.symmetry}):
+        (fitting,) = found if len(found) == 1 else {"permutation"}
         raise ValueError(
             f"scalegmn_args.symmetry: {config.symmetry} does not hold for {spec}, whose activations admit "
-            f"{', '.join(sorted(set(spec.symmetries)))}; use permutation"
+            f"{', '.join(sorted(found))}; use {fitting}"
         )
+
+
+def _odd_networks(params: NetParams) -> Tensor:
+    """[B] bool: which networks have odd activations; the others are homogeneous.
+
+    Raises:
+        ValueError: a network's activation is neither.
+    """
+    if params.activation is None:
+        odd = params.spec.symmetries[0] == "sign"
+        return torch.full((len(params),), odd, device=params.biases[0].device)
+    symmetries = [ACTIVATION_SYMMETRY[ACTIVATIONS[index]] for index in params.activation.tolist()]
+    if "permutation" in symmetries:
+        name = ACTIVATIONS[params.activation[symmetries.index("permutation")]]
+        raise ValueError(f"scalegmn_args.symmetry: hetero does not hold for {name} networks; use permutation")
+    return torch.tensor([symmetry == "sign" for symmetry in symmetries], device=params.biases[0].device)

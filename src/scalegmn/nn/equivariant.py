@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
+
+from scalegmn.nn.invariant import Rows
+from scalegmn.nn.mlp import BuildMLP
 
 ROLES = ("input", "hidden", "output")
 
@@ -25,27 +28,64 @@ class ByRole(nn.Module):
         self.branches = nn.ModuleList(distinct.values())
         self.index = {role: list(distinct).index(id(modules[role])) for role in ROLES if role in roles}
 
-    def forward(self, role: str, *inputs: Tensor) -> Tensor:
-        """The branch of `role` applied to `inputs`."""
-        return self.branches[self.index[role]](*inputs)
+    def forward(self, rows: Rows, *inputs: Tensor) -> Tensor:
+        """The branch of the rows' role applied to `inputs`."""
+        return self.branches[self.index[rows.role]](rows, *inputs)
+
+
+class PlainLayer(nn.Module):
+    """MLP([x, p]): for rows of input and output nodes, which have no symmetry to respect.
+
+    Args:
+        in_dim: width of [x, p].
+        out_dim: width of the output.
+        mlp: builds the MLP.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, mlp: BuildMLP) -> None:
+        super().__init__()
+        self.mlp = mlp(in_dim, out_dim)
+
+    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [..., d], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
+        return self.mlp(x, *extras)
 
 
 class EquivariantLayer(nn.Module):
     """(W x) * g(x, p), W without bias: multiplied by q when x is (ScaleGMN, eq. 13).
 
-    Rows of input and output nodes have no symmetry to respect; g may be another module there.
-
     Args:
         in_dim: width of x.
         out_dim: width of the output.
-        factor: the invariant factor by role, called as factor(role, x, *extras).
+        factor: g, called as factor(rows, x, *extras); invariant on hidden rows.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, factor: ByRole) -> None:
+    def __init__(self, in_dim: int, out_dim: int, factor: nn.Module) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.factor = factor
 
-    def forward(self, role: str, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
-        return self.linear(x) * self.factor(role, x, *extras)
+        return self.linear(x) * self.factor(rows, x, *extras)
+
+
+class EquivariantNet(nn.Module):
+    """Equivariant layers in a row, each with the residual W_s x if `skips` are given.
+
+    Args:
+        layers: called as layer(rows, x, *extras).
+        skips: none, or one Linear without bias per layer.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], skips: Sequence[nn.Linear] = ()) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.skips = nn.ModuleList(skips)
+
+    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
+        for index, layer in enumerate(self.layers):
+            new = layer(rows, x, *extras)
+            x = new + self.skips[index](x) if self.skips else new
+        return x

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from scalegmn.nn.mlp import BuildMLP
 
+
+class Rows(NamedTuple):
+    """What the rows of a feature tensor [B, ...] belong to."""
+
+    role: str
+    """The nodes' role: `input`, `hidden` or `output`."""
+
+    num_odd: int = 0
+    """In a batch of mixed activations, the first so many networks are the odd ones, the rest homogeneous."""
+
+
 BuildInvariant = Callable[[int], nn.Module]
-"""Width of x -> the invariant map of a symmetry."""
+"""Width of x -> the invariant map of a symmetry, called as map(rows, x)."""
 
 
 class SignInvariant(nn.Module):
@@ -26,12 +39,57 @@ class SignInvariant(nn.Module):
         super().__init__()
         self.rho = mlp(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor) -> Tensor:
         """x [..., dim] -> [..., dim]."""
         first, last = self.rho.linears[0], self.rho.linears[-1]
         z = nn.functional.linear(x, first.weight)
         both = self.rho.hidden(first.bias + z) + self.rho.hidden(first.bias - z)
         return nn.functional.linear(both, last.weight, 2 * last.bias)
+
+
+class AbsoluteValue(nn.Module):
+    """inv(x) = |x| componentwise, unchanged under x -> -x."""
+
+    def forward(self, rows: Rows, x: Tensor) -> Tensor:
+        """x [..., dim] -> [..., dim]."""
+        return x.abs()
+
+
+class ScaleInvariant(nn.Module):
+    """inv(x) = x / (||x||_2 + epsilon), 0 at 0; unchanged under x -> q x, q > 0 (ScaleGMN, section 4).
+
+    Args:
+        epsilon: 0 is exact; the published 1e-10 is felt as soon as ||x|| is small.
+    """
+
+    def __init__(self, epsilon: float = 0.0) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, rows: Rows, x: Tensor) -> Tensor:
+        """x [..., dim] -> [..., dim], the norm over the last axis."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) + self.epsilon
+        return x / torch.where(norm > 0, norm, 1)
+
+
+class ByActivation(nn.Module):
+    """Networks with odd activations go through one module, those with homogeneous ones through another.
+
+    Invariant extras are not passed on.
+
+    Args:
+        sign: the module of the first `rows.num_odd` networks.
+        scale: the module of the others.
+    """
+
+    def __init__(self, sign: nn.Module, scale: nn.Module) -> None:
+        super().__init__()
+        self.sign = sign
+        self.scale = scale
+
+    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [B, ..., d] -> [B, ..., out]."""
+        return torch.cat([self.sign(rows, x[: rows.num_odd]), self.scale(rows, x[rows.num_odd :])])
 
 
 class InvariantLayer(nn.Module):
@@ -50,6 +108,6 @@ class InvariantLayer(nn.Module):
         self.invariant = invariant(in_dim)
         self.phi = mlp(in_dim + extra_dim, out_dim)
 
-    def forward(self, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
-        return self.phi(self.invariant(x), *extras)
+        return self.phi(self.invariant(rows, x), *extras)

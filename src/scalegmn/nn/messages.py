@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.equivariant import EquivariantLayer
-from scalegmn.nn.invariant import BuildInvariant
+from scalegmn.nn.invariant import BuildInvariant, Rows
 from scalegmn.nn.mlp import BuildMLP
 
 
 class EquivariantMessage(nn.Module):
-    """m_i = sum_j MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
+    """MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
 
     The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j. A is applied per node.
 
@@ -19,23 +19,22 @@ class EquivariantMessage(nn.Module):
         net: MSG, an equivariant net d -> d.
     """
 
-    def __init__(self, dim: int, net: EquivariantLayer) -> None:
+    def __init__(self, dim: int, net: nn.Module) -> None:
         super().__init__()
         self.node_linear = nn.Linear(dim, dim, bias=False)
         self.edge_linear = nn.Linear(dim, dim, bias=False)
         self.net = net
 
-    def forward(self, role: str, senders: Tensor, edges: Tensor, *extras: Tensor) -> Tensor:
-        """senders [B, S, d], edges [B, R, S, d], extras broadcasting to [R, S, d] -> messages [B, R, d].
+    def forward(self, rows: Rows, senders: Tensor, edges: Tensor, *extras: Tensor) -> Tensor:
+        """senders [B, S, d], edges [B, R, S, d], extras broadcasting to [R, S, d] -> messages [B, R, S, d].
 
-        `role` is that of the receivers.
+        `rows` are the receivers.
         """
-        product = self.node_linear(senders)[:, None] * self.edge_linear(edges)
-        return self.net(role, product, *extras).sum(2)
+        return self.net(rows, self.node_linear(senders)[:, None] * self.edge_linear(edges), *extras)
 
 
 class ConcatMessage(nn.Module):
-    """m_i = sum_j MLP([e_ji, x_j]): the message of a permutation-equivariant GMN, all rows alike.
+    """MLP([e_ji, x_j]): the message of a permutation-equivariant GMN, all rows alike.
 
     Args:
         dim: width d of node and edge features.
@@ -46,9 +45,9 @@ class ConcatMessage(nn.Module):
         super().__init__()
         self.mlp = mlp(2 * dim, dim)
 
-    def forward(self, role: str, senders: Tensor, edges: Tensor) -> Tensor:
-        """senders [B, S, d], edges [B, R, S, d] -> messages [B, R, d]; the same for every `role`."""
-        return self.mlp(edges, senders[:, None]).sum(2)
+    def forward(self, rows: Rows, senders: Tensor, edges: Tensor) -> Tensor:
+        """senders [B, S, d], edges [B, R, S, d] -> messages [B, R, S, d]; the same for all `rows`."""
+        return self.mlp(edges, senders[:, None])
 
 
 class EquivariantEdgeUpdate(nn.Module):
@@ -67,9 +66,9 @@ class EquivariantEdgeUpdate(nn.Module):
         self.invariant = invariant(dim)
         self.phi = mlp(2 * dim, out_dim)
 
-    def ends(self, nodes: Tensor) -> Tensor:
+    def ends(self, rows: Rows, nodes: Tensor) -> Tensor:
         """What the update reads of nodes [B, n, d]: inv(x), computed once for the edges on both sides."""
-        return self.invariant(nodes)
+        return self.invariant(rows, nodes)
 
     def forward(self, edges: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
         """edges [B, R, S, d], `ends` of senders [B, S, d] and receivers [B, R, d] -> [B, R, S, out_dim]."""
@@ -89,7 +88,7 @@ class ConcatEdgeUpdate(nn.Module):
         super().__init__()
         self.phi = mlp(3 * dim, out_dim)
 
-    def ends(self, nodes: Tensor) -> Tensor:
+    def ends(self, rows: Rows, nodes: Tensor) -> Tensor:
         """What the update reads of nodes [B, n, d]: all of x."""
         return nodes
 
@@ -98,19 +97,16 @@ class ConcatEdgeUpdate(nn.Module):
         return self.phi(edges, senders[:, None], receivers[:, :, None])
 
 
-class ConcatUpdate(nn.Module):
-    """x_i' = MLP([x_i, m_i, ...]), permutation-equivariant, all rows alike.
+def reciprocal(edges: Tensor) -> Tensor:
+    """w -> w / ||w||^2 per edge, zero where w is zero: 1/w for a single weight, finite for padded kernels.
+
+    Multiplied by q_j / q_i when w is by q_i / q_j, as a message against the edge needs. The largest component is taken
+    out first, so that no square under- or overflows.
 
     Args:
-        in_dim: width of [x, m, ...].
-        out_dim: width of x'.
-        mlp: builds the MLP.
+        edges: raw edge features [..., K].
     """
-
-    def __init__(self, in_dim: int, out_dim: int, mlp: BuildMLP) -> None:
-        super().__init__()
-        self.mlp = mlp(in_dim, out_dim)
-
-    def forward(self, role: str, x: Tensor) -> Tensor:
-        """x [B, n, in_dim] -> [B, n, out_dim]; the same for every `role`."""
-        return self.mlp(x)
+    largest = edges.abs().amax(-1, keepdim=True)
+    unit = edges / torch.where(largest > 0, largest, 1)
+    norm = unit.square().sum(-1, keepdim=True) * largest
+    return unit / torch.where(largest > 0, norm, 1)

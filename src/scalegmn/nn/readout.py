@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.invariant import InvariantLayer
+from scalegmn.nn.invariant import Rows
 from scalegmn.nn.mlp import BuildMLP
 
 
@@ -25,31 +25,40 @@ class OutputReadout(nn.Module):
         super().__init__()
         self.mlp = mlp(num_outputs * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+    def forward(self, nodes: Sequence[Tensor], num_odd: int) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
         return self.mlp(nodes[-1].flatten(1))
 
 
 class EndsReadout(nn.Module):
-    """MLP([Linear(output nodes), Linear(input nodes)]), each concatenated. For bidirectional models.
+    """MLP([project(output nodes), project(input nodes)]), each concatenated. For bidirectional models.
 
     Args:
-        dim: width d of node features and of both linears.
+        dim: width d of node features and of both projections.
         num_inputs: n_0.
         num_outputs: n_L.
         out_dim: width of the result.
+        project: builds the projections: a Linear, or an MLP.
         mlp: builds the MLP, 2d -> out_dim.
     """
 
-    def __init__(self, dim: int, num_inputs: int, num_outputs: int, out_dim: int, mlp: BuildMLP) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_inputs: int,
+        num_outputs: int,
+        out_dim: int,
+        project: Callable[[int, int], nn.Module],
+        mlp: BuildMLP,
+    ) -> None:
         super().__init__()
-        self.output_linear = nn.Linear(num_outputs * dim, dim)
-        self.input_linear = nn.Linear(num_inputs * dim, dim)
+        self.output_projection = project(num_outputs * dim, dim)
+        self.input_projection = project(num_inputs * dim, dim)
         self.mlp = mlp(2 * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
-        return self.mlp(self.output_linear(nodes[-1].flatten(1)), self.input_linear(nodes[0].flatten(1)))
+    def forward(self, nodes: Sequence[Tensor], num_odd: int) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
+        return self.mlp(self.output_projection(nodes[-1].flatten(1)), self.input_projection(nodes[0].flatten(1)))
 
 
 class GraphReadout(nn.Module):
@@ -58,7 +67,7 @@ class GraphReadout(nn.Module):
     Args:
         dim: width d of node features.
         num_ends: n_0 + n_L.
-        invariant_layer: g, d -> readout_dim.
+        invariant_layer: g, d -> readout_dim, called as g(rows, x).
         readout_dim: width of g(x).
         out_dim: width of the result.
         mlp: builds the MLP.
@@ -68,7 +77,7 @@ class GraphReadout(nn.Module):
         self,
         dim: int,
         num_ends: int,
-        invariant_layer: InvariantLayer,
+        invariant_layer: nn.Module,
         readout_dim: int,
         out_dim: int,
         mlp: BuildMLP,
@@ -77,9 +86,9 @@ class GraphReadout(nn.Module):
         self.invariant_layer = invariant_layer
         self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
-        pooled = self.invariant_layer(torch.cat(nodes[1:-1], dim=1)).sum(1)
+    def forward(self, nodes: Sequence[Tensor], num_odd: int) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
+        pooled = self.invariant_layer(Rows("hidden", num_odd), torch.cat(nodes[1:-1], dim=1)).sum(1)
         return self.mlp(pooled, nodes[0].flatten(1), nodes[-1].flatten(1))
 
 
@@ -98,6 +107,6 @@ class DeepSetReadout(nn.Module):
         self.local_mlp = mlp(dim, readout_dim)
         self.global_mlp = mlp(readout_dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor]) -> Tensor:
-        """nodes per layer [B, n_l, d] -> [B, out_dim]."""
+    def forward(self, nodes: Sequence[Tensor], num_odd: int) -> Tensor:
+        """nodes per layer [B, n_l, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
         return self.global_mlp(self.local_mlp(torch.cat(list(nodes), dim=1)).sum(1))
