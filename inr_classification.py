@@ -15,12 +15,16 @@ def main() -> None:
     """Parse, train, test; results in the run folder."""
     with user_errors():
         config = read_config()
+        config.train_args.check_device()
         task = Classification(config.data, config.batch_size, config.debug)
         task.check(config.scalegmn_args.out_dim)
         torch.manual_seed(config.train_args.seed)
         model = config.scalegmn_args.build(task.spec)
         run = start_run(config)
-    fit(task, model, config.train_args, config.optimization, run)
+    try:
+        fit(task, model, config.train_args, config.optimization, run)
+    except FloatingPointError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

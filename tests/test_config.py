@@ -123,7 +123,7 @@ def test_contradictions_and_ranges():
 
 def test_section_where_a_value_was_found(tmp_path):
     (tmp_path / "a.yml").write_text("data: digits\n")
-    assert "data is a section, found 'digits'" in error(["--conf", str(tmp_path / "a.yml")])
+    assert "data is a section of keys, found 'digits'" in error(["--conf", str(tmp_path / "a.yml")])
 
 
 def test_files_that_are_no_settings(tmp_path):
@@ -186,3 +186,49 @@ def test_build_model(tmp_path):
 
 def test_nearest_key_is_found_by_its_last_part():
     assert "optimization.optimizer_args.lr" in error(["--optimizer.lr", "3"])
+
+
+def test_null_only_where_it_means_something(tmp_path):
+    (tmp_path / "a.yml").write_text("batch_size:\ntrain_args:\n  patience: null\nrun_dir: null\ndata:\n")
+    message = error(["--conf", str(tmp_path / "a.yml"), "--scalegmn_args.mlp_dims", "null", "--wandb=null"])
+    assert message.count("found null") == 3
+    assert "train_args.patience: found null" in message
+    assert "data is a section of keys, found None" in message
+
+
+def test_empty_file_changes_nothing(tmp_path):
+    (tmp_path / "a.yml").write_text("# nothing\n")
+    assert parse(Config, ["--conf", str(tmp_path / "a.yml")]) == Config()
+
+
+def test_all_kinds_of_problems_in_one_message():
+    words = ["--batchsize", "3", "--wandb", "maybe", "--train_args.seed=x"]
+    assert error(words).count(";") == 2
+    words = [
+        "--batch_size=0",
+        "--train_args.num_epochs=0",
+        "--scalegmn_args.dropout",
+        "2",
+        "--optimization.optimizer_args.lr",
+    ]
+    message = error([*words, "-1e-3"])
+    for part in ("batch_size: found 0", "num_epochs: found 0", "dropout: found 2", "lr: found -0.001"):
+        assert part in message
+
+
+def test_problems_win_over_print_config():
+    assert "batch_size" in error(["--batch_size", "many", "--print_config"])
+    assert "batch_size" in error(["--batch_size", "0", "--print_config"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimization.scheduler_args.warmup_steps", "-3"),
+        ("optimization.clip_grad_max_norm", "-1"),
+        ("optimization.optimizer_args.weight_decay", "-1"),
+        ("optimization.optimizer_args.lr", "0"),
+    ],
+)
+def test_ranges(key, value):
+    assert f"{key}: found" in error([f"--{key}", value])

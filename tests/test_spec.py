@@ -108,6 +108,8 @@ NAN = torch.full((3, 4), float("nan"))
         ({"activation": "sin"}, "layer 0: unknown activation 'sin'"),
         ({"activation": ["relu", "tanh", "sin"]}, "unknown name 'sin'"),
         ({"activation": ["relu", "tanh"]}, "2 names for 3 networks"),
+        ({"activation": "hetero"}, "expected one name per network"),
+        ({"biases": {1: torch.zeros(3, 1).double()}}, "layer 1: bias is torch.float64"),
     ],
 )
 def test_from_tensors_names_the_problem(change, message):

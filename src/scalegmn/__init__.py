@@ -1,7 +1,7 @@
 """Learning on the weights of neural networks.
 
 params = scalegmn.NetParams.from_tensors(weights, biases, "sine", w0=30.0)
-model = scalegmn.build_model("configs/mnist_cls/scalegmn_bidir.yml", spec=params.spec)
+model = scalegmn.build_model("configs/mnist_cls/scalegmn_bidir.yml", spec=params.spec).eval()
 output = model(params)  # [B, out_dim]
 """
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
+
+EXITS = ("-h", "--help", "--print_config")
+"""Words that print something and end the program."""
 
 
 def parse(config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None) -> Config:
@@ -28,36 +32,48 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None, pr
         ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. One
             message names each and, for an unknown key, the nearest valid one.
     """
-    files, words = _split(sys.argv[1:] if arguments is None else arguments)
+    files, words = split_arguments(arguments)
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
     parser.add_class_arguments(config_class, None)
-    contents = {file: _read(file) for file in files}
-    problems = _unknown_keys(parser, contents, words)
+    given = [(file, key, value) for file in files for key, value in _leaves(_read(file))]
+    given += [("command line", key, value) for key, value in _options(words)]
+    problems = _key_problems(parser, given)
+    for source, key, value in given:
+        if key in dict(parser.get_defaults().items()):
+            problems += _value_problems(parser, config_class, source, key, value)
     if problems:
         raise ValueError("; ".join(problems))
+    sources = [word for file in files if _read(file) for word in ("--conf", file)]
+    settings = [word for word in words if word.partition("=")[0] not in EXITS]
     try:
-        found = parser.parse_args([word for file in files for word in ("--conf", file)] + words)
+        config, problems = _instantiate(config_class, parser.parse_args(sources + settings))
+        if problems:
+            raise ValueError("; ".join(problems))
+        if settings != words:
+            parser.parse_args(sources + words)  # prints and exits
     except ArgumentError as error:
-        raise ValueError("; ".join(_wrong_values(parser, contents, words)) or _one_line(error)) from None
-    values = vars(parser.instantiate(found))
-    del values["conf"]
-    return config_class(**values)
+        raise ValueError(_one_line(error)) from None
+    return config
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The `--conf` files, and all other words: the command line wins wherever `--conf` stands in it."""
+def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """The `--conf` files, and all other words with each option joined to its value as `--key=value`.
+
+    So the command line wins wherever `--conf` stands in it, and a value may start with a minus sign.
+    """
     files, words = [], []
-    pending = iter(arguments)
-    for word in pending:
+    pending = list(sys.argv[1:] if arguments is None else arguments)[::-1]
+    while pending:
+        word = pending.pop()
+        if word.startswith("--") and "=" not in word and pending and not pending[-1].startswith("--"):
+            word = f"{word}={pending.pop()}"
         if word == "--conf":
-            files.append(next(pending, None))
-        elif word.startswith("--conf="):
+            raise ValueError("--conf: expected a YAML file after it")
+        if word.startswith("--conf="):
             files.append(word.removeprefix("--conf="))
         else:
             words.append(word)
-    if None in files:
-        raise ValueError("--conf: expected a YAML file after it")
     return files, words
 
 
@@ -84,54 +100,67 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _unknown_keys(parser: ArgumentParser, contents: dict[str, dict[str, Any]], words: Sequence[str]) -> list[str]:
-    """One sentence per key that is in a file or on the command line and not in the configuration."""
+def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]]) -> list[str]:
+    """One sentence per given (source, key, value) whose key is not a field."""
     known = [key for key, _ in parser.get_defaults().items() if key != "conf"]
     sections = {key[:end] for key in known for end, letter in enumerate(key) if letter == "."}
-    given = [(file, key, value) for file, content in contents.items() for key, value in _leaves(content)]
-    given += [("command line", key, None) for key, _ in _options(words)]
     problems = []
     for source, key, value in given:
-        if key in known or (key in sections and value in (None, {})) or key in ("help", "print_config"):
+        if key in known or f"--{key}" in EXITS:
             continue
         if key in sections:
-            problems.append(f"{source}: {key} is a section, found {value!r}")
-        else:
-            names = {name.rpartition(".")[2]: name for name in known}
-            near = difflib.get_close_matches(key, known, n=1) or [
-                names[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(names), n=1)
-            ]
-            problems.append(f"{source}: unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
+            problems.append(f"{source}: {key} is a section of keys, found {value!r}")
+            continue
+        last_parts = {name.rpartition(".")[2]: name for name in known}
+        near = difflib.get_close_matches(key, known, n=1) or [
+            last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
+        ]
+        problems.append(f"{source}: unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
     return problems
 
 
-def _wrong_values(parser: ArgumentParser, contents: dict[str, dict[str, Any]], words: Sequence[str]) -> list[str]:
-    """One sentence per value of the wrong type; only called after parsing has failed."""
-    problems = []
-    for file, content in contents.items():
-        for key, value in _leaves(content):
+def _value_problems(parser: ArgumentParser, config_class: type, source: str, key: str, value: Any) -> list[str]:
+    """What is wrong with the type of one value."""
+    if value in (None, "null"):
+        owner = config_class
+        *sections, name = key.split(".")
+        for section in sections:
+            owner = get_type_hints(owner)[section]
+        return [] if type(None) in get_args(get_type_hints(owner)[name]) else [f"{source}: {key}: found null"]
+    try:
+        if source == "command line":
+            parser.parse_args([f"--{key}={value}"])
+        else:
             nested = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
-            try:
-                parser.parse_object(nested)
-            except ArgumentError as error:
-                problems.append(f"{file}: {_one_line(error)}")
-    for key, value in _options(words):
-        try:
-            parser.parse_args([f"--{key}"] if value is None else [f"--{key}={value}"])
-        except ArgumentError as error:
-            problems.append(f"command line: {_one_line(error)}")
-    return problems
+            parser.parse_object(nested)
+    except ArgumentError as error:
+        return [f"{source}: {_one_line(error)}"]
+    return []
+
+
+def _instantiate(config_class: type[Config], values: Namespace) -> tuple[Config | None, list[str]]:
+    """The dataclass of parsed values, section by section; None and all messages where sections are refused."""
+    hints, content, problems = get_type_hints(config_class), {}, []
+    for item in fields(config_class):
+        content[item.name] = values[item.name]
+        if is_dataclass(hints[item.name]):
+            section, found = _instantiate(hints[item.name], values[item.name])
+            problems += found
+            content[item.name] = hints[item.name]() if section is None else section
+    try:
+        config = config_class(**content)
+    except ValueError as error:
+        problems.append(str(error))
+    return (None if problems else config), problems
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Key and value of each `--key value` or `--key=value`."""
-    for index, word in enumerate(words):
-        if word.startswith("--"):
-            key, equals, value = word.removeprefix("--").partition("=")
-            follows = words[index + 1] if index + 1 < len(words) and not words[index + 1].startswith("--") else None
-            yield key, value if equals else follows
+    """Key and value of each `--key=value`; None for a bare `--key`."""
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        yield key, value if equals else None
 
 
 def _one_line(error: Exception) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from scalegmn.cli import parse
+from scalegmn.cli import parse, split_arguments
 from scalegmn.data.loader import DataConfig
 from scalegmn.data.zoo_format import open_zoo
 from scalegmn.log import Run, WandbConfig
@@ -74,15 +72,16 @@ def read_config(arguments: Sequence[str] | None = None) -> Config:
 
     `run_dir` is filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    config = parse(Config, words)
+    config = parse(Config, arguments)
     if config.run_dir is not None:
         return config
-    files = re.findall(r"--conf[= ](\S+)", " ".join(words))
+    files, _ = split_arguments(arguments)
     path = Path(files[-1]).resolve() if files else None
     name = f"{path.parent.name}-{path.stem}" if path else "default"
-    time = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return replace(config, run_dir=str(Path("runs") / name / time))
+    folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}-again")
+    return replace(config, run_dir=str(folder))
 
 
 def start_run(config: Config) -> Run:

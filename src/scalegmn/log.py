@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -52,9 +53,13 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the source tree, with `-dirty` when it has changes; None outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -86,7 +91,7 @@ class Run:
     finished), `checkpoints/`, `figures/`.
 
     Args:
-        folder: where results go; made when missing.
+        folder: where results go; made when missing, begun anew when it holds an unfinished run.
         config: the complete configuration, as YAML text and as plain types.
         wandb: None, or where the run goes in Weights & Biases.
 
@@ -98,8 +103,10 @@ class Run:
         if (folder / "summary.json").exists():
             raise ValueError(f"{folder} holds a finished run, which is never overwritten; choose another --run_dir")
         for name in ("checkpoints", "figures"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
+            (folder / name).mkdir(parents=True)
         self.folder = folder
+        self._commit = git_commit()
         write_atomic(folder / "config.yml", config_yaml)
         write_atomic(folder / "metrics.jsonl", "")
         self._wandb = None
@@ -119,7 +126,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, with versions and git commit, which marks the run as finished."""
-        write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": git_commit()})
+        write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": self._commit})
         if self._wandb is not None:
             self._wandb.summary.update({f"final/{key}": value for key, value in summary.items()})
             self._wandb.finish()
@@ -129,11 +136,15 @@ def _start_wandb(folder: Path, config: Mapping[str, Any], where: WandbConfig) ->
     """A wandb run that keeps its files in the run folder.
 
     Raises:
-        ValueError: wandb is not installed.
+        ValueError: wandb is not installed, or refuses to start.
     """
     try:
         import wandb
     except ImportError:
         raise ValueError("wandb: not installed; `pip install wandb` or leave --wandb False") from None
     options = {**asdict(where), "name": where.name or folder.name, "tags": list(where.tags)}
-    return wandb.init(dir=str(folder), config=dict(config), **options)
+    try:
+        return wandb.init(dir=str(folder), config=dict(config), **options)
+    except wandb.errors.Error as error:
+        remedy = "`wandb login`, or set WANDB_MODE=offline, or leave --wandb False"
+        raise ValueError(f"wandb: {error}; {remedy}") from None

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches."""
+    from matplotlib.figure import Figure  # takes a second to import, which notebooks need not wait for
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
@@ -19,7 +28,7 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
         best_epoch: the epoch whose checkpoint was kept.
     """
     names = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
-    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
+    figure = _figure(5 * len(names), 3.6)
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         for split in ("train", "val"):
             if f"{split}_{name}" in rows[0]:
@@ -34,7 +43,7 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     """Counts [true class, predicted class] as an image with numbers."""
     size = 2 + 0.45 * len(counts)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    figure = _figure(size, size)
     axes = figure.subplots()
     rates = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(rates, cmap="Blues", vmin=0, vmax=1)
@@ -49,9 +58,9 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
 
 def reconstructions(path: Path, originals: np.ndarray, fits: np.ndarray, psnr: np.ndarray) -> None:
     """Images [n, height, width, channels] above their fits, and a histogram of the PSNR of all networks."""
-    figure = Figure(figsize=(1.0 * len(originals), 4.5), layout="constrained")
+    figure = _figure(max(4.0, len(originals)), 4.5)
     top, bottom = figure.subfigures(2, 1, height_ratios=[2, 2.2])
-    for row, images in zip(top.subplots(2, len(originals)), (originals, fits), strict=True):
+    for row, images in zip(top.subplots(2, len(originals), squeeze=False), (originals, fits), strict=True):
         for axes, image in zip(row, images, strict=True):
             axes.imshow(image.clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
             axes.axis("off")

@@ -93,7 +93,7 @@ class NetSpec:
     @classmethod
     def mlp(cls, layout: Sequence[int], activation: str, w0: float = 30.0) -> NetSpec:
         """The spec of a multi-layer perceptron with `layout` n and one hidden activation (w0 counts for a sine)."""
-        w0 = float(w0) if activation == "sine" else 1.0
+        w0 = float(w0) if activation in ("sine", MIXED) else 1.0
         *hidden, last = pairwise(layout)
         return cls((*(LayerSpec(i, o, None, activation, w0) for i, o in hidden), LayerSpec(*last)))
 
@@ -220,6 +220,8 @@ class NetSpec:
 def _activation_indices(activation: str | Sequence[str], num_networks: int) -> tuple[str, Tensor | None]:
     """The spec's activation, and [B] indices into `ACTIVATIONS` where networks differ."""
     if isinstance(activation, str):
+        if activation == MIXED:
+            raise ValueError(f"activation: found {MIXED!r}, expected one name per network")
         return activation, None
     if len(activation) != num_networks:
         raise ValueError(f"activation: found {len(activation)} names for {num_networks} networks, expected one each")
@@ -266,6 +268,8 @@ class NetParams:
         Raises:
             ValueError: a shape does not fit, a value is not finite, an activation is unknown; names the layer.
         """
+        if not 0 < w0 < float("inf"):
+            raise ValueError(f"w0: found {w0}, expected above 0")
         if not weights or len(weights) != len(biases):
             raise ValueError(f"expected one bias per weight, found {len(weights)} weights and {len(biases)} biases")
         num_networks = len(weights[0]) if weights[0].ndim else 0
@@ -282,8 +286,10 @@ class NetParams:
                     f"layer {index}: bias has shape {tuple(bias.shape)}, expected {tuple(weight.shape[:2])}"
                 )
             for kind, tensor in (("weight", weight), ("bias", bias)):
-                if not tensor.is_floating_point():
-                    raise ValueError(f"layer {index}: {kind} is {tensor.dtype}, expected a floating point type")
+                if not tensor.is_floating_point() or tensor.dtype != weights[0].dtype:
+                    raise ValueError(
+                        f"layer {index}: {kind} is {tensor.dtype}, expected one floating point type for all"
+                    )
                 bad = ~tensor.isfinite().flatten(1).all(1)
                 if bad.any():
                     raise ValueError(f"layer {index}: {kind} of network {int(bad.nonzero()[0])} has NaN or infinity")
@@ -401,7 +407,10 @@ class NetParams:
                 spec.layers, batch.edge_attr.reshape(num, spec.num_edges, -1).split(sizes, dim=1), strict=True
             )
         ]
-        return cls.from_features(spec, nodes, edges, batch.get("activation"))
+        activation = batch.get("activation")
+        if MIXED in spec.symmetries and activation is None:
+            raise ValueError(f"activation: missing, expected [{num}] indices for {spec}")
+        return cls.from_features(spec, nodes, edges, activation)
 
 
 def _kernel_slots(spec: NetSpec) -> list[Tensor]:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from scalegmn.data.zoo_format import open_zoo, split_by_group, write_zoo
+from scalegmn.data.zoo_format import _description_sha256, open_zoo, split_by_group, write_zoo
 from scalegmn.spec import NetSpec
 
 
@@ -54,18 +54,37 @@ def test_edited(zoo):
         open_zoo(zoo[0])
 
 
+def rewrite(folder, old, new, seal=False):
+    """Replaces text in zoo.json; `seal`: with the checksum that belongs to the new text."""
+    file = folder / "zoo.json"
+    content = json.loads(json.dumps(json.loads(file.read_text())).replace(old, new))
+    if seal:
+        content["sha256"] = _description_sha256(content)
+    file.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("old", "new"), [('"w0": 30.0', '"w0": 6.0'), ('"hetero"', '"relu"'), ('"seed": 1', '"seed": 2')]
+)
+def test_edited_description(zoo, old, new):
+    rewrite(zoo[0], old, new)
+    with pytest.raises(ValueError, match=r"zoo.json: not a zoo description .*checksum differs"):
+        open_zoo(zoo[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
     [
-        (lambda c: c | {"version": 99}, "format version 99, expected 1"),
-        (lambda c: {k: v for k, v in c.items() if k != "specs"}, "not a zoo description"),
-        (lambda c: json.loads(json.dumps(c).replace('"out_dim": 4', '"out_dim": 3')), "reads 4 neurons"),
-        (lambda c: json.loads(json.dumps(c).replace('_dim": 4', '_dim": 3')), "layer 0: weight"),
+        ('"version": 1', '"version": 99', "format version 99, expected 1"),
+        ('"specs"', '"species"', "not a zoo description .*'specs'"),
+        ('"tensors_sha256"', '"tensors"', "not a zoo description .*'tensors_sha256'"),
+        ('"out_dim": 4', '"out_dim": 3', "reads 4 neurons"),
+        ('_dim": 4', '_dim": 3', "layer 0: weight"),
+        ('["label"]', '["label", "image"]', "not the tensors that zoo.json describes .*column.image"),
     ],
 )
-def test_edited_description(zoo, edit, message):
-    file = zoo[0] / "zoo.json"
-    file.write_text(json.dumps(edit(json.loads(file.read_text()))))
+def test_wrong_description(zoo, old, new, message):
+    rewrite(zoo[0], old, new, seal=True)
     with pytest.raises(ValueError, match=message):
         open_zoo(zoo[0])
 
@@ -78,7 +97,7 @@ def test_description_that_is_not_json(zoo):
 
 def test_split_by_group():
     groups = torch.arange(50).repeat_interleave(3)
-    splits = split_by_group(groups, {"train": 1.0, "val": 0.1, "test": 0.2}, seed=0)
+    splits = split_by_group(groups, {"val": 0.1, "test": 0.2}, seed=0)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 105, "val": 15, "test": 30}
     found = [set(groups[rows].tolist()) for rows in splits.values()]
     assert not found[0] & found[1]

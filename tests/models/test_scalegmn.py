@@ -50,6 +50,11 @@ def test_contradictions_are_named_together():
         )
 
 
+def test_named_values_are_checked_outside_the_command_line_too():
+    with pytest.raises(ValueError, match=r"symmetry: found 'signs', expected one of .*; .*message.io: found 'none'"):
+        ScaleGMNConfig(symmetry="signs", message=EquivariantNetConfig(io="none"))
+
+
 def test_normalization_is_on_for_permutation_only():
     spec = NetSpec.mlp([2, 4, 1], "sine")
     assert ScaleGMNConfig(symmetry="permutation").build(spec).normalization is not None

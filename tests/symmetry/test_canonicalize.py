@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scalegmn.nets.functional import evaluate
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize_phase
 
 
@@ -38,3 +38,13 @@ def test_phase_by_hand():
 def test_other_activations_are_left_alone(random_params):
     params = random_params(NetSpec.mlp([2, 7, 5, 3], "tanh"), 2)
     assert all(map(torch.equal, canonicalize_phase(params).weights, params.weights))
+
+
+def test_mixed_networks_keep_their_function(random_params):
+    own = [ACTIVATIONS.index(name) for name in ("sine", "relu", "sine")]
+    params = random_params(NetSpec.mlp([2, 7, 5, 3], "hetero", 6.0), 3, own)
+    canonical = canonicalize_phase(params)
+    points = torch.rand(30, 2, dtype=torch.float64) * 2 - 1
+    assert (evaluate(canonical, points) - evaluate(params, points)).abs().max() < 1e-11
+    assert torch.equal(canonical.biases[0][1], params.biases[0][1])
+    assert (6.0 * canonical.biases[0][[0, 2]]).abs().max() <= math.pi / 2 + 1e-12

@@ -46,5 +46,5 @@ def test_debug_and_labels(data):
 def test_confusion_matrix_is_drawn(data, tmp_path):
     task = Classification(data, 4)
     model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
-    task.draw(model, "test", torch.device("cpu"), tmp_path)
+    task.evaluate(model, "test", torch.device("cpu"), tmp_path)
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000

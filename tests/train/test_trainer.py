@@ -36,13 +36,12 @@ class Line:
         return (model(inputs) - target).square().mean()
 
     @torch.no_grad()
-    def evaluate(self, model, split, device):
+    def evaluate(self, model, split, device, figures=None):
         model.eval()
         self.evaluated.append(split)
+        if figures is not None:
+            (figures / f"{split}.txt").write_text("drawn")
         return {"loss": self.loss(model, self.x, 2 * self.x - 1).item()}
-
-    def draw(self, model, split, device, folder):
-        (folder / f"{split}.txt").write_text("drawn")
 
     def identity(self):
         return {"line": 1}
@@ -51,8 +50,8 @@ class Line:
 class WorseAfterThreeEpochs(Line):
     """Validation that is best at epoch 2."""
 
-    def evaluate(self, model, split, device):
-        super().evaluate(model, split, device)
+    def evaluate(self, model, split, device, figures=None):
+        super().evaluate(model, split, device, figures)
         return {"loss": float(abs(self.evaluated.count("val") - 3)) if split == "val" else -1.0}
 
 

@@ -100,3 +100,29 @@ def test_recipe_is_stored_as_plain_json(recipe):
     assert content["provenance"]["images"] == "scikit-learn digits"
     assert content["splits"] == {"train": 42, "val": 6, "test": 12}
     assert content["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_images": 3}, "leave none for val"),
+        ({"num_images": 5000}, "found 5000, expected at most 1797"),
+        ({"lr": 1e38}, "networks diverged"),
+    ],
+)
+def test_recipes_that_cannot_work_leave_nothing(recipe, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_zoo(replace(recipe, **change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zoo_is_complete_or_not_there(recipe, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "reconstructions", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_zoo(recipe)
+    assert not (tmp_path / "zoo").exists()
+    assert (make_zoo(recipe) / "fits.png").exists()

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Zoo:
         params: all networks.
         columns: per name, a tensor [networks, ...]: `label` (class), `image` (identity of the image), `psnr` (dB).
         splits: `train`, `val`, `test` -> indices of networks.
-        sha256: checksum of the tensors, the zoo's identity.
+        sha256: checksum of tensors and description, the zoo's identity.
         provenance: how it was made.
     """
 
@@ -58,8 +58,9 @@ def write_zoo(
     columns: Mapping[str, Tensor],
     splits: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
+    draw: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a zoo folder atomically.
+    """Writes a zoo folder atomically; `draw` adds figures to it.
 
     Raises:
         ValueError: `path` exists.
@@ -82,9 +83,11 @@ def write_zoo(
         "columns": list(columns),
         "splits": {name: len(indices) for name, indices in splits.items()},
         "bytes": file.stat().st_size,
-        "sha256": _sha256(file),
+        "tensors_sha256": _file_sha256(file),
         "provenance": dict(provenance),
     }
+    content["sha256"] = _description_sha256(content)
+    draw(staging)
     (staging / "zoo.json").write_text(json.dumps(content, indent=2) + "\n")
     for written in staging.iterdir():
         with open(written, "rb") as handle:
@@ -102,29 +105,33 @@ def open_zoo(path: Path) -> Zoo:
     if not description.exists() or not file.exists():
         raise ValueError(
             f"{path}: no zoo there (zoo.json and zoo.safetensors); make one with "
-            "`python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml` or set --data.dataset_path"
+            f"`python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}` or set --data.dataset_path"
         )
     remedy = f"delete {path} and make it again"
     try:
         content = json.loads(description.read_text())
-        if content["version"] != FORMAT_VERSION:
-            raise ValueError(f"{description}: format version {content['version']}, expected {FORMAT_VERSION}; {remedy}")
+        version = content["version"]
+        if version == FORMAT_VERSION and content["sha256"] != _description_sha256(content):
+            raise ValueError("its checksum differs: edited or damaged")
         spec = NetSpec.from_dict(content["specs"][0])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
+        size, checksum = content["bytes"], content["tensors_sha256"]
+        columns, splits, provenance = content["columns"], content["splits"], content["provenance"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{description}: not a zoo description ({type(error).__name__}: {error}); {remedy}") from None
-    size = file.stat().st_size
-    if size != content["bytes"]:
-        raise ValueError(f"{file}: {size} bytes, expected {content['bytes']}: truncated or replaced; {remedy}")
-    if _sha256(file) != content["sha256"]:
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{description}: format version {version}, expected {FORMAT_VERSION}; {remedy}")
+    if file.stat().st_size != size:
+        raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}: truncated or replaced; {remedy}")
+    if _file_sha256(file) != checksum:
         raise ValueError(f"{file}: checksum differs from zoo.json's: edited or damaged; {remedy}")
     try:
         tensors = load_file(file)
         params = params_from_tensors(spec, tensors)
+        columns = {name: tensors[f"column.{name}"] for name in columns}
+        splits = {name: tensors[f"split.{name}"] for name in splits}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{file}: not the tensors that zoo.json describes ({error}); {remedy}") from None
-    columns = {name: tensors[f"column.{name}"] for name in content["columns"]}
-    splits = {name: tensors[f"split.{name}"] for name in content["splits"]}
-    return Zoo(path, params, columns, splits, content["sha256"], content["provenance"])
+    return Zoo(path, params, columns, splits, content["sha256"], provenance)
 
 
 def params_to_tensors(params: NetParams) -> dict[str, Tensor]:
@@ -160,7 +167,7 @@ def split_by_group(groups: Tensor, fractions: Mapping[str, float], seed: int) ->
 
     Args:
         groups: [networks] identity of each network's image.
-        fractions: split -> share of the groups; the first split takes what the others leave.
+        fractions: split -> share of the groups; `train` takes what they leave.
         seed: of the shuffle.
 
     Returns:
@@ -168,21 +175,22 @@ def split_by_group(groups: Tensor, fractions: Mapping[str, float], seed: int) ->
     """
     identities = groups.unique()
     shuffled = identities[torch.randperm(len(identities), generator=torch.Generator().manual_seed(seed))]
-    first, *others = fractions
-    sizes = [round(fractions[name] * len(identities)) for name in others]
+    sizes = [round(fraction * len(identities)) for fraction in fractions.values()]
     parts = shuffled.split([len(identities) - sum(sizes), *sizes])
-    return {name: torch.isin(groups, part).nonzero()[:, 0] for name, part in zip((first, *others), parts, strict=True)}
+    names = ("train", *fractions)
+    return {name: torch.isin(groups, part).nonzero()[:, 0] for name, part in zip(names, parts, strict=True)}
 
 
-def _sha256(path: Path) -> str:
+def _file_sha256(path: Path) -> str:
     """The checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10."""
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+def _description_sha256(content: Mapping[str, Any]) -> str:
+    """The checksum of all else in a description, the tensors' checksum included: the zoo's identity."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

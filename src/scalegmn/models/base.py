@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -38,6 +39,16 @@ class Metanetwork(nn.Module):
 @dataclass(frozen=True)
 class ModelConfig:
     """A metanetwork's hyper-parameters; `build` makes the module for one kind of input network."""
+
+    def wrong_choices(self) -> list[str]:
+        """One sentence per field whose value is not one of its named ones, also inside sections."""
+        problems = []
+        for section, prefix in ((self, ""), *((getattr(self, f.name), f"{f.name}.") for f in fields(self))):
+            for name, hint in get_type_hints(type(section)).items() if is_dataclass(section) else ():
+                value = getattr(section, name)
+                if get_origin(hint) is Literal and value not in get_args(hint):
+                    problems.append(f"{prefix}{name}: found {value!r}, expected one of {get_args(hint)}")
+        return problems
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

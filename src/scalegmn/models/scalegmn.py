@@ -146,7 +146,7 @@ class ScaleGMNConfig(ModelConfig):
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("num_layers", "hidden_dim", "out_dim", "readout_dim")}
         counts |= {f"{name}.num_layers": getattr(self, name).num_layers for name in ("message", "update")}
-        problems = [
+        problems = self.wrong_choices() + [
             f"{name}: found {count}, expected at least 1"
             for name, count in counts.items()
             if count is not None and count < 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scalegmn.spec import NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
 
 
 def canonicalize_phase(params: NetParams) -> NetParams:
@@ -15,8 +15,10 @@ def canonicalize_phase(params: NetParams) -> NetParams:
     """
     weights, biases = list(params.weights), list(params.biases)
     for index, layer in enumerate(params.spec.layers[:-1]):
-        if layer.activation == "sine":
+        if layer.activation in ("sine", MIXED):
             turns = (layer.w0 * biases[index] / math.pi + 0.5).floor()  # [B, n_l]
+            if layer.activation == MIXED:
+                turns = turns * (params.activation == ACTIVATIONS.index("sine"))[:, None]
             biases[index] = biases[index] - turns * (math.pi / layer.w0)
             parity = 1 - 2 * turns.remainder(2)
             outgoing = weights[index + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.groups import GroupElement
@@ -28,18 +28,23 @@ def invariance_error(
     """The largest |f(g x) - f(x)| over random group elements g, relative to the spread between networks.
 
     Args:
-        model: networks -> [B, ...].
+        model: networks -> [B, ...]; a module is measured in evaluation mode.
         params: at least two different networks.
         generator: draws the group elements.
         permute: permute neurons.
         scale: rescale neurons by what their activations admit.
         num_draws: group elements per network.
     """
+    training = isinstance(model, nn.Module) and model.training
+    if training:  # dropout is not what is measured
+        model.eval()
     outputs = model(params)
     changes = [
         model(GroupElement.sample(params, generator, permute=permute, scale=scale).act(params)) - outputs
         for _ in range(num_draws)
     ]
+    if training:
+        model.train()
     return max(change.abs().max().item() for change in changes) / spread(outputs)
 
 

@@ -67,20 +67,19 @@ class Classification:
         """Cross-entropy of logits [B, classes] and labels [B]."""
         return nn.functional.cross_entropy(model(inputs), target)
 
-    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """Mean cross-entropy and accuracy over a split."""
+    def evaluate(
+        self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
+    ) -> dict[str, float]:
+        """Mean cross-entropy and accuracy over a split; its confusion matrix into the folder `figures`."""
         logits, labels = self._predict(model, split, device)
+        if figures is not None:
+            num_classes = logits.shape[1]
+            counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
+            confusion_matrix(figures / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy())
         return {
             "loss": nn.functional.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
         }
-
-    def draw(self, model: nn.Module, split: str, device: torch.device, folder: Path) -> None:
-        """The confusion matrix of a split."""
-        logits, labels = self._predict(model, split, device)
-        num_classes = logits.shape[1]
-        counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
-        confusion_matrix(folder / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy())
 
     def identity(self) -> dict[str, Any]:
         """Which zoo was read, and how."""

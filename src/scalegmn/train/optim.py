@@ -22,8 +22,11 @@ class OptimizerConfig:
     """Decoupled weight decay."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optimization.optimizer_args.lr: found {self.lr}, expected above 0")
+        problems = [] if self.lr > 0 else [f"lr: found {self.lr}, expected above 0"]
+        if not self.weight_decay >= 0:
+            problems.append(f"weight_decay: found {self.weight_decay}, expected 0 or more")
+        if problems:
+            raise ValueError("; ".join(f"optimization.optimizer_args.{problem}" for problem in problems))
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ class ScheduleConfig:
     """The learning rate over the steps of a run."""
 
     warmup_steps: int = 1000
-    """Steps of linear warm-up from zero."""
+    """Steps over which the learning rate rises linearly."""
 
     decay: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (as published), or a half cosine that ends at zero with the last epoch."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            found = self.warmup_steps
+            raise ValueError(f"optimization.scheduler_args.warmup_steps: found {found}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class OptimizationConfig:
 
     scheduler_args: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate schedule."""
+
+    def __post_init__(self) -> None:
+        norm = self.clip_grad_max_norm
+        if norm is not None and not norm > 0:
+            raise ValueError(f"optimization.clip_grad_max_norm: found {norm}, expected above 0, or null")
 
 
 def build_optimizer(

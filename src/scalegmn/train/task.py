@@ -35,12 +35,10 @@ class Task(Protocol):
         """The mean loss of a batch, a scalar."""
         ...
 
-    def evaluate(self, model: nn.Module, split: str, device: torch.device) -> dict[str, float]:
-        """Metrics over the whole split, `loss` and `monitor` among them."""
-        ...
-
-    def draw(self, model: nn.Module, split: str, device: torch.device, folder: Path) -> None:
-        """Figures of the model's results on a split, as PNG."""
+    def evaluate(
+        self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
+    ) -> dict[str, float]:
+        """Metrics over the whole split, `loss` and `monitor` among them; PNG figures into the folder `figures`."""
         ...
 
     def identity(self) -> dict[str, Any]:

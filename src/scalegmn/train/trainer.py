@@ -46,6 +46,11 @@ class TrainConfig:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def check_device(self) -> None:
+        """Raises ValueError when this machine lacks the device."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("train_args.device: cuda, but torch finds no GPU here; use auto or cpu")
+
 
 def fit(
     task: Task, model: nn.Module, config: TrainConfig, optimization: OptimizationConfig, run: Run
@@ -84,6 +89,7 @@ def fit(
                 max_norm = optimization.clip_grad_max_norm
                 fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
             optimizer.step()
+            lr = schedule.get_last_lr()[0]
             schedule.step()
             total += loss.detach() * len(target)
             count += len(target)
@@ -99,7 +105,7 @@ def fit(
         row = {
             "epoch": epoch,
             "step": (epoch + 1) * task.steps_per_epoch,
-            "lr": schedule.get_last_lr()[0],
+            "lr": lr,
             "train_loss": train_loss,
             **{f"val_{name}": value for name, value in val.items()},
             "networks_per_second": count / train_seconds,
@@ -121,9 +127,9 @@ def fit(
             print(f"no better validation {task.monitor} for {config.patience} epochs: stopped")
             break
     facts = load_checkpoint(run.folder / "checkpoints" / "best.safetensors", model)
-    test = task.evaluate(model, "test", fabric.device)
-    learning_curves(run.folder / "figures" / "learning_curves.png", run.metrics(), best_epoch)
-    task.draw(model, "test", fabric.device, run.folder / "figures")
+    figures = run.folder / "figures"
+    test = task.evaluate(model, "test", fabric.device, figures)
+    learning_curves(figures / "learning_curves.png", run.metrics(), best_epoch)
     summary = {
         **{f"test_{name}": value for name, value in test.items()},
         **{key: value for key, value in facts.items() if key != "epoch"},

@@ -12,9 +12,9 @@ from scalegmn.spec import NetParams
 
 
 class SirenFit:
-    """Adam on the squared error of B SIRENs, one image each; gradients written out, nothing allocated per step.
+    """AdamW on the squared error of B SIRENs, one image each; gradients written out, nothing allocated per step.
 
-    All parameters are views of one flat buffer, one contiguous segment per layer and kind, so that Adam is one fused
+    All parameters are views of one flat buffer, one contiguous segment per layer and kind, so that AdamW is one fused
     call; all products are batched over networks with the points as rows, [B, P, in] x [B, in, out].
 
     Args:

@@ -79,7 +79,16 @@ class InrRecipe:
             for name in ("views", "width", "depth", "steps", "num_images")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
-        problems += [f"{n}: found {getattr(self, n)}, expected above 0" for n in ("w0", "lr") if getattr(self, n) <= 0]
+        problems += [
+            f"{name}: found {getattr(self, name)}, expected above 0"
+            for name in ("w0", "lr")
+            if not getattr(self, name) > 0
+        ]
+        problems += [
+            f"{name}: found {getattr(self, name)}, expected 0 or more"
+            for name in ("weight_decay", "seed")
+            if not getattr(self, name) >= 0
+        ]
         fractions = (self.val_fraction, self.test_fraction)
         if min(fractions) <= 0 or sum(fractions) >= 1:
             problems.append(f"val_fraction, test_fraction: found {fractions}, expected positive with a sum below 1")
@@ -128,38 +137,50 @@ def make_zoo(recipe: InrRecipe) -> Path:
         ValueError: the folder holds something else.
     """
     out = Path(recipe.out)
-    plan = {key: value for key, value in asdict(recipe).items() if key != "out"}
+    plan = {key: value for key, value in asdict(recipe).items() if key != "out"} | {"block": BLOCK}
     if out.exists():
         _expect_recipe(out / "zoo.json", plan, lambda content: content["provenance"]["recipe"])
         print(f"{out}: this zoo is there already")
         return out
+    images = IMAGE_SOURCES[recipe.images]()
+    if recipe.num_images is not None and recipe.num_images > len(images.pixels):
+        raise ValueError(f"num_images: found {recipe.num_images}, expected at most {len(images.pixels)}")
+    images = images.first(recipe.num_images)
+    image = torch.arange(len(images.pixels)).repeat_interleave(recipe.views)
+    splits = split_by_group(image, {"val": recipe.val_fraction, "test": recipe.test_fraction}, recipe.seed)
+    empty = [name for name, rows in splits.items() if not len(rows)]
+    if empty:
+        raise ValueError(f"num_images: {len(images.pixels)} images leave none for {', '.join(empty)}; use more")
     unfinished = out.with_name(out.name + ".partial")
     if unfinished.exists():
         _expect_recipe(unfinished / "recipe.json", plan, lambda content: content)
     unfinished.mkdir(parents=True, exist_ok=True)
     write_json(unfinished / "recipe.json", plan)
 
-    images = IMAGE_SOURCES[recipe.images]().first(recipe.num_images)
-    image = torch.arange(len(images.pixels)).repeat_interleave(recipe.views)
     params, mse = _fit(recipe, images, image, unfinished)
+    failed = int((~params.flatten().isfinite().all(1)).sum())
+    if failed:
+        shutil.rmtree(unfinished)
+        raise ValueError(f"lr: found {recipe.lr}, with which {failed} of {len(params)} networks diverged; lower it")
     psnr = -10 * mse.log10()
     columns = {"label": images.labels[image], "image": image, "psnr": psnr}
-    fractions = {"train": 1.0, "val": recipe.val_fraction, "test": recipe.test_fraction}
     provenance = {
         "recipe": plan,
         "images": images.source,
         "image_shape": list(images.pixels.shape[1:]),
         "versions": versions(),
     }
-    write_zoo(out, params, columns, split_by_group(image, fractions, recipe.seed), provenance)
-    shutil.rmtree(unfinished)
-
-    low, median = np.percentile(psnr.numpy(), [5, 50])
-    print(f"{out}: {len(params):,} networks {params.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
     shown = torch.linspace(0, len(params) - 1, min(12, len(params))).long()
     originals = images.pixels[image[shown]]
     fits = render(params[shown], *originals.shape[1:3])
-    reconstructions(out / "fits.png", originals.numpy(), fits.numpy(), psnr.numpy())
+
+    def draw(folder: Path) -> None:
+        reconstructions(folder / "fits.png", originals.numpy(), fits.numpy(), psnr.numpy())
+
+    write_zoo(out, params, columns, splits, provenance, draw)
+    shutil.rmtree(unfinished)
+    low, median = np.percentile(psnr.numpy(), [5, 50])
+    print(f"{out}: {len(params):,} networks {params.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
     return out
 
 
@@ -207,9 +228,9 @@ def _expect_recipe(path: Path, plan: dict[str, Any], read: Callable[[Any], Any])
     """Raises ValueError unless the JSON file at `path` records this recipe."""
     try:
         found = read(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError, KeyError):
+        different = [key for key in plan if found.get(key) != plan[key]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path.parent}: exists and is not a zoo of this recipe; choose another --out") from None
-    different = [key for key in plan if found.get(key) != plan[key]]
     if different:
         raise ValueError(
             f"{path.parent}: made by another recipe ({', '.join(f'{key} {found.get(key)}' for key in different)}); "
