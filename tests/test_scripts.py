@@ -126,7 +126,7 @@ def assert_refused(result, *parts):
         (["--batch_size", "many"], ["batch_size", "many"]),
         (["--data.dataset_path", "data/nothing"], ["data/nothing", "python -m scalegmn.zoos"]),
         (["--data.dataset_path", "data/truncated"], ["zoo.safetensors", "truncated"]),
-        (["--data.dataset_path", "data/relu"], ["scalegmn_args.symmetry", "relu", "use permutation"]),
+        (["--data.dataset_path", "data/relu"], ["scalegmn_args.symmetry", "relu", "use scale"]),
         (["--scalegmn_args.out_dim", "3"], ["scalegmn_args.out_dim: 3 classes"]),
         (["--conf", "missing.yml"], ["missing.yml", "no such file"]),
     ],
