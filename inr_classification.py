@@ -17,7 +17,7 @@ def main() -> None:
         config = read_config()
         config.train_args.check_device()
         task = Classification(config.data, config.batch_size, config.debug)
-        task.check(config.scalegmn_args.out_dim)
+        task.check(config.scalegmn_args.output, config.scalegmn_args.out_dim)
         torch.manual_seed(config.train_args.seed)
         model = config.scalegmn_args.build(task.spec)
         run = start_run(config)

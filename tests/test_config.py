@@ -20,8 +20,17 @@ def test_every_config_round_trips_and_builds(path, tmp_path):
     config = parse(Config, ["--conf", str(path)])
     (tmp_path / "config.yml").write_text(config.to_yaml())
     assert parse(Config, ["--conf", str(tmp_path / "config.yml")]) == config
-    model = config.scalegmn_args.build(NetSpec.mlp([2, 6, 6, 1], "sine"))
+    activation = {"scale": "relu", "hetero": "hetero"}.get(config.scalegmn_args.symmetry, "sine")
+    model = config.scalegmn_args.build(NetSpec.mlp([2, 6, 6, 1], activation))
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
+
+
+def test_all_published_configs_are_there():
+    names = {f"{path.parent.name}/{path.name}" for path in RUNS}
+    pairs = [("mnist_cls", ""), ("fmnist_cls", ""), ("cifar_inr_cls", ""), ("cifar_inr_cls", "_aug")]
+    pairs += [("mnist_editing", ""), ("cifar10", "_relu"), ("cifar10", "_tanh"), ("cifar10", "_hetero")]
+    pairs += [("svhn", "_relu"), ("svhn", "_tanh")]
+    assert names >= {f"{task}/scalegmn{kind}{bidir}.yml" for task, kind in pairs for bidir in ("", "_bidir")}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -47,7 +47,7 @@ def test_results(finished):
     summary = json.loads((finished / "summary.json").read_text())
     zoo = json.loads((finished.parents[1] / "data/digits_inr/zoo.json").read_text())
     assert summary["data"]["sha256"] == zoo["sha256"]
-    assert summary["data"]["canonical"] is True
+    assert summary["data"]["read"] == "canonical (phase)"
     assert summary["data"]["networks"] == {"train": 56, "val": 8, "test": 16}
     assert 0 <= summary["test_accuracy"] <= 1
     assert summary["epochs"] == 2
@@ -95,7 +95,7 @@ def test_published_command_line_with_wandb_offline(home):
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert b"val_accuracy" in log.read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["data"]["canonical"] is False
+    assert summary["data"]["read"] == "as stored"
     assert summary["data"]["networks"] == {"train": 16, "val": 8, "test": 16}
 
 

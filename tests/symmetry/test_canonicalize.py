@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
-from scalegmn.symmetry.canonicalize import canonicalize_phase
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.canonicalize import canonicalize, canonicalize_phase, canonicalize_scale
+from scalegmn.symmetry.groups import GroupElement
 
 
 @pytest.mark.parametrize("w0", [1.0, 6.0, 30.0])
@@ -48,3 +49,45 @@ def test_mixed_networks_keep_their_function(random_params):
     assert (evaluate(canonical, points) - evaluate(params, points)).abs().max() < 1e-11
     assert torch.equal(canonical.biases[0][1], params.biases[0][1])
     assert (6.0 * canonical.biases[0][[0, 2]]).abs().max() <= math.pi / 2 + 1e-12
+
+
+def same(a, b, tolerance=0.0):
+    pairs = zip((*a.weights, *a.biases), (*b.weights, *b.biases), strict=True)
+    return all((x - y).abs().max() <= tolerance for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("activation", "own"), [("relu", None), ("leaky_relu", None), ("hetero", ["relu", "tanh"] * 2)]
+)
+def test_scale(activation, own, random_params, generator):
+    own = own and [ACTIVATIONS.index(name) for name in own]
+    params = random_params(NetSpec.mlp([2, 7, 5, 3], activation), 4, own)
+    params.weights[0][0, 2], params.biases[0][0, 2] = 0, 0  # a neuron without incoming weights
+    canonical = canonicalize_scale(params)
+    points = torch.rand(30, 2, dtype=torch.float64) * 2 - 1
+    assert (evaluate(canonical, points) - evaluate(params, points)).abs().max() < 1e-10
+    norms = torch.cat([canonical.weights[1], canonical.biases[1][..., None]], 2).norm(dim=2)
+    assert (norms[0] - 1).abs().max() < 1e-12
+    if own:
+        assert torch.equal(canonical.weights[1][1], params.weights[1][1])  # tanh
+    assert same(canonicalize_scale(canonical), canonical, 1e-12)
+    # one representative per orbit: rescaled networks become the same
+    g = GroupElement.sample(params, generator, permute=False, decades=3.0)
+    if not own:
+        # (the outgoing weights of a neuron that carries nothing are left alone)
+        assert same(canonicalize_scale(g.act(params))[1:], canonical[1:], 1e-10)
+
+
+def test_scale_of_convolutions(random_params, generator):
+    spec = NetSpec((LayerSpec(1, 4, (3, 3), "relu"), LayerSpec(4, 3, (3, 1), "relu"), LayerSpec(3, 2)))
+    params = random_params(spec, 3)
+    canonical = canonicalize_scale(params)
+    assert (canonical.weights[0].flatten(2).square().sum(2) + canonical.biases[0] ** 2 - 1).abs().max() < 1e-12
+    g = GroupElement.sample(params, generator, permute=False)
+    assert same(canonicalize_scale(g.act(params)), canonical, 1e-10)
+
+
+def test_by_name(random_params):
+    params = random_params(NetSpec.mlp([2, 7, 5, 3], "relu"), 2)
+    assert same(canonicalize(params, ["phase", "scale"]), canonicalize_scale(params))
+    assert canonicalize(params, []) is params

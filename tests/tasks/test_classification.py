@@ -39,8 +39,10 @@ def test_prepare_normalizes_by_the_training_split(data):
 def test_debug_and_labels(data):
     assert len(Classification(data, 4, debug=True).splits["train"]) == 16
     with pytest.raises(ValueError, match=r"out_dim: 4 classes, but the labels .* reach from 0 to 4"):
-        Classification(data, 4).check(out_dim=4)
-    Classification(data, 4).check(out_dim=5)
+        Classification(data, 4).check("vector", 4)
+    Classification(data, 4).check("vector", 5)
+    with pytest.raises(ValueError, match="output: found parameters, but classification needs vector"):
+        Classification(data, 4).check("parameters", 5)
 
 
 def test_confusion_matrix_is_drawn(data, tmp_path):

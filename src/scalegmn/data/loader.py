@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scalegmn.data.zoo_format import Zoo, open_zoo
 from scalegmn.spec import NetParams
-from scalegmn.symmetry.canonicalize import canonicalize_phase
+from scalegmn.symmetry.canonicalize import canonicalize
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class DataConfig:
     """Folder of the zoo, as made by `python -m scalegmn.zoos`."""
 
     switch_to_canon: bool = True
-    """Read canonical networks: the phase symmetry of sines removed."""
+    """Read canonical networks; false: as stored."""
+
+    canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
+    """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,6 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
     for name, rows in zoo.splits.items():
         rows = rows[:limit]
         params = zoo.params[rows]
-        splits[name] = LabelledNets(
-            canonicalize_phase(params) if config.switch_to_canon else params, zoo.columns[column][rows]
-        )
+        canonical = canonicalize(params, config.canonicalize if config.switch_to_canon else ())
+        splits[name] = LabelledNets(canonical, zoo.columns[column][rows])
     return zoo, splits

@@ -39,15 +39,17 @@ class Classification:
         self.data, self.batch_size = data, batch_size
         self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
         print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
-        print(f" networks, {self.spec}, {'canonical' if data.switch_to_canon else 'as stored'}")
+        print(f" networks, {self.spec}, {self._reading()}")
 
     @property
     def spec(self) -> NetSpec:
         """The zoo's networks."""
         return self.zoo.spec
 
-    def check(self, out_dim: int) -> None:
-        """Raises ValueError unless every label is one of `out_dim` classes."""
+    def check(self, output: str, out_dim: int) -> None:
+        """Raises ValueError unless the model's output is a vector with a number for every label."""
+        if output != "vector":
+            raise ValueError(f"scalegmn_args.output: found {output}, but classification needs vector")
         labels = self.zoo.columns["label"]
         if labels.min() < 0 or labels.max() >= out_dim:
             raise ValueError(
@@ -86,9 +88,14 @@ class Classification:
         return {
             "zoo": str(self.zoo.path),
             "sha256": self.zoo.sha256,
-            "canonical": self.data.switch_to_canon,
+            "read": self._reading(),
             "networks": {name: len(nets) for name, nets in self.splits.items()},
         }
+
+    def _reading(self) -> str:
+        """Whether networks are read as stored, or which symmetries were removed."""
+        removed = self.data.canonicalize if self.data.switch_to_canon else ()
+        return f"canonical ({', '.join(removed)})" if removed else "as stored"
 
     @torch.no_grad()
     def _predict(self, model: nn.Module, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
