@@ -22,6 +22,7 @@ ALLOWED = {
     "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task"},
     "config": {"cli", "log", "spec", "data", "models", "train"},
     "official": {"spec", "models"},
+    "check": {"cli", "config", "data", "log", "spec", "symmetry", "train.checkpoint"},
     "__init__": {"spec", "config"},
 }
 ONLY_IN = {"wandb": {"log"}, "matplotlib": {"plot"}, "lightning": {"train"}, "jsonargparse": {"cli"}}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
+from scalegmn.symmetry.groups import PhaseShift
 
 
 def canonicalize_phase(params: NetParams) -> NetParams:
@@ -17,16 +18,13 @@ def canonicalize_phase(params: NetParams) -> NetParams:
     k = floor(w0 b / pi + 1/2);  b -> b - k pi / w0;  the neuron's outgoing weights times (-1)^k.
     Afterwards |w0 b| <= pi / 2; the function is unchanged. Layers without a sine, and the last layer's bias, stay.
     """
-    weights, biases = list(params.weights), list(params.biases)
-    for index, layer in enumerate(params.spec.layers[:-1]):
-        if layer.activation in ("sine", MIXED):
-            turns = (layer.w0 * biases[index] / math.pi + 0.5).floor()  # [B, n_l]
-            if layer.activation == MIXED:
-                turns = turns * (params.activation == ACTIVATIONS.index("sine"))[:, None]
-            biases[index] = biases[index] - turns * (math.pi / layer.w0)
-            parity = 1 - 2 * turns.remainder(2)
-            weights[index + 1] = _scale_outgoing(weights[index + 1], parity)
-    return NetParams(params.spec, tuple(weights), tuple(biases), params.activation)
+    turns = []
+    for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
+        k = -(layer.w0 * bias / math.pi + 0.5).floor()  # [B, n_l]
+        if layer.activation == MIXED:
+            k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+        turns.append(k if layer.activation in ("sine", MIXED) else torch.zeros_like(k))
+    return PhaseShift(tuple(turns)).act(params)
 
 
 def canonicalize_scale(params: NetParams) -> NetParams:

@@ -106,6 +106,42 @@ class GroupElement:
         return moved
 
 
+@dataclass(frozen=True)
+class PhaseShift:
+    """Whole half-turns of sine neurons: b -> b + k pi / w0, outgoing weights times (-1)^k.
+
+    The function is unchanged, since sin(z + k pi) = (-1)^k sin(z).
+
+    Attributes:
+        turns: per hidden layer, k [B, n_l]; 0 where the activation is not a sine.
+    """
+
+    turns: tuple[Tensor, ...]
+
+    @classmethod
+    def sample(cls, params: NetParams, generator: torch.Generator | None = None, largest: int = 3) -> PhaseShift:
+        """k uniform in [-largest, largest] for the sine neurons of each network."""
+        turns = []
+        for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
+            k = torch.randint(-largest, largest + 1, bias.shape, generator=generator).to(bias)
+            if layer.activation == MIXED:
+                k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+            elif layer.activation != "sine":
+                k = torch.zeros_like(k)
+            turns.append(k)
+        return cls(tuple(turns))
+
+    def act(self, params: NetParams) -> NetParams:
+        """The transformed parameters."""
+        weights, biases = list(params.weights), list(params.biases)
+        for index, k in enumerate(self.turns):
+            biases[index] = biases[index] + k * (math.pi / params.spec.layers[index].w0)
+            parity = 1 - 2 * k.remainder(2)
+            outgoing = weights[index + 1]
+            weights[index + 1] = outgoing * parity.reshape(len(params), 1, -1, *[1] * (outgoing.ndim - 3))
+        return NetParams(params.spec, tuple(weights), tuple(biases), params.activation)
+
+
 def _identity(shape: tuple[int, int]) -> Tensor:
     """[B, n] identity permutations."""
     return torch.arange(shape[1]).expand(shape).contiguous()

@@ -1,0 +1,79 @@
+"""The symmetry report, on the published configurations."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalegmn.check import main, report
+from scalegmn.data.zoo_format import write_zoo
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def zoo(tmp_path, random_params):
+    """zoo(activation): a zoo of 24 random networks, convolutional but for sines."""
+
+    def make(activation):
+        layers = (LayerSpec(1, 4, (3, 3), activation), LayerSpec(4, 5, (3, 3), activation), LayerSpec(5, 2))
+        spec = NetSpec.mlp([2, 5, 4, 1], "sine", 30.0) if activation == "sine" else NetSpec(layers)
+        own = [ACTIVATIONS.index(name) for name in ("relu", "tanh") * 12] if activation == "hetero" else None
+        params = random_params(spec, 24, own).map(lambda tensor: tensor.float())
+        splits = {"train": torch.arange(10), "val": torch.arange(10, 12), "test": torch.arange(12, 24)}
+        write_zoo(tmp_path / activation, params, {"label": torch.zeros(24).long()}, splits, {})
+        return str(tmp_path / activation)
+
+    return make
+
+
+def check(monkeypatch, capsys, conf, path, *words):
+    """Exit code and lines of the report."""
+    start = ["check", "--conf", str(ROOT / conf), "--data.dataset_path", path, "--scalegmn_args.hidden_dim", "8"]
+    monkeypatch.setattr(sys, "argv", [*start, *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code, capsys.readouterr().out.splitlines()
+
+
+def lines(output, name):
+    return [line for line in output if line.startswith(name)]
+
+
+@pytest.mark.parametrize(
+    ("conf", "activation", "symmetry"),
+    [
+        ("configs/cifar10/scalegmn_relu_bidir.yml", "relu", "scale"),
+        ("configs/cifar10/scalegmn_hetero_bidir.yml", "hetero", "hetero"),
+    ],
+)
+def test_published_bidirectional_configs_need_reciprocal(monkeypatch, capsys, zoo, conf, activation, symmetry):
+    path = zoo(activation)
+    code, output = check(monkeypatch, capsys, conf, path)
+    assert code == 0, output
+    assert "kept" in lines(output, symmetry)[0]
+    code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.reciprocal", "false")
+    assert code == 1, output
+    assert "BROKEN" in lines(output, symmetry)[0]
+    assert "kept" in lines(output, "permutation")[0]
+
+
+def test_phase_is_kept_by_canonical_networks_only(monkeypatch, capsys, zoo):
+    path, conf = zoo("sine"), "configs/mnist_cls/scalegmn_bidir.yml"
+    code, output = check(monkeypatch, capsys, conf, path)
+    assert code == 0, output
+    assert "kept" in lines(output, "phase")[0]
+    assert float(lines(output, "control")[0].split()[3]) > 1e-3
+    code, output = check(monkeypatch, capsys, conf, path, "--data.switch_to_canon", "false")
+    assert code == 0  # no longer claimed
+    assert lines(output, "phase")[0].split()[1] == "no"
+    assert float(lines(output, "phase")[0].split()[3]) > 1e-3
+
+
+def test_report_sees_a_model_that_is_not_symmetric(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine"), 8)
+    errors = report(lambda p: p.flatten(), params, generator)
+    assert set(errors) == {"permutation", "sign", "phase", "control"}
+    assert min(errors.values()) > 0.1
