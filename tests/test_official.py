@@ -45,7 +45,7 @@ def test_all_cases_are_there():
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_published_outputs(path, generator):
     scalegmn_args, state, params, output = read(path)
-    model = load_official(scalegmn_args, state)
+    model = load_official(scalegmn_args, dict(reversed(state.items())))  # in any order
     editing = scalegmn_args["equivariant"]
 
     def apply(params):

@@ -150,10 +150,11 @@ _UNUSED = r"^gnn\.readout\.(phi|aggr)\."
 
 def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
     """Our names of a translated name: each role's branch where modules are held by role, none where it has none."""
-    head, found, rest = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1) if _has_role(name) else (name, "", "")
-    if not found:
+    parts = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1)
+    if len(parts) == 1:
         yield name
         return
+    head, found, rest = parts
     try:
         module = model.get_submodule(head)
     except AttributeError:  # the layer needs no such module
@@ -162,17 +163,11 @@ def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
         if found == "hidden":
             yield from _branches(f"{head}.{rest}", model)
         return
-    # published models with two branches keep the shared one under `input`
-    roles = [found]
-    if found == "input" and module.index.get("output", -1) == module.index.get("input", module.index.get("output")):
-        roles = ["input", "output"]
+    options = model.config.message if ".net." in name else model.config.update
+    shared = found == "input" and options.io_branches == 1  # published under `input`
+    roles = ["input", "output"] if shared else [found]
     for branch in {module.index[role] for role in roles if role in module.index}:
         yield from _branches(f"{head}.branches.{branch}.{rest}", model)
-
-
-def _has_role(name: str) -> bool:
-    """Whether a role stands in a translated name."""
-    return re.search(r"\.(hidden|input|output)\.", name) is not None
 
 
 def load_official(scalegmn_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ScaleGMN:

@@ -137,9 +137,11 @@ def make_zoo(recipe: InrRecipe) -> Path:
         ValueError: the folder holds something else.
     """
     out = Path(recipe.out)
+    unfinished = out.with_name(out.name + ".partial")
     plan = {key: value for key, value in asdict(recipe).items() if key != "out"} | {"block": BLOCK}
     if out.exists():
         _expect_recipe(out / "zoo.json", plan, lambda content: content["provenance"]["recipe"])
+        shutil.rmtree(unfinished, ignore_errors=True)  # left over when the last moment was interrupted
         print(f"{out}: this zoo is there already")
         return out
     images = IMAGE_SOURCES[recipe.images]()
@@ -151,7 +153,6 @@ def make_zoo(recipe: InrRecipe) -> Path:
     empty = [name for name, rows in splits.items() if not len(rows)]
     if empty:
         raise ValueError(f"num_images: {len(images.pixels)} images leave none for {', '.join(empty)}; use more")
-    unfinished = out.with_name(out.name + ".partial")
     if unfinished.exists():
         _expect_recipe(unfinished / "recipe.json", plan, lambda content: content)
     unfinished.mkdir(parents=True, exist_ok=True)
