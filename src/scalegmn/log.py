@@ -17,12 +17,15 @@ from typing import Any
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a ValueError or OSError about the user's input into one line on stderr and exit code 2."""
+    """Turns a ValueError or OSError about the user's input into one line on stderr and exit code 2; Ctrl-C into 130."""
     try:
         yield
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on with what is finished", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
