@@ -60,6 +60,14 @@ def test_published_bidirectional_configs_need_reciprocal(monkeypatch, capsys, zo
     assert "kept" in lines(output, "permutation")[0]
 
 
+def test_hetero_models_are_judged_on_uniform_zoos_too(monkeypatch, capsys, zoo):
+    path, conf = zoo("relu"), "configs/cifar10/scalegmn_hetero_bidir.yml"
+    assert check(monkeypatch, capsys, conf, path)[0] == 0
+    code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.reciprocal", "false")
+    assert code == 1
+    assert "BROKEN" in lines(output, "scale")[0]
+
+
 def test_phase_is_kept_by_canonical_networks_only(monkeypatch, capsys, zoo):
     path, conf = zoo("sine"), "configs/mnist_cls/scalegmn_bidir.yml"
     code, output = check(monkeypatch, capsys, conf, path)
@@ -77,3 +85,5 @@ def test_report_sees_a_model_that_is_not_symmetric(random_params, generator):
     errors = report(lambda p: p.flatten(), params, generator)
     assert set(errors) == {"permutation", "sign", "phase", "control"}
     assert min(errors.values()) > 0.1
+    broken = report(lambda p: p.biases[-1] * (1 if p is params else float("nan")), params, generator)
+    assert not any(error <= 1e-9 for error in broken.values())

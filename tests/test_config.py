@@ -150,9 +150,10 @@ def test_files_that_are_no_settings(tmp_path):
         os.chdir(here)
 
 
-def test_help_explains_every_field(capsys):
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_explains_every_field(word, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(Config, ["--help"])
+        parse(Config, [word])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for leaf, _ in leaves(yaml.safe_load(Config().to_yaml())):

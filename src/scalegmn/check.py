@@ -18,9 +18,9 @@ from scalegmn.cli import parse, split_arguments
 from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
-from scalegmn.spec import NetParams
+from scalegmn.spec import MIXED, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
-from scalegmn.symmetry.checks import spread
+from scalegmn.symmetry.checks import relative_change
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.train.checkpoint import load_checkpoint
 
@@ -54,12 +54,11 @@ def moves(params: NetParams, generator: torch.Generator) -> dict[str, NetParams]
 def report(model: Callable[[NetParams], Tensor], params: NetParams, generator: torch.Generator) -> dict[str, float]:
     """Per move, the largest change of the output over `DRAWS` draws, relative to the spread between networks."""
     outputs = model(params)
-    errors: dict[str, float] = {}
+    moved: dict[str, list[Tensor]] = {}
     for _ in range(DRAWS):
-        for name, moved in moves(params, generator).items():
-            change = (model(moved) - outputs).abs().max().item() / spread(outputs)
-            errors[name] = max(errors.get(name, 0.0), change)
-    return errors
+        for name, networks in moves(params, generator).items():
+            moved.setdefault(name, []).append(model(networks))
+    return {name: relative_change(torch.stack(found), outputs) for name, found in moved.items()}
 
 
 def main() -> None:
@@ -83,7 +82,8 @@ def main() -> None:
         return model(canonicalize(params, removed))
 
     params = splits["test"].params[:NETWORKS]
-    claimed = {"permutation", config.scalegmn_args.symmetry, *removed}
+    symmetry = config.scalegmn_args.symmetry
+    claimed = {"permutation", symmetry, *removed} | ({"sign", "scale"} if symmetry == MIXED else set())
     table = {}
     for dtype in (torch.float32, torch.float64):
         model.to(dtype)

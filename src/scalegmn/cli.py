@@ -106,7 +106,7 @@ def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]])
     sections = {key[:end] for key in known for end, letter in enumerate(key) if letter == "."}
     problems = []
     for source, key, value in given:
-        if key in known or f"--{key}" in EXITS:
+        if key in known:
             continue
         if key in sections:
             problems.append(f"{source}: {key} is a section of keys, found {value!r}")
@@ -157,10 +157,11 @@ def _instantiate(config_class: type[Config], values: Namespace) -> tuple[Config 
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Key and value of each `--key=value`; None for a bare `--key`."""
+    """Key and value of each setting `--key=value`; None for a bare `--key`."""
     for word in words:
-        key, equals, value = word.removeprefix("--").partition("=")
-        yield key, value if equals else None
+        key, equals, value = word.partition("=")
+        if key not in EXITS:
+            yield key.removeprefix("--"), value if equals else None
 
 
 def _one_line(error: Exception) -> str:

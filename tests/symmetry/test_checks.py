@@ -24,3 +24,17 @@ def test_harness_measures_and_fails(random_params, generator):
     for broken in (only_permutations, lambda p: p.flatten()):
         with pytest.raises(AssertionError, match="of the spread between networks"):
             assert_invariant(broken, params, generator)
+
+
+def test_not_a_number_is_never_invariant(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine"), 8)
+    calls = []
+
+    def fails_when_moved(p):
+        calls.append(p)
+        return p.biases[-1] * (float("nan") if len(calls) == 3 else 1.0)
+
+    with pytest.raises(AssertionError):
+        assert_invariant(fails_when_moved, params, generator)
+    with pytest.raises(AssertionError):
+        assert_invariant(lambda p: torch.zeros(8, 1), params, generator)  # says nothing about symmetry

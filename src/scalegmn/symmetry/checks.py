@@ -16,6 +16,11 @@ def spread(outputs: Tensor) -> float:
     return (outputs - outputs.mean(0)).square().mean().sqrt().item()
 
 
+def relative_change(moved: Tensor, outputs: Tensor) -> float:
+    """The largest |moved - outputs| relative to the spread between networks; NaN and infinities stay visible."""
+    return ((moved - outputs).abs().max() / (outputs - outputs.mean(0)).square().mean().sqrt()).item()
+
+
 @torch.no_grad()
 def invariance_error(
     model: Callable[[NetParams], Tensor],
@@ -39,13 +44,13 @@ def invariance_error(
     if training:  # dropout is not what is measured
         model.eval()
     outputs = model(params)
-    changes = [
-        model(GroupElement.sample(params, generator, permute=permute, scale=scale).act(params)) - outputs
+    moved = [
+        model(GroupElement.sample(params, generator, permute=permute, scale=scale).act(params))
         for _ in range(num_draws)
     ]
     if training:
         model.train()
-    return max(change.abs().max().item() for change in changes) / spread(outputs)
+    return relative_change(torch.stack(moved), outputs)
 
 
 def assert_invariant(
