@@ -18,7 +18,8 @@ def spread(outputs: Tensor) -> float:
 
 def relative_change(moved: Tensor, outputs: Tensor) -> float:
     """The largest |moved - outputs| relative to the spread between networks; NaN and infinities stay visible."""
-    return ((moved - outputs).abs().max() / (outputs - outputs.mean(0)).square().mean().sqrt()).item()
+    change = (moved - outputs).abs().max().cpu()
+    return (change / torch.tensor(spread(outputs), dtype=change.dtype)).item()
 
 
 @torch.no_grad()
