@@ -3,10 +3,12 @@
 import itertools
 from dataclasses import replace
 
+import obvious
 import pytest
 import torch
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
+from scalegmn.nn.edges import EdgeBlock, Pieces, linear
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.checks import assert_invariant, invariance_error, spread
@@ -105,6 +107,36 @@ def model(config, spec, nets):
     return model
 
 
+def gradients(model, outputs):
+    """Of a function of the outputs in which each of them counts."""
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=outputs.dtype)
+    return torch.autograd.grad((outputs * weights).sum(), list(model.parameters()), allow_unused=True)
+
+
+def assert_same(model, found, expected):
+    """Outputs and gradients, to rounding."""
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    names = [name for name, _ in model.named_parameters()]
+    for name, a, b in zip(names, gradients(model, found), gradients(model, expected), strict=True):
+        assert (a - b).abs().max() <= 1e-10 * (1 + b.abs().max()), name
+
+
+def test_equals_its_slow_obvious_twin(model, nets):
+    params = nets(5)
+    if params.activation is not None:  # the twin takes odd networks first
+        params = params[params.activation.argsort()]
+    assert_same(model, model(params), obvious.model(model, params))
+
+
+@pytest.mark.parametrize("materialize", [True, False])
+def test_equals_itself_in_pieces(model, nets, monkeypatch, materialize):
+    params = nets(5)
+    whole = model(params)
+    pieces = Pieces(num_edges=24, recompute=True, materialize=materialize)
+    monkeypatch.setattr(model, "pieces", lambda *args: pieces)
+    assert_same(model, model(params), whole)
+
+
 def test_invariant_to_the_symmetry_it_claims(model, config, nets, generator):
     params = nets(6)
     assert_invariant(model, params, generator, scale=config.symmetry != "permutation")
@@ -170,8 +202,8 @@ class Broken(torch.nn.Module):
         super().__init__()
         self.rho = rho
 
-    def forward(self, rows, x):
-        return self.rho(x)
+    def forward(self, rows, x, weight, bias):
+        return linear(self.rho(x), weight, bias)
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
@@ -212,8 +244,9 @@ def test_layers_are_equivariant(random_params, generator):
     positions = model.node_positions()
 
     def apply(nodes, edges):
-        backward_edges = [block.transpose(1, 2) for block in edges]
-        return model.layers[0](nodes, edges, backward_edges, positions, 0)[:2]
+        blocks, flipped = [EdgeBlock(e) for e in edges], [EdgeBlock(e.transpose(1, 2)) for e in edges]
+        new_nodes, new_edges, _ = model.layers[0](nodes, blocks, flipped, positions, 0, Pieces())
+        return new_nodes, [block.features() for block in new_edges]
 
     new_nodes, new_edges = apply(nodes, edges)
     moved_nodes, moved_edges = apply(g.act_on_nodes(nodes), g.act_on_edges(edges))

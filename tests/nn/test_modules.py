@@ -1,9 +1,11 @@
 """Each module against its equation: exact symmetry in float64, and a slow twin that follows the formula literally."""
 
+import obvious
 import pytest
 import torch
 from torch import nn
 
+from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Scaled
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -38,6 +40,11 @@ def _float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+def inv(module, x, rows=HIDDEN):
+    """inv(x) alone: with the identity after it."""
+    return module(rows, x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1]))
 
 
 def close(a, b):
@@ -78,26 +85,41 @@ def test_mlp_options():
 def test_sign_invariant_is_rho_of_both_signs():
     module = SignInvariant(D, mlp)
     x = torch.randn(3, 4, D)
-    close(module(HIDDEN, x), module.rho(x) + module.rho(-x))
-    close(module(HIDDEN, signs(3, 4, 1) * x), module(HIDDEN, x))
+    close(inv(module, x), module.rho(x) + module.rho(-x))
+    close(inv(module, signs(3, 4, 1) * x), inv(module, x))
 
 
 def test_parameter_free_invariants():
     x, q = torch.randn(3, 4, D), torch.rand(3, 4, 1) * 100 + 0.01
-    close(AbsoluteValue()(HIDDEN, signs(3, 4, 1) * x), x.abs())
-    close(ScaleInvariant()(HIDDEN, q * x), ScaleInvariant()(HIDDEN, x))
-    close(ScaleInvariant()(HIDDEN, torch.tensor([3.0, 4.0])), torch.tensor([0.6, 0.8]))
-    assert torch.equal(ScaleInvariant()(HIDDEN, torch.zeros(2)), torch.zeros(2))
+    close(inv(AbsoluteValue(), signs(3, 4, 1) * x), x.abs())
+    close(inv(ScaleInvariant(), q * x), inv(ScaleInvariant(), x))
+    close(inv(ScaleInvariant(), torch.tensor([3.0, 4.0])), torch.tensor([0.6, 0.8]))
+    close(inv(ScaleInvariant(5.0), torch.tensor([3.0, 4.0])), torch.tensor([0.3, 0.4]))
+    assert torch.equal(inv(ScaleInvariant(), torch.zeros(2)), torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "module", [SignInvariant(D, mlp), AbsoluteValue(), ScaleInvariant(), ScaleInvariant(0.5)], ids=str
+)
+def test_invariant_maps_join_the_linear_that_follows(module):
+    module = module.double()
+    x, after = torch.randn(3, 4, D), nn.Linear(D, 5)
+    extra = torch.randn(4, 5)
+    close(module(HIDDEN, x, after.weight, after.bias + extra), after(obvious.inv(module, x)) + extra)
+    factors = Scaled(torch.randn(3, 1, 4, D), torch.randn(3, 2, 4, 1))
+    whole = factors.values * factors.scale
+    close(module(HIDDEN, factors, after.weight, after.bias), after(obvious.inv(module, whole)))
+    close(module(HIDDEN, factors[:2], after.weight, after.bias), after(obvious.inv(module, whole))[:2])
 
 
 def test_by_activation_splits_the_batch():
     module = ByActivation(AbsoluteValue(), ScaleInvariant())
     x = torch.randn(5, 4, D)
-    found = module(Rows("hidden", 2), x)
+    found = inv(module, x, Rows("hidden", 2))
     close(found[:2], x[:2].abs())
-    close(found[2:], ScaleInvariant()(HIDDEN, x[2:]))
+    close(found[2:], inv(ScaleInvariant(), x[2:]))
     for num_odd in (0, 5):
-        assert module(Rows("hidden", num_odd), x).shape == x.shape
+        assert inv(module, x, Rows("hidden", num_odd)).shape == x.shape
 
 
 def build_sign(dim):
@@ -119,7 +141,7 @@ def test_equivariant_layer(extra_dim):
     close(layer(HIDDEN, q * x, *extras), q * layer(HIDDEN, x, *extras))
     p = extras[0].expand(3, 4, extra_dim) if extra_dim else torch.empty(3, 4, 0)
     hidden = layer.factor.branches[layer.factor.index["hidden"]]
-    invariant = torch.cat([hidden.invariant(HIDDEN, x), p], -1)
+    invariant = torch.cat([inv(hidden.invariant, x), p], -1)
     close(layer(HIDDEN, x, *extras), layer.linear(x) * sequential(hidden.phi)(invariant))
     io = sequential(layer.factor.branches[layer.factor.index["input"]].mlp)
     close(layer(OUTPUT, x, *extras), layer.linear(x) * io(torch.cat([x, p], -1)))
@@ -146,47 +168,74 @@ def test_by_role_keeps_only_what_occurs():
     assert torch.equal(module(OUTPUT, x), shared(OUTPUT, x))
 
 
-def test_message_by_hand():
-    layer = EquivariantMessage(D, equivariant_layer(3))
+@pytest.mark.parametrize("aggregator", ["add", "mean"])
+def test_messages(aggregator):
+    layer = EquivariantMessage(D, equivariant_layer(3), aggregator)
     x, e, p = torch.randn(2, 5, D), torch.randn(2, 4, 5, D), torch.randn(5, 3)
-    found = layer(HIDDEN, x, e, p[None])
-    for i, j in ((0, 0), (3, 1), (2, 4)):
-        close(found[:, i, j], layer.net(HIDDEN, layer.node_linear(x[:, j]) * layer.edge_linear(e[:, i, j]), p[j]))
+    found = layer(HIDDEN, EdgeBlock(e), layer.send(x), p[None])
+    sent = [layer.net(HIDDEN, layer.node_linear(x[:, j]) * layer.edge_linear(e[:, 2, j]), p[j]) for j in range(5)]
+    close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
+    plain = ConcatMessage(D, mlp, aggregator)
+    sent = [sequential(plain.mlp)(torch.cat([e[:, 2, j], x[:, j]], -1)) for j in range(5)]
+    close(plain(HIDDEN, EdgeBlock(e), plain.send(x))[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
 
 
-def test_message_is_equivariant():
-    layer = EquivariantMessage(D, equivariant_layer())
+def test_messages_are_equivariant():
+    layer = EquivariantMessage(D, equivariant_layer(), "add")
     x, e = torch.randn(2, 5, D), torch.randn(2, 4, 5, D)
     q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
-    moved = layer(HIDDEN, q_j * x, e * q_i[:, :, None] / q_j[:, None])
-    close(moved, q_i[:, :, None] * layer(HIDDEN, x, e))
+
+    def apply(x, e):
+        return layer(HIDDEN, EdgeBlock(e), layer.send(x))
+
+    close(apply(q_j * x, e * q_i[:, :, None] / q_j[:, None]), q_i * apply(x, e))
     senders, receivers = torch.randperm(5), torch.randperm(4)
-    moved = layer(HIDDEN, x[:, senders], e[:, receivers][:, :, senders])
-    close(moved, layer(HIDDEN, x, e)[:, receivers][:, :, senders])
+    close(apply(x[:, senders], e[:, receivers][:, :, senders]), apply(x, e)[:, receivers])
 
 
-def test_edge_update():
-    layer = EquivariantEdgeUpdate(D, D, build_sign, mlp)
+@pytest.mark.parametrize("kind", [EquivariantEdgeUpdate(D, 4, build_sign, mlp), ConcatEdgeUpdate(D, 4, mlp)], ids=str)
+def test_edge_updates(kind):
+    layer = kind.double()
     x_j, x_i, e = torch.randn(2, 5, D), torch.randn(2, 4, D), torch.randn(2, 4, 5, D)
 
     def apply(e, x_j, x_i):
-        return layer(e, layer.ends(HIDDEN, x_j), layer.ends(HIDDEN, x_i))
+        return layer(EdgeBlock(e), layer.ends(HIDDEN, x_j)[0], layer.ends(HIDDEN, x_i)[1])
 
     found = apply(e, x_j, x_i)
-    inv_j, inv_i = layer.invariant(HIDDEN, x_j[:, 3]), layer.invariant(HIDDEN, x_i[:, 1])
-    close(found[:, 1, 3], layer.linear(e[:, 1, 3]) * sequential(layer.phi)(torch.cat([inv_j, inv_i], -1)))
-    q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
-    ratio = q_i[:, :, None] / q_j[:, None]
-    close(apply(e * ratio, q_j * x_j, q_i * x_i), ratio * found)
+    close(found, obvious.edge_update(layer, 0, e, x_j, x_i))
+    if isinstance(layer, EquivariantEdgeUpdate):
+        q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
+        ratio = q_i[:, :, None] / q_j[:, None]
+        close(apply(e * ratio, q_j * x_j, q_i * x_i), ratio * found)
 
 
-def test_permutation_modules_follow_their_equations():
-    x_j, x_i, e = torch.randn(2, 5, D), torch.randn(2, 4, D), torch.randn(2, 4, 5, D)
-    message, edges, plain = ConcatMessage(D, mlp), ConcatEdgeUpdate(D, D, mlp), PlainLayer(2 * D, D, mlp)
-    close(message(HIDDEN, x_j, e)[:, 2, 1], sequential(message.mlp)(torch.cat([e[:, 2, 1], x_j[:, 1]], -1)))
-    close(edges(e, x_j, x_i)[:, 2, 3], sequential(edges.phi)(torch.cat([e[:, 2, 3], x_j[:, 3], x_i[:, 2]], -1)))
-    both = torch.cat([x_i, x_i], -1)
-    close(plain(OUTPUT, both), sequential(plain.mlp)(both))
+@pytest.mark.parametrize(
+    ("kernel", "types"), [(1, (1, 1)), (1, (1, 5)), (1, (4, 1)), (9, (1, 1)), (9, (1, 5)), (9, (4, 1))]
+)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_edge_blocks(kernel, types, shifted):
+    """Blocks that are not multiplied out, whole and in parts, against their definition."""
+    values, matrix = torch.randn(3, 4, 5, kernel), torch.randn(*types, D, kernel)
+    shift = torch.randn(*types, D) if shifted else torch.zeros(*types, D)
+    e = (matrix @ values[..., None])[..., 0] + shift
+    block = EdgeBlock(values, matrix, shift if shifted else None)
+    weight, bias = torch.randn(2, D), torch.randn(3, 1, 5, 2)
+
+    def multiplied(x):
+        return x.values * x.scale if isinstance(x, Scaled) else x
+
+    close(multiplied(block.linear(weight)), e @ weight.T)
+    close(block.linear(weight, bias), e @ weight.T + bias)
+    assert isinstance(block.linear(weight), Scaled) == (kernel == 1 and not shifted)
+    update = EquivariantEdgeUpdate(D, D, build_sign, mlp)
+    ends = EdgeUpdate(update, torch.randn(3, 5, 7), torch.randn(3, 4, 7))
+    new = EdgeBlock(values, matrix, block.shift, (ends, ends))
+    once = update(EdgeBlock(e), ends.senders, ends.receivers)
+    close(new.features(), update(EdgeBlock(once), ends.senders, ends.receivers))
+    for whole in (block, new):
+        parts = [[multiplied(part.linear(weight)) for part in row] for row in whole.split(2, 3)]
+        assert [[tuple(part.shape[:2]) for part in row] for row in parts] == [[(2, 3), (2, 1)], [(1, 3), (1, 1)]]
+        close(torch.cat([torch.cat(row, 1) for row in parts]), multiplied(whole.linear(weight)))
 
 
 def test_reciprocal():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Pieces
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -230,8 +232,8 @@ class ScaleGMNConfig(ModelConfig):
         """The message function towards nodes of the given roles."""
         d = self.hidden_dim
         if self.symmetry == "permutation":
-            return ConcatMessage(d, self.build_mlp)
-        return EquivariantMessage(d, self.build_net(self.message, d, d, roles))
+            return ConcatMessage(d, self.build_mlp, self.aggregator)
+        return EquivariantMessage(d, self.build_net(self.message, d, d, roles), self.aggregator)
 
     def build_edge_update(self, out_dim: int) -> nn.Module:
         """The edge update."""
@@ -277,7 +279,6 @@ class ScaleGMNLayer(nn.Module):
         self.node_layers = sorted(reads.nodes)
         self.edge_blocks, self.backward_edge_blocks = sorted(reads.edges), sorted(reads.backward_edges)
         self.bidirectional = config.direction == "bidirectional"
-        self.aggregator = config.aggregator
         symmetric = config.symmetry != "permutation"
         self.message_positions = symmetric and config.message.positions
         self.update_positions = symmetric and config.update.positions
@@ -297,69 +298,66 @@ class ScaleGMNLayer(nn.Module):
     def forward(
         self,
         nodes: list[Tensor | None],
-        edges: list[Tensor | None],
-        backward_edges: list[Tensor | None],
+        edges: list[EdgeBlock | None],
+        backward_edges: list[EdgeBlock | None],
         positions: list[Tensor] | None,
         num_odd: int,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        pieces: Pieces,
+    ) -> tuple[list[Tensor | None], list[EdgeBlock | None], list[EdgeBlock | None]]:
         """One layer; entries of layers and blocks that nothing reads are None.
 
         Args:
             nodes: per node layer [B, n_l, d].
-            edges: per block [B, n_l, n_{l-1}, d].
-            backward_edges: per block, from its upper to its lower end, [B, n_{l-1}, n_l, d]; unused by forward models.
+            edges: per block, from its lower to its upper end.
+            backward_edges: per block, from its upper to its lower end; unused by forward models.
             positions: per node layer [n_l or 1, d]; None without positional embeddings.
             num_odd: as in `Rows`.
+            pieces: how blocks are worked through.
 
         Returns:
             New nodes, edges and backward edges.
         """
-        messages: dict[int, list[Tensor]] = {}
-        for layer in self.node_layers:
-            senders = [(self.forward_message, layer - 1, edges, layer - 1)]
-            if self.bidirectional:
-                senders.append((self.backward_message, layer + 1, backward_edges, layer))
-            messages[layer] = [
-                self._aggregate(message, nodes, layer, sender, blocks[block], positions, num_odd)
-                if 0 <= sender < len(nodes)
-                else torch.zeros_like(nodes[layer])
-                for message, sender, blocks, block in senders
-            ]
+        messages: dict[int, list[Tensor]] = {layer: [] for layer in self.node_layers}
+        directions = [(self.forward_message, -1, edges, -1)]
+        if self.bidirectional:
+            directions.append((self.backward_message, 1, backward_edges, 0))
+        for message, step, blocks, block in directions:
+            senders = {layer + step for layer in self.node_layers if 0 <= layer + step < len(nodes)}
+            sent = {layer: message.send(nodes[layer]) for layer in senders}
+            for layer, received in messages.items():
+                sender = layer + step
+                if sender not in sent:
+                    received.append(torch.zeros_like(nodes[layer]))
+                    continue
+                extra = None
+                if self.message_positions:
+                    extra = positions[sender][None] if self.bidirectional else positions[layer][:, None]
+                function = partial(self._messages, message, self.roles[layer])
+                received.append(pieces.map(function, num_odd, blocks[layer + block], sent[sender], extra))
         new_nodes = self._update_nodes(nodes, messages, positions, num_odd)
-        if self.edge_update is None:
-            return new_nodes, edges, backward_edges
-        blocks = {*self.edge_blocks, *self.backward_edge_blocks}
-        rows = {layer: Rows(self.roles[layer], num_odd) for layer in _ends_of(blocks)}
 
-        def updated(old: list[Tensor | None], update: nn.Module, blocks: list[int], step: int) -> list[Tensor | None]:
-            ends = {layer: update.ends(rows[layer], nodes[layer]) for layer in _ends_of(blocks)}
-            new: list[Tensor | None] = [None] * len(old)
+        def updated(old: list[EdgeBlock | None], update: nn.Module, blocks: list[int], step: int) -> list[EdgeBlock]:
+            ends = {layer: update.ends(Rows(self.roles[layer], num_odd), nodes[layer]) for layer in _ends_of(blocks)}
+            new: list[EdgeBlock | None] = [None] * len(old)
             for block in blocks:
                 sender, receiver = (block - 1, block)[::step]
-                new[block - 1] = update(old[block - 1], ends[sender], ends[receiver])
+                pending = EdgeUpdate(update, ends[sender][0], ends[receiver][1])
+                new[block - 1] = replace(old[block - 1], updates=(*old[block - 1].updates, pending))
+                if pieces.materialize:
+                    new[block - 1] = EdgeBlock(pieces.map(_features, num_odd, new[block - 1]))
             return new
 
-        new_edges = updated(edges, self.edge_update, self.edge_blocks, 1)
+        if self.edge_update is not None:
+            edges = updated(edges, self.edge_update, self.edge_blocks, 1)
         if self.backward_edge_update is not None:
             backward_edges = updated(backward_edges, self.backward_edge_update, self.backward_edge_blocks, -1)
-        return new_nodes, new_edges, backward_edges
+        return new_nodes, edges, backward_edges
 
-    def _aggregate(
-        self,
-        message: nn.Module,
-        nodes: list[Tensor | None],
-        receiver: int,
-        sender: int,
-        edges: Tensor,
-        positions: list[Tensor] | None,
-        num_odd: int,
+    def _messages(
+        self, message: nn.Module, role: str, num_odd: int, edges: EdgeBlock, sent: Tensor, extra: Tensor | None
     ) -> Tensor:
-        """Messages [B, R, d] from one node layer to another, over edges [B, R, S, d]."""
-        extras = []
-        if self.message_positions:
-            extras = [positions[sender][None] if self.bidirectional else positions[receiver][:, None]]
-        sent = message(Rows(self.roles[receiver], num_odd), nodes[sender], edges, *extras)
-        return sent.sum(2) if self.aggregator == "add" else sent.mean(2)
+        """Messages [B, R, d] along a piece of a block."""
+        return message(Rows(role, num_odd), edges, sent, *([] if extra is None else [extra]))
 
     def _update_nodes(
         self,
@@ -421,6 +419,8 @@ class ScaleGMN(Metanetwork):
         for index, reads in enumerate(_receptive_field(config, spec)):
             ends = config.output == "parameters" and index == config.num_layers - 1
             self.layers.append(ScaleGMNLayer(config, spec, reads, (1, spec.edge_dim) if ends else (d, d)))
+        directions = 2 if config.direction == "bidirectional" else 1
+        self._num_kept = config.num_layers * (10 * directions + 5)
         self.readout = None
         if config.output == "vector":
             self.readout = _build_readout(config, spec)
@@ -455,16 +455,19 @@ class ScaleGMN(Metanetwork):
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
         edges = self._embed_edges(self.edge_linear, graph.edges)
-        backward_edges = edges
-        if self.backward_edge_linear is not None:
-            inverse = [reciprocal(block) for block in graph.edges]
-            backward_edges = self._embed_edges(self.backward_edge_linear, inverse)
-        backward_edges = [block.transpose(1, 2) for block in backward_edges]
+        backward_edges = []
+        if self.config.direction == "bidirectional":
+            linear, raw = self.edge_linear, graph.edges
+            if self.backward_edge_linear is not None:
+                linear, raw = self.backward_edge_linear, [reciprocal(block) for block in raw]
+            backward_edges = [_flipped(block) for block in self._embed_edges(linear, raw)]
+        pieces = self.pieces(len(params), params.biases[0].device)
         for layer in self.layers:
-            nodes, edges, backward_edges = layer(nodes, edges, backward_edges, positions, num_odd)
+            nodes, edges, backward_edges = layer(nodes, edges, backward_edges, positions, num_odd, pieces)
         if self.readout is not None:
             return self.readout(nodes, num_odd)
-        changes = NetParams.from_features(params.spec, nodes, edges)
+        changes = [pieces.map(_features, num_odd, block) if block.updates else block.values for block in edges]
+        changes = NetParams.from_features(params.spec, nodes, changes)
         return (
             [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
             [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
@@ -483,13 +486,30 @@ class ScaleGMN(Metanetwork):
         rows = zip(nodes, positions, self.spec.roles, strict=True)
         return [x + p if role in summed else x * p for x, p, role in rows]
 
-    def _embed_edges(self, linear: nn.Linear, raw: Collection[Tensor]) -> list[Tensor]:
+    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor]) -> list[EdgeBlock]:
         """A_e weight, times P_e (permutation: plus P_e)."""
-        edges = [linear(e) for e in raw]
         if self.edge_positions is None:
-            return edges
-        pairs = zip(edges, self.edge_positions(), strict=True)
-        return [e + p if self.config.symmetry == "permutation" else e * p for e, p in pairs]
+            return [EdgeBlock(values, linear.weight[None, None]) for values in raw]
+        pairs = list(zip(raw, self.edge_positions(), strict=True))
+        if self.config.symmetry == "permutation":
+            return [EdgeBlock(values, linear.weight[None, None], position) for values, position in pairs]
+        return [EdgeBlock(values, position[..., None] * linear.weight) for values, position in pairs]
+
+    def pieces(self, num_networks: int, device: torch.device) -> Pieces:
+        """How blocks are worked through."""
+        edge_bytes = self.config.hidden_dim * self.edge_linear.weight.element_size()
+        return Pieces.plan(num_networks * self.spec.num_edges, edge_bytes, self._num_kept, device)
+
+
+def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Tensor:
+    """The features of a piece of a block."""
+    return edges.features()
+
+
+def _flipped(block: EdgeBlock) -> EdgeBlock:
+    """A block towards the other end of its edges."""
+    shift = None if block.shift is None else block.shift.transpose(0, 1)
+    return EdgeBlock(block.values.transpose(1, 2).contiguous(), block.matrix.transpose(0, 1), shift)
 
 
 def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:

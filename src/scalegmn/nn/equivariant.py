@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from scalegmn.nn.edges import Scaled, linear, times
 from scalegmn.nn.invariant import Rows
 from scalegmn.nn.mlp import BuildMLP
 
@@ -28,7 +29,7 @@ class ByRole(nn.Module):
         self.branches = nn.ModuleList(distinct.values())
         self.index = {role: list(distinct).index(id(modules[role])) for role in ROLES if role in roles}
 
-    def forward(self, rows: Rows, *inputs: Tensor) -> Tensor:
+    def forward(self, rows: Rows, *inputs: Tensor | Scaled) -> Tensor:
         """The branch of the rows' role applied to `inputs`."""
         return self.branches[self.index[rows.role]](rows, *inputs)
 
@@ -46,7 +47,7 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.mlp = mlp(in_dim, out_dim)
 
-    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
         """x [..., d], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
         return self.mlp(x, *extras)
 
@@ -65,9 +66,9 @@ class EquivariantLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.factor = factor
 
-    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
-        return self.linear(x) * self.factor(rows, x, *extras)
+        return times(linear(x, self.linear.weight), self.factor(rows, x, *extras))
 
 
 class EquivariantNet(nn.Module):
@@ -83,9 +84,9 @@ class EquivariantNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.skips = nn.ModuleList(skips)
 
-    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
         for index, layer in enumerate(self.layers):
             new = layer(rows, x, *extras)
-            x = new + self.skips[index](x) if self.skips else new
+            x = linear(x, self.skips[index].weight, new) if self.skips else new
         return x

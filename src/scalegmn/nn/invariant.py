@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scalegmn.nn.edges import Scaled, linear
 from scalegmn.nn.mlp import BuildMLP
 
 
@@ -22,7 +23,10 @@ class Rows(NamedTuple):
 
 
 BuildInvariant = Callable[[int], nn.Module]
-"""Width of x -> the invariant map of a symmetry, called as map(rows, x)."""
+"""Width of x -> the invariant map of a symmetry.
+
+It is called as map(rows, x, weight, bias) and gives weight inv(x) + bias: the Linear that follows is part of the call,
+so that it can be joined to the map's own last Linear."""
 
 
 class SignInvariant(nn.Module):
@@ -39,20 +43,21 @@ class SignInvariant(nn.Module):
         super().__init__()
         self.rho = mlp(dim, dim)
 
-    def forward(self, rows: Rows, x: Tensor) -> Tensor:
-        """x [..., dim] -> [..., dim]."""
+    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+        """x [..., dim] -> weight inv(x) + bias, [..., out]."""
         first, last = self.rho.linears[0], self.rho.linears[-1]
-        z = nn.functional.linear(x, first.weight)
-        both = self.rho.hidden(first.bias + z) + self.rho.hidden(first.bias - z)
-        return nn.functional.linear(both, last.weight, 2 * last.bias)
+        plus = linear(x, first.weight, first.bias)
+        both = self.rho.hidden(plus) + self.rho.hidden(2 * first.bias - plus)
+        return linear(both, weight @ last.weight, bias + 2 * (weight @ last.bias))
 
 
 class AbsoluteValue(nn.Module):
     """inv(x) = |x| componentwise, unchanged under x -> -x."""
 
-    def forward(self, rows: Rows, x: Tensor) -> Tensor:
-        """x [..., dim] -> [..., dim]."""
-        return x.abs()
+    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+        """x [..., dim] -> weight inv(x) + bias, [..., out]."""
+        size = Scaled(x.values.abs(), x.scale.abs()) if isinstance(x, Scaled) else x.abs()
+        return linear(size, weight, bias)
 
 
 class ScaleInvariant(nn.Module):
@@ -66,16 +71,15 @@ class ScaleInvariant(nn.Module):
         super().__init__()
         self.epsilon = epsilon
 
-    def forward(self, rows: Rows, x: Tensor) -> Tensor:
-        """x [..., dim] -> [..., dim], the norm over the last axis."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) + self.epsilon
-        return x / torch.where(norm > 0, norm, 1)
+    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+        """x [..., dim] -> weight inv(x) + bias, [..., out]; the norm is over the last axis."""
+        values, scale = (x.values, x.scale) if isinstance(x, Scaled) else (x, torch.ones_like(x[..., :1]))
+        norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * scale.abs() + self.epsilon
+        return linear(Scaled(values, scale / torch.where(norm > 0, norm, 1)), weight, bias)
 
 
 class ByActivation(nn.Module):
     """Networks with odd activations go through one module, those with homogeneous ones through another.
-
-    Invariant extras are not passed on.
 
     Args:
         sign: the module of the first `rows.num_odd` networks.
@@ -87,9 +91,10 @@ class ByActivation(nn.Module):
         self.sign = sign
         self.scale = scale
 
-    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
-        """x [B, ..., d] -> [B, ..., out]."""
-        return torch.cat([self.sign(rows, x[: rows.num_odd]), self.scale(rows, x[rows.num_odd :])])
+    def forward(self, rows: Rows, x: Tensor | Scaled, *others: Tensor) -> Tensor:
+        """x [B, ..., d] and what the modules take besides -> [B, ..., out]."""
+        parts = ((self.sign, x[: rows.num_odd]), (self.scale, x[rows.num_odd :]))
+        return torch.cat([module(rows, part, *others) for module, part in parts if len(part)])
 
 
 class InvariantLayer(nn.Module):
@@ -97,7 +102,7 @@ class InvariantLayer(nn.Module):
 
     Args:
         in_dim: width of x.
-        extra_dim: width of the invariant extras p (0: none).
+        extra_dim: width of the invariant extras p; 0: none are read.
         out_dim: width of the output.
         invariant: builds inv from the width of x.
         mlp: builds phi.
@@ -105,9 +110,11 @@ class InvariantLayer(nn.Module):
 
     def __init__(self, in_dim: int, extra_dim: int, out_dim: int, invariant: BuildInvariant, mlp: BuildMLP) -> None:
         super().__init__()
+        self.extra_dim = extra_dim
         self.invariant = invariant(in_dim)
         self.phi = mlp(in_dim + extra_dim, out_dim)
 
-    def forward(self, rows: Rows, x: Tensor, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
-        return self.phi(self.invariant(rows, x), *extras)
+        weight, bias = self.phi.first(*(extras if self.extra_dim else ()))
+        return self.phi.rest(self.invariant(rows, x, weight, bias))

@@ -1,57 +1,80 @@
-"""Messages and updates on the blocks of a parameter graph: edges [B, receivers, senders, d]."""
+"""Messages and edge updates on the blocks of a parameter graph."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from scalegmn.nn.edges import EdgeBlock, Scaled, linear, times
 from scalegmn.nn.invariant import BuildInvariant, Rows
 from scalegmn.nn.mlp import BuildMLP
 
 
 class EquivariantMessage(nn.Module):
-    """MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
+    """m_i = AGG_j MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
 
-    The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j. A is applied per node.
+    The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j.
 
     Args:
         dim: width d of node and edge features.
         net: MSG, an equivariant net d -> d.
+        aggregator: `add` or `mean`.
     """
 
-    def __init__(self, dim: int, net: nn.Module) -> None:
+    def __init__(self, dim: int, net: nn.Module, aggregator: str) -> None:
         super().__init__()
         self.node_linear = nn.Linear(dim, dim, bias=False)
         self.edge_linear = nn.Linear(dim, dim, bias=False)
         self.net = net
+        self.aggregator = aggregator
 
-    def forward(self, rows: Rows, senders: Tensor, edges: Tensor, *extras: Tensor) -> Tensor:
-        """senders [B, S, d], edges [B, R, S, d], extras broadcasting to [R, S, d] -> messages [B, R, S, d].
+    def send(self, nodes: Tensor) -> Tensor:
+        """What messages read of their senders [B, S, d]: A x, once for all edges."""
+        return self.node_linear(nodes)
+
+    def forward(self, rows: Rows, edges: EdgeBlock, sent: Tensor, *extras: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `send` of nodes [B, S, d], extras broadcasting to [R, S, d] -> [B, R, d].
 
         `rows` are the receivers.
         """
-        return self.net(rows, self.node_linear(senders)[:, None] * self.edge_linear(edges), *extras)
+        x = edges.linear(self.edge_linear.weight)
+        x = Scaled(sent[:, None] * x.values, x.scale) if isinstance(x, Scaled) else sent[:, None] * x
+        messages = self.net(rows, x, *extras)
+        return messages.sum(2) if self.aggregator == "add" else messages.mean(2)
 
 
 class ConcatMessage(nn.Module):
-    """MLP([e_ji, x_j]): the message of a permutation-equivariant GMN, all rows alike.
+    """m_i = AGG_j MLP([e_ji, x_j]): the messages of a permutation-equivariant GMN, all rows alike.
+
+    The last Linear acts on the aggregate.
 
     Args:
         dim: width d of node and edge features.
         mlp: builds the MLP, 2d -> d.
+        aggregator: `add` or `mean`.
     """
 
-    def __init__(self, dim: int, mlp: BuildMLP) -> None:
+    def __init__(self, dim: int, mlp: BuildMLP, aggregator: str) -> None:
         super().__init__()
         self.mlp = mlp(2 * dim, dim)
+        self.aggregator = aggregator
 
-    def forward(self, rows: Rows, senders: Tensor, edges: Tensor) -> Tensor:
-        """senders [B, S, d], edges [B, R, S, d] -> messages [B, R, S, d]; the same for all `rows`."""
-        return self.mlp(edges, senders[:, None])
+    def send(self, nodes: Tensor) -> Tensor:
+        """What messages read of their senders [B, S, d]: their part of the first Linear."""
+        return self.mlp.first(nodes)[1]
+
+    def forward(self, rows: Rows, edges: EdgeBlock, sent: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `send` of nodes [B, S, d] -> [B, R, d]; the same for all `rows`."""
+        dim = self.mlp.linears[0].in_features // 2
+        hidden = self.mlp.hidden(edges.linear(self.mlp.linears[0].weight[:, :dim], sent[:, None]))
+        last = self.mlp.linears[-1]
+        if self.aggregator == "mean":
+            return last(hidden.mean(2))
+        return linear(hidden.sum(2), last.weight, hidden.shape[2] * last.bias)
 
 
 class EquivariantEdgeUpdate(nn.Module):
-    """e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)]), one inv for both ends, applied per node.
+    """e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)]), one inv for both ends.
 
     Args:
         dim: width d of node and edge features.
@@ -66,13 +89,16 @@ class EquivariantEdgeUpdate(nn.Module):
         self.invariant = invariant(dim)
         self.phi = mlp(2 * dim, out_dim)
 
-    def ends(self, rows: Rows, nodes: Tensor) -> Tensor:
-        """What the update reads of nodes [B, n, d]: inv(x), computed once for the edges on both sides."""
-        return self.invariant(rows, nodes)
+    def ends(self, rows: Rows, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
+        first = self.phi.linears[0]
+        weight = torch.cat(first.weight.chunk(2, dim=1))
+        bias = torch.cat([torch.zeros_like(first.bias), first.bias])
+        return self.invariant(rows, nodes, weight, bias).chunk(2, dim=-1)
 
-    def forward(self, edges: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
-        """edges [B, R, S, d], `ends` of senders [B, S, d] and receivers [B, R, d] -> [B, R, S, out_dim]."""
-        return self.linear(edges) * self.phi(senders[:, None], receivers[:, :, None])
+    def forward(self, edges: EdgeBlock, senders: Tensor, receivers: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]."""
+        return times(edges.linear(self.linear.weight), self.phi.rest(senders[:, None] + receivers[:, :, None]))
 
 
 class ConcatEdgeUpdate(nn.Module):
@@ -88,13 +114,16 @@ class ConcatEdgeUpdate(nn.Module):
         super().__init__()
         self.phi = mlp(3 * dim, out_dim)
 
-    def ends(self, rows: Rows, nodes: Tensor) -> Tensor:
-        """What the update reads of nodes [B, n, d]: all of x."""
-        return nodes
+    def ends(self, rows: Rows, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
+        first = self.phi.linears[0]
+        _, sender, receiver = first.weight.chunk(3, dim=1)
+        return linear(nodes, sender), linear(nodes, receiver, first.bias)
 
-    def forward(self, edges: Tensor, senders: Tensor, receivers: Tensor) -> Tensor:
-        """edges [B, R, S, d], senders [B, S, d], receivers [B, R, d] -> [B, R, S, out_dim]."""
-        return self.phi(edges, senders[:, None], receivers[:, :, None])
+    def forward(self, edges: EdgeBlock, senders: Tensor, receivers: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]."""
+        weight, _, _ = self.phi.linears[0].weight.chunk(3, dim=1)
+        return self.phi.rest(edges.linear(weight, senders[:, None] + receivers[:, :, None]))
 
 
 def reciprocal(edges: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from scalegmn.nn.edges import Scaled, linear
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,
@@ -19,7 +21,7 @@ class MLP(nn.Module):
     """Linear, [LayerNorm], activation, [dropout], ..., Linear; nothing after the last Linear.
 
     The input may come in parts, whose concatenation is the input. Each part goes through its own columns of the first
-    Linear, and the results are added, so parts only need shapes that broadcast: W [a, b] = W_a a + W_b b.
+    Linear, and the results are added, W [a, b] = W_a a + W_b b, so extras only need shapes that broadcast to x's.
 
     Args:
         in_dim: width of the concatenated input.
@@ -46,21 +48,24 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        """Parts [..., d_k] with the d_k summing to `in_dim` -> [..., out_dim]."""
-        return self.linears[-1](self.hidden(self.first(*parts)))
+    def forward(self, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
+        """x [..., d_0] and extras [..., d_k], the d_k summing to `in_dim` -> [..., out_dim]."""
+        weight, bias = self.first(*extras)
+        return self.rest(linear(x, weight, bias))
 
-    def first(self, *parts: Tensor) -> Tensor:
-        """The first Linear of the concatenated parts, [..., hidden_dims[0]]."""
-        weight, bias = self.linears[0].weight, self.linears[0].bias
-        if len(parts) == 1:
-            return nn.functional.linear(parts[0], weight, bias)
-        columns = weight.split([part.shape[-1] for part in parts], dim=1)
-        products = [nn.functional.linear(part, w) for part, w in zip(parts, columns, strict=True)]
-        total = products[0] + bias
-        for product in products[1:]:
-            total = total + product
-        return total
+    def first(self, *extras: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the first Linear for the leading part of its input, the others being given."""
+        first = self.linears[0]
+        widths = [extra.shape[-1] for extra in extras]
+        weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
+        bias = first.bias
+        for extra, column in zip(extras, columns, strict=True):
+            bias = bias + nn.functional.linear(extra, column)
+        return weight, bias
+
+    def rest(self, z: Tensor) -> Tensor:
+        """From the first Linear's output to the output."""
+        return self.linears[-1](self.hidden(z))
 
     def hidden(self, z: Tensor) -> Tensor:
         """From the first Linear's output to the last Linear's input."""
