@@ -51,6 +51,11 @@ class Zoo:
         """The architecture."""
         return self.params.spec
 
+    @property
+    def canonical(self) -> tuple[str, ...]:
+        """The symmetries that the stored networks have removed."""
+        return tuple(self.provenance.get("canonical", ()))
+
 
 def write_zoo(
     path: Path,
