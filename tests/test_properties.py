@@ -97,9 +97,10 @@ def build(config, spec):
     return model
 
 
-def overflows(config, *outputs):
-    """Products of products of products, without LayerNorm: beyond what can be squared, or NaN."""
-    return not config.mlp_layer_norm and not (torch.stack(outputs).abs() < 1e100).all()
+def explodes(config, *outputs):
+    """Products of products of products, without LayerNorm: outputs overflow, or one network's make up the spread
+    between networks, in which the changes of the others are lost."""
+    return not config.mlp_layer_norm and not (torch.stack(outputs).abs() < 1e6).all()
 
 
 @settings(max_examples=120, deadline=None)
@@ -111,7 +112,7 @@ def test_models_are_invariant(case, seed):
     model = build(config, spec)
     g = GroupElement.sample(params, generator, scale=config.symmetry != "permutation")
     outputs, moved = model(params), model(g.act(params))
-    assume(not overflows(config, outputs, moved))
+    assume(not explodes(config, outputs, moved))
     assert (moved - outputs).abs().max() <= 1e-9 * outputs.abs().max()
 
 
@@ -134,7 +135,7 @@ def test_models_are_not_invariant_to_more(case, seed):
     scales = tuple(torch.full_like(bias, factor) for bias in params.biases[:-1])
     identity = tuple(torch.arange(scale.shape[1]).expand(scale.shape) for scale in scales)
     outputs, moved = model(params), model(GroupElement(identity, scales).act(params))
-    assume(not overflows(config, outputs, moved))
+    assume(not explodes(config, outputs, moved))
     assert (moved - outputs).abs().max() > 1e-6 * spread(outputs)
 
 
