@@ -135,7 +135,7 @@ def test_changes_are_compared_as_changes_of_the_same_networks(random_params, gen
         return p.weights, p.biases
 
     def shifted(p):
-        return [torch.zeros_like(w) for w in p.weights], [torch.ones_like(b) for b in p.biases]
+        return p.weights, [b + 1 for b in p.biases]
 
     errors = report(doubled, params, generator)
     assert errors["phase"] > 0.1  # biases are shifted, not multiplied
@@ -144,3 +144,16 @@ def test_changes_are_compared_as_changes_of_the_same_networks(random_params, gen
     assert max(errors["permutation"], errors["sign"], errors["phase"]) < 1e-12
     assert errors["control"] > 0.1
     assert report(shifted, params, generator)["sign"] > 0.1
+
+
+def test_each_layers_changes_are_compared_with_their_own_spread(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
+
+    def hidden_weights_wrong(p):
+        return [p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]], p.biases
+
+    errors = report(hidden_weights_wrong, params, generator)
+    assert errors["sign"] > 0.1
+    assert errors["permutation"] < 1e-12
+    constant = report(lambda p: (p.weights, [torch.zeros_like(b) for b in p.biases]), params, generator)
+    assert not any(error <= 1e-9 for error in constant.values())
