@@ -8,6 +8,7 @@ import torch
 
 from scalegmn.check import main, report
 from scalegmn.data.zoo_format import write_zoo
+from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 
 ROOT = Path(__file__).parents[1]
@@ -87,3 +88,72 @@ def test_report_sees_a_model_that_is_not_symmetric(random_params, generator):
     assert min(errors.values()) > 0.1
     broken = report(lambda p: p.biases[-1] * (1 if p is params else float("nan")), params, generator)
     assert not any(error <= 1e-9 for error in broken.values())
+
+
+@pytest.mark.parametrize("conf", ["scalegmn", "scalegmn_bidir"])
+def test_editing_models_must_change_moved_networks_alike(monkeypatch, capsys, zoo, conf):
+    path, conf = zoo("sine"), f"configs/mnist_editing/{conf}.yml"
+    code, output = check(monkeypatch, capsys, conf, path)
+    assert code == 0, output
+    for name in ("permutation", "sign", "phase"):
+        assert lines(output, name)[0].endswith("kept")
+    assert float(lines(output, "control")[0].split()[3]) > 1e-3
+    code, output = check(monkeypatch, capsys, conf, path, "--data.switch_to_canon", "false")
+    assert code == 0
+    assert lines(output, "phase")[0].split()[1] == "no"
+    assert float(lines(output, "phase")[0].split()[3]) > 1e-3
+    monkeypatch.setattr(SignInvariant, "forward", lambda self, rows, x: self.rho(x))  # one sign only
+    code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.sign_map", "symmetrized")
+    assert code == 1
+    assert "BROKEN" in lines(output, "sign")[0]
+    assert "kept" in lines(output, "permutation")[0]
+
+
+@pytest.mark.parametrize(
+    ("conf", "activation", "symmetry"),
+    [
+        ("configs/cifar10/scalegmn_relu_bidir.yml", "relu", "scale"),
+        ("configs/cifar10/scalegmn_hetero_bidir.yml", "hetero", "hetero"),
+    ],
+)
+@pytest.mark.parametrize("canonical", ["[]", "[scale]"])
+def test_changes_of_every_kind_of_network(monkeypatch, capsys, zoo, conf, activation, symmetry, canonical):
+    path = zoo(activation)
+    words = ["--scalegmn_args.output", "parameters", "--data.canonicalize", canonical]
+    code, output = check(monkeypatch, capsys, conf, path, *words)
+    assert code == 0, output
+    assert "kept" in lines(output, symmetry)[0]
+    assert float(lines(output, "control")[0].split()[3]) > 1e-3
+    code, output = check(monkeypatch, capsys, conf, path, *words, "--scalegmn_args.reciprocal", "false")
+    assert code == (1 if canonical == "[]" else 0)
+
+
+def test_changes_are_compared_as_changes_of_the_same_networks(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
+
+    def doubled(p):
+        return p.weights, p.biases
+
+    def shifted(p):
+        return p.weights, [b + 1 for b in p.biases]
+
+    errors = report(doubled, params, generator)
+    assert errors["phase"] > 0.1  # biases are shifted, not multiplied
+    assert max(errors["permutation"], errors["sign"]) < 1e-12
+    errors = report(doubled, params, generator, ["phase"])
+    assert max(errors["permutation"], errors["sign"], errors["phase"]) < 1e-12
+    assert errors["control"] > 0.1
+    assert report(shifted, params, generator)["sign"] > 0.1
+
+
+def test_each_layers_changes_are_compared_with_their_own_spread(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
+
+    def hidden_weights_wrong(p):
+        return [p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]], p.biases
+
+    errors = report(hidden_weights_wrong, params, generator)
+    assert errors["sign"] > 0.1
+    assert errors["permutation"] < 1e-12
+    constant = report(lambda p: (p.weights, [torch.zeros_like(b) for b in p.biases]), params, generator)
+    assert not any(error <= 1e-9 for error in constant.values())

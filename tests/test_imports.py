@@ -22,6 +22,7 @@ ALLOWED = {
     "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task"},
     "config": {"cli", "log", "spec", "data", "models", "train"},
     "official": {"spec", "models"},
+    "canonicalize": {"cli", "config", "data", "log", "spec", "symmetry"},
     "check": {"cli", "config", "data", "log", "spec", "symmetry", "train.checkpoint"},
     "__init__": {"spec", "config"},
 }

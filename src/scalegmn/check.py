@@ -1,13 +1,14 @@
 """`python -m scalegmn.check --conf ... | --checkpoint RUN`: does a model keep the symmetries that it claims?
 
 For each symmetry, the largest change of the output over random group elements, relative to the spread between different
-networks, in float32 and float64; beside a control outside every group. Exit code 1 if a claimed symmetry is broken.
+networks, in float32 and float64; beside a control outside every group. Models that change parameters must change moved
+networks alike: their output is moved back before it is compared. Exit code 1 if a claimed symmetry is broken.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
 from scalegmn.spec import MIXED, NetParams
-from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.train.checkpoint import load_checkpoint
@@ -37,28 +38,72 @@ class CheckConfig(Config):
     """A run folder: check its best checkpoint, with its configuration; null: a model as it is at the start."""
 
 
-def moves(params: NetParams, generator: torch.Generator) -> dict[str, NetParams]:
-    """The networks, moved by one random element of each group, and by one of none (`control`)."""
+def elements(params: NetParams, generator: torch.Generator) -> dict[str, GroupElement | PhaseShift]:
+    """One random element of each group of the networks, and one of none (`control`)."""
     scaled = GroupElement.sample(params, generator, permute=False, decades=3.0)
     outside = replace(scaled, scales=tuple(torch.full_like(q, -1.7) for q in scaled.scales))
-    found = {"permutation": GroupElement.sample(params, generator, scale=False).act(params)}
+    found: dict[str, GroupElement | PhaseShift] = {}
+    found["permutation"] = GroupElement.sample(params, generator, scale=False)
     if any((q != 1).any() for q in scaled.scales):
-        found[params.spec.symmetries[0]] = scaled.act(params)
+        found[params.spec.symmetries[0]] = scaled
     phase = PhaseShift.sample(params, generator)
     if any(k.any() for k in phase.turns):
-        found["phase"] = phase.act(params)
-    return found | {"control": outside.act(params)}
+        found["phase"] = phase
+    return found | {"control": outside}
+
+
+Model = Callable[[NetParams], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
+"""Networks -> [B, ...], or the changes of weights and of biases."""
+
+
+def outputs_on(
+    model: Model, params: NetParams, removed: Sequence[str], element: GroupElement | PhaseShift | None = None
+) -> list[Tensor]:
+    """What a symmetric model says of networks w whatever element g moves them: the same numbers for every g.
+
+    The model reads x = c g w, c what leads to canonical networks. A vector f(x) is compared as it is. Changes of
+    parameters are changes of x; (c g)^-1 makes them changes of w.
+
+    Args:
+        model: f.
+        params: w.
+        removed: the symmetries that canonical networks have removed.
+        element: g; None: the identity.
+
+    Returns:
+        One tensor [B, ...]; for changes of parameters, one per layer and kind.
+    """
+    passed = [] if element is None else [element]
+    x = params if element is None else element.act(params)
+    for name in removed:
+        passed.append(TO_CANONICAL[name](x))
+        x = passed[-1].act(x)
+    output = model(x)
+    if isinstance(output, Tensor):
+        return [output]
+    weights, biases = output
+    changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
+    for last in reversed(passed):
+        changes = last.inverse().act_on_changes(changes)
+    return [*changes.weights, *changes.biases]
 
 
 @torch.no_grad()
-def report(model: Callable[[NetParams], Tensor], params: NetParams, generator: torch.Generator) -> dict[str, float]:
-    """Per move, the largest change of the output over `DRAWS` draws, relative to the spread between networks."""
-    outputs = model(params)
-    moved: dict[str, list[Tensor]] = {}
+def report(
+    model: Model, params: NetParams, generator: torch.Generator, removed: Sequence[str] = ()
+) -> dict[str, float]:
+    """Per group, the largest change of the output over `DRAWS` elements, relative to the spread between networks.
+
+    Each layer's changes of parameters have their own spread: they differ in size by many decades. Changes that are the
+    same for all networks say nothing, and give NaN.
+    """
+    outputs = outputs_on(model, params, removed)
+    changes: dict[str, list[float]] = {}
     for _ in range(DRAWS):
-        for name, networks in moves(params, generator).items():
-            moved.setdefault(name, []).append(model(networks))
-    return {name: relative_change(torch.stack(found), outputs) for name, found in moved.items()}
+        for name, element in elements(params, generator).items():
+            moved = outputs_on(model, params, removed, element)
+            changes.setdefault(name, []).extend(map(relative_change, moved, outputs))
+    return {name: torch.tensor(found).max().item() for name, found in changes.items()}  # NaN stays
 
 
 def main() -> None:
@@ -68,26 +113,20 @@ def main() -> None:
         runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
         files = [str(Path(run) / "config.yml") for run in runs] + files
         config = parse(CheckConfig, [*(f"--conf={file}" for file in files), *words], "python -m scalegmn.check")
+        removed = config.data.canonicalize if config.data.switch_to_canon else ()
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)
         model = config.scalegmn_args.build(zoo.spec).eval()
-        if config.scalegmn_args.output != "vector":
-            raise ValueError("scalegmn_args.output: found parameters, expected vector")
-        model.fit_normalization(splits["train"].params)
+        model.fit_normalization(canonicalize(splits["train"].params, removed))
         if config.checkpoint is not None:
             load_checkpoint(Path(config.checkpoint) / "checkpoints" / "best.safetensors", model)
-    removed = config.data.canonicalize if config.data.switch_to_canon else ()
-
-    def read(params: NetParams) -> Tensor:
-        return model(canonicalize(params, removed))
-
     params = splits["test"].params[:NETWORKS]
     symmetry = config.scalegmn_args.symmetry
     claimed = {"permutation", symmetry, *removed} | ({"sign", "scale"} if symmetry == MIXED else set())
     table = {}
     for dtype in (torch.float32, torch.float64):
         model.to(dtype)
-        table[dtype] = report(read, params.to(dtype), torch.Generator().manual_seed(0))
+        table[dtype] = report(model, params.to(dtype), torch.Generator().manual_seed(0), removed)
     print(f"{'':<16}{'claimed':>8}{'float32':>10}{'float64':>10}   change / spread between {len(params)} networks")
     broken = []
     for name, error in table[torch.float64].items():

@@ -33,9 +33,14 @@ def test_never_overwritten(zoo):
         write_zoo(path, params, {}, {}, {})
 
 
-def test_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"no zoo there.*python -m scalegmn.zoos"):
+def test_missing(tmp_path, zoo):
+    with pytest.raises(
+        ValueError, match=r"no zoo there \(zoo.json and .* missing.*dataset_path.*python -m scalegmn.zoos"
+    ):
         open_zoo(tmp_path / "nothing")
+    (zoo[0] / "zoo.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no zoo there \(zoo.safetensors missing\)"):
+        open_zoo(zoo[0])
 
 
 def test_truncated(zoo):

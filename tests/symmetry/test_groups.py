@@ -3,7 +3,7 @@ import torch
 
 from scalegmn.nets.functional import evaluate
 from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
-from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
 NETS = [("sine", None), ("tanh", None), ("relu", None), ("leaky_relu", None), ("gelu", None), ("hetero", [0, 1, 2, 4])]
 
@@ -78,3 +78,19 @@ def test_scales_follow_each_networks_activation(random_params, generator):
     assert scales[1].min() > 0
     assert scales[1].max() / scales[1].min() > 10
     assert (scales[2] == 1).all()
+
+
+def test_changes_move_by_the_derivative(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 3], "sine", 6.0), 4)
+    changes = random_params(params.spec, 4)
+    changed = NetParams(
+        params.spec,
+        tuple(map(torch.add, params.weights, changes.weights)),
+        tuple(map(torch.add, params.biases, changes.biases)),
+    )
+    for element in (GroupElement.sample(params, generator), PhaseShift.sample(params, generator)):
+        found = element.act_on_changes(changes).flatten()
+        expected = element.act(changed).flatten() - element.act(params).flatten()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        back = element.inverse().act(element.act(params)).flatten()
+        torch.testing.assert_close(back, params.flatten(), rtol=1e-12, atol=1e-12)

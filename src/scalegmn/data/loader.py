@@ -23,7 +23,8 @@ class DataConfig:
     """Folder of the zoo, as made by `python -m scalegmn.zoos`."""
 
     switch_to_canon: bool = True
-    """Read canonical networks; false: as stored."""
+    """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.canonicalize` is canonical
+    too."""
 
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
     """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
@@ -51,6 +52,18 @@ class LabelledNets:
             yield self.params[rows], self.labels[rows]
 
 
+def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
+    """What is left to do when the zoo is read, so that canonical copies are read to the bit as they are stored."""
+    return tuple(name for name in config.canonicalize if config.switch_to_canon and name not in zoo.canonical)
+
+
+def reading(config: DataConfig, zoo: Zoo) -> str:
+    """In words, how the zoo's networks are read: without which symmetries, or as they are stored."""
+    if config.switch_to_canon and config.canonicalize:
+        return f"canonical ({', '.join((*zoo.canonical, *symmetries_to_remove(config, zoo)))})"
+    return "as stored" + (f" (canonical: {', '.join(zoo.canonical)})" if zoo.canonical else "")
+
+
 def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tuple[Zoo, dict[str, LabelledNets]]:
     """The zoo and its splits with a column as labels.
 
@@ -71,7 +84,6 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
     splits = {}
     for name, rows in zoo.splits.items():
         rows = rows[:limit]
-        params = zoo.params[rows]
-        canonical = canonicalize(params, config.canonicalize if config.switch_to_canon else ())
-        splits[name] = LabelledNets(canonical, zoo.columns[column][rows])
+        params = canonicalize(zoo.params[rows], symmetries_to_remove(config, zoo))
+        splits[name] = LabelledNets(params, zoo.columns[column][rows])
     return zoo, splits

@@ -51,6 +51,11 @@ class Zoo:
         """The architecture."""
         return self.params.spec
 
+    @property
+    def canonical(self) -> tuple[str, ...]:
+        """The symmetries that the stored networks have removed."""
+        return tuple(self.provenance.get("canonical", ()))
+
 
 def write_zoo(
     path: Path,
@@ -102,10 +107,11 @@ def open_zoo(path: Path) -> Zoo:
         ValueError: there is none, it is truncated, edited or of another version; says which and what to do.
     """
     file, description = path / "zoo.safetensors", path / "zoo.json"
-    if not description.exists() or not file.exists():
+    missing = [part.name for part in (description, file) if not part.exists()]
+    if missing:
         raise ValueError(
-            f"{path}: no zoo there (zoo.json and zoo.safetensors); make one with "
-            f"`python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}` or set --data.dataset_path"
+            f"{path}: no zoo there ({' and '.join(missing)} missing); set --data.dataset_path, or make a zoo of INRs "
+            f"with `python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}`"
         )
     remedy = f"delete {path} and make it again"
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams
 
 _FUNCTIONS = {
     "tanh": torch.tanh,
@@ -23,8 +23,25 @@ def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
     return torch.sin(w0 * z) if name == "sine" else _FUNCTIONS[name](z)
 
 
+def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Tensor:
+    """sigma_l(z) of B networks.
+
+    Args:
+        z: [B, ...].
+        layer: names the activation.
+        activation: [B] indices into `ACTIVATIONS` of a mixed layer.
+    """
+    if layer.activation != MIXED:
+        return activate(z, layer.activation, layer.w0)
+    x = torch.empty_like(z)
+    for index in activation.unique().tolist():
+        rows = activation == index
+        x[rows] = activate(z[rows], ACTIVATIONS[index], layer.w0)
+    return x
+
+
 def evaluate(params: NetParams, inputs: Tensor) -> Tensor:
-    """The outputs of B multi-layer perceptrons.
+    """The outputs of B multi-layer perceptrons (convolutions: `nets.cnn.evaluate_cnn`).
 
     Args:
         params: B networks of linear layers.
@@ -40,12 +57,5 @@ def evaluate(params: NetParams, inputs: Tensor) -> Tensor:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
     x = inputs
     for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
-        z = x @ weight.mT + bias[:, None, :]
-        if layer.activation == MIXED:
-            x = z.new_empty(z.shape)
-            for index in params.activation.unique().tolist():
-                rows = params.activation == index
-                x[rows] = activate(z[rows], ACTIVATIONS[index], layer.w0)
-        else:
-            x = activate(z, layer.activation, layer.w0)
+        x = activate_layer(x @ weight.mT + bias[:, None, :], layer, params.activation)
     return x

@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
-from scalegmn.symmetry.groups import PhaseShift
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
 
-def canonicalize_phase(params: NetParams) -> NetParams:
-    """Removes the phase symmetry of sine layers, sin(w0 z + k pi) = (-1)^k sin(w0 z).
+def phase_to_canonical(params: NetParams) -> PhaseShift:
+    """The element that removes the phase symmetry of sine layers, sin(w0 z + k pi) = (-1)^k sin(w0 z).
 
     k = floor(w0 b / pi + 1/2);  b -> b - k pi / w0;  the neuron's outgoing weights times (-1)^k.
-    Afterwards |w0 b| <= pi / 2; the function is unchanged. Layers without a sine, and the last layer's bias, stay.
+    Afterwards |w0 b| <= pi / 2. Layers without a sine, and the last layer's bias, stay.
     """
     turns = []
     for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
@@ -24,47 +23,53 @@ def canonicalize_phase(params: NetParams) -> NetParams:
         if layer.activation == MIXED:
             k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
         turns.append(k if layer.activation in ("sine", MIXED) else torch.zeros_like(k))
-    return PhaseShift(tuple(turns)).act(params)
+    return PhaseShift(tuple(turns))
+
+
+def scale_to_canonical(params: NetParams) -> GroupElement:
+    """The element that removes the scale symmetry of relu and leaky relu layers, sigma(q z) = q sigma(z) for q > 0.
+
+    Each hidden neuron's incoming [W, b] is divided by its norm, and its outgoing weights are multiplied by it, layer by
+    layer. Neurons whose incoming weights and bias are zero, and layers of other activations, stay.
+    """
+    permutations, scales = [], []
+    for index, layer in enumerate(params.spec.layers[:-1]):
+        weight, bias = params.weights[index], params.biases[index]
+        q = torch.ones_like(bias)  # [B, n_l]
+        name = ACTIVATION_SYMMETRY.get(layer.activation, MIXED)
+        if name in ("scale", MIXED):
+            if scales:
+                weight = weight / scales[-1].reshape(len(params), 1, -1, *[1] * (weight.ndim - 3))
+            norm = torch.linalg.vector_norm(torch.cat([weight.flatten(2), bias[..., None]], dim=2), dim=2)
+            q = torch.where(norm > 0, 1 / norm, q)
+            if name == MIXED:
+                homogeneous = [kind == "scale" for kind in map(ACTIVATION_SYMMETRY.get, ACTIVATIONS)]
+                own = torch.tensor(homogeneous, device=q.device)[params.activation]
+                q = torch.where(own[:, None], q, 1)
+        scales.append(q)
+        permutations.append(torch.arange(layer.out_dim, device=q.device).expand(q.shape))
+    return GroupElement(tuple(permutations), tuple(scales))
+
+
+TO_CANONICAL: dict[str, Callable[[NetParams], GroupElement | PhaseShift]] = {
+    "phase": phase_to_canonical,
+    "scale": scale_to_canonical,
+}
+"""The symmetries that can be removed, by name: each network's element that leads to its canonical representative."""
+
+
+def canonicalize_phase(params: NetParams) -> NetParams:
+    """The same functions without phase symmetry, see `phase_to_canonical`."""
+    return phase_to_canonical(params).act(params)
 
 
 def canonicalize_scale(params: NetParams) -> NetParams:
-    """Removes the scale symmetry of relu and leaky relu layers, sigma(q z) = q sigma(z) for q > 0.
-
-    Each hidden neuron's incoming [W, b] is divided by its norm, and its outgoing weights are multiplied by it, layer by
-    layer. Neurons whose incoming weights and bias are zero, and layers of other activations, stay. The function is
-    unchanged.
-    """
-    weights, biases = list(params.weights), list(params.biases)
-    for index, layer in enumerate(params.spec.layers[:-1]):
-        name = ACTIVATION_SYMMETRY.get(layer.activation, MIXED)
-        if name in ("scale", MIXED):
-            incoming = torch.cat([weights[index].flatten(2), biases[index][..., None]], dim=2)
-            norm = torch.linalg.vector_norm(incoming, dim=2)  # [B, n_l]
-            norm = torch.where(norm > 0, norm, 1)
-            if name == MIXED:
-                homogeneous = [kind == "scale" for kind in map(ACTIVATION_SYMMETRY.get, ACTIVATIONS)]
-                own = torch.tensor(homogeneous, device=norm.device)[params.activation]
-                norm = torch.where(own[:, None], norm, 1)
-            biases[index] = biases[index] / norm
-            weights[index] = weights[index] / norm.reshape(*norm.shape, *[1] * (weights[index].ndim - 2))
-            weights[index + 1] = _scale_outgoing(weights[index + 1], norm)
-    return NetParams(params.spec, tuple(weights), tuple(biases), params.activation)
-
-
-CANONICALIZERS: dict[str, Callable[[NetParams], NetParams]] = {
-    "phase": canonicalize_phase,
-    "scale": canonicalize_scale,
-}
-"""The symmetries that can be removed, by name."""
+    """The same functions without scale symmetry, see `scale_to_canonical`."""
+    return scale_to_canonical(params).act(params)
 
 
 def canonicalize(params: NetParams, names: Sequence[str]) -> NetParams:
     """Removes the named symmetries, in that order."""
     for name in names:
-        params = CANONICALIZERS[name](params)
+        params = TO_CANONICAL[name](params).act(params)
     return params
-
-
-def _scale_outgoing(weight: Tensor, factors: Tensor) -> Tensor:
-    """Weights [B, out, in, ...] times factors [B, in] of the neurons that they leave."""
-    return weight * factors.reshape(len(weight), 1, -1, *[1] * (weight.ndim - 3))

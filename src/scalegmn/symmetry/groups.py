@@ -84,6 +84,10 @@ class GroupElement:
         weights = tuple(block.reshape(w.shape) for block, w in zip(edges, params.weights, strict=True))
         return NetParams(params.spec, weights, tuple(b[..., 0] for b in nodes[1:]), params.activation)
 
+    def act_on_changes(self, changes: NetParams) -> NetParams:
+        """Changes of parameters, transformed along: the action is linear."""
+        return self.act(changes)
+
     def act_on_nodes(self, nodes: Sequence[Tensor]) -> list[Tensor]:
         """x_i -> q_i x_i and permuted; `nodes` per node layer 0..L: [B, n_l, D]. Inputs and outputs stay."""
         hidden = (
@@ -131,15 +135,26 @@ class PhaseShift:
             turns.append(k)
         return cls(tuple(turns))
 
+    def inverse(self) -> PhaseShift:
+        """The element that undoes this one."""
+        return PhaseShift(tuple(-k for k in self.turns))
+
     def act(self, params: NetParams) -> NetParams:
         """The transformed parameters."""
-        weights, biases = list(params.weights), list(params.biases)
-        for index, k in enumerate(self.turns):
-            biases[index] = biases[index] + k * (math.pi / params.spec.layers[index].w0)
+        moved = self.act_on_changes(params)
+        shifted = (
+            bias + k * (math.pi / layer.w0)
+            for layer, bias, k in zip(params.spec.layers[:-1], params.biases[:-1], self.turns, strict=True)
+        )
+        return NetParams(params.spec, moved.weights, (*shifted, params.biases[-1]), params.activation)
+
+    def act_on_changes(self, changes: NetParams) -> NetParams:
+        """Changes of parameters, transformed along: outgoing weights times (-1)^k; biases are only shifted."""
+        weights = list(changes.weights)
+        for index, k in enumerate(self.turns, start=1):
             parity = 1 - 2 * k.remainder(2)
-            outgoing = weights[index + 1]
-            weights[index + 1] = outgoing * parity.reshape(len(params), 1, -1, *[1] * (outgoing.ndim - 3))
-        return NetParams(params.spec, tuple(weights), tuple(biases), params.activation)
+            weights[index] = weights[index] * parity.reshape(len(changes), 1, -1, *[1] * (weights[index].ndim - 3))
+        return NetParams(changes.spec, tuple(weights), changes.biases, changes.activation)
 
 
 def _identity(shape: tuple[int, int]) -> Tensor:

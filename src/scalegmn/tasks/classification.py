@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, load_splits
+from scalegmn.data.loader import DataConfig, load_splits, reading
 from scalegmn.models.base import Metanetwork
 from scalegmn.plot import confusion_matrix
 from scalegmn.spec import NetParams, NetSpec
@@ -39,7 +39,7 @@ class Classification:
         self.data, self.batch_size = data, batch_size
         self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
         print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
-        print(f" networks, {self.spec}, {self._reading()}")
+        print(f" networks, {self.spec}, {reading(data, self.zoo)}")
 
     @property
     def spec(self) -> NetSpec:
@@ -88,14 +88,9 @@ class Classification:
         return {
             "zoo": str(self.zoo.path),
             "sha256": self.zoo.sha256,
-            "read": self._reading(),
+            "read": reading(self.data, self.zoo),
             "networks": {name: len(nets) for name, nets in self.splits.items()},
         }
-
-    def _reading(self) -> str:
-        """Whether networks are read as stored, or which symmetries were removed."""
-        removed = self.data.canonicalize if self.data.switch_to_canon else ()
-        return f"canonical ({', '.join(removed)})" if removed else "as stored"
 
     @torch.no_grad()
     def _predict(self, model: nn.Module, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
