@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -36,7 +36,7 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None, pr
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
     parser.add_class_arguments(config_class, None)
-    given = [(file, key, value) for file in files for key, value in _leaves(_read(file))]
+    given = [(file, key, value) for file in files for key, value in leaves(_read(file))]
     given += [("command line", key, value) for key, value in _options(words)]
     problems = _key_problems(parser, given)
     for source, key, value in given:
@@ -91,11 +91,11 @@ def _read(file: str) -> dict[str, Any]:
     return content or {}
 
 
-def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings."""
     for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -111,12 +111,17 @@ def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]])
         if key in sections:
             problems.append(f"{source}: {key} is a section of keys, found {value!r}")
             continue
-        last_parts = {name.rpartition(".")[2]: name for name in known}
-        near = difflib.get_close_matches(key, known, n=1) or [
-            last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
-        ]
-        problems.append(f"{source}: unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
+        problems.append(f"{source}: unknown key {key}{nearest(key, known)}")
     return problems
+
+
+def nearest(key: str, known: Collection[str]) -> str:
+    """`, did you mean ...?` with the known key nearest to an unknown one, by the whole or the last part; else empty."""
+    last_parts = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
+    ]
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _value_problems(parser: ArgumentParser, config_class: type, source: str, key: str, value: Any) -> list[str]:
