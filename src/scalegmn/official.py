@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -44,9 +45,32 @@ _FIXED = {
 }
 """Published key -> the one value that our models cover."""
 
-_NEVER_READ = {"d_in_v", "d_in_e", "jit", "compile", "gnn_args.layer_norm", "gnn_args.d_hid"}
-_NEVER_READ |= {f"graph_init.{name}" for name in ("d_in_v", "d_in_e", "d_node", "d_edge")}
-"""Keys that decide nothing: the published code never reads them, or only one value runs (`d_hid`, widths of inputs)."""
+_NEVER_READ = {"d_in_v", "d_in_e", "jit", "compile", "gnn_args.layer_norm"}
+"""Keys that the published code never reads."""
+
+_IMPLIED = {"gnn_args.d_hid", *(f"graph_init.{name}" for name in ("d_in_v", "d_in_e", "d_node", "d_edge"))}
+"""Published keys with one value that runs: `d_hid`, or the width of the input networks' features."""
+
+_RUN = """batch_size debug wandb wandb_args.project wandb_args.entity wandb_args.group wandb_args.name wandb_args.tags
+    data.dataset_path data.switch_to_canon train_args.num_epochs train_args.seed train_args.patience
+    optimization.optimizer_args.lr optimization.optimizer_args.weight_decay"""
+"""Keys outside `scalegmn_args` that mean the same here, under the same name."""
+
+_RUN_TRANSLATED = """optimization.clip_grad optimization.clip_grad_max_norm optimization.optimizer_name
+    optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps"""
+"""Keys outside `scalegmn_args` that are read and said in other words."""
+
+_RUN_NOT_USED = """data.dataset data.split_path data.split_points data.image_size data.layer_layout data.data_path
+    data.metrics_path data.layout_path data.idcs_file data.activation_function data.extra_aug data.img_ds
+    data.style_function train_args.loss train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
+    inr_model.out_features inr_model.n_layers inr_model.hidden_features inr_model.img_shape
+    optimization.scheduler_args.scheduler_mode optimization.scheduler_args.decay_rate
+    optimization.scheduler_args.decay_steps optimization.scheduler_args.patience"""
+"""Keys outside `scalegmn_args` that the published code reads and we do not."""
+
+_RUN_NEVER_READ = """data.node_pos_embed data.edge_pos_embed train_args.val_acc_threshold
+    optimization.scheduler_args.min_lr num_workers num_threads validate gpu_ids"""
+"""Keys outside `scalegmn_args` that the published code never reads from a file, or overwrites before it does."""
 
 _ACTIVATION = {"sign": "tanh", "scale": "relu", "hetero": "hetero", "permutation": "tanh"}
 """Symmetry -> an activation that has it: a model depends on the input networks' symmetry, not on their activation."""
@@ -126,11 +150,93 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
     )
 
 
+def translate_file(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The content of a published configuration file in our words; any other content as it is.
+
+    A published file is one with `scalegmn_args.gnn_args`.
+
+    Args:
+        content: what a YAML file holds.
+
+    Returns:
+        Settings as in our own files, and remarks on keys that have no effect.
+
+    Raises:
+        ValueError: keys are unknown or missing, or ask for what is not supported; names all of them.
+    """
+    model = content.get("scalegmn_args")
+    if not isinstance(model, dict) or "gnn_args" not in model:
+        return content, []
+    content = _with_nulls(content)
+    if isinstance(content.get("wandb"), dict):  # so in the published files of cifar_inr_cls
+        content["wandb_args"] = content.pop("wandb")
+    model, given = content.pop("scalegmn_args"), dict(leaves(content))
+    same, translated, not_used, never_read = (
+        set(keys.split()) for keys in (_RUN, _RUN_TRANSLATED, _RUN_NOT_USED, _RUN_NEVER_READ)
+    )
+    known = same | translated | not_used | never_read
+    problems = [f"{key}: no published key{nearest(key, known)}" for key in given if key not in known]
+    optimizer = given.get("optimization.optimizer_name", "AdamW")
+    scheduler = given.get("optimization.scheduler_args.scheduler")
+    if optimizer != "AdamW":
+        problems.append(f"optimization.optimizer_name: {optimizer!r} is not supported, only 'AdamW'")
+    if scheduler not in (None, "WarmupLRScheduler"):
+        key = "optimization.scheduler_args.scheduler"
+        problems.append(f"{key}: {scheduler!r} is not supported, only 'WarmupLRScheduler' and null")
+    try:
+        config = asdict(translate_config(_as_run(model)))
+    except ValueError as error:
+        problems.append(str(error))
+    except TypeError as error:
+        problems.append(f"scalegmn_args: a value has the wrong type ({error})")
+    if problems:
+        raise ValueError("; ".join(problems))
+    settings = {key: value for key, value in given.items() if key in same and value is not None}
+    clip, steps = given.get("optimization.clip_grad"), given.get("optimization.scheduler_args.warmup_steps", 0)
+    settings["optimization.clip_grad_max_norm"] = given.get("optimization.clip_grad_max_norm") if clip else None
+    settings["optimization.scheduler_args.warmup_steps"] = steps if scheduler else 0
+    settings |= {f"scalegmn_args.{key}": list(v) if isinstance(v, tuple) else v for key, v in leaves(config)}
+    given |= {f"scalegmn_args.{key}": value for key, value in leaves(model)}
+    never_read |= {f"scalegmn_args.{key}" for key in _NEVER_READ}
+    remarks = {"not used": not_used, "not used, nor ever read by the published code": never_read}
+    found = {remark: [key for key in given if key in keys] for remark, keys in remarks.items()}
+    return _nested(settings), [f"{remark}: {', '.join(keys)}" for remark, keys in found.items() if keys]
+
+
+def _with_nulls(value: Any) -> Any:
+    """A copy with null for the published files' `None`, which YAML reads as a word."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value == "None" else value
+
+
+def _as_run(scalegmn_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The section as the published scripts run it: every width in an MLP is `d_hid`, whatever the file says."""
+    changed = dict(scalegmn_args)
+    for section, key in (("mlp_args", "d_k"), ("readout_args", "d_rho")):
+        if key in scalegmn_args.get(section, ()):
+            value, d = scalegmn_args[section][key], scalegmn_args.get("d_hid")
+            changed[section] = {**scalegmn_args[section], key: [d] * len(value) if key == "d_k" else d}
+    return changed
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `leaves`."""
+    content: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        section = content
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return content
+
+
 def _check_keys(scalegmn_args: Mapping[str, Any]) -> None:
     """Raises ValueError for missing and unknown keys and for values that are not supported."""
     given = dict(leaves(scalegmn_args))
     needed = [section + name for section, names in _READ.items() for name in names.split()]
-    known = {*needed, *_OPTIONAL, *_FIXED, *_NEVER_READ}
+    known = {*needed, *_OPTIONAL, *_FIXED, *_NEVER_READ, *_IMPLIED}
     problems = [f"{key}: is missing" for key in needed if key not in given]
     for key, value in given.items():
         if key not in known:
