@@ -5,7 +5,7 @@ Every feature is multiplied out and repeated on every edge, every MLP sees the c
 
 import torch
 
-from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import AbsoluteValue, ByActivation, InvariantLayer, Rows, ScaleInvariant, SignInvariant
 from scalegmn.nn.messages import ConcatMessage, EquivariantEdgeUpdate, reciprocal
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, NetParams
@@ -50,6 +50,10 @@ def net(module, rows, x, *extras):
         return torch.cat([net(half, rows, part) for half, part in parts])
     if isinstance(module, EquivariantLayer):
         return module.linear(x) * net(module.factor, rows, x, *extras)
+    if isinstance(module, SineUpdate):
+        parts = x.split(module.dim, dim=-1)
+        x = sum(part(y) for part, y in zip(module.parts, parts, strict=True)) if module.parts else x
+        return torch.sin(30 * module.linear(x))
     assert isinstance(module, EquivariantNet)
     for index, layer in enumerate(module.layers):
         new = net(layer, rows, x, *extras)
@@ -79,8 +83,17 @@ def edges_of(model, linear, raw):
     edges = [linear(block) for block in raw]
     if model.edge_positions is None:
         return edges
-    add = model.config.symmetry == "permutation"
-    return [e + p if add else e * p for e, p in zip(edges, model.edge_positions(), strict=True)]
+    embedded = []
+    for e, p, role in zip(edges, model.edge_positions(), model.spec.roles[1:], strict=True):
+        if model.config.symmetry == "permutation":
+            embedded.append(e + p)
+        elif model.edge_position_net is not None:
+            embedded.append(net(model.edge_position_net, Rows(role), e, p))
+        else:
+            embedded.append(e * p)
+    if model.edge_position_map is None:
+        return embedded
+    return [(m @ e[..., None])[..., 0] for m, e in zip(model.edge_position_map.rows(), embedded, strict=True)]
 
 
 def model(module, params):

@@ -1,10 +1,12 @@
 """The symmetry report, on the published configurations."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from scalegmn.check import main, report
 from scalegmn.data.zoo_format import write_zoo
@@ -79,6 +81,16 @@ def test_phase_is_kept_by_canonical_networks_only(monkeypatch, capsys, zoo):
     assert code == 0  # no longer claimed
     assert lines(output, "phase")[0].split()[1] == "no"
     assert float(lines(output, "phase")[0].split()[3]) > 1e-3
+
+
+def test_published_file(monkeypatch, capsys, zoo, tmp_path):
+    published = json.loads((ROOT / "tests/fixtures/published_configs.json").read_text())[
+        "cifar10/scalegmn_relu_bidir.yml"
+    ]
+    (tmp_path / "published.yml").write_text(yaml.safe_dump(published))
+    code, output = check(monkeypatch, capsys, tmp_path / "published.yml", zoo("relu"))
+    assert code == 0, output
+    assert "kept" in lines(output, "scale")[0]
 
 
 def test_report_sees_a_model_that_is_not_symmetric(random_params, generator):

@@ -125,6 +125,16 @@ def test_contradictions_and_ranges():
     assert "update.positions: needs node_positions" in error(
         ["--scalegmn_args.node_positions", "none", "--scalegmn_args.update.positions", "true"]
     )
+    net = ["--scalegmn_args.node_positions", "net"]
+    assert "position_net.io: mlp is not equivariant on edges" in error([*net, "--scalegmn_args.position_net.io", "mlp"])
+    assert "position_net.positions: found False" in error([*net, "--scalegmn_args.position_net.positions", "false"])
+    assert "hetero reads no P; use product_sum" in error([*net, "--scalegmn_args.symmetry", "hetero"])
+    sine = ["--scalegmn_args.update_rule", "sine_cat"]
+    for symmetry in ("scale", "hetero", "permutation"):
+        assert "update_rule: sine_cat is only" in error([*sine, "--scalegmn_args.symmetry", symmetry])
+    words = ["position_map", "shared", "node_positions", "none", "edge_positions", "false"]
+    message = error([f"--scalegmn_args.{key}={value}" for key, value in zip(words[::2], words[1::2], strict=True)])
+    assert "position_map: needs node_positions or edge_positions" in message
     assert "batch_size: found 0, expected at least 1" in error(["--batch_size", "0"])
     assert "num_epochs: found 0" in error(["--train_args.num_epochs", "0"])
     assert "lr: found -1" in error(["--optimization.optimizer_args.lr=-1"])

@@ -47,6 +47,30 @@ CONFIGS = [
         enumerate(NETS),
     )
 ]
+WAYS = {
+    "net": {"node_positions": "net", "position_net": EquivariantNetConfig("layer", positions=True)},
+    "net-mlp": {"node_positions": "net", "position_net": EquivariantNetConfig("mlp", 2, positions=True)}
+    | {"edge_positions": False},
+    "net_sum-per_type": {"node_positions": "net_sum", "position_map": "per_type"},
+    "product-shared": {"node_positions": "product", "position_map": "shared"},
+    "product_sum-per_type": {"position_map": "per_type"},
+    "sine_sum": {"update_rule": "sine_sum", "num_layers": 2, "readout": "full_graph"},
+    "sine_cat": {"update_rule": "sine_cat", "num_layers": 2, "readout": "full_graph"},
+}
+"""Published options that no published file uses; all hold for sign."""
+
+
+def fits(symmetry, way):
+    """Whether a symmetry has an option."""
+    return symmetry == "sign" or not (way.startswith("sine") or (symmetry == "hetero" and way.startswith("net")))
+
+
+CONFIGS += [
+    ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=6, out_dim=4, **options)
+    for symmetry, direction in itertools.product(["sign", "scale", "hetero"], ["forward", "bidirectional"])
+    for way, options in WAYS.items()
+    if fits(symmetry, way)
+]
 SIGN = [NetSpec.mlp([2, 5, 1], "sine"), NetSpec.mlp([2, 5, 4, 2], "sine", 6.0), NetSpec.mlp([3, 4, 3, 5, 2], "tanh")]
 CNN = (LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2))
 SPECS = {
@@ -62,7 +86,8 @@ SPECS = {
 
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
-    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}"
+    way = f"{config.node_positions}-{config.position_map}-{config.update_rule}"
+    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}"
 
 
 CASES = [pytest.param((c, s), id=f"{name(c)}-{s}") for c in CONFIGS for s in SPECS[c.symmetry]]
@@ -167,7 +192,7 @@ def test_no_gradient_between_networks(model, config, spec, nets):
     for index, tensor in enumerate((*params.weights, *params.biases)):
         reached = tensor.grad.flatten(1).abs().amax(1) > 0
         assert not reached[[0, 2, 3]].any()
-        silent = spec.is_cnn and config.node_positions == "none"  # a CNN's input nodes carry 0
+        silent = spec.is_cnn and config.node_positions in ("none", "product", "net")  # a CNN's input nodes carry 0
         if index < spec.num_layers and not silent:
             assert reached[1]
 
@@ -257,14 +282,18 @@ def test_layers_are_equivariant(random_params, generator):
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("symmetry", ["sign", "permutation", "scale", "hetero"])
+@pytest.mark.parametrize(
+    ("symmetry", "way"),
+    [(symmetry, None) for symmetry in SPECS] + [(s, way) for s in ("sign", "scale") for way in WAYS if fits(s, way)],
+)
 @pytest.mark.parametrize("index", [0, 1])
-def test_parameter_changes_are_equivariant(symmetry, direction, index, random_params, generator):
+def test_parameter_changes_are_equivariant(symmetry, way, direction, index, random_params, generator):
     """Editing a transformed network gives the transformed edit."""
     spec = SPECS[symmetry][-1 if index else 0]
     own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
     params = random_params(spec, 4, own)
     config = ScaleGMNConfig(symmetry=symmetry, direction=direction, output="parameters", hidden_dim=5, normalize=False)
+    config = replace(config, **WAYS.get(way, {}))
     model = build(config, spec)
     g = GroupElement.sample(params, generator, scale=symmetry != "permutation")
     weights, biases = model(params)

@@ -20,10 +20,10 @@ ALLOWED = {
     "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "zoos"},
     "train": {"log", "plot", "train"},
     "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task"},
-    "config": {"cli", "log", "spec", "data", "models", "train"},
-    "official": {"spec", "models"},
-    "canonicalize": {"cli", "config", "data", "log", "spec", "symmetry"},
-    "check": {"cli", "config", "data", "log", "spec", "symmetry", "train.checkpoint"},
+    "config": {"cli", "log", "official", "spec", "data", "models", "train"},
+    "official": {"cli", "spec", "models"},
+    "canonicalize": {"cli", "config", "data", "log", "official", "spec", "symmetry"},
+    "check": {"cli", "config", "data", "log", "official", "spec", "symmetry", "train.checkpoint"},
     "__init__": {"spec", "config"},
 }
 ONLY_IN = {"wandb": {"log"}, "matplotlib": {"plot"}, "lightning": {"train"}, "jsonargparse": {"cli"}}

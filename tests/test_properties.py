@@ -58,6 +58,13 @@ nets = st.builds(
     skip_connections=st.booleans(),
     positions=st.booleans(),
 )
+position_nets = st.builds(
+    EquivariantNetConfig,
+    io=st.sampled_from(["same", "layer"]),
+    io_branches=st.sampled_from([1, 2]),
+    num_layers=st.sampled_from([1, 2]),
+    positions=st.just(True),
+)
 
 
 def configs(symmetry):
@@ -70,8 +77,13 @@ def configs(symmetry):
         num_layers=st.integers(1, 4),
         hidden_dim=st.just(4),
         mlp_layer_norm=st.booleans(),
-        node_positions=st.sampled_from(["product", "product_sum"]),
+        node_positions=st.sampled_from(
+            ["product", "product_sum", *(["net", "net_sum"] if symmetry != "hetero" else [])]
+        ),
         edge_positions=st.booleans(),
+        position_net=position_nets,
+        position_map=st.sampled_from(["none", "shared", "per_type"]),
+        update_rule=st.sampled_from(["net", "sine_sum", "sine_cat"] if symmetry == "sign" else ["net"]),
         skip_connections=st.booleans(),
         sign_map=st.sampled_from(["symmetrized", "absolute"]),
         aggregator=st.sampled_from(["add", "mean"]),

@@ -99,6 +99,22 @@ def test_published_command_line_with_wandb_offline(home):
     assert summary["data"]["networks"] == {"train": 16, "val": 8, "test": 16}
 
 
+def test_published_file(home):
+    """A published file as it is, but for where the zoo is and the size."""
+    published = json.loads((ROOT / "tests/fixtures/published_configs.json").read_text())["mnist_cls/scalegmn_bidir.yml"]
+    (home / "published.yml").write_text(yaml.safe_dump(published))
+    words = ["--data.dataset_path", "data/digits_inr", "--debug", "True", *SMALL, "--run_dir", "runs/published"]
+    result = classify(home, *words, conf=home / "published.yml")
+    assert result.returncode == 0, result.stderr
+    assert "published.yml: not used: data.dataset" in result.stderr
+    config = yaml.safe_load((home / "runs/published/config.yml").read_text())
+    assert config["scalegmn_args"]["message"] == {
+        **{"io": "factor", "io_branches": 1, "num_layers": 1},
+        **{"skip_connections": False, "positions": True},
+    }
+    assert (config["scalegmn_args"]["hidden_dim"], config["batch_size"]) == (8, published["batch_size"])
+
+
 def test_wandb_is_not_imported_unless_switched_on(home):
     code = "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]; runpy.run_path({!r}, run_name='__main__')\n".format(
         str(ROOT / "inr_classification.py")

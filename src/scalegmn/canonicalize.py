@@ -16,6 +16,7 @@ from scalegmn.cli import parse
 from scalegmn.config import Config
 from scalegmn.data.zoo_format import Zoo, open_zoo, write_zoo
 from scalegmn.log import user_errors, versions
+from scalegmn.official import translate_file
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 
@@ -67,7 +68,7 @@ def is_copy(path: Path, provenance: dict[str, Any]) -> bool:
 def main() -> None:
     """Reads a configuration, writes the canonical copy of its zoo."""
     with user_errors():
-        config = parse(CanonicalizeConfig, prog="python -m scalegmn.canonicalize")
+        config = parse(CanonicalizeConfig, prog="python -m scalegmn.canonicalize", translate=translate_file)
         zoo = open_zoo(Path(config.data.dataset_path))
         out = zoo.path.with_name(zoo.path.name + "_canon") if config.out is None else Path(config.out)
         names = tuple(name for name in config.data.canonicalize if name not in zoo.canonical)

@@ -19,6 +19,7 @@ from scalegmn.cli import parse, split_arguments
 from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
+from scalegmn.official import translate_file
 from scalegmn.spec import MIXED, NetParams
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
@@ -112,7 +113,8 @@ def main() -> None:
         files, words = split_arguments()
         runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
         files = [str(Path(run) / "config.yml") for run in runs] + files
-        config = parse(CheckConfig, [*(f"--conf={file}" for file in files), *words], "python -m scalegmn.check")
+        words = [*(f"--conf={file}" for file in files), *words]
+        config = parse(CheckConfig, words, "python -m scalegmn.check", translate_file)
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)

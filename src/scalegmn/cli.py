@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -20,13 +20,19 @@ EXITS = ("-h", "--help", "--print_config")
 """Words that print something and end the program."""
 
 
-def parse(config_class: type[Config], arguments: Sequence[str] | None = None, prog: str | None = None) -> Config:
+def parse(
+    config_class: type[Config],
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    translate: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None,
+) -> Config:
     """An instance of a dataclass. Precedence: defaults < `--conf` files from left to right < command line.
 
     Args:
         config_class: the dataclass; nested dataclasses are sections, the docstring under a field is its help.
         arguments: command line words; None: those of the process.
         prog: the program's name in `--help`.
+        translate: what a file holds -> settings of the dataclass, and remarks for stderr; may raise ValueError.
 
     Raises:
         ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. One
@@ -36,15 +42,27 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None, pr
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
     parser.add_class_arguments(config_class, None)
-    given = [(file, key, value) for file in files for key, value in _leaves(_read(file))]
+    contents, remarks, problems = [], [], []
+    for file in files:
+        content, found = _read(file), []
+        try:
+            content, found = (content, []) if translate is None else translate(content)
+        except ValueError as error:
+            problems.append(f"{file}: {error}")
+            continue
+        contents.append((file, content))
+        remarks += [f"{file}: {remark}" for remark in found]
+    given = [(file, key, value) for file, content in contents for key, value in leaves(content)]
     given += [("command line", key, value) for key, value in _options(words)]
-    problems = _key_problems(parser, given)
+    problems += _key_problems(parser, given)
     for source, key, value in given:
         if key in dict(parser.get_defaults().items()):
             problems += _value_problems(parser, config_class, source, key, value)
     if problems:
         raise ValueError("; ".join(problems))
-    sources = [word for file in files if _read(file) for word in ("--conf", file)]
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    sources = [f"--conf={yaml.safe_dump(content)}" for _, content in contents if content]
     settings = [word for word in words if word.partition("=")[0] not in EXITS]
     try:
         config, problems = _instantiate(config_class, parser.parse_args(sources + settings))
@@ -91,11 +109,11 @@ def _read(file: str) -> dict[str, Any]:
     return content or {}
 
 
-def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings."""
     for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -111,12 +129,17 @@ def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]])
         if key in sections:
             problems.append(f"{source}: {key} is a section of keys, found {value!r}")
             continue
-        last_parts = {name.rpartition(".")[2]: name for name in known}
-        near = difflib.get_close_matches(key, known, n=1) or [
-            last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
-        ]
-        problems.append(f"{source}: unknown key {key}" + (f", did you mean {near[0]}?" if near else ""))
+        problems.append(f"{source}: unknown key {key}{nearest(key, known)}")
     return problems
+
+
+def nearest(key: str, known: Collection[str]) -> str:
+    """`, did you mean ...?` with the known key nearest to an unknown one, by the whole or the last part; else empty."""
+    last_parts = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
+    ]
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _value_problems(parser: ArgumentParser, config_class: type, source: str, key: str, value: Any) -> list[str]:

@@ -15,6 +15,7 @@ from scalegmn.data.zoo_format import open_zoo
 from scalegmn.log import Run, WandbConfig
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.models.base import Metanetwork
+from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
 from scalegmn.train.optim import OptimizationConfig
 from scalegmn.train.trainer import TrainConfig
@@ -70,9 +71,10 @@ def _plain(value: object) -> object:
 def read_config(arguments: Sequence[str] | None = None) -> Config:
     """The configuration from command line words (None: the process's own); see `cli.parse`.
 
-    `run_dir` is filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`.
+    Published files are translated (`official.translate_file`). `run_dir` is filled in: `runs/<folder>-<file>/<time>`,
+    named after the last `--conf`.
     """
-    config = parse(Config, arguments)
+    config = parse(Config, arguments, translate=translate_file)
     if config.run_dir is not None:
         return config
     files, _ = split_arguments(arguments)
@@ -106,7 +108,8 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
             raise ValueError("overrides: only with a YAML file; use dataclasses.replace on a Config")
         config = conf
     else:
-        config = parse(Config, ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)])
+        words = ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)]
+        config = parse(Config, words, translate=translate_file)
     if spec is None:
         spec = open_zoo(Path(config.data.dataset_path)).spec
     return config.scalegmn_args.build(spec)

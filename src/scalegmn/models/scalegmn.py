@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Pieces
-from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
+from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
     ByActivation,
@@ -30,7 +30,7 @@ from scalegmn.nn.messages import (
     reciprocal,
 )
 from scalegmn.nn.mlp import MLP
-from scalegmn.nn.positional import PositionalEmbedding
+from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams, NetSpec
 
@@ -110,12 +110,20 @@ class ScaleGMNConfig(ModelConfig):
     """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
     only for permutation, which hardly learns without."""
 
-    node_positions: Literal["none", "product", "product_sum"] = "product_sum"
+    node_positions: Literal["none", "product", "product_sum", "net", "net_sum"] = "product_sum"
     """Positional embeddings P of node types (each input node, each hidden layer, each output node). product: x * P;
-    product_sum: x * P on hidden nodes, x + P on input and output nodes. permutation always adds."""
+    net: an equivariant net of (x, P), `position_net`; product_sum, net_sum: so on hidden nodes, x + P on input and
+    output nodes. permutation always adds."""
 
     edge_positions: bool = True
-    """Positional embeddings of edge types."""
+    """Positional embeddings P of edge types: e * P, or a net of (e, P) where node_positions has one."""
+
+    position_net: EquivariantNetConfig = field(default_factory=lambda: EquivariantNetConfig(io="same", positions=True))
+    """The net of node_positions net and net_sum; that of edges has the same options, and the roles of receivers."""
+
+    position_map: Literal["none", "shared", "per_type"] = "none"
+    """A linear map without bias after the positional embeddings, of nodes and of edges: one for all, or one per type.
+    permutation has none."""
 
     skip_connections: bool = True
     """x' = S x + layer(x) around every message passing layer."""
@@ -145,9 +153,15 @@ class ScaleGMNConfig(ModelConfig):
     update: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The update function UPD. Its p: the updated node's."""
 
+    update_rule: Literal["net", "sine_sum", "sine_cat"] = "net"
+    """UPD: the equivariant net `update`; or, for sign, all rows alike, sin(30 W [x, m...]) (sine_cat) or
+    sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
+
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("num_layers", "hidden_dim", "out_dim", "readout_dim")}
-        counts |= {f"{name}.num_layers": getattr(self, name).num_layers for name in ("message", "update")}
+        counts |= {
+            f"{name}.num_layers": getattr(self, name).num_layers for name in ("message", "update", "position_net")
+        }
         problems = self.wrong_choices() + [
             f"{name}: found {count}, expected at least 1"
             for name, count in counts.items()
@@ -161,8 +175,27 @@ class ScaleGMNConfig(ModelConfig):
         for name in ("message", "update"):
             if self.symmetry != "permutation" and getattr(self, name).positions and self.node_positions == "none":
                 problems.append(f"{name}.positions: needs node_positions, found none")
+        if self.symmetry != "sign" and self.update_rule != "net":
+            problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
+        problems += self._position_problems() if self.symmetry != "permutation" else []
         if problems:
             raise ValueError("; ".join(f"scalegmn_args.{problem}" for problem in problems))
+
+    def _position_problems(self) -> list[str]:
+        """What contradicts the choice of positional embeddings."""
+        problems = []
+        if self.position_map != "none" and self.node_positions == "none" and not self.edge_positions:
+            problems.append("position_map: needs node_positions or edge_positions, found none")
+        if not self.node_positions.startswith("net"):
+            return problems
+        if self.symmetry == "hetero":
+            problems.append(f"node_positions: a {self.node_positions} of hetero reads no P; use product_sum")
+        if not self.position_net.positions:
+            problems.append("position_net.positions: found False, but it is a net of (x, P)")
+        if self.edge_positions and self.position_net.io not in ("same", "layer"):
+            io = self.position_net.io
+            problems.append(f"position_net.io: {io} is not equivariant on edges into output nodes; use same or layer")
+        return problems
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
@@ -228,12 +261,32 @@ class ScaleGMNConfig(ModelConfig):
         skips = [nn.Linear(width, out_dim, bias=False) for width in widths[:-1]] if options.skip_connections else []
         return EquivariantNet([layer(width) for width in widths[:-1]], skips)
 
+    def build_position_net(self, roles: Collection[str]) -> nn.Module | None:
+        """The net of a feature and its positional embedding, if there is one."""
+        if self.symmetry == "permutation" or not self.node_positions.startswith("net"):
+            return None
+        return self.build_net(self.position_net, self.hidden_dim, self.hidden_dim, roles)
+
+    def build_position_map(self, types: Sequence[Tensor], num_types: int) -> nn.Module | None:
+        """The linear map after the positional embeddings, if there is one."""
+        if self.symmetry == "permutation" or self.position_map == "none":
+            return None
+        if self.position_map == "shared":
+            types, num_types = [torch.zeros(1, dtype=torch.long)] * len(types), 1
+        return TypedLinear(types, num_types, self.hidden_dim)
+
     def build_message(self, roles: Collection[str]) -> nn.Module:
         """The message function towards nodes of the given roles."""
         d = self.hidden_dim
         if self.symmetry == "permutation":
             return ConcatMessage(d, self.build_mlp, self.aggregator)
         return EquivariantMessage(d, self.build_net(self.message, d, d, roles), self.aggregator)
+
+    def build_update(self, num_parts: int, out_dim: int, roles: Collection[str]) -> nn.Module:
+        """The update function of `num_parts` parts [x, m...] for nodes of the given roles."""
+        if self.update_rule != "net":
+            return SineUpdate(num_parts, self.hidden_dim, out_dim, summed=self.update_rule == "sine_sum")
+        return self.build_net(self.update, num_parts * self.hidden_dim, out_dim, roles)
 
     def build_edge_update(self, out_dim: int) -> nn.Module:
         """The edge update."""
@@ -281,7 +334,7 @@ class ScaleGMNLayer(nn.Module):
         self.bidirectional = config.direction == "bidirectional"
         symmetric = config.symmetry != "permutation"
         self.message_positions = symmetric and config.message.positions
-        self.update_positions = symmetric and config.update.positions
+        self.update_positions = symmetric and config.update.positions and config.update_rule == "net"
         d, (node_dim, edge_dim) = config.hidden_dim, out_dims
         self.forward_message = config.build_message({spec.roles[layer] for layer in reads.nodes if layer > 0})
         self.backward_message = None
@@ -289,7 +342,7 @@ class ScaleGMNLayer(nn.Module):
             roles = {spec.roles[layer] for layer in reads.nodes if layer < spec.num_layers}
             self.backward_message = config.build_message(roles)
         roles = {spec.roles[layer] for layer in reads.nodes}
-        self.update = config.build_net(config.update, (3 if self.bidirectional else 2) * d, node_dim, roles)
+        self.update = config.build_update(3 if self.bidirectional else 2, node_dim, roles)
         self.edge_update = config.build_edge_update(edge_dim) if self.edge_blocks else None
         self.backward_edge_update = config.build_edge_update(edge_dim) if self.backward_edge_blocks else None
         self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
@@ -410,11 +463,17 @@ class ScaleGMN(Metanetwork):
         self.backward_edge_linear = None
         if config.direction == "bidirectional" and config.reciprocal and config.symmetry in ("scale", "hetero"):
             self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
-        self.node_positions = self.edge_positions = None
+        self.node_positions = self.node_position_net = self.node_position_map = None
         if config.node_positions != "none":
             self.node_positions = PositionalEmbedding(spec.node_types, spec.num_node_types, d)
+            self.node_position_map = config.build_position_map(spec.node_types, spec.num_node_types)
+            roles = {"hidden"} if config.node_positions == "net_sum" else set(spec.roles)
+            self.node_position_net = config.build_position_net(roles)
+        self.edge_positions = self.edge_position_net = self.edge_position_map = None
         if config.edge_positions:
             self.edge_positions = PositionalEmbedding(spec.edge_types, spec.num_edge_types, d)
+            self.edge_position_map = config.build_position_map(spec.edge_types, spec.num_edge_types)
+            self.edge_position_net = config.build_position_net(set(spec.roles[1:]))
         self.layers = nn.ModuleList()
         for index, reads in enumerate(_receptive_field(config, spec)):
             ends = config.output == "parameters" and index == config.num_layers - 1
@@ -478,22 +537,31 @@ class ScaleGMN(Metanetwork):
         nodes = [self.node_linear(x) for x in raw]
         if positions is None:
             return nodes
-        summed = {
-            "permutation": ("input", "hidden", "output"),
-            "product": (),
-            "product_sum": ("input", "output"),
-        }["permutation" if self.config.symmetry == "permutation" else self.config.node_positions]
-        rows = zip(nodes, positions, self.spec.roles, strict=True)
-        return [x + p if role in summed else x * p for x, p, role in rows]
+        summed = ("input", "output") if self.config.node_positions.endswith("_sum") else ()
+        if self.config.symmetry == "permutation":
+            summed = ROLES
+        nodes = embed_positions(nodes, positions, self.spec.roles, summed, self.node_position_net)
+        return nodes if self.node_position_map is None else self.node_position_map(nodes)
 
     def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor]) -> list[EdgeBlock]:
-        """A_e weight, times P_e (permutation: plus P_e)."""
+        """A_e weight, with positional embeddings."""
+        matrices, shifts = [linear.weight[None, None]] * len(raw), [None] * len(raw)
         if self.edge_positions is None:
-            return [EdgeBlock(values, linear.weight[None, None]) for values in raw]
-        pairs = list(zip(raw, self.edge_positions(), strict=True))
+            return list(map(EdgeBlock, raw, matrices))
+        positions = self.edge_positions()
+        if self.edge_position_net is not None:
+            features = [linear(values) for values in raw]
+            features = embed_positions(features, positions, self.spec.roles[1:], (), self.edge_position_net)
+            return list(
+                map(EdgeBlock, features if self.edge_position_map is None else self.edge_position_map(features))
+            )
         if self.config.symmetry == "permutation":
-            return [EdgeBlock(values, linear.weight[None, None], position) for values, position in pairs]
-        return [EdgeBlock(values, position[..., None] * linear.weight) for values, position in pairs]
+            shifts = positions
+        else:
+            matrices = [position[..., None] * linear.weight for position in positions]
+        if self.edge_position_map is not None:
+            matrices = map(torch.matmul, self.edge_position_map.rows(), matrices)
+        return list(map(EdgeBlock, raw, matrices, shifts))
 
     def pieces(self, num_networks: int, device: torch.device) -> Pieces:
         """How blocks are worked through."""
@@ -508,8 +576,8 @@ def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Ten
 
 def _flipped(block: EdgeBlock) -> EdgeBlock:
     """A block towards the other end of its edges."""
-    shift = None if block.shift is None else block.shift.transpose(0, 1)
-    return EdgeBlock(block.values.transpose(1, 2).contiguous(), block.matrix.transpose(0, 1), shift)
+    matrix, shift = (None if x is None else x.transpose(0, 1) for x in (block.matrix, block.shift))
+    return EdgeBlock(block.values.transpose(1, 2).contiguous(), matrix, shift)
 
 
 def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from scalegmn.nn.edges import Scaled, linear, times
@@ -90,3 +91,26 @@ class EquivariantNet(nn.Module):
             new = layer(rows, x, *extras)
             x = linear(x, self.skips[index].weight, new) if self.skips else new
         return x
+
+
+class SineUpdate(nn.Module):
+    """UPD = sin(30 W [x, m...]) or, summed, sin(30 W (W_0 x + W_1 m + ...)); odd, since no Linear has a bias.
+
+    Args:
+        num_parts: how many of x, m... there are.
+        dim: width of each.
+        out_dim: width of the output.
+        summed: add the parts, each through a Linear of its own, before W.
+    """
+
+    def __init__(self, num_parts: int, dim: int, out_dim: int, summed: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.parts = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(num_parts if summed else 0))
+        self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
+
+    def forward(self, rows: Rows, x: Tensor) -> Tensor:
+        """[x, m...] [..., num_parts * dim] -> [..., out_dim], the same for all `rows`."""
+        if self.parts:
+            x = sum(part(piece) for part, piece in zip(self.parts, x.split(self.dim, -1), strict=True))
+        return torch.sin(30 * self.linear(x))
