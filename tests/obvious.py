@@ -7,7 +7,7 @@ import torch
 
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import AbsoluteValue, ByActivation, InvariantLayer, Rows, ScaleInvariant, SignInvariant
-from scalegmn.nn.messages import ConcatMessage, EquivariantEdgeUpdate, reciprocal
+from scalegmn.nn.messages import ConcatMessage, EquivariantEdgeUpdate
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, NetParams
 
 
@@ -105,14 +105,19 @@ def model(module, params):
         if params.activation is not None:
             names = [ACTIVATIONS[index] for index in params.activation.tolist()]
         num_odd = sum(ACTIVATION_SYMMETRY[name] == "sign" for name in names)
-    params = module.normalized(params)
+    params, gauge = module.canonical(module.normalized(params))
     positions = module.node_positions() if module.node_positions else None
     nodes = module._embed_nodes(params.node_features(), positions)
     raw = params.edge_features()
-    edges = edges_of(module, module.edge_linear, raw)
-    backward = edges
+    edges = backward = edges_of(module, module.edge_linear, raw)
     if module.backward_edge_linear is not None:
-        backward = edges_of(module, module.backward_edge_linear, [reciprocal(block) for block in raw])
+        inverse = []
+        for block, weight, bias in zip(raw, params.weights, params.biases, strict=True):
+            row = (weight.flatten(2).square().sum(2) + bias.square()).sqrt()[..., None, None]
+            size = block.square().sum(-1, keepdim=True).sqrt()
+            size = torch.where(size > 1e-3 * row, size, 1e-3 * row)
+            inverse.append(block / torch.where(row > 0, size, 1) ** 2)
+        backward = edges_of(module, module.backward_edge_linear, inverse)
     backward = [block.transpose(1, 2) for block in backward]
     for layer in module.layers:
         new = [None] * len(nodes)
@@ -155,6 +160,7 @@ def model(module, params):
     if module.readout is not None:
         return module.readout(nodes, num_odd)
     changes = NetParams.from_features(spec, nodes, edges)
+    changes = changes if gauge is None else gauge.inverse().act(changes)
     return (
         [change * scale for change, scale in zip(changes.weights, module.weight_scales, strict=True)],
         [change * scale for change, scale in zip(changes.biases, module.bias_scales, strict=True)],

@@ -10,6 +10,7 @@ import yaml
 
 from scalegmn.check import main, report
 from scalegmn.data.zoo_format import write_zoo
+from scalegmn.nn.edges import linear
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 
@@ -114,7 +115,8 @@ def test_editing_models_must_change_moved_networks_alike(monkeypatch, capsys, zo
     assert code == 0
     assert lines(output, "phase")[0].split()[1] == "no"
     assert float(lines(output, "phase")[0].split()[3]) > 1e-3
-    monkeypatch.setattr(SignInvariant, "forward", lambda self, rows, x: self.rho(x))  # one sign only
+    one_sign = lambda self, rows, x, weight, bias: linear(self.rho(x), weight, bias)  # noqa: E731
+    monkeypatch.setattr(SignInvariant, "forward", one_sign)
     code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.sign_map", "symmetrized")
     assert code == 1
     assert "BROKEN" in lines(output, "sign")[0]

@@ -15,7 +15,7 @@ ALLOWED = {
     "nets": {"spec", "nets"},
     "graphs": {"spec", "nets", "graphs"},
     "nn": {"nn"},
-    "models": {"spec", "graphs", "nn", "models"},
+    "models": {"spec", "symmetry", "graphs", "nn", "models"},
     "data": {"spec", "symmetry", "graphs", "data"},
     "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "zoos"},
     "train": {"log", "plot", "train"},

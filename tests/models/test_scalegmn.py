@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.spec import NetSpec
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
@@ -60,3 +60,43 @@ def test_normalization_is_on_for_permutation_only():
     assert ScaleGMNConfig(symmetry="permutation").build(spec).normalization is not None
     assert ScaleGMNConfig().build(spec).normalization is None
     assert ScaleGMNConfig(normalize=True).build(spec).normalization is not None
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "hetero"])
+def test_trains_on_weights_of_all_sizes(kind, direction):
+    """In float32, on weights from 1e-15 to 1e3 and exactly zero, as on ordinary ones: finite, and the loss falls."""
+    generator = torch.Generator().manual_seed(0)
+    symmetry = "hetero" if kind == "hetero" else "scale"
+    spec = NetSpec.mlp([3, 8, 8, 2], "hetero" if kind == "hetero" else "relu")
+    if kind == "cnn":
+        spec = NetSpec((LayerSpec(1, 6, (3, 3), "relu"), LayerSpec(6, 8, (1, 1), "relu"), LayerSpec(8, 3)))
+
+    def draw(*shape):
+        sizes = 10 ** (18 * torch.rand(shape, generator=generator) - 15)
+        kept = torch.rand(shape, generator=generator) > 0.1
+        return sizes * kept * (2 * torch.randint(0, 2, shape, generator=generator) - 1)
+
+    params = NetParams(
+        spec,
+        tuple(draw(16, *layer.weight_shape) for layer in spec.layers),
+        tuple(draw(16, layer.out_dim) for layer in spec.layers),
+        torch.tensor([1, 2] * 8) if kind == "hetero" else None,
+    )
+    params.weights[1][3] = 0  # a network that nothing passes through
+    torch.manual_seed(0)
+    config = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16, out_dim=2, dropout=0.0)
+    model = config.build(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    labels = torch.arange(16) % 2
+    losses = []
+    for _ in range(40):
+        loss = torch.nn.functional.cross_entropy(model(params), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        norms = torch.stack([p.grad.norm() for p in model.parameters()])
+        assert norms.isfinite().all()
+        assert norms.max() < 1e3
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]

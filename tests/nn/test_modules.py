@@ -22,7 +22,7 @@ from scalegmn.nn.messages import (
     EquivariantMessage,
     reciprocal,
 )
-from scalegmn.nn.mlp import MLP
+from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.positional import PositionalEmbedding
 
@@ -80,6 +80,28 @@ def test_mlp_options():
     assert not torch.equal(module(x), module(x))
     module.eval()
     close(module(x), module(x))
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout(p, dtype):
+    x = torch.ones(500, 401, dtype=dtype, requires_grad=True)  # not a multiple of 8 elements
+    module = Dropout(p)
+    y = module(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    zero = (y == 0).double()
+    assert abs(zero.mean() - p) < 0.01
+    assert abs(y.mean() - 1) < 0.03
+    assert len(y.unique()) == 2
+    for shift in (1, 2, 8):  # neighbours are independent
+        assert abs(torch.corrcoef(torch.stack([zero[:, shift:].flatten(), zero[:, :-shift].flatten()]))[0, 1]) < 0.02
+    assert not torch.equal(module(x), y)
+    torch.manual_seed(3)
+    first = module(x)
+    torch.manual_seed(3)
+    assert torch.equal(module(x), first)
+    assert module.eval()(x) is x or torch.equal(module(x), x)
 
 
 def test_sign_invariant_is_rho_of_both_signs():
@@ -239,15 +261,14 @@ def test_edge_blocks(kernel, types, shifted):
 
 
 def test_reciprocal():
-    w = torch.tensor([[2.0], [-4.0], [0.0]])
-    close(reciprocal(w), torch.tensor([[0.5], [-0.25], [0.0]]))
+    w = torch.tensor([[2.0], [-4.0], [0.0], [0.05]])
+    close(reciprocal(w, torch.tensor(0.1)), torch.tensor([[0.5], [-0.25], [0.0], [5.0]]))
     kernels = torch.randn(3, 4, 9)
     kernels[..., :2] = 0  # padding
-    close(reciprocal(kernels), kernels / kernels.square().sum(-1, keepdim=True))
+    floor = torch.full((3, 4, 1), 1e-3)
+    close(reciprocal(kernels, floor), kernels / kernels.square().sum(-1, keepdim=True))
     q = torch.rand(3, 4, 1) * 10
-    close(reciprocal(q * kernels), reciprocal(kernels) / q)
-    tiny = torch.tensor([[1e-30, 1e-30]], dtype=torch.float32)  # the square of the norm underflows
-    close(reciprocal(tiny) * 1e-30, torch.full((1, 2), 0.5, dtype=torch.float32))
+    close(reciprocal(q * kernels, q * floor), reciprocal(kernels, floor) / q)
 
 
 def test_positional_embedding_looks_types_up():

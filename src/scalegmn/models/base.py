@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 
 from scalegmn.nn.normalization import InputNormalization
@@ -23,6 +24,10 @@ class Metanetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.normalization = InputNormalization(spec.num_layers) if normalize else None
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """How many networks a training step should pass through the model at once, the rest of a batch after them."""
+        raise NotImplementedError
 
     def fit_normalization(self, params: NetParams) -> None:
         """Sets the normalisation, if the model has one, from training networks."""

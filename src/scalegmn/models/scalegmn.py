@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Pieces
+from scalegmn.nn.edges import BUDGET, EdgeBlock, EdgeUpdate, Pieces
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -29,10 +29,15 @@ from scalegmn.nn.messages import (
     EquivariantMessage,
     reciprocal,
 )
-from scalegmn.nn.mlp import MLP
+from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams, NetSpec
+from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
+from scalegmn.symmetry.groups import GroupElement
+
+_RECIPROCAL_FLOOR = 1e-3
+"""Weights below this share of the norm of their neuron's weights count less and less in messages against them."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,9 @@ class ScaleGMNConfig(ModelConfig):
     """Update edge features in every layer; false: every layer reads the initial ones."""
 
     reciprocal: bool = True
-    """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant;
-    false: they read w, as in the published code, whose output moves when neurons are rescaled."""
+    """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant
+    (w / floor^2 below a floor of 1e-3 of the norm of the neuron's weights); false: they read w, as in the published
+    code, whose output moves when neurons are rescaled."""
 
     message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's."""
@@ -346,7 +352,7 @@ class ScaleGMNLayer(nn.Module):
         self.edge_update = config.build_edge_update(edge_dim) if self.edge_blocks else None
         self.backward_edge_update = config.build_edge_update(edge_dim) if self.backward_edge_blocks else None
         self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -510,27 +516,45 @@ class ScaleGMN(Metanetwork):
 
     def _forward(self, params: NetParams, num_odd: int) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """`forward` with the odd networks of a mixed batch first."""
-        graph = ParameterGraph.from_params(self.normalized(params))
+        read, gauge = self.canonical(self.normalized(params))
+        graph = ParameterGraph.from_params(read)
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
         edges = self._embed_edges(self.edge_linear, graph.edges)
         backward_edges = []
         if self.config.direction == "bidirectional":
-            linear, raw = self.edge_linear, graph.edges
+            against = edges
             if self.backward_edge_linear is not None:
-                linear, raw = self.backward_edge_linear, [reciprocal(block) for block in raw]
-            backward_edges = [_flipped(block) for block in self._embed_edges(linear, raw)]
+                floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
+                inverse = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
+                against = self._embed_edges(self.backward_edge_linear, inverse)
+            backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params), params.biases[0].device)
         for layer in self.layers:
             nodes, edges, backward_edges = layer(nodes, edges, backward_edges, positions, num_odd, pieces)
         if self.readout is not None:
             return self.readout(nodes, num_odd)
         changes = [pieces.map(_features, num_odd, block) if block.updates else block.values for block in edges]
-        changes = NetParams.from_features(params.spec, nodes, changes)
+        changes = NetParams.from_features(params.spec, nodes, changes, params.activation)
+        if gauge is not None:
+            changes = gauge.inverse().act_on_changes(changes)
         return (
             [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
             [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
         )
+
+    def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
+        """Networks of the same function whose neurons have weights of norm 1, and what leads to them.
+
+        Exactly scale-invariant models give the same output for both, but for rounding: features neither over- nor
+        underflow, however far the sizes of the weights are apart.
+        """
+        options = self.config
+        exact = options.norm_epsilon == 0 and (options.direction == "forward" or options.reciprocal)
+        if options.symmetry not in ("scale", "hetero") or not exact:
+            return params, None
+        element = scale_to_canonical(params)
+        return element.act(params), element
 
     def _embed_nodes(self, raw: tuple[Tensor, ...], positions: list[Tensor] | None) -> list[Tensor]:
         """A_v bias, with positional embeddings."""
@@ -563,10 +587,18 @@ class ScaleGMN(Metanetwork):
             matrices = map(torch.matmul, self.edge_position_map.rows(), matrices)
         return list(map(EdgeBlock, raw, matrices, shifts))
 
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep everything of."""
+        return max(1, BUDGET[device.type] // (self.spec.num_edges * self._edge_bytes * self._num_kept))
+
     def pieces(self, num_networks: int, device: torch.device) -> Pieces:
         """How blocks are worked through."""
-        edge_bytes = self.config.hidden_dim * self.edge_linear.weight.element_size()
-        return Pieces.plan(num_networks * self.spec.num_edges, edge_bytes, self._num_kept, device)
+        return Pieces.plan(num_networks * self.spec.num_edges, self._edge_bytes, self._num_kept, device)
+
+    @property
+    def _edge_bytes(self) -> int:
+        """Bytes of one edge's features."""
+        return self.config.hidden_dim * self.edge_linear.weight.element_size()
 
 
 def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Tensor:

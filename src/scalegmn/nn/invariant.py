@@ -61,7 +61,7 @@ class AbsoluteValue(nn.Module):
 
 
 class ScaleInvariant(nn.Module):
-    """inv(x) = x / (||x||_2 + epsilon), 0 at 0; unchanged under x -> q x, q > 0 (ScaleGMN, section 4).
+    """inv(x) = x / (||x||_2 + epsilon), unchanged under x -> q x, q > 0 (ScaleGMN, section 4); x where its norm is 0.
 
     Args:
         epsilon: 0 is exact; the published 1e-10 is felt as soon as ||x|| is small.
@@ -75,7 +75,8 @@ class ScaleInvariant(nn.Module):
         """x [..., dim] -> weight inv(x) + bias, [..., out]; the norm is over the last axis."""
         values, scale = (x.values, x.scale) if isinstance(x, Scaled) else (x, torch.ones_like(x[..., :1]))
         norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * scale.abs() + self.epsilon
-        return linear(Scaled(values, scale / torch.where(norm > 0, norm, 1)), weight, bias)
+        smallest = torch.finfo(norm.dtype).tiny ** 0.5  # the gradient holds 1 / norm^2
+        return linear(Scaled(values, scale / torch.where(norm > smallest, norm, 1)), weight, bias)
 
 
 class ByActivation(nn.Module):

@@ -126,16 +126,15 @@ class ConcatEdgeUpdate(nn.Module):
         return self.phi.rest(edges.linear(weight, senders[:, None] + receivers[:, :, None]))
 
 
-def reciprocal(edges: Tensor) -> Tensor:
-    """w -> w / ||w||^2 per edge, zero where w is zero: 1/w for a single weight, finite for padded kernels.
+def reciprocal(edges: Tensor, floor: Tensor) -> Tensor:
+    """w -> w / max(||w||, floor)^2 per edge: 1/w for a single weight, zero at zero, finite for padded kernels.
 
-    Multiplied by q_j / q_i when w is by q_i / q_j, as a message against the edge needs. The largest component is taken
-    out first, so that no square under- or overflows.
+    Multiplied by q_j / q_i when w is by q_i / q_j, as a message against the edge needs, if the floor is by |q_i / q_j|.
 
     Args:
         edges: raw edge features [..., K].
+        floor: broadcasts to [..., 1]; it keeps the result continuous at zero and at most 1 / floor. Where it is zero,
+            as for neurons without weights, the result is zero.
     """
-    largest = edges.abs().amax(-1, keepdim=True)
-    unit = edges / torch.where(largest > 0, largest, 1)
-    norm = unit.square().sum(-1, keepdim=True) * largest
-    return unit / torch.where(largest > 0, norm, 1)
+    norm = torch.linalg.vector_norm(edges, dim=-1, keepdim=True)
+    return edges / torch.where(floor > 0, torch.maximum(norm, floor), 1).square()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -26,6 +27,15 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
     return PhaseShift(tuple(turns))
 
 
+def incoming_norm(params: NetParams, layer: int, scale: Tensor | None = None) -> Tensor:
+    """||[W_i, b_i]|| of each neuron of a layer (counted from 0), [B, n_l]; W as it is once the layer below has been
+    multiplied by `scale` [B, n_{l-1}]."""
+    weight, bias = params.weights[layer], params.biases[layer]
+    if scale is not None:
+        weight = weight / scale.reshape(len(params), 1, -1, *[1] * (weight.ndim - 3))
+    return torch.linalg.vector_norm(torch.cat([weight.flatten(2), bias[..., None]], dim=2), dim=2)
+
+
 def scale_to_canonical(params: NetParams) -> GroupElement:
     """The element that removes the scale symmetry of relu and leaky relu layers, sigma(q z) = q sigma(z) for q > 0.
 
@@ -34,13 +44,10 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     """
     permutations, scales = [], []
     for index, layer in enumerate(params.spec.layers[:-1]):
-        weight, bias = params.weights[index], params.biases[index]
-        q = torch.ones_like(bias)  # [B, n_l]
+        q = torch.ones_like(params.biases[index])  # [B, n_l]
         name = ACTIVATION_SYMMETRY.get(layer.activation, MIXED)
         if name in ("scale", MIXED):
-            if scales:
-                weight = weight / scales[-1].reshape(len(params), 1, -1, *[1] * (weight.ndim - 3))
-            norm = torch.linalg.vector_norm(torch.cat([weight.flatten(2), bias[..., None]], dim=2), dim=2)
+            norm = incoming_norm(params, index, *scales[-1:])
             q = torch.where(norm > 0, 1 / norm, q)
             if name == MIXED:
                 homogeneous = [kind == "scale" for kind in map(ACTIVATION_SYMMETRY.get, ACTIVATIONS)]

@@ -69,7 +69,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and its schedule for a run of `num_steps` steps."""
     options = config.optimizer_args
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
     warmup, decay = config.scheduler_args.warmup_steps, config.scheduler_args.decay
 
     def factor(step: int) -> float:

@@ -1,0 +1,294 @@
+"""How much of the machine a training step uses.
+
+python benchmarks/step_time.py [--cases mnist_bidir ...] [--batch_sizes 64 ...] [--out FILE.jsonl]
+    [--device cpu|cuda] [--precision fp32|bf16] [--compile] [--inference] [--profile]
+
+A step is forward, backward, gradient clipping and AdamW on a batch of random networks of the published size, under the
+published configuration. Reported: networks per second, peak memory of the process (of the GPU), counted work per
+network, the machine's own matrix rate ([17920, 128] x [128, 128] in fp32) measured before and after each step, and
+
+    efficiency = counted work per network x networks per second / matrix rate,
+
+all medians over the rounds.
+
+Counted work: two operations per multiply-add of all matrix products that are left when each is done once per node
+where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
+computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
+number times a vector needs no products of its own (`Scaled`), so doing that shows as efficiency.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.config import build_model
+from scalegmn.models.scalegmn import ScaleGMN
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
+from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
+from scalegmn.nn.messages import ConcatMessage
+from scalegmn.nn.mlp import MLP
+from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.train.trainer import backward_in_parts, keep_freed_memory
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def cnn(activation: str) -> NetSpec:
+    """The small CNN zoo's architecture."""
+    layers = [LayerSpec(i, o, (3, 3), activation) for i, o in pairwise([1, 16, 16, 16])]
+    return NetSpec((*layers, LayerSpec(16, 10)))
+
+
+CASES = {
+    "mnist_forward": ("mnist_cls/scalegmn.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "mnist_bidir": ("mnist_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "fmnist_bidir": ("fmnist_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "cifar_bidir": ("cifar_inr_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 3], "sine")),
+    "relu_cnn_forward": ("cifar10/scalegmn_relu.yml", cnn("relu")),
+    "relu_cnn_bidir": ("cifar10/scalegmn_relu_bidir.yml", cnn("relu")),
+    "hetero_bidir": ("cifar10/scalegmn_hetero_bidir.yml", cnn("hetero")),
+    "editing_bidir": ("mnist_editing/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+}
+
+
+# Counted work, in multiply-adds
+
+
+def mlp_work(mlp: MLP, in_dim: int) -> int:
+    """Of one row, of which `in_dim` columns are its own."""
+    first, *rest = mlp.linears
+    return in_dim * first.out_features + sum(linear.weight.numel() for linear in rest)
+
+
+def invariant_work(invariant: nn.Module, dim: int, out_dim: int) -> float:
+    """Of out_dim numbers W inv(x), x of width dim."""
+    if isinstance(invariant, ByActivation):  # half of the networks each
+        return (invariant_work(invariant.sign, dim, out_dim) + invariant_work(invariant.scale, dim, out_dim)) / 2
+    if not isinstance(invariant, SignInvariant):
+        return dim * out_dim
+    *inner, last = invariant.rho.linears
+    return sum(linear.weight.numel() for linear in inner) + last.in_features * out_dim
+
+
+def net_work(module: nn.Module, role: str, dim: int) -> float:
+    """Of one row x of width dim in an equivariant net, or of what it is made of."""
+    if isinstance(module, ByRole):
+        return net_work(module.branches[module.index[role]], role, dim)
+    if isinstance(module, ByActivation):
+        return (net_work(module.sign, role, dim) + net_work(module.scale, role, dim)) / 2
+    if isinstance(module, PlainLayer):
+        return mlp_work(module.mlp, dim)
+    if isinstance(module, InvariantLayer):
+        hidden = module.phi.linears[0].out_features
+        return invariant_work(module.invariant, dim, hidden) + mlp_work(module.phi, 0)
+    if isinstance(module, EquivariantLayer):
+        return module.linear.weight.numel() + net_work(module.factor, role, dim)
+    assert isinstance(module, EquivariantNet)
+    work = sum(skip.weight.numel() for skip in module.skips)
+    for layer in module.layers:
+        work += net_work(layer, role, dim)
+        dim = layer.linear.out_features if isinstance(layer, EquivariantLayer) else 0
+    return work
+
+
+def forward_work(model: ScaleGMN) -> float:
+    """Of one network, forward."""
+    spec, d = model.spec, model.config.hidden_dim
+    sizes = [layer.in_dim * layer.out_dim for layer in spec.layers]
+    backward_updated = model.config.symmetry in ("scale", "permutation") and model.layers[0].backward_edge_update
+    work = 0.0
+    for index, layer in enumerate(model.layers):
+        width, against_width = (d if index else spec.edge_dim), (d if index and backward_updated else spec.edge_dim)
+        for message, step, offset, edge_width in (
+            (layer.forward_message, -1, -1, width),
+            (layer.backward_message, 1, 0, against_width),
+        ):
+            if message is None:
+                continue
+            pairs = [(n, n + step) for n in layer.node_layers if 0 <= n + step <= spec.num_layers]
+            work += sum(spec.layout[sender] for sender in {sender for _, sender in pairs}) * d * d
+            for receiver, _ in pairs:
+                if isinstance(message, ConcatMessage):
+                    per_edge = mlp_work(message.mlp, edge_width)
+                else:
+                    per_edge = edge_width * d + net_work(message.net, spec.roles[receiver], d)
+                work += sizes[receiver + offset] * per_edge
+        parts = 3 if layer.bidirectional else 2
+        for n in layer.node_layers:
+            work += spec.layout[n] * net_work(layer.update, spec.roles[n], parts * d)
+            work += spec.layout[n] * (0 if layer.skip is None else d * d)
+        for update, blocks, edge_width in (
+            (layer.edge_update, layer.edge_blocks, width),
+            (layer.backward_edge_update, layer.backward_edge_blocks, against_width),
+        ):
+            if update is None:
+                continue
+            ends = {block - 1 for block in blocks} | set(blocks)
+            work += sum(spec.layout[n] for n in ends) * invariant_work(
+                update.invariant, d, 2 * update.phi.linears[0].out_features
+            )
+            per_edge = edge_width * update.linear.out_features + mlp_work(update.phi, 0)
+            work += sum(sizes[block - 1] for block in blocks) * per_edge
+    return work + readout_work(model, d)
+
+
+def readout_work(model: ScaleGMN, d: int) -> float:
+    """Of one network."""
+    readout, spec = model.readout, model.spec
+    if readout is None:
+        return 0
+    if isinstance(readout, GraphReadout):
+        own = sum(spec.layout[1:-1]) * net_work(readout.invariant_layer, "hidden", d)
+        return own + sum(linear.weight.numel() for linear in readout.mlp.linears)
+    if isinstance(readout, DeepSetReadout):
+        return spec.num_nodes * mlp_work(readout.local_mlp, d) + sum(
+            m.weight.numel() for m in readout.global_mlp.linears
+        )
+    projections = [readout.output_projection, readout.input_projection] if isinstance(readout, EndsReadout) else []
+    linears = [m for part in (readout.mlp, *projections) for m in part.modules() if isinstance(m, nn.Linear)]
+    return sum(linear.weight.numel() for linear in linears)
+
+
+# Measurement
+
+
+def random_networks(spec: NetSpec, num: int, device: torch.device) -> NetParams:
+    """Networks with normal weights; mixed zoos alternate tanh and relu."""
+    generator = torch.Generator().manual_seed(0)
+    activation = None
+    if "hetero" in spec.symmetries:
+        activation = torch.tensor([ACTIVATIONS.index(("tanh", "relu")[k % 2]) for k in range(num)])
+    weights = [torch.randn(num, *layer.weight_shape, generator=generator) / layer.in_dim**0.5 for layer in spec.layers]
+    biases = [torch.randn(num, layer.out_dim, generator=generator) for layer in spec.layers]
+    return NetParams(spec, tuple(weights), tuple(biases), activation).to(device)
+
+
+def mean_square(output: Tensor | tuple[list[Tensor], list[Tensor]]) -> Tensor:
+    """A loss for vectors and for changes of parameters."""
+    parts = [output] if isinstance(output, Tensor) else [*output[0], *output[1]]
+    return torch.stack([part.square().mean() for part in parts]).sum()
+
+
+def build_step(model: ScaleGMN, params: NetParams, arguments: argparse.Namespace) -> Callable[[], None]:
+    """One training step, or one forward pass."""
+    device = params.biases[0].device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    at_once = model.networks_at_once(device)
+    call = torch.compile(model, fullgraph=True, dynamic=False) if arguments.compile else model
+    target = torch.zeros(len(params), device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
+
+    def loss(part: NetParams, _: Tensor) -> Tensor:
+        with autocast:
+            return mean_square(call(part))
+
+    @torch.no_grad()
+    def infer() -> None:
+        loss(params, target)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        backward_in_parts(loss, params, target, at_once)
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+
+    model.train(not arguments.inference)
+    return infer if arguments.inference else train
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[str, object]:
+    """The figures of one case."""
+    device = torch.device(arguments.device)
+    conf, spec = CASES[case]
+    torch.manual_seed(0)
+    keep_freed_memory()
+    model = build_model(CONFIGS / conf, spec=spec).to(device)
+    step = build_step(model, random_networks(spec, batch_size, device), arguments)
+    x, weight = torch.randn(17920, 128, device=device), torch.randn(128, 128, device=device)
+    product = 2 * x.numel() * 128
+    step()
+    if arguments.profile:
+        with torch.profiler.profile() as profile:
+            step()
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40))
+
+    def matrix_rate() -> float:
+        """Operations per second of a matrix product."""
+        return product * 10 / timed(lambda: [nn.functional.linear(x, weight) for _ in range(10)], device)
+
+    rates, steps, shares = [matrix_rate()], [], []
+    for _ in range(arguments.rounds):
+        steps.append(timed(step, device))
+        rates.append(matrix_rate())
+        shares.append(1 / (steps[-1] * (rates[-2] + rates[-1]) / 2))  # the machine's rate changes from second to second
+    rate, seconds = statistics.median(rates), statistics.median(steps)
+    work = 2 * forward_work(model) * (1 if arguments.inference else 3)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "case": case,
+        "batch_size": batch_size,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": arguments.precision,
+        "compile": arguments.compile,
+        "inference": arguments.inference,
+        "networks_per_second": batch_size / seconds,
+        "peak_gb": peak / 1e9,
+        "work_gflop": work / 1e9,
+        "matrix_gflops": rate / 1e9,
+        "efficiency": work * batch_size * statistics.median(shares),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Measures the chosen cases; each in a process of its own, so that peak memory is its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[64])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=10, help="steps that are timed; the median counts")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--inference", action="store_true", help="the forward pass alone")
+    parser.add_argument("--profile", action="store_true", help="list the operators that take longest")
+    parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
+    arguments = parser.parse_args()
+    for case in arguments.cases:
+        for batch_size in arguments.batch_sizes:
+            with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
+                figures = pool.apply(measure, (case, batch_size, arguments))
+            print(
+                "{case:<17} batch {batch_size:>4}  {networks_per_second:8.1f} networks/s  peak {peak_gb:5.2f} GB  "
+                "{work_gflop:5.2f} GFLOP/network  matrix rate {matrix_gflops:6.0f} GFLOP/s  "
+                "efficiency {efficiency:.2f}".format(**figures),
+                flush=True,
+            )
+            if arguments.out is not None:
+                with arguments.out.open("a") as file:
+                    file.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()
