@@ -2,12 +2,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from scalegmn import build_model
 from scalegmn.cli import parse
 from scalegmn.config import Config, read_config
-from scalegmn.spec import NetSpec
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.train.optim import build_optimizer
+from scalegmn.train.trainer import backward_in_parts
 from scalegmn.zoos.recipes import InrRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,44 @@ def test_every_config_round_trips_and_builds(path, tmp_path):
     activation = {"scale": "relu", "hetero": "hetero"}.get(config.scalegmn_args.symmetry, "sine")
     model = config.scalegmn_args.build(NetSpec.mlp([2, 6, 6, 1], activation))
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
+
+
+def published_spec(config):
+    """The architecture of a configuration's zoo."""
+    model = config.scalegmn_args
+    if model.symmetry == "sign" and model.out_dim != 1:
+        return NetSpec.mlp([2, 32, 32, 3 if "cifar" in config.data.dataset_path else 1], "sine")
+    activation = {"scale": "relu", "hetero": "hetero", "sign": "tanh"}[model.symmetry]
+    hidden = (LayerSpec(i, 16, (3, 3), activation) for i in (1, 16, 16))
+    return NetSpec((*hidden, LayerSpec(16, 10)))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_takes_a_training_step(path, random_params):
+    """At its full size, on networks of the published architecture."""
+    config = parse(Config, ["--conf", str(path)])
+    spec = published_spec(config)
+    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
+    params = random_params(spec, 3, own).map(lambda tensor: tensor.float() / 4)
+    torch.manual_seed(0)
+    model = config.scalegmn_args.build(spec)
+    model.fit_normalization(params)
+    optimizer, _ = build_optimizer(config.optimization, model.parameters(), 10)
+    before = torch.nn.utils.parameters_to_vector(model.parameters())
+
+    def loss(part, _):
+        output = model(part)
+        if config.scalegmn_args.output == "parameters":
+            return torch.stack([(change - 1).square().mean() for kind in output for change in kind]).mean()
+        return (output - 1).square().mean()
+
+    value = backward_in_parts(loss, params, torch.zeros(3), 2)
+    optimizer.step()
+    assert value.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+    assert not torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)
 
 
 def test_all_published_configs_are_there():

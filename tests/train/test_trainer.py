@@ -9,7 +9,7 @@ import torch
 from scalegmn.log import Run
 from scalegmn.train.checkpoint import load_checkpoint, save_checkpoint
 from scalegmn.train.optim import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.train.trainer import TrainConfig, fit
+from scalegmn.train.trainer import TrainConfig, backward_in_parts, fit
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
@@ -47,6 +47,16 @@ class Line:
         return {"line": 1}
 
 
+class OneNumber(torch.nn.Linear):
+    """y = a x + b, which wants its batches of 8 in parts of 3, 3 and 2."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def networks_at_once(self, device):
+        return 3
+
+
 class WorseAfterThreeEpochs(Line):
     """Validation that is best at epoch 2."""
 
@@ -62,7 +72,7 @@ def run(tmp_path):
 
 def train(task, run, **options):
     torch.manual_seed(0)
-    model = torch.nn.Linear(1, 1)
+    model = OneNumber()
     return model, fit(task, model, TrainConfig(device="cpu", **options), FAST, run)
 
 
@@ -134,3 +144,22 @@ def test_checkpoint_round_trip(tmp_path):
     assert load_checkpoint(tmp_path / "a.safetensors", other) == {"epoch": 3}
     assert torch.equal(model.running_mean, other.running_mean)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_parts_add_up_to_the_gradient_of_the_batch():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(4, 2).double(), torch.randn(10, 4, dtype=torch.float64)
+    sizes = []
+
+    def loss(inputs, target):
+        sizes.append(len(target))
+        return (model(inputs) - target).square().mean()
+
+    whole = loss(x, x[:, :2])
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+    found = backward_in_parts(loss, x, x[:, :2], 4)
+    assert sizes == [10, 4, 4, 2]
+    assert not found.requires_grad
+    torch.testing.assert_close(found, whole.detach(), rtol=1e-12, atol=0)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-15)

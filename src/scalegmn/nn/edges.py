@@ -27,6 +27,14 @@ class Scaled:
     values: Tensor
     scale: Tensor
 
+    def product(self) -> Tensor:
+        """[B, R, S, D]."""
+        return self.values * self.scale
+
+    def sum_senders(self) -> Tensor:
+        """The product's sum over senders, [B, R, D]."""
+        return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
+
     def __getitem__(self, networks: slice) -> Scaled:
         return Scaled(self.values[networks], self.scale[networks])
 
@@ -44,9 +52,9 @@ def linear(x: Tensor | Scaled, weight: Tensor, bias: Tensor | None = None) -> Te
     return nn.functional.linear(x, weight) + bias
 
 
-def times(x: Tensor | Scaled, factor: Tensor) -> Tensor:
-    """x * factor, multiplied out."""
-    return x.values * factor * x.scale if isinstance(x, Scaled) else x * factor
+def times(x: Tensor | Scaled, factor: Tensor) -> Tensor | Scaled:
+    """x * factor."""
+    return Scaled(x.values * factor, x.scale) if isinstance(x, Scaled) else x * factor
 
 
 class EdgeUpdate(NamedTuple):

@@ -30,7 +30,7 @@ class ByRole(nn.Module):
         self.branches = nn.ModuleList(distinct.values())
         self.index = {role: list(distinct).index(id(modules[role])) for role in ROLES if role in roles}
 
-    def forward(self, rows: Rows, *inputs: Tensor | Scaled) -> Tensor:
+    def forward(self, rows: Rows, *inputs: Tensor | Scaled) -> Tensor | Scaled:
         """The branch of the rows' role applied to `inputs`."""
         return self.branches[self.index[rows.role]](rows, *inputs)
 
@@ -67,8 +67,8 @@ class EquivariantLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.factor = factor
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor | Scaled:
+        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `Scaled` if x is."""
         return times(linear(x, self.linear.weight), self.factor(rows, x, *extras))
 
 
@@ -85,11 +85,14 @@ class EquivariantNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.skips = nn.ModuleList(skips)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor | Scaled:
+        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `Scaled` only if x is."""
         for index, layer in enumerate(self.layers):
             new = layer(rows, x, *extras)
-            x = linear(x, self.skips[index].weight, new) if self.skips else new
+            if self.skips:
+                new = new.product() if isinstance(new, Scaled) else new
+                new = linear(x, self.skips[index].weight, new)
+            x = new
         return x
 
 

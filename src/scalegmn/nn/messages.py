@@ -37,10 +37,10 @@ class EquivariantMessage(nn.Module):
 
         `rows` are the receivers.
         """
-        x = edges.linear(self.edge_linear.weight)
-        x = Scaled(sent[:, None] * x.values, x.scale) if isinstance(x, Scaled) else sent[:, None] * x
+        x = times(edges.linear(self.edge_linear.weight), sent[:, None])
         messages = self.net(rows, x, *extras)
-        return messages.sum(2) if self.aggregator == "add" else messages.mean(2)
+        total = messages.sum_senders() if isinstance(messages, Scaled) else messages.sum(2)
+        return total if self.aggregator == "add" else total / edges.values.shape[2]
 
 
 class ConcatMessage(nn.Module):
@@ -98,7 +98,9 @@ class EquivariantEdgeUpdate(nn.Module):
 
     def forward(self, edges: EdgeBlock, senders: Tensor, receivers: Tensor) -> Tensor:
         """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]."""
-        return times(edges.linear(self.linear.weight), self.phi.rest(senders[:, None] + receivers[:, :, None]))
+        factor = self.phi.rest(senders[:, None] + receivers[:, :, None])
+        new = times(edges.linear(self.linear.weight), factor)
+        return new.product() if isinstance(new, Scaled) else new
 
 
 class ConcatEdgeUpdate(nn.Module):

@@ -88,13 +88,13 @@ def backward_in_parts(
     Returns:
         The mean loss, detached.
     """
-    total = torch.zeros((), device=target.device)
+    shares = []
     for start in range(0, len(target), at_once):
         part = slice(start, start + at_once)
         share = loss(inputs[part], target[part]) * (len(target[part]) / len(target))
         backward(share)
-        total += share.detach()
-    return total
+        shares.append(share.detach())
+    return torch.stack(shares).sum()
 
 
 def fit(
