@@ -100,3 +100,18 @@ def test_trains_on_weights_of_all_sizes(kind, direction):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("output", ["vector", "parameters"])
+@pytest.mark.parametrize("symmetry", ["sign", "scale", "permutation"])
+def test_compiles_into_one_graph(symmetry, output, random_params):
+    """No graph breaks, and the same numbers."""
+    spec = NetSpec.mlp([2, 5, 4, 1], "relu" if symmetry == "scale" else "sine")
+    config = ScaleGMNConfig(
+        symmetry=symmetry, direction="bidirectional", output=output, num_layers=2, hidden_dim=4, normalize=False
+    )
+    model = config.build(spec).double()
+    params = random_params(spec, 3)
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(params)
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, model(params), rtol=1e-10, atol=1e-12)

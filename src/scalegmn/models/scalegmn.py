@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import BUDGET, EdgeBlock, EdgeUpdate, Pieces
+from scalegmn.nn.edges import BUDGET, CACHE, EdgeBlock, EdgeUpdate, Pieces
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -485,7 +485,7 @@ class ScaleGMN(Metanetwork):
             ends = config.output == "parameters" and index == config.num_layers - 1
             self.layers.append(ScaleGMNLayer(config, spec, reads, (1, spec.edge_dim) if ends else (d, d)))
         directions = 2 if config.direction == "bidirectional" else 1
-        self._num_kept = config.num_layers * (10 * directions + 5)
+        self._num_kept = config.num_layers * (12 * directions + 11)  # measured, with what the allocator loses
         self.readout = None
         if config.output == "vector":
             self.readout = _build_readout(config, spec)
@@ -588,8 +588,9 @@ class ScaleGMN(Metanetwork):
         return list(map(EdgeBlock, raw, matrices, shifts))
 
     def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep everything of."""
-        return max(1, BUDGET[device.type] // (self.spec.num_edges * self._edge_bytes * self._num_kept))
+        """As many as make full use of the machine, if the backward pass can keep everything of them."""
+        tensor = self.spec.num_edges * self._edge_bytes
+        return max(1, min(CACHE[device.type] // tensor, BUDGET[device.type] // (tensor * self._num_kept)))
 
     def pieces(self, num_networks: int, device: torch.device) -> Pieces:
         """How blocks are worked through."""

@@ -138,11 +138,11 @@ def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
     return tensor if tensor is None or len(tensor) == 1 else tensor[start : start + count]
 
 
-BUDGET = {"cpu": 1 << 29, "cuda": 1 << 35}
+BUDGET = {"cpu": 1 << 30, "cuda": 1 << 35}
 """Bytes of intermediate results that a forward pass may keep for its backward pass."""
 
-CACHE = {"cpu": 1 << 21, "cuda": 1 << 28}
-"""Bytes of one feature tensor of a piece: a piece's working set, some ten of them, should stay near the processor."""
+CACHE = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Bytes of one feature tensor of a piece, of which a piece has ten or so: larger ones make nothing faster."""
 
 
 EdgeFunction = Callable[[int, EdgeBlock, Tensor | None, Tensor | None], Tensor]

@@ -62,11 +62,11 @@ def keep_freed_memory() -> None:
     By default it goes back to the system at the end of each backward pass, and every page of it must be mapped and
     cleared again: up to a fifth of the time of a step on a CPU. Other C libraries are left alone.
     """
-    trim_threshold, top_pad = -1, -2  # malloc.h
+    settings = {-1: 2**31 - 1, -2: 2**24, -3: 2**25}  # trim threshold, top pad, mmap threshold (its maximum)
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(top_pad, 2**26)
+        for name, value in settings.items():
+            libc.mallopt(name, value)
 
 
 def backward_in_parts(

@@ -1,0 +1,70 @@
+"""Time per parameter and peak memory of a training step on one input network, small to large.
+
+python benchmarks/large_networks.py [--hidden_dim 64] [--layouts 2,96,96,3 2,2048,4096,3 ...] [--out FILE.jsonl]
+
+ScaleGMN (sign, forward, four layers) on one SIREN of each layout; a step is forward, backward and AdamW.
+"""
+
+import argparse
+import json
+import resource
+from pathlib import Path
+
+import torch
+from step_time import mean_square, random_networks, timed
+
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.spec import NetSpec
+from scalegmn.train.trainer import backward_in_parts, keep_freed_memory
+
+LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,1000,1000,3", "2,2048,4096,3"]
+
+
+def measure(layout: str, hidden_dim: int, rounds: int) -> dict[str, object]:
+    """The figures of one layout."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    spec, device = NetSpec.mlp([int(size) for size in layout.split(",")], "sine"), torch.device("cpu")
+    model = ScaleGMNConfig(hidden_dim=hidden_dim).build(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    params, target = random_networks(spec, 1, device), torch.zeros(1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        backward_in_parts(lambda part, _: mean_square(model(part)), params, target, 1)
+        optimizer.step()
+
+    seconds = min(timed(step, device) for _ in range(rounds))
+    return {
+        "layout": layout,
+        "hidden_dim": hidden_dim,
+        "parameters": spec.num_parameters,
+        "seconds": seconds,
+        "microseconds_per_parameter": 1e6 * seconds / spec.num_parameters,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+def main() -> None:
+    """Measures each layout in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layouts", nargs="+", default=LAYOUTS)
+    parser.add_argument("--hidden_dim", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="steps; the fastest counts")
+    parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
+    arguments = parser.parse_args()
+    for layout in arguments.layouts:
+        with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
+            figures = pool.apply(measure, (layout, arguments.hidden_dim, arguments.rounds))
+        print(
+            "[{layout}] d {hidden_dim}: {parameters:,} parameters, {seconds:.2f} s, "
+            "{microseconds_per_parameter:.1f} us/parameter, peak {peak_gb:.2f} GB".format(**figures),
+            flush=True,
+        )
+        if arguments.out is not None:
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    main()
