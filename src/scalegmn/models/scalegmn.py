@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import BUDGET, CACHE, EdgeBlock, EdgeUpdate, Pieces
+from scalegmn.nn.edges import BUDGET, TENSOR, EdgeBlock, EdgeUpdate, Pieces
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -590,7 +590,7 @@ class ScaleGMN(Metanetwork):
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
         tensor = self.spec.num_edges * self._edge_bytes
-        return max(1, min(CACHE[device.type] // tensor, BUDGET[device.type] // (tensor * self._num_kept)))
+        return max(1, min(TENSOR[device.type] // tensor, BUDGET[device.type] // (tensor * self._num_kept)))
 
     def pieces(self, num_networks: int, device: torch.device) -> Pieces:
         """How blocks are worked through."""

@@ -141,8 +141,9 @@ def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
 BUDGET = {"cpu": 1 << 30, "cuda": 1 << 35}
 """Bytes of intermediate results that a forward pass may keep for its backward pass."""
 
-CACHE = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of one feature tensor of a piece, of which a piece has ten or so: larger ones make nothing faster."""
+TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Bytes of one feature tensor, of which there are ten or so at a time, that make full use of the machine; a piece has
+twice as many."""
 
 
 EdgeFunction = Callable[[int, EdgeBlock, Tensor | None, Tensor | None], Tensor]
@@ -176,7 +177,7 @@ class Pieces:
         size, budget = num_edges * edge_bytes, BUDGET[device.type]
         if size * num_kept <= budget or torch.compiler.is_compiling():
             return cls()
-        return cls(CACHE[device.type] // edge_bytes, recompute=True, materialize=8 * size <= budget)
+        return cls(2 * TENSOR[device.type] // edge_bytes, recompute=True, materialize=8 * size <= budget)
 
     def map(
         self,
