@@ -138,7 +138,7 @@ def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
     return tensor if tensor is None or len(tensor) == 1 else tensor[start : start + count]
 
 
-BUDGET = {"cpu": 1 << 30, "cuda": 1 << 35}
+BUDGET = {"cpu": 960 << 20, "cuda": 1 << 35}
 """Bytes of intermediate results that a forward pass may keep for its backward pass."""
 
 TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
