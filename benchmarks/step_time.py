@@ -224,7 +224,7 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
     step = build_step(model, random_networks(spec, batch_size, device), arguments)
     x, weight = torch.randn(17920, 128, device=device), torch.randn(128, 128, device=device)
     product, found = 2 * x.numel() * 128, torch.empty_like(x)
-    step()
+    timed(step, device)  # warm-up
     if arguments.profile:
         with torch.profiler.profile() as profile:
             step()

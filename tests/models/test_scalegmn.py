@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
+from scalegmn.nn import edges
+from scalegmn.nn.edges import Pieces
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.checks import assert_invariant
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
@@ -115,3 +118,43 @@ def test_compiles_into_one_graph(symmetry, output, random_params):
     found = torch.compile(model, fullgraph=True, backend="aot_eager")(params)
     torch._dynamo.reset()
     torch.testing.assert_close(found, model(params), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_parts_and_pieces_follow_the_size(direction, dropout, random_params, monkeypatch):
+    """Over budget the model works in pieces, with the same dropout when they are computed again."""
+    spec = NetSpec.mlp([2, 9, 8, 2], "sine")
+    config = ScaleGMNConfig(direction=direction, hidden_dim=4, mlp_dropout=dropout)
+    model = config.build(spec).double().train()
+    device = torch.device("cpu")
+    assert model.pieces(100, device) == Pieces()
+    assert model.networks_at_once(device) > 100
+    monkeypatch.setattr(edges, "kept_bytes", lambda device: 10_000)
+    monkeypatch.setitem(edges.TENSOR, "cpu", 2_000)
+    pieces = model.pieces(5, device)
+    assert pieces.recompute
+    assert pieces.num_edges == 2 * 2_000 // 32
+    assert model.networks_at_once(torch.device("meta")) == 1  # other devices have a CPU's limits
+    params = random_params(spec, 5)
+    weight = model.layers[0].forward_message.edge_linear.weight
+
+    def loss():
+        torch.manual_seed(0)
+        return model(params).square().sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    step = 1e-6 * torch.randn_like(weight)
+    with torch.no_grad():
+        weight += step
+        above = loss()
+        weight -= 2 * step
+        below = loss()
+    torch.testing.assert_close((gradient * step).sum() * 2, above - below, rtol=1e-5, atol=0)
+
+
+def test_an_epsilon_leaves_bidirectional_models_exact(random_params, generator):
+    spec = NetSpec.mlp([2, 8, 8, 2], "relu")
+    torch.manual_seed(0)
+    config = ScaleGMNConfig(symmetry="scale", direction="bidirectional", hidden_dim=6, norm_epsilon=1e-10)
+    assert_invariant(config.build(spec).double(), random_params(spec, 6), generator)

@@ -269,6 +269,9 @@ def test_reciprocal():
     close(reciprocal(kernels, floor), kernels / kernels.square().sum(-1, keepdim=True))
     q = torch.rand(3, 4, 1) * 10
     close(reciprocal(q * kernels, q * floor), reciprocal(kernels, floor) / q)
+    tiny = torch.tensor([[1e-22]], dtype=torch.float32)  # whose square underflows
+    close(reciprocal(tiny, 1e-3 * tiny) * 1e-22, torch.ones(1, 1, dtype=torch.float32))
+    assert torch.equal(reciprocal(torch.zeros(1, 9), torch.zeros(1, 1)), torch.zeros(1, 9))
 
 
 def test_positional_embedding_looks_types_up():

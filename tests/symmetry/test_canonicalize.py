@@ -91,3 +91,17 @@ def test_by_name(random_params):
     params = random_params(NetSpec.mlp([2, 7, 5, 3], "relu"), 2)
     assert same(canonicalize(params, ["phase", "scale"]), canonicalize_scale(params))
     assert canonicalize(params, []) is params
+
+
+def test_scale_of_dead_and_tiny_neurons(random_params):
+    """Neurons without weights stay, without NaN in the gradient; tiny ones reach norm 1 in float32."""
+    params = random_params(NetSpec.mlp([2, 4, 3, 2], "relu"), 2).map(lambda tensor: tensor.float())
+    tiny = NetParams(params.spec, tuple(1e-15 * w for w in params.weights), tuple(0 * b for b in params.biases))
+    for weight in canonicalize_scale(tiny).weights[:2]:
+        torch.testing.assert_close(weight.norm(dim=2), torch.ones(weight.shape[:2]))
+    params.weights[0][:, 0], params.biases[0][:, 0] = 0, 0
+    params = params.map(lambda tensor: tensor.requires_grad_())
+    canonical = canonicalize_scale(params)
+    assert (canonical.weights[0][:, 0] == 0).all()
+    (canonical.weights[-1].square().sum() + canonical.biases[0].sum()).backward()
+    assert all(weight.grad.isfinite().all() for weight in params.weights)

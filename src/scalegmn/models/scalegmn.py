@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import BUDGET, TENSOR, EdgeBlock, EdgeUpdate, Pieces
+from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Pieces, kept_bytes, tensor_bytes
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -37,7 +37,7 @@ from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
 _RECIPROCAL_FLOOR = 1e-3
-"""Weights below this share of the norm of their neuron's weights count less and less in messages against them."""
+"""Weights below this share of the norm of their neuron's [W, b] count less and less in messages against them."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class ScaleGMNConfig(ModelConfig):
 
     reciprocal: bool = True
     """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant
-    (w / floor^2 below a floor of 1e-3 of the norm of the neuron's weights); false: they read w, as in the published
+    (w / floor^2 below a floor of 1e-3 of the norm of the neuron's [W, b]); false: they read w, as in the published
     code, whose output moves when neurons are rescaled."""
 
     message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
@@ -485,7 +485,8 @@ class ScaleGMN(Metanetwork):
             ends = config.output == "parameters" and index == config.num_layers - 1
             self.layers.append(ScaleGMNLayer(config, spec, reads, (1, spec.edge_dim) if ends else (d, d)))
         directions = 2 if config.direction == "bidirectional" else 1
-        self._num_kept = config.num_layers * (12 * directions + 11)  # measured, with what the allocator loses
+        per_layer = 12 * directions * config.message.num_layers + 11  # measured, with what the allocator loses
+        self._num_kept = config.num_layers * per_layer
         self.readout = None
         if config.output == "vector":
             self.readout = _build_readout(config, spec)
@@ -550,7 +551,7 @@ class ScaleGMN(Metanetwork):
         underflow, however far the sizes of the weights are apart.
         """
         options = self.config
-        exact = options.norm_epsilon == 0 and (options.direction == "forward" or options.reciprocal)
+        exact = options.reciprocal if options.direction == "bidirectional" else options.norm_epsilon == 0
         if options.symmetry not in ("scale", "hetero") or not exact:
             return params, None
         element = scale_to_canonical(params)
@@ -589,8 +590,8 @@ class ScaleGMN(Metanetwork):
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
-        tensor = self.spec.num_edges * self._edge_bytes
-        return max(1, min(TENSOR[device.type] // tensor, BUDGET[device.type] // (tensor * self._num_kept)))
+        size = self.spec.num_edges * self._edge_bytes
+        return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * self._num_kept)))
 
     def pieces(self, num_networks: int, device: torch.device) -> Pieces:
         """How blocks are worked through."""
@@ -598,8 +599,9 @@ class ScaleGMN(Metanetwork):
 
     @property
     def _edge_bytes(self) -> int:
-        """Bytes of one edge's features."""
-        return self.config.hidden_dim * self.edge_linear.weight.element_size()
+        """Bytes of the widest features of an edge."""
+        width = max(self.config.hidden_dim, sum(self.config.mlp_dims or ()))
+        return width * self.edge_linear.weight.element_size()
 
 
 def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Tensor:

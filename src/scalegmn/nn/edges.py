@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ class Scaled:
     """A tensor in two factors, values * scale: linear maps act on `values`, once per node rather than once per edge.
 
     Attributes:
-        values: [B, R or 1, S, D].
+        values: [B or 1, R or 1, S or 1, D]; sliced only once it has B.
         scale: [B, R, S, 1].
     """
 
@@ -138,12 +137,19 @@ def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
     return tensor if tensor is None or len(tensor) == 1 else tensor[start : start + count]
 
 
-BUDGET = {"cpu": 960 << 20, "cuda": 1 << 35}
-"""Bytes of intermediate results that a forward pass may keep for its backward pass."""
-
 TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of one feature tensor, of which there are ten or so at a time, that make full use of the machine; a piece has
-twice as many."""
+"""Bytes of one feature tensor, of which there are ten or so at a time, that make full use of a kind of device; a piece
+has twice as many."""
+
+
+def tensor_bytes(device: torch.device) -> int:
+    """The size of a feature tensor that makes full use of the device."""
+    return TENSOR.get(device.type, TENSOR["cpu"])
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Bytes of intermediate results that a forward pass may keep for its backward pass."""
+    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 960 << 20
 
 
 EdgeFunction = Callable[[int, EdgeBlock, Tensor | None, Tensor | None], Tensor]
@@ -157,7 +163,8 @@ class Pieces:
     Attributes:
         num_edges: edges in a piece; None: all of them.
         recompute: do not keep a piece's intermediate results for the backward pass, compute them again.
-        materialize: keep updated edge features; else the updates are done again wherever they are read.
+        materialize: keep updated edge features; else the updates are done again wherever they are read, with new
+            dropout inside their MLPs.
     """
 
     num_edges: int | None = None
@@ -174,10 +181,10 @@ class Pieces:
             num_kept: feature vectors per edge that a backward pass would keep.
             device: where the features are.
         """
-        size, budget = num_edges * edge_bytes, BUDGET[device.type]
-        if size * num_kept <= budget or torch.compiler.is_compiling():
+        size, budget = num_edges * edge_bytes, kept_bytes(device)
+        if torch.compiler.is_compiling() or size * num_kept <= budget:
             return cls()
-        return cls(2 * TENSOR[device.type] // edge_bytes, recompute=True, materialize=8 * size <= budget)
+        return cls(2 * tensor_bytes(device) // edge_bytes, recompute=True, materialize=8 * size <= budget)
 
     def map(
         self,
@@ -216,5 +223,7 @@ class Pieces:
     def _run(self, function: EdgeFunction, *inputs: int | EdgeBlock | Tensor | None) -> Tensor:
         """One piece."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(partial(function, *inputs), use_reentrant=False)
+            edges = inputs[1]
+            # a tensor among its arguments tells `checkpoint` on which device random numbers are drawn
+            return checkpoint(lambda _: function(*inputs), edges.values, use_reentrant=False)
         return function(*inputs)

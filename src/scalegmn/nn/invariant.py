@@ -61,7 +61,7 @@ class AbsoluteValue(nn.Module):
 
 
 class ScaleInvariant(nn.Module):
-    """inv(x) = x / (||x||_2 + epsilon), unchanged under x -> q x, q > 0 (ScaleGMN, section 4); x where its norm is 0.
+    """inv(x) = x / (||x||_2 + epsilon), unchanged under x -> q x, q > 0 (ScaleGMN, section 4); x where that underflows.
 
     Args:
         epsilon: 0 is exact; the published 1e-10 is felt as soon as ||x|| is small.

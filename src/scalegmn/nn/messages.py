@@ -139,4 +139,5 @@ def reciprocal(edges: Tensor, floor: Tensor) -> Tensor:
             as for neurons without weights, the result is zero.
     """
     norm = torch.linalg.vector_norm(edges, dim=-1, keepdim=True)
-    return edges / torch.where(floor > 0, torch.maximum(norm, floor), 1).square()
+    size = torch.where(floor > 0, torch.maximum(norm, floor), 1)
+    return edges / size / size  # its square may underflow

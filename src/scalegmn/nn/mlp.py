@@ -22,7 +22,7 @@ class Dropout(nn.Module):
     """Zeroes each element with probability p and divides the others by 1 - p, while training.
 
     On a CPU, torch draws a number per element, one after the other, which takes longer than the matrix products around
-    it. Here a random byte decides, so p is rounded to a multiple of 1/256; the mean is kept exactly.
+    it. Here a random byte decides, so p is rounded to a multiple of 1/256, and the divisor with it.
 
     Args:
         p: the probability.
@@ -36,7 +36,7 @@ class Dropout(nn.Module):
         """x of any shape -> the same shape."""
         if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return nn.functional.dropout(x, self.p, self.training)
-        dropped = round(256 * self.p)  # of the 256 values of a byte
+        dropped = min(round(256 * self.p), 255)  # of the 256 values of a byte
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = torch.ge(words.view(torch.int8)[: x.numel()].view(x.shape), dropped - 128, out=torch.empty_like(x))
         return x * kept.mul_(256 / (256 - dropped))

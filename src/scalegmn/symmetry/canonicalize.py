@@ -33,7 +33,10 @@ def incoming_norm(params: NetParams, layer: int, scale: Tensor | None = None) ->
     weight, bias = params.weights[layer], params.biases[layer]
     if scale is not None:
         weight = weight / scale.reshape(len(params), 1, -1, *[1] * (weight.ndim - 3))
-    return torch.linalg.vector_norm(torch.cat([weight.flatten(2), bias[..., None]], dim=2), dim=2)
+    rows = torch.cat([weight.flatten(2), bias[..., None]], dim=2)
+    largest = rows.detach().abs().amax(2, keepdim=True)  # taken out, so that no square under- or overflows
+    largest = torch.where(largest > torch.finfo(rows.dtype).tiny, largest, 1)
+    return torch.linalg.vector_norm(rows / largest, dim=2) * largest[..., 0]
 
 
 def scale_to_canonical(params: NetParams) -> GroupElement:
@@ -48,7 +51,7 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
         name = ACTIVATION_SYMMETRY.get(layer.activation, MIXED)
         if name in ("scale", MIXED):
             norm = incoming_norm(params, index, *scales[-1:])
-            q = torch.where(norm > 0, 1 / norm, q)
+            q = 1 / torch.where(norm > 0, norm, 1)
             if name == MIXED:
                 homogeneous = [kind == "scale" for kind in map(ACTIVATION_SYMMETRY.get, ACTIVATIONS)]
                 own = torch.tensor(homogeneous, device=q.device)[params.activation]

@@ -32,7 +32,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """The mean over networks of each one's own loss, a scalar: batches are passed in parts."""
         ...
 
     def evaluate(

@@ -104,6 +104,8 @@ def fit(
 ) -> dict[str, Any]:
     """Trains, keeps the checkpoint that is best on the validation split, and tests that one, once.
 
+    The model says how much of a batch it takes at a time (`networks_at_once(device)`).
+
     Every epoch appends a line to metrics.jsonl and writes `checkpoints/last.safetensors`; a better validation result
     also writes `checkpoints/best.safetensors`. At the end: figures and summary.json.
 
