@@ -6,12 +6,11 @@ ScaleGMN (sign, forward, four layers) on one SIREN of each layout; a step is for
 """
 
 import argparse
-import json
 import resource
 from pathlib import Path
 
 import torch
-from step_time import mean_square, random_networks, timed
+from step_time import mean_square, random_networks, report, timed
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.spec import NetSpec
@@ -54,16 +53,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     arguments = parser.parse_args()
     for layout in arguments.layouts:
-        with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures = pool.apply(measure, (layout, arguments.hidden_dim, arguments.rounds))
-        print(
+        report(
+            (measure, layout, arguments.hidden_dim, arguments.rounds),
             "[{layout}] d {hidden_dim}: {parameters:,} parameters, {seconds:.2f} s, "
-            "{microseconds_per_parameter:.1f} us/parameter, peak {peak_gb:.2f} GB".format(**figures),
-            flush=True,
+            "{microseconds_per_parameter:.1f} us/parameter, peak {peak_gb:.2f} GB",
+            arguments.out,
         )
-        if arguments.out is not None:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

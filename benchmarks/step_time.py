@@ -262,6 +262,17 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
     }
 
 
+def report(call: tuple, line: str, out: Path | None) -> None:
+    """Figures of (function, *arguments), called in a process of its own: printed as a line, appended as JSON."""
+    function, *inputs = call
+    with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
+        figures = pool.apply(function, inputs)
+    print(line.format(**figures), flush=True)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
 def main() -> None:
     """Measures the chosen cases; each in a process of its own, so that peak memory is its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,17 +288,13 @@ def main() -> None:
     arguments = parser.parse_args()
     for case in arguments.cases:
         for batch_size in arguments.batch_sizes:
-            with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
-                figures = pool.apply(measure, (case, batch_size, arguments))
-            print(
+            report(
+                (measure, case, batch_size, arguments),
                 "{case:<17} batch {batch_size:>4}  {networks_per_second:8.1f} networks/s  peak {peak_gb:5.2f} GB  "
                 "{work_gflop:5.2f} GFLOP/network  matrix rate {matrix_gflops:6.0f} GFLOP/s  "
-                "efficiency {efficiency:.2f}".format(**figures),
-                flush=True,
+                "efficiency {efficiency:.2f}",
+                arguments.out,
             )
-            if arguments.out is not None:
-                with arguments.out.open("a") as file:
-                    file.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

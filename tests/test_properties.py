@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_contract import build
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.nets.cnn import evaluate_cnn
@@ -97,16 +98,6 @@ def configs(symmetry):
 models = st.sampled_from(list(NAMES)).flatmap(
     lambda symmetry: st.tuples(configs(symmetry), st.booleans().flatmap(lambda cnn: specs(symmetry, cnn)))
 )
-
-
-def build(config, spec):
-    """A model away from its initialisation, as in test_contract."""
-    torch.manual_seed(1)
-    model = config.build(spec).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return model
 
 
 def explodes(config, *outputs):
