@@ -64,11 +64,11 @@ def _is_odd(params: NetParams, layer: int) -> Tensor:
 
 
 def _assign(similarity: Tensor) -> Tensor:
-    """A column for each row, [B, n], from [B, n, n]: the most similar pair that is left, n times; then the two rows
-    that gain most from it swap theirs, at most n times."""
+    """A column for each row, [B, n], from [B, n, n]: the most similar pair that is left, n times; then rows swap their
+    columns in pairs while that gains, in at most n rounds."""
     num, n, _ = similarity.shape
-    networks, left = torch.arange(num, device=similarity.device), similarity.clone()
-    columns = torch.empty(num, n, dtype=torch.long, device=similarity.device)
+    networks, index = (torch.arange(size, device=similarity.device) for size in (num, n))
+    columns, left = similarity.new_empty(num, n, dtype=torch.long), similarity.clone()
     for _ in range(n):
         best = left.flatten(1).argmax(1)
         row, column = best // n, best % n
@@ -78,9 +78,9 @@ def _assign(similarity: Tensor) -> Tensor:
     for _ in range(n):
         held = similarity.gather(2, columns[:, None].expand(similarity.shape))  # [b, i, j]: row i with j's column
         own = held.diagonal(dim1=1, dim2=2)
-        gain, best = (held + held.mT - own[:, :, None] - own[:, None]).flatten(1).max(1)  # 0 where i = j
+        gain, other = (held + held.mT - own[:, :, None] - own[:, None]).max(2)  # 0 with itself
         if not gain.any():
             break
-        pair = torch.stack([best // n, best % n], 1)
-        columns = columns.scatter(1, pair, columns.gather(1, pair.flip(1)))
+        mutual = other.gather(1, other) == index  # pairs that have no row in common
+        columns = torch.where(mutual, columns.gather(1, other), columns)
     return columns
