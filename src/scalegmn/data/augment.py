@@ -158,8 +158,8 @@ def mixup(params: NetParams, target: Tensor, shares: Tensor) -> tuple[NetParams,
     """s a + (1 - s) g b of each network a and the one before it in the batch, b, aligned to a by g; targets likewise.
 
     Zhang et al., ICLR 2018, for weights: Shamsian et al., ICML 2024. g moves permutations and signs; where networks
-    also differ by scale or phase, canonical ones mix better. In a batch of several activations, networks are mixed
-    with others of the same activation, and left alone where there are none.
+    also differ by scale or phase, canonical ones mix better. In a batch of several activations, b is the one before
+    that has a's activation, and the first network of each stays as it is.
 
     Args:
         params: B networks.
