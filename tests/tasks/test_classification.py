@@ -1,6 +1,10 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
+from scalegmn.data.augment import AugmentConfig
 from scalegmn.data.loader import DataConfig
 from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.models.scalegmn import ScaleGMNConfig
@@ -47,3 +51,24 @@ def test_confusion_matrix_is_drawn(data, tmp_path):
     model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
     task.evaluate(model, "test", torch.device("cpu"), tmp_path)
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000
+
+
+def test_augmented_training_batches(data):
+    """Changed, canonical, with mixed labels where they are mixed; the same for the same seed; others as stored."""
+    changed = replace(data, augment=AugmentConfig(noise=0.1, mixup=1.0, translate=0.5))
+    task = Classification(changed, 10, 5)
+    epochs = [list(task.train_batches(torch.Generator().manual_seed(seed), torch.device("cpu"))) for seed in (0, 0, 1)]
+    for (first, labels), (again, _) in zip(*epochs[:2], strict=True):
+        assert torch.equal(first.flatten(), again.flatten())
+        assert (30 * first.biases[0]).abs().max() <= math.pi / 2 + 1e-4
+        torch.testing.assert_close(labels.sum(1), torch.ones(10))
+        assert ((labels > 0).sum(1) == 2).any()
+    assert not torch.equal(epochs[0][0][0].flatten(), epochs[2][0][0].flatten())
+    plain = Classification(data, 10, 5)
+    assert torch.equal(task.splits["val"].read(slice(None)).flatten(), plain.splits["val"].read(slice(None)).flatten())
+    model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
+    params, labels = next(plain.train_batches(torch.Generator(), torch.device("cpu")))
+    one_hot = torch.nn.functional.one_hot(labels, 5).float()
+    torch.testing.assert_close(task.loss(model, params, labels), task.loss(model, params, one_hot))
+    with pytest.raises(ValueError, match=r"data.augment.group: found scale"):
+        Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, 5)
