@@ -68,3 +68,26 @@ def reconstructions(path: Path, originals: np.ndarray, fits: np.ndarray, psnr: n
     axes.hist(psnr, bins=60)
     axes.set(xlabel="PSNR [dB]", ylabel="networks", title=f"median {np.median(psnr):.1f} dB")
     figure.savefig(path, dpi=120)
+
+
+def edits(path: Path, inputs: np.ndarray, targets: np.ndarray, outputs: np.ndarray, errors: np.ndarray) -> None:
+    """Columns of images [n, height, width, channels]: what the INR draws, the target, the edited INR, their difference.
+
+    Args:
+        path: the PNG.
+        inputs: what the INRs draw.
+        targets: what they should draw.
+        outputs: what the edited INRs draw.
+        errors: [n] mean squared errors, in the titles.
+    """
+    rows = {"input": inputs, "target": targets, "edited": outputs, "error": np.abs(outputs - targets)}
+    figure = _figure(1.2 * len(inputs) + 0.6, 5.2)
+    for line, (name, images) in zip(figure.subplots(4, len(inputs), squeeze=False), rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image.clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
+        if name == "input":
+            for axes, error in zip(line, errors, strict=True):
+                axes.set_title(f"{error:.4f}", fontsize=8)
+    figure.savefig(path, dpi=120)

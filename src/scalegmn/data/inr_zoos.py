@@ -71,7 +71,7 @@ def mnist_listing(root: Path, splits: Path | None) -> Listing:
                 continue
             number = int(image) + (NUM_TRAIN_IMAGES if part == "testing" else 0)
             files.append(InrFile(folders[name] / "checkpoints" / "model_final.pth", split, int(own), number))
-    return _listing(files, problems, splits or root, {"images": "MNIST", "image_shape": [28, 28, 1]})
+    return _listing(files, problems, splits or root, {"images": "mnist", "image_shape": [28, 28, 1]})
 
 
 def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, dict[str, list[str]]]:
@@ -124,7 +124,7 @@ def fmnist_listing(root: Path, splits: Path) -> Listing:
         for path in entries["path"]:
             found = root.joinpath(*Path(path).parts[-2:])
             files.append(InrFile(found, split, None, None))
-    return _listing(files, problems, splits, {"images": "Fashion-MNIST", "image_shape": [28, 28, 1]})
+    return _listing(files, problems, splits, {"images": "fashion_mnist", "image_shape": [28, 28, 1]})
 
 
 def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Listing:
@@ -158,7 +158,7 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
             f"download them or use --data.extra_aug {missing[0]}"
         )
     files.sort(key=lambda file: (file.image, file.path.as_posix()))
-    return _listing(files, [], root, {"images": "CIFAR-10", "image_shape": [32, 32, 3]})
+    return _listing(files, [], root, {"images": "cifar10", "image_shape": [32, 32, 3]})
 
 
 def _listing(files: list[InrFile], problems: list[str], source: Path, provenance: dict[str, Any]) -> Listing:

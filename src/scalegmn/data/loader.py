@@ -50,6 +50,12 @@ class DataConfig:
     activation_function: str | None = None
     """cifar10, svhn: only CNNs with this activation; null: all."""
 
+    style_function: Literal["dilate", "increase_contrast"] = "dilate"
+    """Editing: what the edited image is. dilate: thicker strokes (one channel); increase_contrast (three)."""
+
+    images_path: str | None = None
+    """Editing: where the images are that the INRs were fitted to; null: in dataset_path. Digits need none."""
+
     data_path: str | None = None
     """cifar10, svhn: the weights; null: weights.npy in dataset_path."""
 

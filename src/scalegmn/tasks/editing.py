@@ -1,0 +1,214 @@
+"""Edit the images that INRs store, through their weights."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.data.images import SOURCES, Images, load_images
+from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
+from scalegmn.data.zoo_format import Zoo
+from scalegmn.models.base import Metanetwork
+from scalegmn.nets.siren import render
+from scalegmn.plot import edits
+from scalegmn.spec import NetParams, NetSpec
+from scalegmn.tasks.styles import STYLES
+
+DEBUG_NETWORKS = 16
+"""Networks per split in a debug run."""
+
+SHOWN = 6
+"""Networks in each figure."""
+
+RIDGE = 1e-3
+"""Of the linear map from weights to images, relative to the weights' mean square."""
+
+
+def edited(model: nn.Module, params: NetParams) -> NetParams:
+    """The networks that a model makes of others: theta + delta(theta)."""
+    weights, biases = model(params)
+    return NetParams(
+        params.spec,
+        tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
+        tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
+        params.activation,
+    )
+
+
+class Editing:
+    """Mean squared error between the image that an edited INR draws and the edited original (Zhou et al., 2023).
+
+    The model reads an INR's weights alone and returns changes of them. Each INR's original is found by its identity,
+    the zoo's column `image`, among the images that the zoo was made from.
+
+    Args:
+        data: which zoo, which style, where the originals are.
+        batch_size: networks per batch.
+        debug: use only a few networks per split.
+
+    Raises:
+        ValueError: the zoo or its images cannot be read, the style is not for such images, or the INRs draw others.
+    """
+
+    monitor = "loss"
+    maximize = False
+
+    def __init__(self, data: DataConfig, batch_size: int, debug: bool = False) -> None:
+        moving = [name for name in ("translate", "rotate", "mixup") if getattr(data.augment, name)]
+        if moving:
+            raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it 0 for editing")
+        self.zoo, self.splits = load_splits(data, "image", DEBUG_NETWORKS if debug else None)
+        self.data, self.batch_size = data, batch_size
+        style = STYLES[data.style_function]
+        if self.spec.layout[-1] != style.channels:
+            raise ValueError(
+                f"data.style_function: {data.style_function} is for images of {style.channels} channels, but "
+                f"{self.zoo.path} has INRs of {self.spec.layout[-1]}"
+            )
+        images = original_images(self.zoo, data)
+        used = torch.cat([nets.labels for nets in self.splits.values()]).unique()
+        self.originals = images.take(used)  # [n, height, width, channels]
+        self.targets = torch.from_numpy(style.edit(self.originals.numpy())).float()
+        self.place = torch.zeros(int(used.max()) + 1, dtype=torch.long)  # image -> its row in these two
+        self.place[used] = torch.arange(len(used))
+        self._check_images()
+        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
+        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
+        print(f" networks, {self.spec}, {reading(data, self.zoo)}; style {data.style_function}")
+
+    @property
+    def spec(self) -> NetSpec:
+        """The zoo's networks."""
+        return self.zoo.spec
+
+    def prepare(self, model: Metanetwork) -> None:
+        """Input normalisation from the training split, for models that have it."""
+        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+
+    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
+        """One epoch of shuffled (networks, edited originals [B, height, width, channels]) on a device."""
+        for params, images in self.splits["train"].batches(self.batch_size, device, generator):
+            targets = self.targets[self.place[images.cpu()]].to(device)
+            yield augmented(self.data, params, targets, generator)
+
+    def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
+        """Mean squared error over networks, pixels and channels."""
+        return self.errors(edited(model, inputs), target).mean()
+
+    def errors(self, params: NetParams, target: Tensor) -> Tensor:
+        """The mean squared error of each network's image, [B]."""
+        return (render(params, *target.shape[1:3]) - target).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
+    ) -> dict[str, float]:
+        """Mean squared error over a split; into the folder `figures`: the worst and the median edits, and edits.csv
+        with the error of each image."""
+        model.eval()
+        nets, found = self.splits[split], []
+        for params, images in nets.batches(self.batch_size, device):
+            found.append(self.errors(edited(model, params), self.targets[self.place[images.cpu()]].to(device)).cpu())
+        errors = torch.cat(found)
+        if figures is not None:
+            self._write_table(figures / "edits.csv", split, errors)
+            order = errors.argsort(descending=True)
+            middle = len(order) // 2
+            for name, rows in {"worst": order[:SHOWN], "median": order[middle : middle + SHOWN]}.items():
+                params, target = nets.read(rows, device), self.targets[self.place[nets.labels[rows]]]
+                size = target.shape[1:3]
+                drawn = render(params, *size).cpu(), target, render(edited(model, params), *size).cpu()
+                edits(figures / f"{name}_edits.png", *(images.numpy() for images in drawn), errors[rows].numpy())
+        return {"loss": errors.mean().item()}
+
+    @torch.no_grad()
+    def trivial_answers(self) -> dict[str, dict[str, float]]:
+        """Mean squared errors of two answers that know nothing of symmetry, on the same networks.
+
+        `no_edit`: the INR as it is. `linear_map`: the image that least squares predict from all weights and biases
+        (with a small ridge), fitted on the training split.
+
+        Returns:
+            Split -> answer -> error.
+        """
+        moments = products = 0
+        for params, images in self.splits["train"].batches():
+            x, y = _with_ones(params), self.targets[self.place[images]].flatten(1).double()
+            moments, products = moments + x.mT @ x, products + x.mT @ y
+        ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+        linear = torch.linalg.solve(moments + ridge, products)
+        answers = {}
+        for split in ("val", "test"):
+            errors = {"no_edit": [], "linear_map": []}
+            for params, images in self.splits[split].batches():
+                target = self.targets[self.place[images]]
+                errors["no_edit"].append(self.errors(params, target))
+                errors["linear_map"].append((_with_ones(params) @ linear - target.flatten(1)).square().mean(1))
+            answers[split] = {name: torch.cat(found).mean().item() for name, found in errors.items()}
+        return answers
+
+    def identity(self) -> dict[str, Any]:
+        """Which zoo was read, and how, and what trivial answers reach on it."""
+        return {
+            "zoo": str(self.zoo.path),
+            "sha256": self.zoo.sha256,
+            "read": reading(self.data, self.zoo),
+            "networks": {name: len(nets) for name, nets in self.splits.items()},
+            "spec": self.spec.to_dict(),
+            "trivial_answers": self.trivial_answers(),
+        }
+
+    def _check_images(self) -> None:
+        """Raises ValueError unless the INRs draw their originals better than a grey area does."""
+        nets = self.splits["val"]
+        rows = torch.arange(min(64, len(nets)))
+        originals = self.originals[self.place[nets.labels[rows]]]
+        error, spread = self.errors(nets.read(rows), originals).mean(), originals.flatten(1).var(1).mean()
+        if not error < spread:
+            raise ValueError(
+                f"{self.zoo.path}: its INRs do not draw these images (mean squared error {error:.3f}, a grey area has "
+                f"{spread:.3f}); set --data.images_path to those that they were fitted to"
+            )
+
+    def _write_table(self, path: Path, split: str, errors: Tensor) -> None:
+        """A line per network: its number in the zoo, its image, its error."""
+        nets = self.splits[split]
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["network", "image", "mse"])
+            writer.writerows(zip(nets.rows.tolist(), nets.labels.tolist(), errors.tolist(), strict=True))
+
+
+def original_images(zoo: Zoo, data: DataConfig) -> Images:
+    """The images that a zoo's INRs were fitted to, from `data.images_path` (null: `data.dataset_path`).
+
+    Raises:
+        ValueError: the zoo says not which, or others are there.
+    """
+    name, source = zoo.provenance.get("images"), zoo.provenance.get("image_source")
+    if name not in SOURCES:
+        raise ValueError(f"{zoo.path}: its provenance names no images, found {name!r}, expected {', '.join(SOURCES)}")
+    images = load_images(name, Path(data.images_path or data.dataset_path).expanduser())
+    if source is not None and images.source != source:
+        raise ValueError(f"data.images_path: found {images.source}, but {zoo.path} was made from {source}")
+    if list(images.shape) != zoo.provenance["image_shape"]:
+        shape = tuple(zoo.provenance["image_shape"])
+        raise ValueError(f"data.images_path: found images of shape {images.shape}, but {zoo.path} has those of {shape}")
+    if int(zoo.columns["image"].max()) >= len(images):
+        raise ValueError(
+            f"data.images_path: found {len(images)} images, but {zoo.path} has INRs of up to number "
+            f"{int(zoo.columns['image'].max())}"
+        )
+    return images
+
+
+def _with_ones(params: NetParams) -> Tensor:
+    """[B, parameters + 1], a one at the end, in double precision."""
+    flat = params.flatten().double()
+    return torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
