@@ -16,10 +16,12 @@ def main() -> None:
     with user_errors():
         config = read_config()
         config.train_args.check_device()
-        task = Classification(config.data, config.batch_size, config.debug)
-        task.check(config.scalegmn_args.output, config.scalegmn_args.out_dim)
+        model_config = config.scalegmn_args
+        if model_config.output != "vector":
+            raise ValueError(f"scalegmn_args.output: found {model_config.output}, but classification needs vector")
+        task = Classification(config.data, config.batch_size, model_config.out_dim, config.debug)
         torch.manual_seed(config.train_args.seed)
-        model = config.scalegmn_args.build(task.spec)
+        model = model_config.build(task.spec)
         run = start_run(config)
     try:
         fit(task, model, config.train_args, config.optimization, run)

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from scalegmn.check import main, report
-from scalegmn.data.zoo_format import write_zoo
+from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.nn.edges import linear
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
@@ -27,7 +27,7 @@ def zoo(tmp_path, random_params):
         own = [ACTIVATIONS.index(name) for name in ("relu", "tanh") * 12] if activation == "hetero" else None
         params = random_params(spec, 24, own).map(lambda tensor: tensor.float())
         splits = {"train": torch.arange(10), "val": torch.arange(10, 12), "test": torch.arange(12, 24)}
-        write_zoo(tmp_path / activation, params, {"label": torch.zeros(24).long()}, splits, {})
+        write_zoo(tmp_path / activation, [Networks((params,), {"label": torch.zeros(24).long()})], splits, {})
         return str(tmp_path / activation)
 
     return make

@@ -47,7 +47,7 @@ def test_every_config_takes_a_training_step(path, random_params):
     params = random_params(spec, 3, own).map(lambda tensor: tensor.float() / 4)
     torch.manual_seed(0)
     model = config.scalegmn_args.build(spec)
-    model.fit_normalization(params)
+    model.fit_normalization([params])
     optimizer, _ = build_optimizer(config.optimization, model.parameters(), 10)
     before = torch.nn.utils.parameters_to_vector(model.parameters())
 

@@ -128,7 +128,7 @@ def nets(spec, random_params):
 @pytest.fixture
 def model(config, spec, nets):
     model = build(config, spec)
-    model.fit_normalization(nets(50))
+    model.fit_normalization([nets(50)])
     return model
 
 

@@ -152,7 +152,7 @@ def test_bad_input(home, words, parts):
     if not truncated.exists():
         import torch
 
-        from scalegmn.data.zoo_format import write_zoo
+        from scalegmn.data.zoo_format import Networks, write_zoo
         from scalegmn.spec import NetParams
 
         truncated.mkdir()
@@ -162,7 +162,7 @@ def test_bad_input(home, words, parts):
         weights, biases = [torch.randn(6, 3, 2), torch.randn(6, 1, 3)], [torch.randn(6, 3), torch.randn(6, 1)]
         splits = {"train": torch.arange(4), "val": torch.tensor([4]), "test": torch.tensor([5])}
         params = NetParams.from_tensors(weights, biases, "relu")
-        write_zoo(relu, params, {"label": torch.zeros(6).long()}, splits, {})
+        write_zoo(relu, [Networks((params,), {"label": torch.zeros(6).long()})], splits, {})
     before = set(home.glob("runs/*"))
     assert_refused(classify(home, *words), *parts)
     assert set(home.glob("runs/*")) == before

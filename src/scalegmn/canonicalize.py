@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from scalegmn.cli import parse
 from scalegmn.config import Config
-from scalegmn.data.zoo_format import Zoo, open_zoo, write_zoo
+from scalegmn.data.loader import BLOCK, open_data
+from scalegmn.data.shards import Shards
+from scalegmn.data.zoo_format import Zoo, open_zoo
 from scalegmn.log import user_errors, versions
 from scalegmn.official import translate_file
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
-
-BLOCK = 4096
-"""Networks at once: intermediate results don't grow with the zoo."""
 
 
 @dataclass(frozen=True)
@@ -32,59 +28,48 @@ class CanonicalizeConfig(Config):
     """Folder of the copy; null: that of the zoo, with `_canon` appended."""
 
 
-def canonical_copy(params: NetParams, names: tuple[str, ...]) -> tuple[NetParams, int]:
-    """All networks without the named symmetries, and how many of them changed."""
-    copy, num_changed = params.map(torch.empty_like), 0
-    for start in range(0, len(params), BLOCK):
-        rows = slice(start, start + BLOCK)
-        stored = params[rows]
-        canonical = canonicalize(stored, names)
-        num_changed += int((canonical.flatten() != stored.flatten()).any(1).sum())
-        for target, found in zip((*copy.weights, *copy.biases), (*canonical.weights, *canonical.biases), strict=True):
-            target[rows] = found
-    return copy, num_changed
+def blocks(zoo: Zoo) -> list[tuple[NetParams, slice]]:
+    """The zoo's networks in blocks of one architecture, each with its place among all networks."""
+    found, first = [], 0
+    for params in zoo.nets:
+        for start in range(0, len(params), BLOCK):
+            part = params[start : start + BLOCK]
+            found.append((part, slice(first + start, first + start + len(part))))
+        first += len(params)
+    return found
 
 
-def provenance_of_copy(zoo: Zoo, names: tuple[str, ...]) -> dict[str, Any]:
-    """What the zoo says of itself and where the copy comes from; the recipe, which makes other weights, in `source`."""
-    rest = {key: value for key, value in zoo.provenance.items() if key != "recipe"}
-    return rest | {
-        "canonical": [*zoo.canonical, *names],
-        "source": {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance},
-        "versions": versions(),
-    }
-
-
-def is_copy(path: Path, provenance: dict[str, Any]) -> bool:
-    """Whether the folder holds a zoo of the same source and without the same symmetries."""
-    try:
-        found = open_zoo(path).provenance
-        same_source = found["source"]["sha256"] == provenance["source"]["sha256"]
-        return same_source and found["canonical"] == provenance["canonical"]
-    except (ValueError, KeyError):
-        return False
+def num_changed(zoo: Zoo, copy: Zoo) -> int:
+    """How many networks of a zoo are others in its copy."""
+    pairs = zip(blocks(zoo), blocks(copy), strict=True)
+    return sum(int((a.flatten() != b.flatten()).any(1).sum()) for (a, _), (b, _) in pairs)
 
 
 def main() -> None:
     """Reads a configuration, writes the canonical copy of its zoo."""
     with user_errors():
         config = parse(CanonicalizeConfig, prog="python -m scalegmn.canonicalize", translate=translate_file)
-        zoo = open_zoo(Path(config.data.dataset_path))
+        zoo = open_data(config.data)
         out = zoo.path.with_name(zoo.path.name + "_canon") if config.out is None else Path(config.out)
         names = tuple(name for name in config.data.canonicalize if name not in zoo.canonical)
         if not names:
             already = f", which has removed {', '.join(zoo.canonical)} already" if zoo.canonical else ""
             raise ValueError(f"data.canonicalize: nothing to remove from {zoo.path}{already}")
-        provenance = provenance_of_copy(zoo, names)
-        what = f"canonical ({', '.join(provenance['canonical'])}) copy of {zoo.path}"
-        if out.exists():
-            if not is_copy(out, provenance):
-                raise ValueError(f"{out}: exists and is not the {what}; choose another --out or delete it")
+        canonical = (*zoo.canonical, *names)
+        what = f"canonical ({', '.join(canonical)}) copy of {zoo.path}"
+        parts = blocks(zoo)
+        shards = Shards(out, {"canonical_copy_of": zoo.sha256, "without": list(names)}, len(parts))
+        if shards.finished:
             print(f"{out}: the {what} is there already")
             return
-        params, num_changed = canonical_copy(zoo.params, names)
-        write_zoo(out, params, zoo.columns, zoo.splits, provenance)
-    print(f"{out}: {what}, {num_changed:,} of {len(params):,} networks changed")
+        with shards.lock():
+            for number in shards.missing():
+                params, rows = parts[number]
+                shards.write(number, canonicalize(params, names), **{key: c[rows] for key, c in zoo.columns.items()})
+        source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
+        rest = {key: value for key, value in zoo.provenance.items() if key != "recipe"}
+        shards.merge(zoo.splits, {**rest, "canonical": list(canonical), "source": source, "versions": versions()})
+        print(f"{out}: {what}, {num_changed(zoo, open_zoo(out)):,} of {len(zoo):,} networks changed")
 
 
 if __name__ == "__main__":

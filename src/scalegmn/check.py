@@ -119,10 +119,10 @@ def main() -> None:
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)
         model = config.scalegmn_args.build(zoo.spec).eval()
-        model.fit_normalization(canonicalize(splits["train"].params, removed))
+        model.fit_normalization(canonicalize(params, removed) for params, _ in splits["train"].batches())
         if config.checkpoint is not None:
             load_checkpoint(Path(config.checkpoint) / "checkpoints" / "best.safetensors", model)
-    params = splits["test"].params[:NETWORKS]
+    params = splits["test"].read(slice(NETWORKS))
     symmetry = config.scalegmn_args.symmetry
     claimed = {"permutation", symmetry, *removed} | ({"sign", "scale"} if symmetry == MIXED else set())
     table = {}

@@ -10,8 +10,7 @@ from pathlib import Path
 import yaml
 
 from scalegmn.cli import parse, split_arguments
-from scalegmn.data.loader import DataConfig
-from scalegmn.data.zoo_format import open_zoo
+from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, WandbConfig
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.models.base import Metanetwork
@@ -111,5 +110,5 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
         words = ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)]
         config = parse(Config, words, translate=translate_file)
     if spec is None:
-        spec = open_zoo(Path(config.data.dataset_path)).spec
+        spec = open_data(config.data).spec
     return config.scalegmn_args.build(spec)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
@@ -30,12 +31,29 @@ def user_errors() -> Iterator[None]:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # other processes may be writing the same file
+    with removed_on_failure(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+@contextmanager
+def removed_on_failure(path: Path) -> Iterator[None]:
+    """Removes a file or folder when the block fails; an OSError then names it and says what helps."""
+    try:
+        yield
+    except BaseException as error:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.strerror:
+            advice = "free space, or choose another folder"
+            raise OSError(f"{path.parent}: {path.name} cannot be written ({error.strerror}); {advice}") from None
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -320,7 +320,10 @@ class NetParams:
 
     def __getitem__(self, index: slice | Tensor) -> NetParams:
         """The networks that a slice, a [M] index tensor or a [B] mask selects."""
-        picked = self.map(lambda tensor: tensor[index])
+        if isinstance(index, Tensor) and index.dtype == torch.long:  # faster than indexing
+            picked = self.map(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
+        else:
+            picked = self.map(lambda tensor: tensor[index])
         activation = None if self.activation is None else self.activation[index]
         return NetParams(self.spec, picked.weights, picked.biases, activation)
 

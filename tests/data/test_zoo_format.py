@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from scalegmn.data.zoo_format import _description_sha256, open_zoo, split_by_group, write_zoo
+from scalegmn.data.zoo_format import Networks, _description_sha256, open_zoo, split_by_group, write_zoo
 from scalegmn.spec import NetSpec
 
 
@@ -11,7 +11,7 @@ from scalegmn.spec import NetSpec
 def zoo(tmp_path, random_params):
     params = random_params(NetSpec.mlp([2, 4, 1], "hetero"), 6, [0, 1, 2, 0, 1, 2])
     splits = {"train": torch.arange(4), "val": torch.tensor([4]), "test": torch.tensor([5])}
-    write_zoo(tmp_path / "zoo", params, {"label": torch.arange(6)}, splits, {"recipe": {"seed": 1}})
+    write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.arange(6)})], splits, {"recipe": {"seed": 1}})
     return tmp_path / "zoo", params
 
 
@@ -30,7 +30,7 @@ def test_round_trip(zoo):
 def test_never_overwritten(zoo):
     path, params = zoo
     with pytest.raises(ValueError, match="exists already"):
-        write_zoo(path, params, {}, {}, {})
+        write_zoo(path, [Networks((params,), {})], {}, {})
 
 
 def test_missing(tmp_path, zoo):
@@ -80,9 +80,9 @@ def test_edited_description(zoo, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 1', '"version": 99', "format version 99, expected 1"),
+        ('"version": 2', '"version": 99', "format version 99, expected 2"),
         ('"specs"', '"species"', "not a zoo description .*'specs'"),
-        ('"tensors_sha256"', '"tensors"', "not a zoo description .*'tensors_sha256'"),
+        ('"chunks_sha256"', '"chunks"', "not a zoo description .*'chunks_sha256'"),
         ('"out_dim": 4', '"out_dim": 3', "reads 4 neurons"),
         ('_dim": 4', '_dim": 3', "layer 0: weight"),
         ('["label"]', '["label", "image"]', "not the tensors that zoo.json describes .*column.image"),

@@ -287,7 +287,7 @@ def test_input_normalization():
     module = InputNormalization(2)
     weights, biases = [3 * torch.randn(50, 4, 2), torch.randn(50, 1, 4)], [torch.randn(50, 4), torch.zeros(50, 1)]
     assert torch.equal(module(weights, biases)[0][0], weights[0])
-    module.fit(weights, biases)
+    module.fit([(weights, biases)])
     new_weights, new_biases = module(weights, biases)
     close(new_weights[0].square().mean(), torch.tensor(1.0))
     assert torch.equal(new_biases[1], biases[1])

@@ -28,7 +28,7 @@ class Line:
     def prepare(self, model):
         self.prepared = True
 
-    def train_batches(self, generator):
+    def train_batches(self, generator, device):
         for rows in torch.randperm(32, generator=generator).split(8):
             yield self.x[rows], 2 * self.x[rows] - 1
 

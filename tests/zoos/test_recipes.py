@@ -99,7 +99,7 @@ def test_recipe_is_stored_as_plain_json(recipe):
     content = json.loads((make_zoo(recipe) / "zoo.json").read_text())
     assert content["provenance"]["images"] == "scikit-learn digits"
     assert content["splits"] == {"train": 42, "val": 6, "test": 12}
-    assert content["version"] == 1
+    assert content["version"] == 2
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from scalegmn.data.cnn_zoos import cnn_listing
+from scalegmn.data.convert import checksum, converted
+from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
 from scalegmn.data.zoo_format import Zoo, open_zoo
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
+
+BLOCK = 4096
+"""Networks that are read at once where no model is involved."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,41 @@ class DataConfig:
     """The networks to learn from."""
 
     dataset_path: str = "data/digits_inr"
-    """Folder of the zoo, as made by `python -m scalegmn.zoos`."""
+    """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
+
+    dataset: Literal[
+        "zoo", "labeled_mnist_inr", "mnist_inr_edit", "labeled_fashion_mnist_inr", "cifar_inr", "cifar10", "svhn"
+    ] = "zoo"
+    """What is in dataset_path: a zoo of ours, or a published dataset by its published name, which is converted to a zoo
+    on first use."""
+
+    split_path: str | None = None
+    """JSON of train, val and test networks (MNIST, Fashion-MNIST); null: mnist_splits.json or splits.json in
+    dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+
+    split_points: tuple[int, int] = (45_000, 50_000)
+    """cifar_inr: images below the first train, those below the second validate, the others test."""
+
+    extra_aug: int = 0
+    """cifar_inr: train on so many more fits of each image."""
+
+    activation_function: str | None = None
+    """cifar10, svhn: only CNNs with this activation; null: all."""
+
+    data_path: str | None = None
+    """cifar10, svhn: the weights; null: weights.npy in dataset_path."""
+
+    metrics_path: str | None = None
+    """cifar10, svhn: the test accuracies; null: metrics.csv.gz in dataset_path."""
+
+    layout_path: str | None = None
+    """cifar10, svhn: which weights are which; null: layout.csv in dataset_path."""
+
+    idcs_file: str | None = None
+    """cifar10, svhn: the order that the splits are made in; null: <dataset>_split.csv in dataset_path."""
+
+    cache_dir: str | None = None
+    """Where converted datasets go; null: dataset_path, or where that is read-only the user's cache folder."""
 
     switch_to_canon: bool = True
     """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.canonicalize` is canonical
@@ -29,27 +71,86 @@ class DataConfig:
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
     """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
 
+    def __post_init__(self) -> None:
+        problems = []
+        if self.extra_aug < 0:
+            problems.append(f"data.extra_aug: found {self.extra_aug}, expected 0 or more")
+        if not 0 < self.split_points[0] < self.split_points[1]:
+            problems.append(f"data.split_points: found {self.split_points}, expected two ascending numbers above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def open_data(config: DataConfig) -> Zoo:
+    """The zoo of a configuration; a published dataset is converted unless it has been.
+
+    Raises:
+        ValueError: there is none, or a file of it is missing, refused or damaged; says which.
+    """
+    root = Path(config.dataset_path).expanduser()
+    if config.dataset == "zoo" or (root / "zoo.json").exists():
+        return open_zoo(root)
+
+    def file(given: str | None, default: str) -> Path:
+        return root / default if given is None else Path(given).expanduser()
+
+    if config.dataset == "cifar_inr":
+        name, choice = "cifar_inr", {"split_points": list(config.split_points), "extra_aug": config.extra_aug}
+        listing = partial(cifar_listing, root, config.split_points, config.extra_aug)
+    elif config.dataset in ("cifar10", "svhn"):
+        files = (
+            file(config.data_path, "weights.npy"),
+            file(config.metrics_path, "metrics.csv.gz"),
+            file(config.layout_path, "layout.csv"),
+            file(config.idcs_file, f"{config.dataset}_split.csv"),
+        )
+        name, activation = "small_cnns", config.activation_function
+        choice = {"files": [os.path.relpath(path, root) for path in files], "activation_function": activation}
+        listing = partial(cnn_listing, *files, activation)
+    elif config.dataset == "labeled_fashion_mnist_inr":
+        splits = file(config.split_path, "splits.json")
+        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(fmnist_listing, root, splits)
+    else:
+        splits = file(config.split_path, "mnist_splits.json")
+        if config.split_path is None and not splits.exists():
+            splits = None
+        name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
+        listing = partial(mnist_listing, root, splits)
+    return converted(name, root, choice, listing, config.cache_dir and Path(config.cache_dir).expanduser())
+
 
 @dataclass(frozen=True)
 class LabelledNets:
-    """One split of a zoo in memory.
+    """Some networks of a zoo and how they are read: lazily, batch by batch.
 
     Attributes:
-        params: M networks.
+        zoo: all networks, where they are stored.
+        rows: [M] which of them.
         labels: [M].
+        removed: the symmetries to remove from each batch.
     """
 
-    params: NetParams
+    zoo: Zoo
+    rows: Tensor
     labels: Tensor
+    removed: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[NetParams, Tensor]]:
+    def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams:
+        """Some of the networks, in float32 at least, on a device, canonical if they are read so."""
+        params = self.zoo.params[self.rows[index]]
+        dtype = torch.float32 if params.biases[0].dtype == torch.float16 else None
+        return canonicalize(params.to(device=device, dtype=dtype), self.removed)
+
+    def batches(
+        self, batch_size: int = BLOCK, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> Iterator[tuple[NetParams, Tensor]]:
         """Batches in order, or shuffled by `generator`; the last may be smaller. A batch is an indexed read."""
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for rows in order.split(batch_size):
-            yield self.params[rows], self.labels[rows]
+        for index in order.split(batch_size):
+            yield self.read(index, device), self.labels[index].to(device)
 
 
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
@@ -75,15 +176,14 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
     Raises:
         ValueError: the zoo cannot be read, or lacks the column or a split.
     """
-    zoo = open_zoo(Path(config.dataset_path))
+    zoo = open_data(config)
     if column not in zoo.columns:
         raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
-    splits = {}
-    for name, rows in zoo.splits.items():
-        rows = rows[:limit]
-        params = canonicalize(zoo.params[rows], symmetries_to_remove(config, zoo))
-        splits[name] = LabelledNets(params, zoo.columns[column][rows])
-    return zoo, splits
+    removed = symmetries_to_remove(config, zoo)
+    return zoo, {
+        name: LabelledNets(zoo, rows[:limit], zoo.columns[column][rows[:limit]], removed)
+        for name, rows in zoo.splits.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -29,10 +30,10 @@ class Metanetwork(nn.Module):
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
         raise NotImplementedError
 
-    def fit_normalization(self, params: NetParams) -> None:
-        """Sets the normalisation, if the model has one, from training networks."""
+    def fit_normalization(self, batches: Iterable[NetParams]) -> None:
+        """Sets the normalisation, if the model has one, from batches of training networks."""
         if self.normalization is not None:
-            self.normalization.fit(params.weights, params.biases)
+            self.normalization.fit((params.weights, params.biases) for params in batches)
 
     def normalized(self, params: NetParams) -> NetParams:
         """The networks as the model reads them."""

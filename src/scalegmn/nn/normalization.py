@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,21 @@ class InputNormalization(nn.Module):
         self.register_buffer("bias_scales", torch.ones(num_layers))
 
     @torch.no_grad()
-    def fit(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        """Sets the scalars to the root mean square of each tensor (1 where it is zero)."""
-        for scales, tensors in ((self.weight_scales, weights), (self.bias_scales, biases)):
-            rms = torch.stack([tensor.square().mean().sqrt() for tensor in tensors])
-            scales.copy_(torch.where(rms > 0, rms, 1.0))
+    def fit(self, batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> None:
+        """Sets the scalars to the root mean square of each tensor over all batches (1 where it is zero).
+
+        Args:
+            batches: weights and biases per layer, [B, ...] each.
+        """
+        sums, counts = 0, 0
+        for weights, biases in batches:
+            tensors = (*weights, *biases)
+            sums = sums + torch.stack([tensor.double().square().sum() for tensor in tensors])
+            counts = counts + torch.tensor([tensor.numel() for tensor in tensors], device=tensors[0].device)
+        rms = (sums / counts).sqrt()
+        rms = torch.where(rms > 0, rms, 1.0)
+        self.weight_scales.copy_(rms[: len(self.weight_scales)])
+        self.bias_scales.copy_(rms[len(self.weight_scales) :])
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """Normalised weights and biases, per layer, of the shapes given."""

@@ -25,18 +25,25 @@ class Classification:
     Args:
         data: which zoo, canonical or not.
         batch_size: networks per batch.
+        num_classes: labels are 0 to num_classes - 1.
         debug: use only a few networks per split.
 
     Raises:
-        ValueError: the zoo cannot be read.
+        ValueError: the zoo cannot be read, or has other labels.
     """
 
     monitor = "accuracy"
     maximize = True
 
-    def __init__(self, data: DataConfig, batch_size: int, debug: bool = False) -> None:
+    def __init__(self, data: DataConfig, batch_size: int, num_classes: int, debug: bool = False) -> None:
         self.zoo, self.splits = load_splits(data, "label", DEBUG_NETWORKS if debug else None)
-        self.data, self.batch_size = data, batch_size
+        labels = self.zoo.columns["label"]
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(
+                f"scalegmn_args.out_dim: {num_classes} classes, but the labels of {self.zoo.path} reach from "
+                f"{int(labels.min())} to {int(labels.max())}"
+            )
+        self.data, self.batch_size, self.num_classes = data, batch_size, num_classes
         self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
         print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
         print(f" networks, {self.spec}, {reading(data, self.zoo)}")
@@ -46,24 +53,13 @@ class Classification:
         """The zoo's networks."""
         return self.zoo.spec
 
-    def check(self, output: str, out_dim: int) -> None:
-        """Raises ValueError unless the model's output is a vector with a number for every label."""
-        if output != "vector":
-            raise ValueError(f"scalegmn_args.output: found {output}, but classification needs vector")
-        labels = self.zoo.columns["label"]
-        if labels.min() < 0 or labels.max() >= out_dim:
-            raise ValueError(
-                f"scalegmn_args.out_dim: {out_dim} classes, but the labels of {self.zoo.path} reach from "
-                f"{int(labels.min())} to {int(labels.max())}"
-            )
-
     def prepare(self, model: Metanetwork) -> None:
         """Input normalisation from the training split, for models that have it."""
-        model.fit_normalization(self.splits["train"].params)
+        model.fit_normalization(params for params, _ in self.splits["train"].batches())
 
-    def train_batches(self, generator: torch.Generator) -> Iterator[tuple[NetParams, Tensor]]:
-        """One epoch of shuffled (networks, labels)."""
-        return self.splits["train"].batches(self.batch_size, generator)
+    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
+        """One epoch of shuffled (networks, labels) on a device."""
+        return self.splits["train"].batches(self.batch_size, device, generator)
 
     def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
         """Cross-entropy of logits [B, classes] and labels [B]."""
@@ -97,5 +93,5 @@ class Classification:
         """Logits [M, classes] and labels [M] of a split, on the CPU."""
         model.eval()
         nets = self.splits[split]
-        logits = [model(params.to(device)).float().cpu() for params, _ in nets.batches(self.batch_size)]
+        logits = [model(params).float().cpu() for params, _ in nets.batches(self.batch_size, device)]
         return torch.cat(logits), nets.labels

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """A task: its batches, its loss, its metrics. A batch is (NetParams, target), both with `.to(device)`.
+    """A task: its batches, its loss, its metrics. A batch is (NetParams, target).
 
     Attributes:
         monitor: the metric of the validation split that selects the model.
@@ -27,8 +27,8 @@ class Task(Protocol):
         """Sets what the model takes from the training split, such as its input normalisation."""
         ...
 
-    def train_batches(self, generator: torch.Generator) -> Iterator[tuple[Any, Tensor]]:
-        """One epoch of shuffled training batches."""
+    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
+        """One epoch of shuffled training batches on a device."""
         ...
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:

@@ -132,11 +132,9 @@ def fit(
         model.train()
         total, count = torch.zeros((), device=fabric.device), 0
         bar = tqdm(total=task.steps_per_epoch, desc=f"epoch {epoch}", leave=False, disable=None)
-        for step, (inputs, target) in enumerate(task.train_batches(shuffle)):
+        for step, (inputs, target) in enumerate(task.train_batches(shuffle, fabric.device)):
             optimizer.zero_grad()
-            loss = backward_in_parts(
-                partial(task.loss, model), inputs.to(fabric.device), target.to(fabric.device), at_once, fabric.backward
-            )
+            loss = backward_in_parts(partial(task.loss, model), inputs, target, at_once, fabric.backward)
             if optimization.clip_grad_max_norm is not None:
                 max_norm = optimization.clip_grad_max_norm
                 fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)

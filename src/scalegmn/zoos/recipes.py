@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.data.zoo_format import params_from_tensors, params_to_tensors, split_by_group, write_zoo
+from scalegmn.data.zoo_format import Networks, params_from_tensors, params_to_tensors, split_by_group, write_zoo
 from scalegmn.log import versions, write_atomic, write_json
 from scalegmn.nets.siren import OUTPUT_OFFSET, init_siren, pixel_grid, render
 from scalegmn.plot import reconstructions
@@ -178,7 +178,7 @@ def make_zoo(recipe: InrRecipe) -> Path:
     def draw(folder: Path) -> None:
         reconstructions(folder / "fits.png", originals.numpy(), fits.numpy(), psnr.numpy())
 
-    write_zoo(out, params, columns, splits, provenance, draw)
+    write_zoo(out, [Networks((params,), columns)], splits, provenance, draw)
     shutil.rmtree(unfinished)
     low, median = np.percentile(psnr.numpy(), [5, 50])
     print(f"{out}: {len(params):,} networks {params.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")

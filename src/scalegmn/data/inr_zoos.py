@@ -1,0 +1,276 @@
+"""The published datasets of INRs, one file per network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn.data.convert import Listing
+from scalegmn.data.zoo_format import Networks, first_not_finite
+from scalegmn.spec import NetParams
+
+W0 = 30.0
+"""The frequency of all published SIRENs, sin(w0 (W x + b))."""
+
+NUM_TRAIN_IMAGES = 60_000
+"""MNIST's training images; its test images are numbered after them."""
+
+_MNIST_FOLDER = re.compile(r"mnist_png_(training|testing)_(\d+)_(\d+)")
+_CIFAR_FOLDER = re.compile(r"randinit_smaller(?:_aug(\d+))?_(\d+)s")
+
+
+@dataclass(frozen=True)
+class InrFile:
+    """One network on disk.
+
+    Attributes:
+        path: its state dict.
+        split: `train`, `val` or `test`.
+        label: the class; None where the file itself says it.
+        image: identity of the image, its index in the order of training, then test images; None where unknown.
+    """
+
+    path: Path
+    split: str
+    label: int | None
+    image: int | None
+
+
+def mnist_listing(root: Path, splits: Path | None) -> Listing:
+    """The MNIST INRs (Navon et al., ICML 2023): `mnist_png_{training,testing}_<label>_<image>` anywhere below `root`.
+
+    Args:
+        root: the dataset's folder.
+        splits: JSON, split -> {"path", "label"}; paths may be those of another machine. None: `mnist_splits(root)`.
+    """
+    folders = _mnist_folders(root)
+    content = mnist_splits(root) if splits is None else _read_splits(splits)
+    files, problems = [], []
+    for split, entries in content.items():
+        labels = entries.get("label", [None] * len(entries["path"]))
+        if len(labels) != len(entries["path"]):
+            raise ValueError(f"{splits}: {split}: {len(labels)} labels for {len(entries['path'])} paths")
+        for path, label in zip(entries["path"], labels, strict=True):
+            name = next((part for part in Path(path).parts if _MNIST_FOLDER.fullmatch(part)), None)
+            if name not in folders:
+                problems.append(f"{splits}: {split}: {path}: no such network in {root}")
+                continue
+            part, own, image = _MNIST_FOLDER.fullmatch(name).groups()
+            if str(label if label is not None else own) != own:
+                problems.append(f"{splits}: {split}: {path}: label {label!r}, but the folder's name says {own}")
+                continue
+            number = int(image) + (NUM_TRAIN_IMAGES if part == "testing" else 0)
+            files.append(InrFile(folders[name] / "checkpoints" / "model_final.pth", split, int(own), number))
+    return _listing(files, problems, splits or root, {"images": "MNIST", "image_shape": [28, 28, 1]})
+
+
+def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, dict[str, list[str]]]:
+    """Splits of the MNIST INRs: all `testing` networks to test, `val_size` random ones of the others to validate.
+
+    Args:
+        root: the dataset's folder.
+        val_size: networks for validation.
+        seed: of the choice.
+
+    Returns:
+        Split -> {"path": relative to `root`, "label": as text}, the published JSON's content.
+
+    Raises:
+        ValueError: there are no networks, or not more than `val_size` for training.
+    """
+    folders = _mnist_folders(root)
+    if not folders:
+        raise ValueError(f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path")
+    parts: dict[str, list[str]] = {"training": [], "testing": []}
+    for name in sorted(folders, key=lambda name: int(name.rpartition("_")[2])):
+        parts[_MNIST_FOLDER.fullmatch(name)[1]].append(name)
+    train = parts["training"]
+    if not 0 < val_size < len(train):
+        raise ValueError(f"val_size: found {val_size}, expected 1 to {len(train) - 1} (training networks in {root})")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    names = {
+        "train": [train[k] for k in sorted(order[val_size:])],
+        "val": [train[k] for k in sorted(order[:val_size])],
+        "test": parts["testing"],
+    }
+    return {
+        split: {
+            "path": [(folders[n] / "checkpoints" / "model_final.pth").relative_to(root).as_posix() for n in found],
+            "label": [_MNIST_FOLDER.fullmatch(n)[2] for n in found],
+        }
+        for split, found in names.items()
+    }
+
+
+def fmnist_listing(root: Path, splits: Path) -> Listing:
+    """The Fashion-MNIST INRs: `{train,val,test}/model_<n>.pth`, each with its own `label`.
+
+    Args:
+        root: the dataset's folder.
+        splits: JSON, split -> paths, or split -> {"path": paths}; the last two parts of a path count.
+    """
+    files, problems = [], []
+    for split, entries in _read_splits(splits).items():
+        for path in entries["path"]:
+            found = root.joinpath(*Path(path).parts[-2:])
+            files.append(InrFile(found, split, None, None))
+    return _listing(files, problems, splits, {"images": "Fashion-MNIST", "image_shape": [28, 28, 1]})
+
+
+def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Listing:
+    """The CIFAR-10 INRs (Zhou et al., NeurIPS 2023): `randinit_smaller_<label>s/net<image>.pth`.
+
+    Args:
+        root: the dataset's folder.
+        split_points: images below the first train, those below the second validate, the others test.
+        extra_aug: use so many more fits of each training image, `randinit_smaller_aug<k>_<label>s`, k < extra_aug.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; set --data.dataset_path")
+    files, found_augs = [], set()
+    for folder in sorted(root.iterdir()):
+        match = _CIFAR_FOLDER.fullmatch(folder.name)
+        if not match or (match[1] and int(match[1]) >= extra_aug):
+            continue
+        found_augs |= {int(match[1])} if match[1] else set()
+        for entry in os.scandir(folder):
+            number = re.fullmatch(r"net(\d+)\.pth", entry.name)
+            if not number:
+                continue
+            image = int(number[1])
+            split = "train" if image < split_points[0] else "val" if image < split_points[1] else "test"
+            if not match[1] or split == "train":
+                files.append(InrFile(folder / entry.name, split, int(match[2]), image))
+    missing = sorted(set(range(extra_aug)) - found_augs)
+    if missing:
+        raise ValueError(
+            f"data.extra_aug: found {extra_aug}, but {root} has no randinit_smaller_aug{missing[0]}_<label>s; "
+            f"download them or use --data.extra_aug {missing[0]}"
+        )
+    files.sort(key=lambda file: (file.image, file.path.as_posix()))
+    return _listing(files, [], root, {"images": "CIFAR-10", "image_shape": [32, 32, 3]})
+
+
+def _listing(files: list[InrFile], problems: list[str], source: Path, provenance: dict[str, Any]) -> Listing:
+    """The listing of networks, none of them missing or in two splits."""
+    seen: dict[Path, str] = {}
+    for file in files:
+        if file.path in seen:
+            problems.append(f"{source}: {file.path} is in split {seen[file.path]} and again in {file.split}")
+        elif not file.path.is_file():
+            problems.append(f"{source}: {file.path} is missing")
+        seen[file.path] = file.split
+    if problems:
+        more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
+    if not files:
+        raise ValueError(f"{source}: no networks there; set --data.dataset_path")
+    files = [file for split in ("train", "val", "test") for file in files if file.split == split]
+    names = [file.split for file in files]
+    rows = {name: torch.tensor([row for row, own in enumerate(names) if own == name]).long() for name in set(names)}
+    splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
+    layout = read_network(files[0].path)[0]
+    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout])
+    return Listing([file.path for file in files], len(files), read, splits, provenance)
+
+
+def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: slice) -> Networks:
+    """The networks of some of the files, which all have the shapes of the first."""
+    networks, labels = [], []
+    for file in files[part]:
+        tensors, label = read_network(file.path)
+        found = [tuple(tensor.shape) for tensor in tensors]
+        if found != list(shapes):
+            raise ValueError(f"{file.path}: shapes {found}, but {files[0].path} has {list(shapes)}")
+        networks.append(tensors)
+        labels.append(label if file.label is None else file.label)
+        if labels[-1] is None:
+            raise ValueError(f"{file.path}: no entry 'label'")
+    stacked = [torch.stack(tensors).float() for tensors in zip(*networks, strict=True)]
+    weights, biases = stacked[::2], stacked[1::2]
+    bad = first_not_finite(stacked)
+    if bad is not None:
+        raise ValueError(f"{files[part][bad].path}: a weight or bias is NaN or infinite")
+    columns = {"label": torch.tensor(labels)}
+    if files[0].image is not None:
+        columns["image"] = torch.tensor([file.image for file in files[part]])
+    try:
+        params = NetParams.from_tensors(weights, biases, "sine", W0)
+    except ValueError as error:
+        raise ValueError(f"{files[part][0].path}: {error}") from None
+    return Networks((params,), columns)
+
+
+def read_network(path: Path) -> tuple[list[Tensor], int | None]:
+    """A chain of linear layers from a state dict, without executing anything.
+
+    Any entry with `weight` or `bias` in its name, in the order of the file, is a layer's.
+
+    Returns:
+        Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one.
+
+    Raises:
+        ValueError: the file is missing, would run code, is damaged, or holds something else; names it.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:  # whatever a hostile or broken file leads to
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: refused, not a file of plain tensors ({reason})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
+    named = {key: value for key, value in content.items() if "weight" in str(key) or "bias" in str(key)}
+    weights = [value for key, value in named.items() if "weight" in str(key)]
+    biases = [value for key, value in named.items() if "weight" not in str(key)]
+    if not weights or len(weights) != len(biases):
+        raise ValueError(f"{path}: {len(weights)} weights and {len(biases)} biases, expected one of each per layer")
+    tensors = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    for key, tensor in named.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{path}: {key} is not a tensor of floating point numbers")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > os.path.getsize(path):
+        raise ValueError(f"{path}: claims more numbers than the file holds")
+    label = content.get("label")
+    try:
+        return tensors, None if label is None else int(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{path}: label {label!r} is not a class") from None
+
+
+def _mnist_folders(root: Path) -> dict[str, Path]:
+    """Name -> folder of each network below `root`."""
+    return {path.name: path for path in _walk(root)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The folders of networks below a folder."""
+    for parent, names, _ in os.walk(folder):
+        networks = {name for name in names if _MNIST_FOLDER.fullmatch(name)}
+        yield from (Path(parent, name) for name in networks)
+        names[:] = [name for name in names if name not in networks]
+
+
+def _read_splits(path: Path) -> dict[str, dict[str, list]]:
+    """A published JSON of splits, `train`, `val` and `test` -> {"path": [...], ...}."""
+    try:
+        content = json.loads(path.read_text())
+        splits = {name: found if isinstance(found, dict) else {"path": found} for name, found in content.items()}
+        good = all(isinstance(entries["path"], list) for entries in splits.values())
+    except OSError:
+        raise ValueError(f"data.split_path: {path}: no such file") from None
+    except (ValueError, AttributeError, KeyError):
+        good = False
+    if not good or set(splits) != {"train", "val", "test"}:
+        raise ValueError(f'{path}: expected JSON with "train", "val" and "test", each with a list "path"')
+    return splits

@@ -1,0 +1,86 @@
+"""Alignment: the element of one network's orbit that lies near another network (vectorised over a zoo)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
+from scalegmn.symmetry.groups import GroupElement
+
+SWEEPS = 2
+"""Passes over the hidden layers; the first sees no outgoing weights that are not aligned yet."""
+
+
+@torch.no_grad()
+def align(params: NetParams, reference: NetParams) -> GroupElement:
+    """The permutations and signs g that bring each network near its reference: ||reference - g params||^2 small.
+
+    Layer by layer from input to output, neuron j takes the place i where s_ij = <x_i, y_j> is large (|s_ij| and the
+    sign of s_ij where the activation is odd); x, y are the neurons' incoming [W, b] and outgoing weights as the other
+    layers have been aligned so far. This is weight matching (Git Re-Basin, Ainsworth et al., ICLR 2023) with a greedy
+    assignment, for B pairs at once. A network is brought back exactly from any permutation and sign of it.
+
+    Positive factors and half-turns of the phase stay: where they matter, align canonical networks.
+
+    Args:
+        params: B networks.
+        reference: B networks of the same spec.
+
+    Raises:
+        ValueError: the specs or the numbers of networks differ.
+    """
+    if params.spec != reference.spec or len(params) != len(reference):
+        raise ValueError(f"expected {len(reference)} x {reference.spec}, found {len(params)} x {params.spec}")
+    shapes = [bias.shape for bias in params.biases[:-1]]
+    permutations = [torch.arange(n, device=params.biases[0].device).repeat(num, 1) for num, n in shapes]
+    scales = [torch.ones_like(bias) for bias in params.biases[:-1]]
+    for sweep in range(SWEEPS):
+        for index in range(len(shapes)):
+            moved = GroupElement(tuple(permutations), tuple(scales)).act(params)
+            outgoing = sweep > 0 or index == len(shapes) - 1  # output neurons have their places
+            similarity = _neurons(reference, index, outgoing) @ _neurons(moved, index, outgoing).mT  # [B, n_l, n_l]
+            sign = torch.where((similarity < 0) & _is_odd(params, index), -1.0, 1.0).to(similarity)
+            place = _assign(similarity * sign)  # [B, n_l], of moved neurons
+            sign = sign.gather(2, place[..., None])[..., 0]
+            permutations[index] = permutations[index].gather(1, place)
+            scales[index] = scales[index] * torch.zeros_like(sign).scatter(1, permutations[index], sign)
+    return GroupElement(tuple(permutations), tuple(scales))
+
+
+def _neurons(params: NetParams, layer: int, outgoing: bool) -> Tensor:
+    """[B, n_l, D]: the incoming [W, b] of a hidden layer's neurons, and their outgoing weights."""
+    rows = [params.weights[layer].flatten(2), params.biases[layer][..., None]]
+    if outgoing:
+        rows.append(params.weights[layer + 1].transpose(1, 2).flatten(2))
+    return torch.cat(rows, dim=2)
+
+
+def _is_odd(params: NetParams, layer: int) -> Tensor:
+    """[B, 1, 1] or []: whether the layer's activation is odd."""
+    odd = torch.tensor([ACTIVATION_SYMMETRY[name] == "sign" for name in ACTIVATIONS], device=params.biases[0].device)
+    name = params.spec.layers[layer].activation
+    return odd[params.activation][:, None, None] if name == MIXED else odd[ACTIVATIONS.index(name)]
+
+
+def _assign(similarity: Tensor) -> Tensor:
+    """A column for each row, [B, n], from [B, n, n]: the most similar pair that is left, n times; then rows swap their
+    columns in pairs while that gains, in at most n rounds."""
+    num, n, _ = similarity.shape
+    networks, index = (torch.arange(size, device=similarity.device) for size in (num, n))
+    columns, left = similarity.new_empty(num, n, dtype=torch.long), similarity.clone()
+    for _ in range(n):
+        best = left.flatten(1).argmax(1)
+        row, column = best // n, best % n
+        columns[networks, row] = column
+        left[networks, row] = -torch.inf
+        left[networks, :, column] = -torch.inf
+    for _ in range(n):
+        held = similarity.gather(2, columns[:, None].expand(similarity.shape))  # [b, i, j]: row i with j's column
+        own = held.diagonal(dim1=1, dim2=2)
+        gain, other = (held + held.mT - own[:, :, None] - own[:, None]).max(2)  # 0 with itself
+        if not gain.any():
+            break
+        mutual = other.gather(1, other) == index  # pairs that have no row in common
+        columns = torch.where(mutual, columns.gather(1, other), columns)
+    return columns
