@@ -166,13 +166,16 @@ def make_zoo(recipe: InrRecipe) -> Path:
     own = [number for number in shards.missing() if number % num_parts == part]
     with tqdm(total=sum(len(blocks[number]) for number in own), unit=" networks", desc="fitting", disable=None) as bar:
         for number in own:
+            if number not in shards.missing():  # somebody else has fitted it meanwhile
+                continue
             fitted = _fit(recipe, images, blocks[number], number, device, bar)
             diverged = int((~fitted.columns["psnr"].isfinite()).sum())
             if diverged:
                 shards.discard()
                 found = f"{diverged} of {len(fitted)} networks diverged"
                 raise ValueError(f"lr: found {recipe.lr}, with which {found}; lower it")
-            shards.write(number, *fitted.nets, **fitted.columns)
+            if not shards.finished:  # by somebody else, meanwhile
+                shards.write(number, *fitted.nets, **fitted.columns)
     missing = shards.missing()
     if missing:
         parts = sorted({number % num_parts for number in missing})
