@@ -239,7 +239,7 @@ def test_build_model(tmp_path):
     assert (model.config.symmetry, model.config.hidden_dim) == ("permutation", 8)
     config = parse(Config, ["--conf", str(conf)])
     assert build_model(config, spec=spec).config == config.scalegmn_args
-    with pytest.raises(ValueError, match="no zoo there"):
+    with pytest.raises(ValueError, match="no folders mnist_png_training"):
         build_model(conf, [f"data.dataset_path={tmp_path}"])
     with pytest.raises(ValueError, match="overrides"):
         build_model(config, ["batch_size=3"], spec)

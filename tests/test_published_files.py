@@ -53,14 +53,20 @@ def error(arguments):
 def test_published_files_say_what_ours_say(name, write, tmp_path, capsys):
     config = read_config(["--conf", write(FILES[name]), "--run_dir", "out"])
     ours = read_config(["--conf", str(ROOT / "configs" / name), "--run_dir", "out"])
-    path = config.data.dataset_path
-    assert Path(path) == Path(ours.data.dataset_path)
-    assert config == replace(ours, data=replace(ours.data, dataset_path=path))
+    root, data = Path(ours.data.dataset_path), config.data
+    assert Path(data.dataset_path) == root
+    named = {"split_path": "*splits.json", "data_path": "weights.npy", "metrics_path": "metrics.csv.gz"}
+    named |= {"layout_path": "layout.csv", "idcs_file": f"{ours.data.dataset}_split.csv"}
+    for key, default in named.items():  # what our files leave to the default
+        assert getattr(data, key) is None or Path(getattr(data, key)).match(str(root / default))
+    spelled = {key: getattr(data, key) for key in ("dataset", "dataset_path", *named)}
+    assert spelled["dataset"] in (ours.data.dataset, "cifar10")  # as published for svhn/scalegmn_tanh*.yml
+    assert config == replace(ours, data=replace(ours.data, **spelled))
     (tmp_path / "config.yml").write_text(config.to_yaml())
     assert read_config(["--conf", str(tmp_path / "config.yml"), "--run_dir", "out"]) == config
     not_used, never_read = capsys.readouterr().err.splitlines()
     assert not_used.startswith(f"{tmp_path / 'published.yml'}: not used: ")
-    assert {"data.dataset,", "data.layer_layout,"} <= set(not_used.split())
+    assert {"data.layer_layout,"} <= set(not_used.split())
     assert "never" not in not_used
     assert "nor ever read by the published code: " in never_read
     assert "scalegmn_args.jit" in never_read

@@ -52,7 +52,9 @@ _IMPLIED = {"gnn_args.d_hid", *(f"graph_init.{name}" for name in ("d_in_v", "d_i
 """Published keys with one value that runs: `d_hid`, or the width of the input networks' features."""
 
 _RUN = """batch_size debug wandb wandb_args.project wandb_args.entity wandb_args.group wandb_args.name wandb_args.tags
-    data.dataset_path data.switch_to_canon train_args.num_epochs train_args.seed train_args.patience
+    data.dataset data.dataset_path data.split_path data.split_points data.data_path data.metrics_path data.layout_path
+    data.idcs_file data.activation_function data.extra_aug data.switch_to_canon
+    train_args.num_epochs train_args.seed train_args.patience
     optimization.optimizer_args.lr optimization.optimizer_args.weight_decay"""
 """Keys outside `scalegmn_args` that mean the same here, under the same name."""
 
@@ -60,9 +62,8 @@ _RUN_TRANSLATED = """optimization.clip_grad optimization.clip_grad_max_norm opti
     optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps"""
 """Keys outside `scalegmn_args` that are read and said in other words."""
 
-_RUN_NOT_USED = """data.dataset data.split_path data.split_points data.image_size data.layer_layout data.data_path
-    data.metrics_path data.layout_path data.idcs_file data.activation_function data.extra_aug data.img_ds
-    data.style_function train_args.loss train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
+_RUN_NOT_USED = """data.image_size data.layer_layout data.img_ds data.style_function
+    train_args.loss train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
     inr_model.out_features inr_model.n_layers inr_model.hidden_features inr_model.img_shape
     optimization.scheduler_args.scheduler_mode optimization.scheduler_args.decay_rate
     optimization.scheduler_args.decay_steps optimization.scheduler_args.patience"""

@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from scalegmn.data.zoo_format import Networks, _description_sha256, open_zoo, split_by_group, write_zoo
-from scalegmn.spec import NetSpec
+from scalegmn.data import zoo_format
+from scalegmn.data.zoo_format import Networks, _description_sha256, open_zoo, split_by_group, verify_zoo, write_zoo
+from scalegmn.spec import LayerSpec, NetSpec
 
 
 @pytest.fixture
@@ -98,6 +100,103 @@ def test_description_that_is_not_json(zoo):
     (zoo[0] / "zoo.json").write_text("{")
     with pytest.raises(ValueError, match=r"not a zoo description.*make it again"):
         open_zoo(zoo[0])
+
+
+@pytest.fixture
+def mixed(tmp_path, random_params):
+    """Networks 0 to 4 of one architecture and 5 to 7 of another, from three parts."""
+    sirens = random_params(NetSpec.mlp([2, 4, 1], "sine"), 5)
+    cnns = random_params(NetSpec((LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 2))), 3).to(torch.float16)
+    label = torch.arange(8)
+    parts = [
+        Networks((sirens[:2],), {"label": label[:2]}),
+        Networks((cnns[:1], sirens[2:4]), {"label": label[[5, 2, 3]]}),
+        Networks((sirens[4:], cnns[1:]), {"label": label[[4, 6, 7]]}),
+    ]
+    write_zoo(tmp_path / "mixed", parts, {"train": torch.tensor([7, 0]), "test": torch.tensor([3])}, {})
+    return tmp_path / "mixed", sirens, cnns
+
+
+def test_several_architectures(mixed):
+    path, *expected = mixed
+    zoo = verify_zoo(path)
+    assert [params.spec for params in zoo.nets] == [params.spec for params in expected]
+    for found, own in zip(zoo.nets, expected, strict=True):
+        assert torch.equal(found.flatten(), own.flatten())
+        assert found.biases[0].dtype == own.biases[0].dtype
+    assert zoo.columns["label"].tolist() == list(range(8))
+    assert zoo.splits["train"].tolist() == [7, 0]
+    assert len(zoo) == 8
+    with pytest.raises(ValueError, match=r"expected networks of one architecture, found 2: MLP .*CNN"):
+        zoo.spec  # noqa: B018
+
+
+def test_safetensors_reads_the_file(mixed):
+    with safe_open(mixed[0] / "zoo.safetensors", "np") as file:
+        assert set(file.keys()) >= {"spec0.weight.0", "spec1.bias.1", "column.label", "split.test"}
+        assert file.get_tensor("spec1.weight.0").shape == (3, 3, 1, 3, 3)
+
+
+def test_parts_must_agree(tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 4)
+    parts = [Networks((params,), {}), Networks((params.to(torch.float32),), {})]
+    with pytest.raises(ValueError, match=r"spec0.weight.0: found torch.float32 .* in an earlier part .*float64"):
+        write_zoo(tmp_path / "zoo", parts, {}, {})
+    parts = [Networks((params,), {"label": torch.zeros(4)}), Networks((params,), {})]
+    with pytest.raises(ValueError, match=r"column.label: 4 rows for 8 networks"):
+        write_zoo(tmp_path / "zoo", parts, {}, {})
+    with pytest.raises(ValueError, match=r"column.label: found torch.bool"):
+        write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.zeros(4).bool()})], {}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([4], "found network 4, expected 0 to 3"), ([1, 1], "network 1 is named 2 times")]
+)
+def test_splits_must_be_disjoint_sets(tmp_path, random_params, rows, message):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 4)
+    with pytest.raises(ValueError, match=message):
+        write_zoo(tmp_path / "zoo", [Networks((params,), {})], {"train": torch.tensor(rows)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_zoos_are_sampled_on_opening_and_verified_in_full(monkeypatch, random_params, tmp_path):
+    monkeypatch.setattr(zoo_format, "CHUNK", 64)
+    params = random_params(NetSpec.mlp([2, 40, 1], "sine"), 6)
+    write_zoo(tmp_path / "large", [Networks((params,), {})], {}, {})
+    file = tmp_path / "large" / "zoo.safetensors"
+    good = file.read_bytes()
+    found = []
+    header = 8 + int.from_bytes(good[:8], "little")
+    for at in (*range(header, len(good), 64), len(good) - 1):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(ValueError, match="make it again"):
+            verify_zoo(tmp_path / "large")
+        try:
+            open_zoo(tmp_path / "large")
+        except ValueError:
+            found.append(at // 64)
+    last = (len(good) - 1) // 64
+    assert last in found
+    assert 5 <= len(found) <= zoo_format.CHUNKS_ON_OPENING + 1
+
+
+def test_not_finite(tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 4)
+    params.weights[1][2, 0, 1] = torch.nan
+    write_zoo(tmp_path / "zoo", [Networks((params,), {})], {}, {})
+    with pytest.raises(ValueError, match=r"network 2 has NaN or infinite weights"):
+        verify_zoo(tmp_path / "zoo")
+
+
+def test_failure_leaves_nothing(tmp_path, random_params):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    parts = [Networks((random_params(NetSpec.mlp([2, 4, 1], "sine"), 4),), {})]
+    with pytest.raises(OSError, match=r"zoo.writing cannot be written \(No space left on device\); free space"):
+        write_zoo(tmp_path / "zoo", parts, {}, {}, full)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_split_by_group():

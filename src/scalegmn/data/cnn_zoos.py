@@ -68,8 +68,7 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
             f"{metrics}: config.activation: found {unknown[0]!r}, expected one of {', '.join(ACTIVATIONS)}"
         )
     scores = torch.tensor([accuracies[row] for row in chosen])
-    bad = first_not_finite(scores[:, None])
-    if bad is not None or not ((scores >= 0) & (scores <= 1)).all():
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(f"{metrics}: test_accuracy outside 0 to 1")
     read = partial(_read, weights, values, tensors, chosen, names, scores)
     return Listing([weights, metrics, layout, order], len(chosen), read, splits, {})

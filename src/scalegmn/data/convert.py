@@ -83,8 +83,8 @@ def converted(
                 return zoo
             print(f"{root / changed[0]} has changed since {out} was made from it: converting again")
             shutil.rmtree(out)
-    out = next((folder for folder in folders if _writable(folder)), folders[-1]) / f"scalegmn-{dataset}-{key}"
     found = listing()
+    out = next((folder for folder in folders if _writable(folder)), folders[-1]) / f"scalegmn-{dataset}-{key}"
     sample = found.files[:: max(1, -(-len(found.files) // SAMPLE))]
     identity = {os.path.relpath(file, root): file_identity(file) for file in sample}
     plan = {"dataset": dataset, "choice": dict(choice), "files": identity}
@@ -100,11 +100,15 @@ def converted(
             missing = shards.missing()
             bar = tqdm(total=found.num_networks, unit=" networks", desc="converting", disable=None)
             bar.update(found.num_networks - sum(len(range(*parts[k].indices(found.num_networks))) for k in missing))
-            with bar:
-                for number in missing:
-                    networks = found.read(parts[number])
-                    shards.write(number, *networks.nets, **networks.columns)
-                    bar.update(len(networks))
+            try:
+                with bar:
+                    for number in missing:
+                        networks = found.read(parts[number])
+                        shards.write(number, *networks.nets, **networks.columns)
+                        bar.update(len(networks))
+            except ValueError:
+                shards.discard()
+                raise
             shards.merge(found.splits, {**found.provenance, "versions": versions()})
     return open_zoo(out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scalegmn.data.augment import AugmentConfig, augment, check_augment
 from scalegmn.data.cnn_zoos import cnn_listing
 from scalegmn.data.convert import checksum, converted
 from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
@@ -70,6 +71,9 @@ class DataConfig:
 
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
     """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training networks."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -153,6 +157,16 @@ class LabelledNets:
             yield self.read(index, device), self.labels[index].to(device)
 
 
+def augmented(
+    config: DataConfig, params: NetParams, target: Tensor, generator: torch.Generator
+) -> tuple[NetParams, Tensor]:
+    """A batch under `config.augment`, and canonical again if networks are read so: biases may leave their range."""
+    if config.augment == AugmentConfig():
+        return params, target
+    params, target = augment(config.augment, params, target, generator)
+    return canonicalize(params, config.canonicalize if config.switch_to_canon else ()), target
+
+
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     """What is left to do when the zoo is read, so that canonical copies are read to the bit as they are stored."""
     return tuple(name for name in config.canonicalize if config.switch_to_canon and name not in zoo.canonical)
@@ -174,7 +188,7 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
         limit: at most so many networks per split.
 
     Raises:
-        ValueError: the zoo cannot be read, or lacks the column or a split.
+        ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented so.
     """
     zoo = open_data(config)
     if column not in zoo.columns:
@@ -182,6 +196,7 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
+    check_augment(config.augment, zoo.spec)
     removed = symmetries_to_remove(config, zoo)
     return zoo, {
         name: LabelledNets(zoo, rows[:limit], zoo.columns[column][rows[:limit]], removed)

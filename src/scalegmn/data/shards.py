@@ -110,7 +110,7 @@ class Shards:
         try:
             yield
         finally:
-            if self.finished:  # whoever waits finds the zoo
+            if self.finished or not self.folder.exists():  # done or discarded; whoever waits finds that
                 Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 

@@ -151,26 +151,37 @@ def _write_tensors(
         How many networks of each architecture there are, in the order of the file; the names of the columns.
     """
     counts: dict[NetSpec, int] = {}
-    tensors: dict[str, tuple[torch.dtype, torch.Size, NetSpec | None]] = {}  # type, shape of a row, whose networks
+    rows: dict[str, int] = {}
+    kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # and the shape of a row
+
+    def add(name: str, tensor: Tensor) -> None:
+        kind = (tensor.dtype, tensor.shape[1:])
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
+        if kinds.setdefault(name, kind) != kind:
+            raise ValueError(f"{name}: found {kind[0]} {tuple(kind[1])}, in an earlier part {kinds[name]}")
+        rows[name] = rows.get(name, 0) + len(tensor)
+
     for part in parts:
         for params in part.nets:
             counts[params.spec] = counts.get(params.spec, 0) + len(params)
-            named = params_to_tensors(params, list(counts).index(params.spec))
-            _add(tensors, {name: (tensor.dtype, tensor.shape[1:], params.spec) for name, tensor in named.items()})
-        _add(
-            tensors, {f"column.{name}": (tensor.dtype, tensor.shape[1:], None) for name, tensor in part.columns.items()}
-        )
-    specs = list(counts)
+            for name, tensor in params_to_tensors(params, list(counts).index(params.spec)).items():
+                add(name, tensor)
+        for name, tensor in part.columns.items():
+            add(f"column.{name}", tensor)
+    specs, columns = list(counts), [name for name in rows if name.startswith("column.")]
     first = {spec: sum(counts[before] for before in specs[:group]) for group, spec in enumerate(specs)}
-    sizes = {name: counts[spec] if spec else sum(counts.values()) for name, (_, _, spec) in tensors.items()}
-    for name, rows in splits.items():
-        tensors[f"split.{name}"], sizes[f"split.{name}"] = (rows.dtype, rows.shape[1:], None), len(rows)
+    for name in columns:
+        if rows[name] != sum(counts.values()):
+            raise ValueError(f"{name}: {rows[name]} rows for {sum(counts.values())} networks")
+    for name, tensor in splits.items():
+        add(f"split.{name}", tensor)
 
     header, starts, end = {}, {}, 0
-    for name in sorted(tensors, key=lambda name: (list(DTYPES).index(tensors[name][0]), name)):
-        dtype, shape, _ = tensors[name]
-        starts[name], end = end, end + sizes[name] * shape.numel() * dtype.itemsize
-        header[name] = {"dtype": DTYPES[dtype], "shape": [sizes[name], *shape], "data_offsets": [starts[name], end]}
+    for name in sorted(rows, key=lambda name: (list(DTYPES).index(kinds[name][0]), name)):
+        dtype, shape = kinds[name]
+        starts[name], end = end, end + rows[name] * shape.numel() * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": [rows[name], *shape], "data_offsets": [starts[name], end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out:
@@ -178,33 +189,24 @@ def _write_tensors(
         data = out.tell()
         out.truncate(data + end)
 
-        def put(name: str, row: int, rows: Tensor) -> None:
-            out.seek(data + starts[name] + row * rows.shape[1:].numel() * rows.element_size())
-            out.write(rows.contiguous().flatten().view(torch.uint8).numpy())
+        def put(name: str, row: int, tensor: Tensor) -> None:
+            out.seek(data + starts[name] + row * tensor.shape[1:].numel() * tensor.element_size())
+            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
 
         written = dict.fromkeys(specs, 0)
         for part in parts:
             begin = 0
             for params in part.nets:
-                spec, end = params.spec, begin + len(params)
+                spec, own = params.spec, slice(begin, begin + len(params))
                 for name, tensor in params_to_tensors(params, specs.index(spec)).items():
                     put(name, written[spec], tensor)
                 for name, column in part.columns.items():
-                    put(f"column.{name}", first[spec] + written[spec], column[begin:end])
+                    put(f"column.{name}", first[spec] + written[spec], column[own])
                 written[spec] += len(params)
-                begin = end
-        for name, rows in splits.items():
-            put(f"split.{name}", 0, rows)
-    return counts, [name.removeprefix("column.") for name in tensors if name.startswith("column.")]
-
-
-def _add(tensors: dict[str, Any], found: Mapping[str, Any]) -> None:
-    """Adds what a part's tensors are; raises ValueError where an earlier part's were something else."""
-    for name, kind in found.items():
-        if kind[0] not in DTYPES:
-            raise ValueError(f"{name}: found {kind[0]}, expected one of {', '.join(map(str, DTYPES))}")
-        if tensors.setdefault(name, kind) != kind:
-            raise ValueError(f"{name}: found {kind[0]} {tuple(kind[1])}, in an earlier part {tensors[name]}")
+                begin = own.stop
+        for name, tensor in splits.items():
+            put(f"split.{name}", 0, tensor)
+    return counts, [name.removeprefix("column.") for name in columns]
 
 
 def open_zoo(path: Path) -> Zoo:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, load_splits, reading
+from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
 from scalegmn.models.base import Metanetwork
 from scalegmn.plot import confusion_matrix
 from scalegmn.spec import NetParams, NetSpec
@@ -58,11 +58,14 @@ class Classification:
         model.fit_normalization(params for params, _ in self.splits["train"].batches())
 
     def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
-        """One epoch of shuffled (networks, labels) on a device."""
-        return self.splits["train"].batches(self.batch_size, device, generator)
+        """One epoch of shuffled (networks, labels) on a device; labels are probabilities [B, classes] under mixup."""
+        for params, labels in self.splits["train"].batches(self.batch_size, device, generator):
+            if self.data.augment.mixup:
+                labels = nn.functional.one_hot(labels, self.num_classes).to(params.biases[0].dtype)
+            yield augmented(self.data, params, labels, generator)
 
     def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
-        """Cross-entropy of logits [B, classes] and labels [B]."""
+        """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes]."""
         return nn.functional.cross_entropy(model(inputs), target)
 
     def evaluate(

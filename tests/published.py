@@ -1,0 +1,106 @@
+"""Small datasets in the published layouts, written as their authors' scripts write them."""
+
+import csv
+import gzip
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MNIST = {"training": (5, 0, 4, 1, 9, 2, 1, 3), "testing": (7, 2, 1)}
+"""Labels of the images 0, 1, ... of each part."""
+
+
+def siren(generator, layout=(2, 5, 4, 1), prefix="seq"):
+    """A state dict; its biases leave the canonical range."""
+    state = {}
+    for index, (n_in, n_out) in enumerate(pairwise(layout)):
+        state[f"{prefix}.{index}.weight"] = torch.randn(n_out, n_in, generator=generator)
+        state[f"{prefix}.{index}.bias"] = torch.randn(n_out, generator=generator)
+    return state
+
+
+def save(state, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+
+
+def write_mnist(root: Path, generator, elsewhere="/home/someone/data/mnist-inrs") -> dict:
+    """mnist-inrs below `root`, and splits made on another machine; (part, image) -> state dict."""
+    states, splits = {}, {name: {"path": [], "label": []} for name in ("train", "val", "test")}
+    for part, labels in MNIST.items():
+        for image, label in enumerate(labels):
+            path = f"mnist_png_{part}_{label}_{image}/checkpoints/model_final.pth"
+            states[part, image] = siren(generator)
+            save(states[part, image], root / "mnist-inrs" / path)
+            split = "test" if part == "testing" else "val" if image in (1, 4) else "train"
+            splits[split]["path"].insert(0, f"{elsewhere}/{path}")
+            splits[split]["label"].insert(0, str(label))
+    (root / "mnist_splits.json").write_text(json.dumps(splits))
+    return states
+
+
+def write_fmnist(root: Path, generator) -> dict:
+    """fmnist_inrs/{train,val,test}/model_<n>.pth with labels inside; (split, n) -> state dict."""
+    states, splits = {}, {}
+    for split, numbers in {"train": (10, 2, 33, 4), "val": (7, 1), "test": (0, 12, 5)}.items():
+        splits[split] = {"path": [f"fmnist_inrs/{split}/model_{n}.pth" for n in numbers]}
+        for n in numbers:
+            states[split, n] = {**siren(generator), "label": (3 * n) % 10}
+            save(states[split, n], root / split / f"model_{n}.pth")
+    (root / "splits.json").write_text(json.dumps(splits))
+    return states
+
+
+def write_cifar(root: Path, generator, augs=2) -> dict:
+    """siren_cifar_wts with `augs` more fits of each training image; (aug or None, image) -> state dict."""
+    states = {}
+    for aug in (None, *range(augs)):
+        for image in (0, 1, 2, 44_999, 45_000, 49_999, 50_000, 59_999):
+            if aug is not None and image >= 50_000:
+                continue
+            states[aug, image] = siren(generator, (2, 4, 4, 3), "net.net")
+            middle = "" if aug is None else f"_aug{aug}"
+            save(states[aug, image], root / f"randinit_smaller{middle}_{image % 7}s" / f"net{image}.pth")
+    return states
+
+
+CNN_LAYOUT = [
+    ("sequential/conv2d/bias:0", (2,)),
+    ("sequential/conv2d/kernel:0", (3, 3, 1, 2)),
+    ("sequential/conv2d_1/bias:0", (3,)),
+    ("sequential/conv2d_1/kernel:0", (3, 3, 2, 3)),
+    ("sequential/dense/bias:0", (4,)),
+    ("sequential/dense/kernel:0", (3, 4)),
+]
+
+
+def write_cnns(root: Path, rows=300, name="cifar10", seed=0):
+    """weights.npy, metrics.csv.gz, layout.csv and the split; the weights, and the metrics per row."""
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    start, lines = 0, []
+    for varname, shape in CNN_LAYOUT:
+        lines.append([varname, start, start + int(np.prod(shape)), str(shape)])
+        start = lines[-1][2]
+    weights = rng.standard_normal((rows, start)).astype(np.float32)
+    np.save(root / "weights.npy", weights)
+    with open(root / "layout.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["varname", "start_idx", "end_idx", "shape"], *lines])
+    metrics = [
+        {
+            "step": (0, 20, 86)[k % 3],
+            "test_accuracy": round(float(rng.random()), 6),
+            "config.activation": ("relu", "tanh")[(k // 3) % 2],
+        }
+        for k in range(rows)
+    ]
+    with gzip.open(root / "metrics.csv.gz", "wt", newline="") as file:
+        writer = csv.DictWriter(file, ["", *metrics[0]])
+        writer.writeheader()
+        writer.writerows({"": k, **row} for k, row in enumerate(metrics))
+    order = rng.permutation(rows)
+    np.savetxt(root / f"{name}_split.csv", order, fmt="%d")
+    return weights, metrics, order.tolist()
