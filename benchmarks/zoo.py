@@ -2,9 +2,10 @@
 
 python benchmarks/zoo.py [--out FILE.jsonl]
 
-The naive version is the same mathematics as autograd over `torch.baddbmm` on all networks, with torch's Adam. Both fit
-the digits recipe's networks. Prints network-steps per second (one forward, backward and Adam step of one network) and
-their ratio, and appends a line to FILE.
+The naive version is autograd over `torch.baddbmm` on all networks at once, with torch's Adam. Prints, for
+the networks of the digits and the MNIST recipe, network-steps per second (one forward, backward and Adam step of one
+network; medians of rounds in turns), their ratio, and what share of this machine's own rate for large matrix products
+our products alone amount to; the rest is mostly sines and cosines. Appends a line per case to FILE.
 """
 
 import argparse
@@ -13,64 +14,89 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from scalegmn.nets.siren import init_siren, pixel_grid
-from scalegmn.spec import NetSpec
-from scalegmn.zoos.fit import SirenFit
-from scalegmn.zoos.recipes import BLOCK, load_digits_images
+from scalegmn.spec import NetParams, NetSpec
+from scalegmn.zoos.fit import Descent, fit_sirens
 
-NETWORKS, STEPS, ROUNDS = 1797, 20, 3
-
-
-def ours(spec: NetSpec, points: torch.Tensor, targets: torch.Tensor) -> Callable[[], None]:
-    """One call: STEPS steps of every network, block by block."""
-    params = init_siren(spec, NETWORKS, torch.Generator().manual_seed(0))
-    fits = [SirenFit(params[k : k + BLOCK], points, targets[k : k + BLOCK]) for k in range(0, NETWORKS, BLOCK)]
-    return lambda: [fit.run(STEPS, 1e-2, 0.0) for fit in fits] and None
+STEPS, ROUNDS = 20, 5
+CASES = {"digits": ([2, 12, 12, 1], 8, 6.0, 2048), "mnist": ([2, 32, 32, 1], 28, 30.0, 256)}
+"""Layout, side of the images, w0, networks."""
 
 
-def naive(spec: NetSpec, points: torch.Tensor, targets: torch.Tensor) -> Callable[[], None]:
+def ours(params: NetParams, points: Tensor, targets: Tensor) -> None:
+    """STEPS steps of every network."""
+    fit_sirens(params, points, targets, Descent(STEPS, 1e-3))
+
+
+def naive(params: NetParams, points: Tensor, targets: Tensor) -> None:
     """The same with autograd on all networks at once."""
-    params = init_siren(spec, NETWORKS, torch.Generator().manual_seed(0)).map(lambda tensor: tensor.requires_grad_())
-    optimizer = torch.optim.Adam([*params.weights, *params.biases], lr=1e-2)
+    params = params.map(lambda tensor: tensor.clone().requires_grad_())
+    optimizer = torch.optim.Adam([*params.weights, *params.biases], lr=1e-3)
+    for _ in range(STEPS):
+        x = points.expand(len(params), -1, -1)
+        for index, layer in enumerate(params.spec.layers):
+            x = torch.baddbmm(params.biases[index][:, None], x, params.weights[index].mT)
+            x = torch.sin(layer.w0 * x) if index < params.spec.num_layers - 1 else x
+        optimizer.zero_grad()
+        (x - targets).square().mean((1, 2)).sum().backward()
+        optimizer.step()
 
-    def run() -> None:
-        for _ in range(STEPS):
-            x = points.expand(NETWORKS, -1, -1)
-            for index, layer in enumerate(spec.layers):
-                x = torch.baddbmm(params.biases[index][:, None], x, params.weights[index].mT)
-                x = torch.sin(layer.w0 * x) if index < spec.num_layers - 1 else x
-            optimizer.zero_grad()
-            (x - targets).square().mean((1, 2)).sum().backward()
-            optimizer.step()
 
-    return run
+def matrix_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """What the machine is best at."""
+    torch.mm(left, right, out=out)
+
+
+def seconds(run: Callable[..., None], *arguments: object) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - started
+
+
+def measure(layout: list[int], side: int, w0: float, networks: int) -> dict[str, float]:
+    """Network-steps per second of both versions, and flop/s of our products and of large ones."""
+    spec = NetSpec.mlp(layout, "sine", w0)
+    generator = torch.Generator().manual_seed(0)
+    problem = (
+        init_siren(spec, networks, generator),
+        pixel_grid(side, side),
+        torch.rand(networks, side * side, layout[-1]),
+    )
+    square = [torch.rand(1024, 1024) for _ in range(3)]
+    runs = {"ours": (ours, *problem), "naive": (naive, *problem), "matrix": (matrix_product, *square)}
+    found = {name: [] for name in runs}
+    for round_number in range(ROUNDS + 1):  # the first is a warm-up
+        for name, run in runs.items():
+            took = seconds(*run)
+            if round_number:
+                found[name].append(took)
+    median = {name: sorted(took)[ROUNDS // 2] for name, took in found.items()}
+    first, *rest = (layer.in_dim * layer.out_dim for layer in spec.layers)
+    flop = 2 * side**2 * (2 * first + 3 * sum(rest))  # forward, weights' gradient, and inputs' but the points'
+    rates = {name: networks * STEPS / median[name] for name in ("ours", "naive")}
+    matrix_rate = 2 * 1024**3 / median["matrix"]
+    return rates | {"ratio": rates["ours"] / rates["naive"], "share": rates["ours"] * flop / matrix_rate}
 
 
 def main() -> None:
-    """Measures both in turns and prints the medians."""
+    """Measures all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="append the figures to this JSONL file")
     arguments = parser.parse_args()
-    spec = NetSpec.mlp([2, 12, 12, 1], "sine", 6.0)
-    targets = load_digits_images().pixels[:NETWORKS].flatten(1, 2) - 0.5
-    versions = {"ours": ours, "naive": naive}
-    runs = {name: build(spec, pixel_grid(8, 8), targets) for name, build in versions.items()}
-    rates = {name: [] for name in runs}
-    for round_number in range(ROUNDS + 1):  # the first is a warm-up
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if round_number:
-                rates[name].append(NETWORKS * STEPS / (time.perf_counter() - started))
-    figures = {name: sorted(found)[ROUNDS // 2] for name, found in rates.items()}
-    print(f"{spec}, {NETWORKS} networks, 64 points, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, rate in figures.items():
-        print(f"{name:<6}{rate:>12,.0f} network-steps/s")
-    print(f"ratio {figures['ours'] / figures['naive']:>12.1f}")
-    if arguments.out:
-        with open(arguments.out, "a") as file:
-            file.write(json.dumps({"threads": torch.get_num_threads(), "torch": torch.__version__, **figures}) + "\n")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{'network-steps per second':<44}{'ours':>10}{'naive':>10}{'ratio':>8}{'of matrix rate':>16}")
+    for name, (layout, side, w0, networks) in CASES.items():
+        figures = measure(layout, side, w0, networks)
+        case = f"{name}: {layout}, {side**2} points, {networks} networks"
+        ours_rate, naive_rate, ratio, share = figures.values()
+        print(f"{case:<44}{ours_rate:>10,.0f}{naive_rate:>10,.0f}{ratio:>8.1f}{share:>15.0%}")
+        if arguments.out:
+            line = {"case": name, "threads": torch.get_num_threads(), "torch": torch.__version__, **figures}
+            with open(arguments.out, "a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ALLOWED = {
     "nn": {"nn"},
     "models": {"spec", "symmetry", "graphs", "nn", "models"},
     "data": {"spec", "log", "symmetry", "graphs", "data"},
-    "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "data.shards", "zoos"},
+    "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "data.shards", "data.images", "zoos"},
     "train": {"log", "plot", "train"},
     "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task"},
     "config": {"cli", "log", "official", "spec", "data", "models", "train"},

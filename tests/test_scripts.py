@@ -174,5 +174,5 @@ def test_later_scripts_say_so(home, script):
 
 
 def test_zoo_command_refuses_bad_recipes(home):
-    assert_refused(run("-m", "scalegmn.zoos", "--widht", "3", cwd=home), "unknown key widht, did you mean width?")
-    assert_refused(run("-m", "scalegmn.zoos", "--width", "0", cwd=home), "width: found 0, expected at least 1")
+    assert_refused(run("-m", "scalegmn.zoos", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?")
+    assert_refused(run("-m", "scalegmn.zoos", "--views", "0", cwd=home), "views: found 0, expected at least 1")

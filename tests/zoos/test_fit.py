@@ -4,7 +4,8 @@ import torch
 from scalegmn.nets.functional import evaluate
 from scalegmn.nets.siren import init_siren, pixel_grid
 from scalegmn.spec import NetSpec
-from scalegmn.zoos.fit import SirenFit
+from scalegmn.zoos import fit
+from scalegmn.zoos.fit import Descent, SirenFit, fit_sirens
 
 
 def problem(layout, generator, num_networks=5):
@@ -18,33 +19,74 @@ def problem(layout, generator, num_networks=5):
 def test_gradients_equal_autograd(layout, generator):
     params, points, targets = problem(layout, generator)
     fit = SirenFit(params, points, targets)
-    residual = fit.forward().clone()
+    residual = fit.forward().mT.clone()
     fit.backward()
     leaves = params.map(lambda tensor: tensor.clone().requires_grad_())
     expected = evaluate(leaves, points) - targets
     expected.square().mean((1, 2)).sum().backward()
     torch.testing.assert_close(residual, expected.detach(), rtol=1e-12, atol=1e-12)
-    for index in range(len(layout) - 1):
-        torch.testing.assert_close(fit.weight_grads[index], leaves.weights[index].grad, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(fit.bias_grads[index][:, 0], leaves.biases[index].grad, rtol=1e-10, atol=1e-12)
+    for grad, weight, bias in zip(fit.grads, leaves.weights, leaves.biases, strict=True):
+        torch.testing.assert_close(grad[:, :, :-1], weight.grad, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(grad[:, :, -1], bias.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_run_equals_one_by_one_with_torch(generator):
-    """All networks at once give what autograd and Adam give for each alone."""
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-2), ("sgd", 0.3)])
+def test_run_equals_one_by_one_with_torch(optimizer, lr, generator):
+    """All networks at once give what autograd and torch's optimizer give for each alone."""
     params, points, targets = problem([2, 6, 5, 1], generator)
     before = params.weights[0].clone()
-    fitted, mse = SirenFit(params, points, targets).run(steps=20, lr=1e-2, weight_decay=0.1)
+    weight_decay = 0.1 if optimizer == "adamw" else 0.0
+    fitted = SirenFit(params, points, targets).run(Descent(20, lr, optimizer, weight_decay))
     assert torch.equal(params.weights[0], before)
+    assert fitted.steps.tolist() == [20] * len(params)
     for index in range(len(params)):
         own = params[index : index + 1].map(lambda tensor: tensor.clone().requires_grad_())
-        optimizer = torch.optim.AdamW([*own.weights, *own.biases], lr=1e-2, weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+        torch_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+        descent = torch_class([*own.weights, *own.biases], lr=lr, weight_decay=weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, 20)
         for _ in range(20):
-            optimizer.zero_grad()
+            descent.zero_grad()
             (evaluate(own, points) - targets[[index]]).square().mean().backward()
-            optimizer.step()
+            descent.step()
             schedule.step()
-        for a, b in zip(own.weights, fitted[index : index + 1].weights, strict=True):
+        for a, b in zip(own.weights, fitted.params[index : index + 1].weights, strict=True):
             torch.testing.assert_close(a.detach(), b, rtol=1e-8, atol=1e-9)
         loss = (evaluate(own, points) - targets[[index]]).square().mean()
-        torch.testing.assert_close(loss.detach(), mse[index], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(loss.detach(), fitted.mse[index], rtol=1e-7, atol=1e-9)
+
+
+def test_each_network_stops_where_it_reaches_the_target(generator):
+    """A network that stops has the parameters of that very step, and the others go on as if it were not there."""
+    params, points, targets = problem([2, 8, 6, 1], generator, num_networks=6)
+    early = SirenFit(params, points, targets).run(Descent(60, 2e-2, target_psnr=14.0))
+    assert early.steps.min() > 0
+    assert len(early.steps.unique()) > 3
+    whole = SirenFit(params, points, targets)
+    reached = {}
+    for step in range(61):
+        errors = whole.forward().square().mean((1, 2))
+        for index in range(6):
+            if index not in reached and (step == 60 or errors[index] <= 10**-1.4):
+                reached[index] = step
+                for fitted, matrix in zip(early.params.weights, whole.matrices, strict=True):
+                    torch.testing.assert_close(fitted[index], matrix[index, :, :-1], rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(early.mse[index], errors[index], rtol=1e-9, atol=0)
+        whole.backward()
+        whole.update(step, Descent(60, 2e-2))
+    assert early.steps.tolist() == [reached[index] for index in range(6)]
+
+
+def test_result_does_not_depend_on_cores(generator, monkeypatch):
+    monkeypatch.setattr(fit, "CACHE_BYTES", 20_000)
+    params, points, targets = problem([2, 6, 5, 1], generator, num_networks=23)
+    assert fit.networks_per_core(params.spec, len(points)) < 12
+    threads, found, done = torch.get_num_threads(), [], []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        found.append(fit_sirens(params, points, targets, Descent(10, 1e-2), on_done=done.append))
+        assert torch.get_num_threads() == number
+    torch.set_num_threads(threads)
+    assert sum(done) == 2 * 23
+    for a, b in zip(found[0].params.weights, found[1].params.weights, strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(found[0].mse, SirenFit(params, points, targets).run(Descent(10, 1e-2)).mse)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+import os
+import re
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.data.zoo_format import Networks, params_from_tensors, params_to_tensors, split_by_group, write_zoo
-from scalegmn.log import versions, write_atomic, write_json
+from scalegmn.data.images import Images, load_images
+from scalegmn.data.shards import Shards
+from scalegmn.data.zoo_format import Networks, open_zoo, params_from_tensors, split_by_group
+from scalegmn.log import versions
 from scalegmn.nets.siren import OUTPUT_OFFSET, init_siren, pixel_grid, render
 from scalegmn.plot import reconstructions
 from scalegmn.spec import NetParams, NetSpec
-from scalegmn.zoos.fit import SirenFit
+from scalegmn.zoos.fit import Descent, fit_sirens
 
 BLOCK = 512
-"""Networks fitted at once. A block's result depends on the recipe and the block's number alone."""
+"""Networks per shard. A shard depends on the recipe and its number alone, not on who fits it or what came before."""
+
+SHOWN = 12
+"""Networks in the figure."""
 
 
 @dataclass(frozen=True)
@@ -34,206 +37,234 @@ class InrRecipe:
     out: str = "data/digits_inr"
     """Folder of the zoo."""
 
-    images: Literal["digits"] = "digits"
-    """Image source. digits: scikit-learn's 1,797 grey images of 8x8 pixels, 10 classes."""
+    images: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = "digits"
+    """Image source. digits: scikit-learn's 1,797 grey images of 8x8 pixels; mnist, fashion_mnist: the four IDX files;
+    cifar10: the published batches, or pictures; folder: pictures of one size, <class>/<picture>. See data/README.md."""
+
+    images_path: str | None = None
+    """Where the images' files are: a folder, for cifar10 and folder also a tar archive; digits needs none."""
 
     num_images: int | None = None
-    """Fit only the first so many images; null: all."""
+    """Fit only so many images, evenly spaced in their order; null: all."""
 
     views: int = 8
     """Fits per image, each from its own initial weights."""
 
-    width: int = 12
-    """Neurons per hidden layer."""
-
-    depth: int = 2
-    """Hidden layers."""
+    hidden: tuple[int, ...] = (12, 12)
+    """Neurons of each hidden layer."""
 
     w0: float = 6.0
     """Frequency of the sines, sin(w0 (W x + b))."""
 
     steps: int = 200
-    """Steps of AdamW per network."""
+    """Steps per network, at most."""
 
     lr: float = 1e-2
-    """Learning rate at the start; falls to zero as a cosine."""
+    """Learning rate at the start; falls to zero as a cosine over `steps`."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw: Adam, with decoupled weight decay; sgd: without momentum."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay."""
 
+    target_psnr: float | None = None
+    """A network stops where its fit reaches so many dB; null: all steps."""
+
     init: Literal["independent", "shared"] = "independent"
-    """independent: every network has its own initial weights; shared: all images of one view start from the same."""
+    """independent: every network has its own initial weights; shared: all images of one view start from the same. Both
+    are drawn as the SIREN paper does, and as those of the published zoos were."""
+
+    dtype: Literal["float32", "float16"] = "float32"
+    """How weights are stored; float16 halves the zoo. The PSNR is that of the stored weights."""
 
     val_fraction: float = 0.1
-    """Share of the images whose networks are for validation."""
+    """Share of the images (outside the source's own test set) whose networks are for validation."""
 
-    test_fraction: float = 0.2
-    """Share of the images whose networks are for testing."""
+    test_fraction: float | None = 0.2
+    """Share of the images whose networks are for testing; null: those of the source's own test set."""
 
     seed: int = 0
     """Seed of initial weights and split."""
 
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are fitted; auto: on a GPU when there is one."""
+
+    shard: str | None = None
+    """i/n: fit only the i-th of n parts, i from 0; the last to finish merges them. null: all, or this process's part
+    under torchrun. The zoo is the same whatever n is."""
+
     def __post_init__(self) -> None:
         problems = [
             f"{name}: found {getattr(self, name)}, expected at least 1"
-            for name in ("views", "width", "depth", "steps", "num_images")
+            for name in ("views", "steps", "num_images")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         problems += [
             f"{name}: found {getattr(self, name)}, expected above 0"
-            for name in ("w0", "lr")
-            if not getattr(self, name) > 0
+            for name in ("w0", "lr", "target_psnr")
+            if getattr(self, name) is not None and not getattr(self, name) > 0
         ]
         problems += [
             f"{name}: found {getattr(self, name)}, expected 0 or more"
             for name in ("weight_decay", "seed")
             if not getattr(self, name) >= 0
         ]
-        fractions = (self.val_fraction, self.test_fraction)
-        if min(fractions) <= 0 or sum(fractions) >= 1:
+        if not self.hidden or min(self.hidden) < 1:
+            problems.append(f"hidden: found {list(self.hidden)}, expected one number per layer, each at least 1")
+        fractions = [fraction for fraction in (self.val_fraction, self.test_fraction) if fraction is not None]
+        if not min(fractions) > 0 or not sum(fractions) < 1:
             problems.append(f"val_fraction, test_fraction: found {fractions}, expected positive with a sum below 1")
+        if self.shard is not None and not _is_part(self.shard):
+            problems.append(f"shard: found {self.shard}, expected i/n with i from 0 to n - 1, such as 0/4")
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of how many this process fits."""
+        words = self.shard.split("/") if self.shard else (os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1))
+        return int(words[0]), int(words[1])
 
-@dataclass(frozen=True)
-class Images:
-    """Images to fit.
-
-    Attributes:
-        pixels: [n, height, width, channels] in [0, 1].
-        labels: [n] classes.
-        source: what they are, for the zoo's provenance.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    source: str
-
-    def first(self, num_images: int | None) -> Images:
-        """The first so many images; None: all."""
-        return Images(self.pixels[:num_images], self.labels[:num_images], self.source)
+    @property
+    def descent(self) -> Descent:
+        """How each network is fitted."""
+        return Descent(self.steps, self.lr, self.optimizer, self.weight_decay, self.target_psnr)
 
 
-def load_digits_images() -> Images:
-    """scikit-learn's handwritten digits: 1,797 x 8 x 8, grey."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images / 16).float()[..., None]
-    return Images(pixels, torch.from_numpy(digits.target).long(), "scikit-learn digits")
-
-
-IMAGE_SOURCES: dict[str, Callable[[], Images]] = {"digits": load_digits_images}
+def _is_part(text: str) -> bool:
+    """Whether text is i/n with i < n."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    return bool(found) and int(found[1]) < int(found[2])
 
 
 def make_zoo(recipe: InrRecipe) -> Path:
-    """Fits the zoo of a recipe and writes it; finished blocks of an interrupted run are kept.
+    """Fits this process's part of a recipe's zoo, and merges all parts if they are there.
+
+    Finished shards of an interrupted run are kept; an existing zoo of the same recipe is left as it is.
 
     Returns:
-        The zoo's folder; an existing zoo of the same recipe is left as it is.
+        The zoo's folder.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, the images cannot be read, or the recipe does not work.
+        OSError: the disk is full, or similar.
     """
-    out = Path(recipe.out)
-    unfinished = out.with_name(out.name + ".partial")
-    plan = {key: value for key, value in asdict(recipe).items() if key != "out"} | {"block": BLOCK}
-    if out.exists():
-        _expect_recipe(out / "zoo.json", plan, lambda content: content["provenance"]["recipe"])
-        shutil.rmtree(unfinished, ignore_errors=True)  # left over when the last moment was interrupted
-        print(f"{out}: this zoo is there already")
-        return out
-    images = IMAGE_SOURCES[recipe.images]()
-    if recipe.num_images is not None and recipe.num_images > len(images.pixels):
-        raise ValueError(f"num_images: found {recipe.num_images}, expected at most {len(images.pixels)}")
-    images = images.first(recipe.num_images)
-    image = torch.arange(len(images.pixels)).repeat_interleave(recipe.views)
-    splits = split_by_group(image, {"val": recipe.val_fraction, "test": recipe.test_fraction}, recipe.seed)
+    device = _device(recipe.device)
+    images = load_images(recipe.images, recipe.images_path and Path(recipe.images_path))
+    image = _chosen(images, recipe.num_images).repeat_interleave(recipe.views)
+    splits = _splits(recipe, images, image)
+    elsewhere = ("out", "images_path", "device", "shard")
+    plan = {key: value for key, value in asdict(recipe).items() if key not in elsewhere}
+    blocks = image.split(BLOCK)
+    shards = Shards(Path(recipe.out), plan | {"image_source": images.source, "block": BLOCK}, len(blocks))
+    if shards.finished:
+        print(f"{shards.out}: this zoo is there already")
+        return shards.out
+
+    part, num_parts = recipe.part
+    own = [number for number in shards.missing() if number % num_parts == part]
+    with tqdm(total=sum(len(blocks[number]) for number in own), unit=" networks", desc="fitting", disable=None) as bar:
+        for number in own:
+            if number not in shards.missing():  # somebody else has fitted it meanwhile
+                continue
+            fitted = _fit(recipe, images, blocks[number], number, device, bar)
+            diverged = int((~fitted.columns["psnr"].isfinite()).sum())
+            if diverged:
+                shards.discard()
+                found = f"{diverged} of {len(fitted)} networks diverged"
+                raise ValueError(f"lr: found {recipe.lr}, with which {found}; lower it")
+            if not shards.finished:  # by somebody else, meanwhile
+                shards.write(number, *fitted.nets, **fitted.columns)
+    missing = shards.missing()
+    if missing:
+        parts = sorted({number % num_parts for number in missing})
+        words = f"{len(missing)} of {len(blocks)} shards are still to come, from part {', '.join(map(str, parts))}"
+        print(f"{shards.out}: part {part}/{num_parts} is done; {words}")
+        return shards.out
+    provenance = {"image_shape": list(images.shape), "device": device, "versions": versions()}
+    shards.merge(splits, provenance, lambda folder: _draw(folder, _spec(recipe, images), images))
+    zoo = open_zoo(shards.out)
+    low, median = np.percentile(zoo.columns["psnr"].numpy(), [5, 50])
+    print(f"{zoo.path}: {len(zoo):,} networks {zoo.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
+    return zoo.path
+
+
+def _device(name: str) -> str:
+    """`cpu` or `cuda`; under torchrun, each process has its own GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: found cuda, but torch sees no GPU; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return "cuda"
+
+
+def _chosen(images: Images, num_images: int | None) -> Tensor:
+    """The identities of `num_images` images, evenly spaced, so that classes and test set have their shares."""
+    if num_images is None:
+        return torch.arange(len(images))
+    if num_images > len(images):
+        raise ValueError(f"num_images: found {num_images}, expected at most {len(images)}")
+    return torch.arange(num_images) * len(images) // num_images
+
+
+def _splits(recipe: InrRecipe, images: Images, image: Tensor) -> dict[str, Tensor]:
+    """Numbers of the networks of each split; all networks of one image are in one."""
+    if recipe.test_fraction is not None:
+        splits = split_by_group(image, {"val": recipe.val_fraction, "test": recipe.test_fraction}, recipe.seed)
+    elif images.held_out is None:
+        raise ValueError(f"test_fraction: found null, but images: {recipe.images} has no test set of its own; use 0.2")
+    else:
+        held_out = images.held_out[image]
+        others, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+        splits = split_by_group(image[others], {"val": recipe.val_fraction}, recipe.seed)
+        splits = {name: others[rows] for name, rows in splits.items()} | {"test": test}
     empty = [name for name, rows in splits.items() if not len(rows)]
     if empty:
-        raise ValueError(f"num_images: {len(images.pixels)} images leave none for {', '.join(empty)}; use more")
-    if unfinished.exists():
-        _expect_recipe(unfinished / "recipe.json", plan, lambda content: content)
-    unfinished.mkdir(parents=True, exist_ok=True)
-    write_json(unfinished / "recipe.json", plan)
-
-    params, mse = _fit(recipe, images, image, unfinished)
-    failed = int((~params.flatten().isfinite().all(1)).sum())
-    if failed:
-        shutil.rmtree(unfinished)
-        raise ValueError(f"lr: found {recipe.lr}, with which {failed} of {len(params)} networks diverged; lower it")
-    psnr = -10 * mse.log10()
-    columns = {"label": images.labels[image], "image": image, "psnr": psnr}
-    provenance = {
-        "recipe": plan,
-        "images": images.source,
-        "image_shape": list(images.pixels.shape[1:]),
-        "versions": versions(),
-    }
-    shown = torch.linspace(0, len(params) - 1, min(12, len(params))).long()
-    originals = images.pixels[image[shown]]
-    fits = render(params[shown], *originals.shape[1:3])
-
-    def draw(folder: Path) -> None:
-        reconstructions(folder / "fits.png", originals.numpy(), fits.numpy(), psnr.numpy())
-
-    write_zoo(out, [Networks((params,), columns)], splits, provenance, draw)
-    shutil.rmtree(unfinished)
-    low, median = np.percentile(psnr.numpy(), [5, 50])
-    print(f"{out}: {len(params):,} networks {params.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
-    return out
+        raise ValueError(f"num_images: {len(image.unique())} images leave none for {', '.join(empty)}; use more")
+    return splits
 
 
-def _fit(recipe: InrRecipe, images: Images, image: Tensor, folder: Path) -> tuple[NetParams, Tensor]:
-    """Fits network k to image `image[k]`, block by block; each block is kept in `folder` as it finishes.
-
-    Returns:
-        The networks, and the mean squared error of each.
-    """
-    height, width, channels = images.pixels.shape[1:]
-    spec = NetSpec.mlp([2, *[recipe.width] * recipe.depth, channels], "sine", recipe.w0)
-    points = pixel_grid(height, width)
-    blocks = []
-    bar = tqdm(total=len(image) * recipe.steps, unit=" net-steps", unit_scale=True, desc="fitting", disable=None)
-    with bar:
-        for number, rows in enumerate(image.split(BLOCK)):
-            file = folder / f"block-{number:05d}.safetensors"
-            if file.exists():
-                bar.update(len(rows) * recipe.steps)
-            else:
-                targets = images.pixels[rows].flatten(1, 2) - OUTPUT_OFFSET
-                fit = SirenFit(_initial(recipe, spec, number, len(rows)), points, targets)
-                params, mse = fit.run(recipe.steps, recipe.lr, recipe.weight_decay, partial(bar.update, len(rows)))
-                write_atomic(file, save({**params_to_tensors(params), "mse": mse}))
-            blocks.append(load_file(file))
-    joined = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-    return params_from_tensors(spec, joined), joined["mse"]
+def _fit(recipe: InrRecipe, images: Images, image: Tensor, number: int, device: str, bar: tqdm) -> Networks:
+    """Shard `number`: a network for each of the images `image`, [B]."""
+    height, width, _ = images.shape
+    pixels = images.take(image)
+    start = _initial(recipe, _spec(recipe, images), number, len(image))
+    targets = pixels.flatten(1, 2) - OUTPUT_OFFSET
+    fitted = fit_sirens(start, pixel_grid(height, width), targets, recipe.descent, device, bar.update)
+    params, mse = fitted.params, fitted.mse
+    if recipe.dtype == "float16":
+        params = params.map(Tensor.half)
+        mse = (render(params.map(Tensor.float), height, width) - pixels).square().flatten(1).mean(1)
+    psnr = -10 * mse.clamp_min(1e-12).log10()
+    return Networks((params,), {"label": images.labels[image], "image": image, "psnr": psnr, "steps": fitted.steps})
 
 
-def _initial(recipe: InrRecipe, spec: NetSpec, block: int, num_networks: int) -> NetParams:
-    """The initial networks of a block."""
+def _spec(recipe: InrRecipe, images: Images) -> NetSpec:
+    """The networks' architecture."""
+    return NetSpec.mlp([2, *recipe.hidden, images.shape[-1]], "sine", recipe.w0)
+
+
+def _initial(recipe: InrRecipe, spec: NetSpec, number: int, num_networks: int) -> NetParams:
+    """The initial networks of shard `number`."""
     if recipe.init == "independent":
-        return init_siren(spec, num_networks, _generator(recipe.seed, block))
+        return init_siren(spec, num_networks, _generator(recipe.seed, number))
     views = init_siren(spec, recipe.views, _generator(recipe.seed, 0))
-    return views[(block * BLOCK + torch.arange(num_networks)) % recipe.views]
+    return views[(number * BLOCK + torch.arange(num_networks)) % recipe.views]
 
 
-def _generator(seed: int, block: int) -> torch.Generator:
-    """A generator whose stream differs for every pair of seed and block."""
-    words = np.random.SeedSequence([seed, block]).generate_state(1, np.uint64)
+def _generator(seed: int, number: int) -> torch.Generator:
+    """A generator whose stream differs for every pair of seed and shard."""
+    words = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0] >> 1))
 
 
-def _expect_recipe(path: Path, plan: dict[str, Any], read: Callable[[Any], Any]) -> None:
-    """Raises ValueError unless the JSON file at `path` records this recipe."""
-    try:
-        found = read(json.loads(path.read_text()))
-        different = [key for key in plan if found.get(key) != plan[key]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path.parent}: exists and is not a zoo of this recipe; choose another --out") from None
-    if different:
-        raise ValueError(
-            f"{path.parent}: made by another recipe ({', '.join(f'{key} {found.get(key)}' for key in different)}); "
-            "choose another --out or delete it"
-        )
+def _draw(folder: Path, spec: NetSpec, images: Images) -> None:
+    """`fits.png`: originals above their fits for networks evenly spaced in the zoo, and the PSNR of all."""
+    tensors = load_file(folder / "zoo.safetensors")  # memory-mapped
+    psnr = tensors["column.psnr"]
+    shown = torch.linspace(0, len(psnr) - 1, min(SHOWN, len(psnr))).long()
+    originals = images.take(tensors["column.image"][shown])
+    fits = render(params_from_tensors(spec, tensors)[shown].map(Tensor.float), *images.shape[:2])
+    reconstructions(folder / "fits.png", originals.numpy(), fits.numpy(), psnr.numpy())
