@@ -182,7 +182,13 @@ def make_zoo(recipe: InrRecipe) -> Path:
         words = f"{len(missing)} of {len(blocks)} shards are still to come, from part {', '.join(map(str, parts))}"
         print(f"{shards.out}: part {part}/{num_parts} is done; {words}")
         return shards.out
-    provenance = {"image_shape": list(images.shape), "device": device, "versions": versions()}
+    provenance = {
+        "images": recipe.images,
+        "image_source": images.source,
+        "image_shape": list(images.shape),
+        "device": device,
+        "versions": versions(),
+    }
     shards.merge(splits, provenance, lambda folder: _draw(folder, _spec(recipe, images), images))
     zoo = open_zoo(shards.out)
     low, median = np.percentile(zoo.columns["psnr"].numpy(), [5, 50])
