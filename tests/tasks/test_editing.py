@@ -1,0 +1,105 @@
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import grey_dilation
+
+from scalegmn.data.augment import AugmentConfig
+from scalegmn.data.images import load_digits_images
+from scalegmn.data.loader import DataConfig
+from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.nets.siren import render
+from scalegmn.tasks.editing import Editing, edited
+from scalegmn.zoos.recipes import InrRecipe, make_zoo
+
+MODEL = ScaleGMNConfig(output="parameters", hidden_dim=4, num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    recipe = InrRecipe(str(tmp_path_factory.mktemp("zoo") / "zoo"), num_images=40, views=2, hidden=(8, 8))
+    return open_zoo(make_zoo(recipe))
+
+
+@pytest.fixture
+def data(zoo):
+    return DataConfig(str(zoo.path))
+
+
+def test_targets_belong_to_the_networks(zoo, data):
+    task = Editing(data, 7)
+    images = load_digits_images().pixels
+    for params, targets in task.train_batches(torch.Generator().manual_seed(0), torch.device("cpu")):
+        drawn = render(params, 8, 8)
+        for row, target in enumerate(targets):
+            nearest = (images - drawn[row]).square().flatten(1).mean(1).argmin()
+            expected = grey_dilation(images[nearest, ..., 0].numpy(), size=(3, 3))
+            assert np.array_equal(target[..., 0].numpy(), expected)
+
+
+def test_evaluation_is_over_the_whole_split(data, tmp_path):
+    task = Editing(data, 3)
+    model = MODEL.build(task.spec)
+    found = task.evaluate(model, "test", torch.device("cpu"), tmp_path)
+    params = task.splits["test"].read(slice(None))
+    targets = task.targets[task.place[task.splits["test"].labels]]
+    with torch.no_grad():
+        errors = (render(edited(model, params), 8, 8) - targets).square().flatten(1).mean(1)
+    assert found["loss"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert task.loss(model, params, targets).item() == pytest.approx(found["loss"], rel=1e-5)
+    with open(tmp_path / "edits.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["network"]) for row in rows] == task.splits["test"].rows.tolist()
+    assert [int(row["image"]) for row in rows] == task.splits["test"].labels.tolist()
+    assert [float(row["mse"]) for row in rows] == pytest.approx(errors.tolist(), rel=1e-4)
+    for name in ("worst_edits.png", "median_edits.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_trivial_answers(data):
+    task = Editing(data, 5)
+    found = task.trivial_answers()
+    targets = {name: task.targets[task.place[nets.labels]].flatten(1) for name, nets in task.splits.items()}
+    weights = {name: nets.read(slice(None)).flatten() for name, nets in task.splits.items()}
+    for split in ("val", "test"):
+        drawn = render(task.splits[split].read(slice(None)), 8, 8).flatten(1)
+        assert found[split]["no_edit"] == pytest.approx((drawn - targets[split]).square().mean().item(), rel=1e-5)
+    columns = [np.concatenate([w.double().numpy(), np.ones((len(w), 1))], 1) for w in weights.values()]
+    train, _, test = columns
+    ridge = 1e-3 * np.square(train).sum(0).mean() * np.eye(train.shape[1])
+    linear = np.linalg.solve(train.T @ train + ridge, train.T @ targets["train"].double().numpy())
+    expected = np.square(test @ linear - targets["test"].numpy()).mean()
+    assert found["test"]["linear_map"] == pytest.approx(expected, rel=1e-6)
+
+
+def rewritten(zoo, folder, columns=(), provenance=()):
+    """A copy of the zoo that says something else of itself."""
+    parts = [Networks(zoo.nets, {**zoo.columns, **dict(columns)})]
+    write_zoo(folder / "copy", parts, zoo.splits, {**zoo.provenance, **dict(provenance)})
+    return DataConfig(str(folder / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "provenance", "message"),
+    [
+        ({"image": torch.arange(80) * 17 % 1797}, {}, "its INRs do not draw these images"),
+        ({"image": torch.arange(80) + 1797}, {}, "found 1797 images, but .* up to number 1876"),
+        ({}, {"images": "paintings"}, "names no images, found 'paintings'"),
+        ({}, {"image_source": "digits of another release"}, "was made from digits of another release"),
+        ({}, {"image_shape": [28, 28, 1]}, r"found images of shape \(8, 8, 1\), but .* has those of \(28, 28, 1\)"),
+        ({}, {"images": "mnist"}, "images_path: neither train-images"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(zoo, tmp_path, columns, provenance, message):
+    with pytest.raises(ValueError, match=message):
+        Editing(rewritten(zoo, tmp_path, columns, provenance), 8)
+
+
+def test_options_that_do_not_fit_are_refused(data):
+    with pytest.raises(ValueError, match=r"increase_contrast is for images of 3 channels, but .* has INRs of 1"):
+        Editing(replace(data, style_function="increase_contrast"), 8)
+    with pytest.raises(ValueError, match=r"data.augment.rotate: edited originals do not follow it"):
+        Editing(replace(data, augment=AugmentConfig(rotate=3.0)), 8)
