@@ -268,7 +268,7 @@ def load_picture_images(path: Path) -> Images:
     """
     found = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
     if not found:
-        raise ValueError(f"{path}: found no image, expected names like {PICTURES.pattern}")
+        raise ValueError(f"{path}: found no image, expected files that end in .png, .jpg, .jpeg, .bmp or .webp")
     parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in found}
     has_parts = set(parts.values()) == {"train", "test"}
     names = sorted(found, key=lambda name: (has_parts and parts[name] == "test", name.parts))
