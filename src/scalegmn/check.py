@@ -15,11 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalegmn.cli import parse, split_arguments
-from scalegmn.config import Config
+from scalegmn.config import Config, read_checkpoint_config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
-from scalegmn.official import translate_file
 from scalegmn.spec import MIXED, NetParams
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
@@ -110,11 +108,7 @@ def report(
 def main() -> None:
     """Reads a configuration or a run, prints the table."""
     with user_errors():
-        files, words = split_arguments()
-        runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
-        files = [str(Path(run) / "config.yml") for run in runs] + files
-        words = [*(f"--conf={file}" for file in files), *words]
-        config = parse(CheckConfig, words, "python -m scalegmn.check", translate_file)
+        config = read_checkpoint_config(CheckConfig, prog="python -m scalegmn.check")
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -57,7 +58,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """All fields but `run_dir`, such that `--conf` reads them back to an equal configuration."""
-        return yaml.safe_dump(_plain(asdict(replace(self, run_dir=None))), sort_keys=False)
+        content = asdict(replace(self, run_dir=None))
+        return yaml.safe_dump(_plain({item.name: content[item.name] for item in fields(Config)}), sort_keys=False)
 
 
 def _plain(value: object) -> object:
@@ -67,13 +69,29 @@ def _plain(value: object) -> object:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_checkpoint_config(
+    config_class: type[AnyConfig], arguments: Sequence[str] | None = None, prog: str | None = None
+) -> AnyConfig:
+    """A configuration with a field `checkpoint`, a run folder, whose config.yml comes before all `--conf` files."""
+    files, words = split_arguments(arguments)
+    runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
+    files = [str(Path(run) / "config.yml") for run in runs] + files
+    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
+
+
 def read_config(arguments: Sequence[str] | None = None) -> Config:
     """The configuration from command line words (None: the process's own); see `cli.parse`.
 
-    Published files are translated (`official.translate_file`). `run_dir` is filled in: `runs/<folder>-<file>/<time>`,
-    named after the last `--conf`.
+    Published files are translated (`official.translate_file`).
     """
-    config = parse(Config, arguments, translate=translate_file)
+    return with_run_dir(parse(Config, arguments, translate=translate_file), arguments)
+
+
+def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
+    """The configuration with `run_dir` filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`."""
     if config.run_dir is not None:
         return config
     files, _ = split_arguments(arguments)

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scalegmn.data.convert import Listing
@@ -214,15 +215,30 @@ def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: sli
 def read_network(path: Path) -> tuple[list[Tensor], int | None]:
     """A chain of linear layers from a state dict, without executing anything.
 
-    Any entry with `weight` or `bias` in its name, in the order of the file, is a layer's.
-
     Returns:
         Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one.
 
     Raises:
-        ValueError: the file is missing, would run code, is damaged, or holds something else; names it.
+        ValueError: as `read_state_dict` and `layer_names`, or `label` is not a class; names the file.
+    """
+    state = read_state_dict(path)
+    tensors, label = [state[name] for name in layer_names(path, state)], state.get("label")
+    try:
+        return tensors, None if label is None else int(label)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{path}: label {label!r} is not a class") from None
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """The content of a `.pth` (by torch) or `.safetensors` file, without executing anything.
+
+    Raises:
+        ValueError: the file is missing, would run code, or is damaged; names it.
     """
     try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+            return {name: content[name] for name in sorted(content, key=_natural)}  # the file's order is its own
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a file that is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -233,22 +249,33 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
         raise ValueError(f"{path}: refused, not a file of plain tensors ({reason})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
-    named = {key: value for key, value in content.items() if "weight" in str(key) or "bias" in str(key)}
-    weights = [value for key, value in named.items() if "weight" in str(key)]
-    biases = [value for key, value in named.items() if "weight" not in str(key)]
+    return content
+
+
+def layer_names(path: Path, state: Mapping[str, Any]) -> list[str]:
+    """The entries with a weight and a bias for each layer in turn: those with `weight` or `bias` in their names, in the
+    order of the file.
+
+    Raises:
+        ValueError: they are not floating point tensors, one of each per layer; names the file.
+    """
+    weights = [key for key in state if "weight" in str(key)]
+    biases = [key for key in state if "bias" in str(key) and key not in weights]
     if not weights or len(weights) != len(biases):
         raise ValueError(f"{path}: {len(weights)} weights and {len(biases)} biases, expected one of each per layer")
-    tensors = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    for key, tensor in named.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    size = 0
+    for key in (*weights, *biases):
+        if not isinstance(state[key], Tensor) or not state[key].is_floating_point():
             raise ValueError(f"{path}: {key} is not a tensor of floating point numbers")
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) > os.path.getsize(path):
+        size += state[key].numel() * state[key].element_size()
+    if size > os.path.getsize(path):
         raise ValueError(f"{path}: claims more numbers than the file holds")
-    label = content.get("label")
-    try:
-        return tensors, None if label is None else int(label)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{path}: label {label!r} is not a class") from None
+    return [key for pair in zip(weights, biases, strict=True) for key in pair]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts `seq.2` before `seq.10`."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _mnist_folders(root: Path) -> dict[str, Path]:

@@ -89,6 +89,7 @@ class Classification:
             "sha256": self.zoo.sha256,
             "read": reading(self.data, self.zoo),
             "networks": {name: len(nets) for name, nets in self.splits.items()},
+            "spec": self.spec.to_dict(),
         }
 
     @torch.no_grad()

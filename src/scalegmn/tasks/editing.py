@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,16 @@ class Editing:
             writer = csv.writer(file)
             writer.writerow(["network", "image", "mse"])
             writer.writerows(zip(nets.rows.tolist(), nets.labels.tolist(), errors.tolist(), strict=True))
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Mean squared errors x 1e-2, as papers give them, of the trivial answers and of a finished run's model."""
+    answers = summary["data"]["trivial_answers"]
+    rows = {name: [answers[split][name] for split in ("val", "test")] for name in ("no_edit", "linear_map")}
+    rows["metanetwork"] = [summary["val_loss"], summary["test_loss"]]
+    lines = [f"{'mean squared error x 1e-2':<28}{'val':>8}{'test':>8}"]
+    lines += [f"{name:<28}" + "".join(f"{100 * error:>8.3f}" for error in errors) for name, errors in rows.items()]
+    return "\n".join(lines)
 
 
 def original_images(zoo: Zoo, data: DataConfig) -> Images:

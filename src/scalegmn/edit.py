@@ -1,0 +1,174 @@
+"""Edited networks as files: a user's own, or a whole zoo's (`inr_editing.py --edit`, `--export_edited`)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from scalegmn.config import Config
+from scalegmn.data.inr_zoos import layer_names, read_state_dict
+from scalegmn.data.shards import Shards
+from scalegmn.data.zoo_format import Zoo
+from scalegmn.log import versions, write_atomic
+from scalegmn.models.base import Metanetwork
+from scalegmn.spec import NetParams, NetSpec
+from scalegmn.symmetry.canonicalize import TO_CANONICAL
+from scalegmn.tasks.editing import edited
+from scalegmn.train.checkpoint import load_checkpoint
+
+
+@dataclass(frozen=True)
+class EditConfig(Config):
+    """Train a model that edits INRs, or edit INRs with one that has been trained."""
+
+    checkpoint: str | None = None
+    """Run folder of a trained model, for --edit."""
+
+    edit: str | None = None
+    """An INR as a .pth or .safetensors state dict, or a folder of them: edit these instead of training."""
+
+    out: str | None = None
+    """Where the edited file, or the folder of edited files, goes."""
+
+    export_edited: str | None = None
+    """After training, write all networks of the zoo, edited, to this folder."""
+
+    export_format: Literal["zoo", "pth"] = "zoo"
+    """As a zoo, or as one file net<number>.pth per network."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.checkpoint is None) != (self.edit is None) or (self.edit is None) != (self.out is None):
+            raise ValueError("--checkpoint RUN, --edit FILE and --out FILE belong together: give all or none")
+        if self.scalegmn_args.output != "parameters":
+            raise ValueError(f"scalegmn_args.output: found {self.scalegmn_args.output}, but editing needs parameters")
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The symmetries that the networks which the model reads have removed."""
+        return self.data.canonicalize if self.data.switch_to_canon else ()
+
+
+@torch.no_grad()
+def edit_stored(model: Metanetwork, params: NetParams, removed: Sequence[str]) -> NetParams:
+    """Edits networks as they are stored: c^-1 (c theta + delta(c theta)), c what leads to canonical networks."""
+    passed = []
+    for name in removed:
+        passed.append(TO_CANONICAL[name](params))
+        params = passed[-1].act(params)
+    params = edited(model, params)
+    for element in reversed(passed):
+        params = element.inverse().act(params)
+    return params
+
+
+def load_run(config: EditConfig) -> Metanetwork:
+    """The trained model of `config.checkpoint`, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    run = Path(config.checkpoint)
+    try:
+        spec = NetSpec.from_dict(json.loads((run / "summary.json").read_text())["data"]["spec"])
+    except (OSError, KeyError, ValueError):
+        raise ValueError(f"--checkpoint: {run} is not the folder of a finished run") from None
+    model = config.scalegmn_args.build(spec)
+    load_checkpoint(run / "checkpoints" / "best.safetensors", model)
+    return model.eval()
+
+
+def edit_files(config: EditConfig) -> None:
+    """Edits the files of `config.edit`, each into one of the same name, keys and type.
+
+    Raises:
+        ValueError: a file is missing, refused, not a network that the model was trained for, or exists in `out`.
+    """
+    model, source, out = load_run(config), Path(config.edit), Path(config.out)
+    files = [(source, out)]
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.suffix in (".pth", ".safetensors"))
+        files = [(path, out / path.relative_to(source)) for path in found]
+    if not files or not source.exists():
+        raise ValueError(f"--edit: {source}: no .pth or .safetensors file there")
+    for _, target in files:
+        if target.exists():
+            raise ValueError(f"--out: {target} exists already")
+        if target.suffix not in (".pth", ".safetensors"):
+            raise ValueError(f"--out: found {target}, expected a name that ends in .pth or .safetensors")
+    for path, target in tqdm(files, unit=" networks", desc="editing", disable=None):
+        state = read_state_dict(path)
+        names = layer_names(path, state)
+        params = _as_network(path, [state[name] for name in names], model.spec)
+        changed = edit_stored(model, params, config.removed)
+        tensors = [tensor for pair in zip(changed.weights, changed.biases, strict=True) for tensor in pair]
+        state |= {name: new[0].to(state[name].dtype) for name, new in zip(names, tensors, strict=True)}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, _file_content(target, state))
+    print(f"{out}: {len(files):,} networks edited")
+
+
+def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
+    """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    out, params, block = Path(config.export_edited), zoo.params, config.batch_size
+    removed = [name for name in config.removed if name not in zoo.canonical]
+    model = model.eval()
+    parts = [slice(start, start + block) for start in range(0, len(params), block)]
+    device = next(model.parameters()).device
+    if config.export_format == "pth":
+        if out.exists():
+            raise ValueError(f"--export_edited: {out} exists already")
+        out.mkdir(parents=True)
+        for part in tqdm(parts, desc="exporting", disable=None):
+            changed = edit_stored(model, params[part].to(device), removed).to("cpu")
+            for row in range(len(changed)):
+                state = {}
+                for layer, (weight, bias) in enumerate(zip(changed.weights, changed.biases, strict=True)):
+                    state |= {f"seq.{layer}.weight": weight[row].clone(), f"seq.{layer}.bias": bias[row].clone()}
+                target = out / f"net{part.start + row}.pth"
+                write_atomic(target, _file_content(target, state))
+        return
+    state = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
+    plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
+    shards = Shards(out, plan, len(parts))
+    for number in tqdm(shards.missing(), desc="exporting", disable=None):
+        changed = edit_stored(model, params[parts[number]].to(device), removed)
+        shards.write(number, changed, **{name: column[parts[number]] for name, column in zoo.columns.items()})
+    source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
+    shards.merge(zoo.splits, {"canonical": list(zoo.canonical), "source": source, "versions": versions()})
+    print(f"{out}: {len(zoo):,} edited networks")
+
+
+def _as_network(path: Path, tensors: Sequence[Tensor], spec: NetSpec) -> NetParams:
+    """A batch of one network of the spec; raises ValueError when the tensors are another's."""
+    found = [tuple(tensor.shape) for tensor in tensors]
+    expected = [shape for layer in spec.layers for shape in (layer.weight_shape, layer.weight_shape[:1])]
+    if found != expected:
+        raise ValueError(f"{path}: shapes {found}, but the model was trained for {spec}, {expected}")
+    batch = [tensor[None].float() for tensor in tensors]
+    if not all(tensor.isfinite().all() for tensor in batch):
+        raise ValueError(f"{path}: a weight or bias is NaN or infinite")
+    return NetParams(spec, tuple(batch[::2]), tuple(batch[1::2]))
+
+
+def _file_content(path: Path, state: dict[str, Any]) -> bytes:
+    """A state dict as the bytes of a `.pth` or `.safetensors` file."""
+    if path.suffix == ".safetensors":
+        return save({name: tensor.contiguous() for name, tensor in state.items()})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
