@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIME := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test lint
+.PHONY: setup demo demo-editing test lint
 
 setup: .venv/installed
 
@@ -16,6 +16,10 @@ demo: setup
 	$(BIN)/python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml
 	$(BIN)/python inr_classification.py --conf configs/digits_cls/scalegmn.yml --run_dir runs/demo/$(TIME)
 	$(BIN)/python benchmarks/flat_baselines.py runs/demo/$(TIME)
+
+demo-editing: setup
+	$(BIN)/python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml
+	$(BIN)/python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml --run_dir runs/demo-editing/$(TIME)
 
 test: setup
 	$(BIN)/python -m pytest

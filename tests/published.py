@@ -3,11 +3,15 @@
 import csv
 import gzip
 import json
+import struct
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from scalegmn.nets.siren import render
+from scalegmn.spec import NetParams
 
 MNIST = {"training": (5, 0, 4, 1, 9, 2, 1, 3), "testing": (7, 2, 1)}
 """Labels of the images 0, 1, ... of each part."""
@@ -40,6 +44,25 @@ def write_mnist(root: Path, generator, elsewhere="/home/someone/data/mnist-inrs"
             splits[split]["label"].insert(0, str(label))
     (root / "mnist_splits.json").write_text(json.dumps(splits))
     return states
+
+
+def write_mnist_images(root: Path, states: dict) -> None:
+    """The IDX files below `root`, with the images that the networks of `write_mnist` draw."""
+    folder = root / "mnist-inrs" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, name in (("training", "train"), ("testing", "t10k")):
+        own = [state for (found, _), state in states.items() if found == part]
+        weights, biases = (
+            [torch.stack([state[f"seq.{layer}.{kind}"] for state in own]) for layer in range(3)]
+            for kind in ("weight", "bias")
+        )
+        drawn = render(NetParams.from_tensors(weights, biases, "sine", 30.0), 28, 28)
+        pixels = (drawn.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        size = 60_000 if part == "training" else len(own)  # the other images are black
+        content = struct.pack(">iiii", 0x0803, size, 28, 28) + pixels.tobytes() + bytes((size - len(own)) * 28 * 28)
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(content, 1))
+        content = struct.pack(">ii", 0x0801, size) + bytes(MNIST[part]) + bytes(size - len(own))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(content)
 
 
 def write_fmnist(root: Path, generator) -> dict:

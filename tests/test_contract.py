@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
+from scalegmn.nets.siren import render
 from scalegmn.nn.edges import EdgeBlock, Pieces, linear
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.checks import assert_invariant, invariance_error, spread
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.tasks.editing import edited
 
 NETS = [
     EquivariantNetConfig(),
@@ -312,3 +314,50 @@ def test_published_backward_edges_break_the_symmetry(symmetry, random_params, ge
         config = ScaleGMNConfig(symmetry=symmetry, direction="bidirectional", hidden_dim=6)
         assert_invariant(build(config, spec), params, generator)
         assert invariance_error(build(replace(config, reciprocal=False), spec), params, generator) > 1e-3
+
+
+# Editing: the whole task, theta -> theta + delta(theta) -> image
+
+EDITORS = [
+    pytest.param(replace(config, output="parameters", readout="last_layer"), id=name(config))
+    for config in CONFIGS
+    if config.symmetry in ("sign", "permutation") and config.readout == "full_graph"
+]
+
+
+def distance(found, expected):
+    """The largest difference of parameters, relative to the spread of each tensor between networks."""
+    pairs = zip((*found.weights, *found.biases), (*expected.weights, *expected.biases), strict=True)
+    return max(((a - b).abs().max() / (b - b.mean(0)).abs().max()).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("config", EDITORS)
+def test_editing_a_transformed_inr_gives_the_transformed_edit(config, random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 2.0), 4)
+    model = build(config, params.spec)
+    element = GroupElement.sample(params, generator, scale=config.symmetry == "sign")
+    moved = element.act(params)
+    with torch.no_grad():
+        before, after = edited(model, params), edited(model, moved)
+        assert distance(before, params) > 1e-4  # there is an edit
+        assert distance(after, element.act(before)) < 1e-9
+        assert (render(after, 6, 5) - render(before, 6, 5)).abs().max() < 1e-8
+        outside = GroupElement(element.permutations, tuple(1.5 * q for q in element.scales))
+        assert distance(edited(model, outside.act(params)), outside.act(before)) > 1e-6
+
+
+def test_editing_harness_catches_a_broken_model(random_params, generator):
+    params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 2.0), 4)
+    model = build(ScaleGMNConfig(output="parameters", hidden_dim=6), params.spec)
+    places = [name for name, module in model.named_modules() if isinstance(module, SignInvariant)]
+    element = GroupElement.sample(params, generator)
+    found = []
+    for place in places:
+        parent, _, own = place.rpartition(".")
+        whole = model.get_submodule(place)
+        setattr(model.get_submodule(parent), own, Broken(whole.rho))
+        with torch.no_grad():
+            found.append(distance(edited(model, element.act(params)), element.act(edited(model, params))))
+        setattr(model.get_submodule(parent), own, whole)
+    assert min(found) > 1e-9
+    assert max(found) > 1e-3

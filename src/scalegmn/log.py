@@ -146,9 +146,14 @@ class Run:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json, with versions and git commit, which marks the run as finished."""
+        """Writes summary.json, with versions and git commit, which marks the run as finished (and sends figures to
+        wandb)."""
         write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": self._commit})
         if self._wandb is not None:
+            from wandb import Image
+
+            figures = sorted((self.folder / "figures").glob("*.png"))
+            self._wandb.log({f"figures/{path.stem}": Image(str(path)) for path in figures})
             self._wandb.summary.update({f"final/{key}": value for key, value in summary.items()})
             self._wandb.finish()
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from published import write_mnist, write_mnist_images
 from scipy.ndimage import grey_dilation
 
 from scalegmn.data.augment import AugmentConfig
@@ -103,3 +104,18 @@ def test_options_that_do_not_fit_are_refused(data):
         Editing(replace(data, style_function="increase_contrast"), 8)
     with pytest.raises(ValueError, match=r"data.augment.rotate: edited originals do not follow it"):
         Editing(replace(data, augment=AugmentConfig(rotate=3.0)), 8)
+
+
+def test_published_layout(tmp_path, generator):
+    """Each network's target is its own image, dilated: training images from one file, test images from another."""
+    states = write_mnist(tmp_path, generator)
+    write_mnist_images(tmp_path, states)
+    root = tmp_path / "mnist-inrs"
+    task = Editing(DataConfig(str(root), "mnist_inr_edit", str(tmp_path / "mnist_splits.json")), 4)
+    for split, first in (("train", 0), ("val", 0), ("test", 60_000)):
+        nets = task.splits[split]
+        drawn = (render(nets.read(slice(None)), 28, 28).clamp(0, 1) * 255).round() / 255
+        expected = grey_dilation(drawn.numpy(), size=(1, 3, 3, 1))
+        found = task.targets[task.place[nets.labels]].numpy()
+        assert np.abs(found - expected).max() < 1.5 / 255
+        assert nets.labels.min() >= first

@@ -1,0 +1,151 @@
+"""inr_editing.py, as a user runs it, on a small zoo."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scalegmn.data.inr_zoos import read_network
+from scalegmn.data.zoo_format import open_zoo
+from scalegmn.nets.siren import render
+from scalegmn.spec import NetParams
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=1"]
+
+
+def run(*words, cwd):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def edit(home, *words, conf="configs/digits_editing/scalegmn_bidir.yml"):
+    given = [] if conf is None else ["--conf", ROOT / conf]
+    return run(ROOT / "inr_editing.py", *given, *words, cwd=home)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a zoo, a trained run, and the zoo edited by it."""
+    folder = tmp_path_factory.mktemp("home")
+    conf = ROOT / "configs/zoos/digits_inr.yml"
+    made = run("-m", "scalegmn.zoos", "--conf", conf, "--num_images=40", "--views=2", "--steps=100", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    result = edit(folder, *SMALL, "--run_dir=runs/first", "--export_edited=data/edited")
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in ("no_edit", "linear_map", "metanetwork")] == [
+        "no_edit",
+        "linear_map",
+        "metanetwork",
+    ]
+    return folder
+
+
+def test_results(home):
+    summary = json.loads((home / "runs/first/summary.json").read_text())
+    assert summary["data"]["trivial_answers"]["test"]["no_edit"] > 0.05
+    assert summary["data"]["spec"]["layers"][0]["w0"] == 6.0
+    for name in ("worst_edits.png", "median_edits.png", "learning_curves.png", "edits.csv"):
+        assert (home / "runs/first/figures" / name).stat().st_size > 100
+    config = (home / "runs/first/config.yml").read_text()
+    assert "export_edited" not in config
+    again = edit(home, "--run_dir=runs/again", conf=home / "runs/first/config.yml")
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((home / "runs/again/summary.json").read_text())
+    assert repeated["test_loss"] == summary["test_loss"]
+
+
+def test_exported_zoo(home):
+    source, found = open_zoo(home / "data/digits_inr"), open_zoo(home / "data/edited")
+    assert found.spec == source.spec
+    assert torch.equal(found.columns["image"], source.columns["image"])
+    assert found.provenance["source"]["sha256"] == source.sha256
+    change = (render(found.params, 8, 8) - render(source.params, 8, 8)).abs().max()
+    assert 1e-6 < change < 2
+    refused = edit(home, *SMALL, "--run_dir=runs/other", "--export_edited=data/digits_inr")
+    assert refused.returncode == 2
+    assert "made by another recipe" in refused.stderr or "is not a zoo of this recipe" in refused.stderr
+
+
+def state_of(zoo, row, names):
+    params = zoo.params[row : row + 1]
+    tensors = [tensor[0].clone() for pair in zip(params.weights, params.biases, strict=True) for tensor in pair]
+    return dict(zip(names, tensors, strict=True))
+
+
+def test_files_and_folders(home, tmp_path):
+    """One file, and a folder of both types; each is the same network of the exported zoo, under its own names."""
+    zoo, edited = open_zoo(home / "data/digits_inr"), open_zoo(home / "data/edited")
+    names = [f"net.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
+    (tmp_path / "nets" / "more").mkdir(parents=True)
+    torch.save({**state_of(zoo, 3, names), "label": 7}, tmp_path / "nets" / "a.pth")
+    save_file(state_of(zoo, 5, names), tmp_path / "nets" / "more" / "b.safetensors")
+    one = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets/a.pth", f"--out={tmp_path}/a.pth", conf=None)
+    assert one.returncode == 0, one.stderr
+    both = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets", f"--out={tmp_path}/out", conf=None)
+    assert both.returncode == 0, both.stderr
+    state = torch.load(tmp_path / "out/a.pth", weights_only=True)
+    assert list(state) == [*names, "label"]
+    assert state["label"] == 7
+    assert set(load_file(tmp_path / "out/more/b.safetensors")) == set(names)
+    for path, row in ((tmp_path / "a.pth", 3), (tmp_path / "out/a.pth", 3), (tmp_path / "out/more/b.safetensors", 5)):
+        tensors, _ = read_network(path)
+        expected = [t[row] for pair in zip(edited.params.weights, edited.params.biases, strict=True) for t in pair]
+        for found, own in zip(tensors, expected, strict=True):
+            torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+        params = NetParams(zoo.spec, tuple(t[None] for t in tensors[::2]), tuple(t[None] for t in tensors[1::2]))
+        torch.testing.assert_close(
+            render(params, 8, 8), render(edited.params[row : row + 1], 8, 8), rtol=1e-3, atol=1e-4
+        )
+    again = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets", f"--out={tmp_path}/out", conf=None)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "exists already" in again.stderr
+
+
+def test_files_of_other_networks_are_refused(home, tmp_path):
+    torch.save({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save({"0.weight": torch.zeros(12, 2)}, tmp_path / "half.pth")
+    zoo = open_zoo(home / "data/digits_inr")
+    names = [f"{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
+    torch.save({name: t * torch.nan for name, t in state_of(zoo, 0, names).items()}, tmp_path / "nan.pth")
+    for name, message in (
+        ("other.pth", "the model was trained for MLP [2, 12, 12, 1] (sine)"),
+        ("half.pth", "1 weights and 0 biases"),
+        ("nan.pth", "NaN or infinite"),
+        ("missing.pth", "no .pth or .safetensors file there"),
+    ):
+        result = edit(
+            home, "--checkpoint=runs/first", f"--edit={tmp_path / name}", f"--out={tmp_path}/x.pth", conf=None
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert message in result.stderr
+    assert not (tmp_path / "x.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--edit=net.pth"], "belong together"),
+        (["--checkpoint=runs/nothing", "--edit=a.pth", "--out=b.pth"], "runs/nothing/config.yml: no such file"),
+        (["--scalegmn_args.output=vector"], "scalegmn_args.output: found vector, but editing needs parameters"),
+        (["--data.style_function=increase_contrast"], "increase_contrast is for images of 3 channels"),
+        (["--data.style_function=sharpen"], "sharpen"),
+    ],
+)
+def test_wrong_words(home, words, message):
+    result = edit(home, *SMALL, *words)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert message in result.stderr
+
+
+def test_export_as_files(home, tmp_path):
+    shutil.copytree(home / "data", tmp_path / "data")
+    result = edit(tmp_path, *SMALL, "--export_edited=nets", "--export_format=pth", "--debug=True")
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "nets").glob("net*.pth"))) == 80
+    assert read_network(tmp_path / "nets/net79.pth")[0][0].shape == (12, 2)
