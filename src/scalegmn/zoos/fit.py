@@ -185,10 +185,10 @@ def fit_sirens(
     Args:
         params, points, targets: see `SirenFit`; on the CPU.
         descent: how they are fitted.
-        device: `cpu` or `cuda`.
+        device: `cpu`, or a GPU such as `cuda:0`.
         on_done: told how many more networks are fitted.
     """
-    size = len(params) if device == "cuda" else networks_per_core(params.spec, len(points))
+    size = len(params) if device.startswith("cuda") else networks_per_core(params.spec, len(points))
 
     def fit(start: int) -> Fitted:
         rows = slice(start, start + size)

@@ -186,7 +186,7 @@ def make_zoo(recipe: InrRecipe) -> Path:
         "images": recipe.images,
         "image_source": images.source,
         "image_shape": list(images.shape),
-        "device": device,
+        "device": device.partition(":")[0],
         "versions": versions(),
     }
     shards.merge(splits, provenance, lambda folder: _draw(folder, _spec(recipe, images), images))
@@ -197,13 +197,12 @@ def make_zoo(recipe: InrRecipe) -> Path:
 
 
 def _device(name: str) -> str:
-    """`cpu` or `cuda`; under torchrun, each process has its own GPU."""
+    """`cpu`, or a GPU; under torchrun, each process has its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: found cuda, but torch sees no GPU; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return "cpu"
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return "cuda"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def _chosen(images: Images, num_images: int | None) -> Tensor:
