@@ -20,8 +20,8 @@ from scalegmn.data.zoo_format import Zoo, open_zoo
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 
-BLOCK = 4096
-"""Networks that are read at once where no model is involved."""
+BLOCK = 2048
+"""Networks that are read at once, or a batch if that is more."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,13 @@ class LabelledNets:
     def batches(
         self, batch_size: int = BLOCK, device: torch.device | str = "cpu", generator: torch.Generator | None = None
     ) -> Iterator[tuple[NetParams, Tensor]]:
-        """Batches in order, or shuffled by `generator`; the last may be smaller. A batch is an indexed read."""
+        """Batches in order, or shuffled by `generator`; the last may be smaller. Several come from one indexed read."""
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for index in order.split(batch_size):
-            yield self.read(index, device), self.labels[index].to(device)
+        for index in order.split(max(1, BLOCK // batch_size) * batch_size):
+            params, labels = self.read(index, device), self.labels[index].to(device)
+            for start in range(0, len(index), batch_size):
+                rows = slice(start, start + batch_size)
+                yield params[rows], labels[rows]
 
 
 def augmented(
