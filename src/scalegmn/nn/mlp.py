@@ -81,6 +81,8 @@ class MLP(nn.Module):
     def first(self, *extras: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the first Linear for the leading part of its input, the others being given."""
         first = self.linears[0]
+        if not extras:
+            return first.weight, first.bias
         widths = [extra.shape[-1] for extra in extras]
         weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
         bias = first.bias
