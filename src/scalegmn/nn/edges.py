@@ -5,7 +5,7 @@ Shape letters: B networks, R receivers, S senders, D features, K raw values per 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Scaled:
     """A tensor in two factors, values * scale: linear maps act on `values`, once per node rather than once per edge.
 
     Attributes:
-        values: [B or 1, R or 1, S or 1, D]; sliced only once it has B.
+        values: [B or 1, R or 1, S or 1, D]; split only once it has B.
         scale: [B, R, S, 1].
     """
 
@@ -34,21 +34,26 @@ class Scaled:
         """The product's sum over senders, [B, R, D]."""
         return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
 
-    def __getitem__(self, networks: slice) -> Scaled:
-        return Scaled(self.values[networks], self.scale[networks])
-
-    def __len__(self) -> int:
-        return len(self.values)
+    def split(self, sizes: Sequence[int]) -> list[Scaled]:
+        """So many networks each."""
+        return list(map(Scaled, self.values.split(sizes), self.scale.split(sizes)))
 
 
 def linear(x: Tensor | Scaled, weight: Tensor, bias: Tensor | None = None) -> Tensor | Scaled:
     """W x + bias, for a bias that may be any tensor that broadcasts; `Scaled` only if x is and there is no bias."""
     if isinstance(x, Scaled):
-        values = nn.functional.linear(x.values, weight)
-        return Scaled(values, x.scale) if bias is None else torch.addcmul(bias, values, x.scale)
+        x = Scaled(nn.functional.linear(x.values, weight), x.scale)
+        return x if bias is None else shifted(bias, x)
     if bias is None or bias.ndim == 1:
         return nn.functional.linear(x, weight, bias)
     return nn.functional.linear(x, weight) + bias
+
+
+def shifted(bias: Tensor, x: Tensor | Scaled, sign: int = 1) -> Tensor:
+    """bias + sign * x, for a bias that broadcasts."""
+    if isinstance(x, Scaled):
+        return torch.addcmul(bias, x.values, x.scale, value=sign)
+    return torch.add(bias, x, alpha=sign)
 
 
 def times(x: Tensor | Scaled, factor: Tensor) -> Tensor | Scaled:

@@ -34,8 +34,10 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape -> the same shape."""
-        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return nn.functional.dropout(x, self.p, self.training)
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return nn.functional.dropout(x, self.p)
         dropped = min(round(256 * self.p), 255)  # of the 256 values of a byte
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = torch.ge(words.view(torch.int8)[: x.numel()].view(x.shape), dropped - 128, out=torch.empty_like(x))
