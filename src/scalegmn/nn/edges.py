@@ -42,18 +42,20 @@ class Scaled:
 def linear(x: Tensor | Scaled, weight: Tensor, bias: Tensor | None = None) -> Tensor | Scaled:
     """W x + bias, for a bias that may be any tensor that broadcasts; `Scaled` only if x is and there is no bias."""
     if isinstance(x, Scaled):
-        x = Scaled(nn.functional.linear(x.values, weight), x.scale)
-        return x if bias is None else shifted(bias, x)
+        values = nn.functional.linear(x.values, weight)
+        return Scaled(values, x.scale) if bias is None else torch.addcmul(bias, values, x.scale)
     if bias is None or bias.ndim == 1:
         return nn.functional.linear(x, weight, bias)
     return nn.functional.linear(x, weight) + bias
 
 
-def shifted(bias: Tensor, x: Tensor | Scaled, sign: int = 1) -> Tensor:
-    """bias + sign * x, for a bias that broadcasts."""
+def linear_of_both_signs(x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W x + bias and W (-x) + bias, for W x once."""
     if isinstance(x, Scaled):
-        return torch.addcmul(bias, x.values, x.scale, value=sign)
-    return torch.add(bias, x, alpha=sign)
+        values = nn.functional.linear(x.values, weight)
+        return torch.addcmul(bias, values, x.scale), torch.addcmul(bias, values, x.scale, value=-1)
+    plus = nn.functional.linear(x, weight, bias)
+    return plus, 2 * bias - plus
 
 
 def times(x: Tensor | Scaled, factor: Tensor) -> Tensor | Scaled:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, linear, shifted
+from scalegmn.nn.edges import Scaled, linear, linear_of_both_signs
 from scalegmn.nn.mlp import BuildMLP
 
 
@@ -46,8 +46,8 @@ class SignInvariant(nn.Module):
     def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]."""
         first, last = self.rho.linears[0], self.rho.linears[-1]
-        z = linear(x, first.weight)
-        both = self.rho.hidden(shifted(first.bias, z)) + self.rho.hidden(shifted(first.bias, z, -1))
+        plus, minus = linear_of_both_signs(x, first.weight, first.bias)
+        both = self.rho.hidden(plus) + self.rho.hidden(minus)
         return linear(both, weight @ last.weight, bias + 2 * (weight @ last.bias))
 
 
