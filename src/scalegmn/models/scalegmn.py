@@ -294,6 +294,13 @@ class ScaleGMNConfig(ModelConfig):
             return SineUpdate(num_parts, self.hidden_dim, out_dim, summed=self.update_rule == "sine_sum")
         return self.build_net(self.update, num_parts * self.hidden_dim, out_dim, roles)
 
+    @property
+    def updated_alike(self) -> tuple[tuple[str, ...], ...]:
+        """The roles of nodes in groups whose rows take the same way through UPD."""
+        if self.symmetry == "permutation" or self.update_rule != "net" or self.update.io == "same":
+            return (ROLES,)
+        return (("hidden",), ("input", "output")) if self.update.io_branches == 1 else tuple((r,) for r in ROLES)
+
     def build_edge_update(self, out_dim: int) -> nn.Module:
         """The edge update."""
         if self.symmetry == "permutation":
@@ -334,7 +341,7 @@ class ScaleGMNLayer(nn.Module):
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec, reads: LayerReads, out_dims: tuple[int, int]) -> None:
         super().__init__()
-        self.roles = spec.roles
+        self.roles, self.layout = spec.roles, spec.layout
         self.node_layers = sorted(reads.nodes)
         self.edge_blocks, self.backward_edge_blocks = sorted(reads.edges), sorted(reads.backward_edges)
         self.bidirectional = config.direction == "bidirectional"
@@ -349,6 +356,8 @@ class ScaleGMNLayer(nn.Module):
             self.backward_message = config.build_message(roles)
         roles = {spec.roles[layer] for layer in reads.nodes}
         self.update = config.build_update(3 if self.bidirectional else 2, node_dim, roles)
+        groups = [[n for n in self.node_layers if spec.roles[n] in alike] for alike in config.updated_alike]
+        self.updated_together = [group for group in groups if group]
         self.edge_update = config.build_edge_update(edge_dim) if self.edge_blocks else None
         self.backward_edge_update = config.build_edge_update(edge_dim) if self.backward_edge_blocks else None
         self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
@@ -381,8 +390,8 @@ class ScaleGMNLayer(nn.Module):
         if self.bidirectional:
             directions.append((self.backward_message, 1, backward_edges, 0))
         for message, step, blocks, block in directions:
-            senders = {layer + step for layer in self.node_layers if 0 <= layer + step < len(nodes)}
-            sent = {layer: message.send(nodes[layer]) for layer in senders}
+            senders = [layer + step for layer in self.node_layers if 0 <= layer + step < len(nodes)]
+            sent = self._parts(message.send(_join(nodes, senders)), senders)
             for layer, received in messages.items():
                 sender = layer + step
                 if sender not in sent:
@@ -396,11 +405,13 @@ class ScaleGMNLayer(nn.Module):
         new_nodes = self._update_nodes(nodes, messages, positions, num_odd)
 
         def updated(old: list[EdgeBlock | None], update: nn.Module, blocks: list[int], step: int) -> list[EdgeBlock]:
-            ends = {layer: update.ends(Rows(self.roles[layer], num_odd), nodes[layer]) for layer in _ends_of(blocks)}
+            layers = sorted(_ends_of(blocks))
+            ends = update.ends(Rows("hidden", num_odd), _join(nodes, layers))  # all rows alike
+            senders, receivers = (self._parts(end, layers) for end in ends)
             new: list[EdgeBlock | None] = [None] * len(old)
             for block in blocks:
                 sender, receiver = (block - 1, block)[::step]
-                pending = EdgeUpdate(update, ends[sender][0], ends[receiver][1])
+                pending = EdgeUpdate(update, senders[sender], receivers[receiver])
                 new[block - 1] = replace(old[block - 1], updates=(*old[block - 1].updates, pending))
                 if pieces.materialize:
                     new[block - 1] = EdgeBlock(pieces.map(_features, num_odd, new[block - 1]))
@@ -425,24 +436,25 @@ class ScaleGMNLayer(nn.Module):
         positions: list[Tensor] | None,
         num_odd: int,
     ) -> list[Tensor | None]:
-        """UPD, all rows of one role at once."""
+        """UPD, once for all rows that go through the same branch."""
         updated: list[Tensor | None] = [None] * len(nodes)
-        for role in ("input", "hidden", "output"):
-            layers = [layer for layer in self.node_layers if self.roles[layer] == role]
-            if not layers:
-                continue
-            sizes = [nodes[layer].shape[1] for layer in layers]
-            x = torch.cat([nodes[layer] for layer in layers], dim=1)
+        for layers in self.updated_together:
+            x = _join(nodes, layers)
             received = [torch.cat(parts, dim=1) for parts in zip(*(messages[layer] for layer in layers), strict=True)]
             extras = []
             if self.update_positions:
-                extras = [torch.cat([positions[n].expand(s, -1) for n, s in zip(layers, sizes, strict=True)])]
-            new = self.update(Rows(role, num_odd), torch.cat([x, *received], dim=-1), *extras)
+                extras = [torch.cat([positions[layer].expand(self.layout[layer], -1) for layer in layers])]
+            rows = Rows(self.roles[layers[0]], num_odd)
+            new = self.update(rows, torch.cat([x, *received], dim=-1), *extras)
             if self.skip is not None:
                 new = new + self.skip(x)
-            for layer, rows in zip(layers, self.dropout(new).split(sizes, dim=1), strict=True):
-                updated[layer] = rows
+            for layer, part in self._parts(self.dropout(new), layers).items():
+                updated[layer] = part
         return updated
+
+    def _parts(self, rows: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Node layer -> its rows [B, n_l, ...], of rows of several layers one after the other."""
+        return dict(zip(layers, rows.split([self.layout[layer] for layer in layers], dim=1), strict=True))
 
 
 class ScaleGMN(Metanetwork):
@@ -602,6 +614,11 @@ class ScaleGMN(Metanetwork):
         """Bytes of the widest features of an edge."""
         width = max(self.config.hidden_dim, sum(self.config.mlp_dims or ()))
         return width * self.edge_linear.weight.element_size()
+
+
+def _join(nodes: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    """The rows of several node layers, one after the other."""
+    return torch.cat([nodes[layer] for layer in layers], dim=1)
 
 
 def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Tensor:

@@ -5,7 +5,7 @@ Shape letters: B networks, R receivers, S senders, D features, K raw values per 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Scaled:
     """A tensor in two factors, values * scale: linear maps act on `values`, once per node rather than once per edge.
 
     Attributes:
-        values: [B or 1, R or 1, S or 1, D]; sliced only once it has B.
+        values: [B or 1, R or 1, S or 1, D]; split only once it has B.
         scale: [B, R, S, 1].
     """
 
@@ -34,11 +34,9 @@ class Scaled:
         """The product's sum over senders, [B, R, D]."""
         return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
 
-    def __getitem__(self, networks: slice) -> Scaled:
-        return Scaled(self.values[networks], self.scale[networks])
-
-    def __len__(self) -> int:
-        return len(self.values)
+    def split(self, sizes: Sequence[int]) -> list[Scaled]:
+        """So many networks each."""
+        return list(map(Scaled, self.values.split(sizes), self.scale.split(sizes)))
 
 
 def linear(x: Tensor | Scaled, weight: Tensor, bias: Tensor | None = None) -> Tensor | Scaled:
@@ -49,6 +47,15 @@ def linear(x: Tensor | Scaled, weight: Tensor, bias: Tensor | None = None) -> Te
     if bias is None or bias.ndim == 1:
         return nn.functional.linear(x, weight, bias)
     return nn.functional.linear(x, weight) + bias
+
+
+def linear_of_both_signs(x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W x + bias and W (-x) + bias, for W x once."""
+    if isinstance(x, Scaled):
+        values = nn.functional.linear(x.values, weight)
+        return torch.addcmul(bias, values, x.scale), torch.addcmul(bias, values, x.scale, value=-1)
+    plus = nn.functional.linear(x, weight, bias)
+    return plus, 2 * bias - plus
 
 
 def times(x: Tensor | Scaled, factor: Tensor) -> Tensor | Scaled:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, linear
+from scalegmn.nn.edges import Scaled, linear, linear_of_both_signs
 from scalegmn.nn.mlp import BuildMLP
 
 
@@ -46,8 +46,8 @@ class SignInvariant(nn.Module):
     def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]."""
         first, last = self.rho.linears[0], self.rho.linears[-1]
-        plus = linear(x, first.weight, first.bias)
-        both = self.rho.hidden(plus) + self.rho.hidden(2 * first.bias - plus)
+        plus, minus = linear_of_both_signs(x, first.weight, first.bias)
+        both = self.rho.hidden(plus) + self.rho.hidden(minus)
         return linear(both, weight @ last.weight, bias + 2 * (weight @ last.bias))
 
 
@@ -94,8 +94,10 @@ class ByActivation(nn.Module):
 
     def forward(self, rows: Rows, x: Tensor | Scaled, *others: Tensor) -> Tensor:
         """x [B, ..., d] and what the modules take besides -> [B, ..., out]."""
-        parts = ((self.sign, x[: rows.num_odd]), (self.scale, x[rows.num_odd :]))
-        return torch.cat([module(rows, part, *others) for module, part in parts if len(part)])
+        num = len(x.scale if isinstance(x, Scaled) else x)
+        sizes = (rows.num_odd, num - rows.num_odd)
+        parts = zip((self.sign, self.scale), x.split(sizes), sizes, strict=True)
+        return torch.cat([module(rows, part, *others) for module, part, size in parts if size])
 
 
 class InvariantLayer(nn.Module):

@@ -34,8 +34,10 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape -> the same shape."""
-        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return nn.functional.dropout(x, self.p, self.training)
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return nn.functional.dropout(x, self.p)
         dropped = min(round(256 * self.p), 255)  # of the 256 values of a byte
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         kept = torch.ge(words.view(torch.int8)[: x.numel()].view(x.shape), dropped - 128, out=torch.empty_like(x))
@@ -81,6 +83,8 @@ class MLP(nn.Module):
     def first(self, *extras: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias of the first Linear for the leading part of its input, the others being given."""
         first = self.linears[0]
+        if not extras:
+            return first.weight, first.bias
         widths = [extra.shape[-1] for extra in extras]
         weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
         bias = first.bias
