@@ -150,4 +150,4 @@ def test_a_canonical_zoo_is_not_canonicalised_again(zoo, command, tmp_path):
 def test_missing_zoo(command, tmp_path):
     code, out, err = command(tmp_path / "nothing")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "no zoo there" in err
+    assert "no folders mnist_png" in err
