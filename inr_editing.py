@@ -7,7 +7,8 @@ python inr_editing.py --checkpoint RUN --edit net.pth --out edited.pth
 import torch
 
 from scalegmn.config import read_checkpoint_config, start_run, with_run_dir
-from scalegmn.edit import EditConfig, edit_files, export_zoo
+from scalegmn.data.loader import open_data
+from scalegmn.edit import EditConfig, edit_files, export_zoo, load_run
 from scalegmn.log import user_errors
 from scalegmn.tasks.editing import Editing, table
 from scalegmn.train.trainer import fit
@@ -19,6 +20,8 @@ def main() -> None:
         config = read_checkpoint_config(EditConfig)
         if config.edit is not None:
             return edit_files(config)
+        if config.checkpoint is not None:
+            return export_zoo(config, load_run(config), open_data(config.data))
         config = with_run_dir(config)
         config.train_args.check_device()
         task = Editing(config.data, config.batch_size, config.debug)

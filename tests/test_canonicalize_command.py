@@ -101,7 +101,8 @@ def test_what_a_run_says_it_reads(zoo, command, tmp_path, capsys):
     for path, options, expected in (
         (zoo, {}, "canonical (phase)"),
         (tmp_path / "zoo_canon", {}, "canonical (phase)"),
-        (tmp_path / "zoo_canon", {"canonicalize": ("phase", "scale")}, "canonical (phase, scale)"),
+        (tmp_path / "zoo_canon", {"canonicalize": ("phase", "scale")}, "canonical (phase)"),  # sines have no scale
+        (zoo, {"canonicalize": ("scale",)}, "as stored"),
         (zoo, {"switch_to_canon": False}, "as stored"),
         (tmp_path / "zoo_canon", {"switch_to_canon": False}, "as stored (canonical: phase)"),
     ):
@@ -123,7 +124,6 @@ def test_the_same_copy_again(zoo, command, tmp_path):
 def test_anything_else_in_its_place_is_refused(zoo, command, tmp_path):
     command(zoo)
     for words in (
-        ["--data.canonicalize", "[phase, scale]"],  # other symmetries
         ["--out", zoo],  # the zoo itself
         ["--out", tmp_path],  # no zoo
     ):
@@ -141,8 +141,7 @@ def test_a_canonical_zoo_is_not_canonicalised_again(zoo, command, tmp_path):
     code, _, err = command(tmp_path / "zoo_canon")
     assert code == 2
     assert err.endswith("zoo_canon, which has removed phase already\n")
-    assert command(tmp_path / "zoo_canon", "--data.canonicalize", "[phase, scale]")[0] == 0
-    assert open_zoo(tmp_path / "zoo_canon_canon").canonical == ("phase", "scale")
+    assert command(tmp_path / "zoo_canon", "--data.canonicalize", "[phase, scale]")[0] == 2  # sines have no scale
     code, _, err = command(zoo, "--data.canonicalize", "[]")
     assert (code, err.endswith(f"nothing to remove from {zoo}\n")) == (2, True)
 
@@ -151,3 +150,20 @@ def test_missing_zoo(command, tmp_path):
     code, out, err = command(tmp_path / "nothing")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "no folders mnist_png" in err
+
+
+def test_half_precision_zoos_are_canonical_in_single(command, tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 3, 1], "sine", 30.0), 20).to(torch.float16)
+    write_zoo(tmp_path / "half", [Networks((params,), {"label": torch.arange(20) % 10})], SPLITS, {})
+    assert command(tmp_path / "half")[0] == 0
+    assert same(read(tmp_path / "half"), read(tmp_path / "half_canon"))
+    assert open_zoo(tmp_path / "half_canon").params.biases[0].dtype == torch.float32
+
+
+def test_scale_after_phase_of_mixed_networks(command, tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "hetero"), 20, [ACTIVATIONS.index("relu"), 0] * 10)
+    zoo = make(tmp_path / "mixed", params, {})
+    assert command(zoo)[0] == 0
+    assert command(tmp_path / "mixed_canon", "--data.canonicalize", "[phase, scale]")[0] == 0
+    assert open_zoo(tmp_path / "mixed_canon_canon").canonical == ("phase", "scale")
+    assert same(read(tmp_path / "mixed_canon_canon"), read(zoo, canonicalize=("phase", "scale")))

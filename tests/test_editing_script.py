@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scalegmn.data.inr_zoos import read_network
-from scalegmn.data.zoo_format import open_zoo
+from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
 from scalegmn.nets.siren import render
 from scalegmn.spec import NetParams
 
@@ -67,9 +67,14 @@ def test_exported_zoo(home):
     assert found.provenance["source"]["sha256"] == source.sha256
     change = (render(found.params, 8, 8) - render(source.params, 8, 8)).abs().max()
     assert 1e-6 < change < 2
+    assert found.canonical == ()  # edits may leave the canonical range
     refused = edit(home, *SMALL, "--run_dir=runs/other", "--export_edited=data/digits_inr")
-    assert refused.returncode == 2
-    assert "made by another recipe" in refused.stderr or "is not a zoo of this recipe" in refused.stderr
+    assert (refused.returncode, refused.stderr) == (2, "error: --export_edited: data/digits_inr exists already\n")
+    assert not (home / "runs/other").exists()
+    again = edit(home, "--checkpoint=runs/first", "--export_edited=data/edited_later", conf=None)
+    assert again.returncode == 0, again.stderr
+    later = open_zoo(home / "data/edited_later")
+    torch.testing.assert_close(later.params.flatten(), found.params.flatten(), rtol=1e-5, atol=1e-6)
 
 
 def state_of(zoo, row, names):
@@ -118,10 +123,10 @@ def test_files_of_other_networks_are_refused(home, tmp_path):
         ("half.pth", "1 weights and 0 biases"),
         ("nan.pth", "NaN or infinite"),
         ("missing.pth", "no .pth or .safetensors file there"),
+        ("", "1 weights and 0 biases"),  # a folder with a bad file: none is edited
     ):
-        result = edit(
-            home, "--checkpoint=runs/first", f"--edit={tmp_path / name}", f"--out={tmp_path}/x.pth", conf=None
-        )
+        source, out = f"--edit={tmp_path / name}", f"--out={tmp_path}/x.pth"
+        result = edit(home, "--checkpoint=runs/first", source, out, conf=None)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
         assert message in result.stderr
     assert not (tmp_path / "x.pth").exists()
@@ -131,6 +136,11 @@ def test_files_of_other_networks_are_refused(home, tmp_path):
     ("words", "message"),
     [
         (["--edit=net.pth"], "belong together"),
+        (["--checkpoint=runs/first"], "edits files (--edit, --out) or its zoo (--export_edited)"),
+        (
+            ["--checkpoint=runs/first", "--edit=data", "--out=x", "--scalegmn_args.hidden_dim=16"],
+            "another configuration",
+        ),
         (["--checkpoint=runs/nothing", "--edit=a.pth", "--out=b.pth"], "runs/nothing/config.yml: no such file"),
         (["--scalegmn_args.output=vector"], "scalegmn_args.output: found vector, but editing needs parameters"),
         (["--data.style_function=increase_contrast"], "increase_contrast is for images of 3 channels"),
@@ -141,6 +151,31 @@ def test_wrong_words(home, words, message):
     result = edit(home, *SMALL, *words)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert message in result.stderr
+
+
+def test_half_precision_zoo(home, tmp_path):
+    """Trained on, exported, and files of its kind edited."""
+    zoo = open_zoo(home / "data/digits_inr")
+    parts = [Networks((zoo.params.map(torch.Tensor.half),), zoo.columns)]
+    write_zoo(tmp_path / "half", parts, zoo.splits, zoo.provenance)
+    result = edit(tmp_path, *SMALL, "--data.dataset_path=half", "--export_edited=edited", "--run_dir=run")
+    assert result.returncode == 0, result.stderr
+    assert open_zoo(tmp_path / "edited").params.biases[0].dtype == torch.float32
+    torch.save(
+        state_of(open_zoo(tmp_path / "half"), 3, [f"{k}.{x}" for k in "012" for x in ("weight", "bias")]),
+        tmp_path / "a.pth",
+    )
+    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=b.pth", conf=None)
+    assert result.returncode == 0, result.stderr
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["0.weight"].dtype == torch.float16
+    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=b.safetensors", conf=None)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "expected a name that ends in .pth" in result.stderr
+    file = tmp_path / "run/checkpoints/best.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=c.pth", conf=None)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "best.safetensors: missing or damaged" in result.stderr
 
 
 def test_export_as_files(home, tmp_path):

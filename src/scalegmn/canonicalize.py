@@ -6,14 +6,14 @@ and the symmetries that were removed. Reading it gives the same numbers as remov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scalegmn.cli import parse
 from scalegmn.config import Config
-from scalegmn.data.loader import BLOCK, open_data
-from scalegmn.data.shards import Shards
-from scalegmn.data.zoo_format import Zoo, open_zoo
+from scalegmn.data.loader import BLOCK, open_data, symmetries_to_remove
+from scalegmn.data.shards import Shards, lock
+from scalegmn.data.zoo_format import Zoo, in_single, open_zoo
 from scalegmn.log import user_errors, versions
 from scalegmn.official import translate_file
 from scalegmn.spec import NetParams
@@ -51,7 +51,7 @@ def main() -> None:
         config = parse(CanonicalizeConfig, prog="python -m scalegmn.canonicalize", translate=translate_file)
         zoo = open_data(config.data)
         out = zoo.path.with_name(zoo.path.name + "_canon") if config.out is None else Path(config.out)
-        names = tuple(name for name in config.data.canonicalize if name not in zoo.canonical)
+        names = symmetries_to_remove(replace(config.data, switch_to_canon=True), zoo)
         if not names:
             already = f", which has removed {', '.join(zoo.canonical)} already" if zoo.canonical else ""
             raise ValueError(f"data.canonicalize: nothing to remove from {zoo.path}{already}")
@@ -62,10 +62,12 @@ def main() -> None:
         if shards.finished:
             print(f"{out}: the {what} is there already")
             return
-        with shards.lock():
+        with lock(out):
             for number in shards.missing():
                 params, rows = parts[number]
-                shards.write(number, canonicalize(params, names), **{key: c[rows] for key, c in zoo.columns.items()})
+                shards.write(
+                    number, canonicalize(in_single(params), names), **{key: c[rows] for key, c in zoo.columns.items()}
+                )
         source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
         rest = {key: value for key, value in zoo.provenance.items() if key != "recipe"}
         shards.merge(zoo.splits, {**rest, "canonical": list(canonical), "source": source, "versions": versions()})

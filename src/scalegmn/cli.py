@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -86,6 +87,9 @@ def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], 
         word = pending.pop()
         if word.startswith("--") and "=" not in word and pending and not pending[-1].startswith("--"):
             word = f"{word}={pending.pop()}"
+        key, equals, value = word.partition("=")
+        if value.startswith("~"):  # which shells leave alone here
+            word = f"{key}{equals}{os.path.expanduser(value)}"
         if word == "--conf":
             raise ValueError("--conf: expected a YAML file after it")
         if word.startswith("--conf="):

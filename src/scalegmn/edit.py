@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scalegmn.config import Config
 from scalegmn.data.inr_zoos import layer_names, read_state_dict
 from scalegmn.data.shards import Shards
-from scalegmn.data.zoo_format import Zoo
+from scalegmn.data.zoo_format import Zoo, in_single
 from scalegmn.log import versions, write_atomic
 from scalegmn.models.base import Metanetwork
 from scalegmn.spec import NetParams, NetSpec
@@ -32,7 +32,7 @@ class EditConfig(Config):
     """Train a model that edits INRs, or edit INRs with one that has been trained."""
 
     checkpoint: str | None = None
-    """Run folder of a trained model, for --edit."""
+    """Run folder of a trained model, which edits files (--edit) or its zoo (--export_edited) instead of training."""
 
     edit: str | None = None
     """An INR as a .pth or .safetensors state dict, or a folder of them: edit these instead of training."""
@@ -41,15 +41,19 @@ class EditConfig(Config):
     """Where the edited file, or the folder of edited files, goes."""
 
     export_edited: str | None = None
-    """After training, write all networks of the zoo, edited, to this folder."""
+    """Write all networks of the zoo, edited by the trained model, to this folder."""
 
     export_format: Literal["zoo", "pth"] = "zoo"
     """As a zoo, or as one file net<number>.pth per network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.checkpoint is None) != (self.edit is None) or (self.edit is None) != (self.out is None):
+        if (self.edit is None) != (self.out is None) or (self.edit is not None and self.checkpoint is None):
             raise ValueError("--checkpoint RUN, --edit FILE and --out FILE belong together: give all or none")
+        if self.checkpoint is not None and self.edit is None and self.export_edited is None:
+            raise ValueError("--checkpoint: a trained model edits files (--edit, --out) or its zoo (--export_edited)")
+        if self.export_edited is not None and Path(self.export_edited).exists():
+            raise ValueError(f"--export_edited: {self.export_edited} exists already")
         if self.scalegmn_args.output != "parameters":
             raise ValueError(f"scalegmn_args.output: found {self.scalegmn_args.output}, but editing needs parameters")
 
@@ -101,11 +105,14 @@ def edit_files(config: EditConfig) -> None:
         files = [(path, out / path.relative_to(source)) for path in found]
     if not files or not source.exists():
         raise ValueError(f"--edit: {source}: no .pth or .safetensors file there")
-    for _, target in files:
+    for path, target in files:
         if target.exists():
             raise ValueError(f"--out: {target} exists already")
-        if target.suffix not in (".pth", ".safetensors"):
-            raise ValueError(f"--out: found {target}, expected a name that ends in .pth or .safetensors")
+        if target.suffix != path.suffix:
+            raise ValueError(f"--out: found {target}, expected a name that ends in {path.suffix} as that of {path}")
+    for path, _ in files:  # before anything is written
+        state = read_state_dict(path)
+        _as_network(path, [state[name] for name in layer_names(path, state)], model.spec)
     for path, target in tqdm(files, unit=" networks", desc="editing", disable=None):
         state = read_state_dict(path)
         names = layer_names(path, state)
@@ -119,22 +126,16 @@ def edit_files(config: EditConfig) -> None:
 
 
 def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
-    """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
+    """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files."""
     out, params, block = Path(config.export_edited), zoo.params, config.batch_size
     removed = [name for name in config.removed if name not in zoo.canonical]
     model = model.eval()
     parts = [slice(start, start + block) for start in range(0, len(params), block)]
     device = next(model.parameters()).device
     if config.export_format == "pth":
-        if out.exists():
-            raise ValueError(f"--export_edited: {out} exists already")
         out.mkdir(parents=True)
         for part in tqdm(parts, desc="exporting", disable=None):
-            changed = edit_stored(model, params[part].to(device), removed).to("cpu")
+            changed = edit_stored(model, in_single(params[part].to(device)), removed).to("cpu")
             for row in range(len(changed)):
                 state = {}
                 for layer, (weight, bias) in enumerate(zip(changed.weights, changed.biases, strict=True)):
@@ -146,10 +147,10 @@ def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
     plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
     shards = Shards(out, plan, len(parts))
     for number in tqdm(shards.missing(), desc="exporting", disable=None):
-        changed = edit_stored(model, params[parts[number]].to(device), removed)
+        changed = edit_stored(model, in_single(params[parts[number]].to(device)), removed)
         shards.write(number, changed, **{name: column[parts[number]] for name, column in zoo.columns.items()})
     source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
-    shards.merge(zoo.splits, {"canonical": list(zoo.canonical), "source": source, "versions": versions()})
+    shards.merge(zoo.splits, {"source": source, "versions": versions()})
     print(f"{out}: {len(zoo):,} edited networks")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -51,7 +52,8 @@ def removed_on_failure(path: Path) -> Iterator[None]:
         else:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.strerror:
-            advice = "free space, or choose another folder"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            advice = "free space, or choose another folder" if full else "choose another folder"
             raise OSError(f"{path.parent}: {path.name} cannot be written ({error.strerror}); {advice}") from None
         raise
 

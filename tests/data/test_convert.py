@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import save, siren, write_cifar, write_cnns, write_mnist
+from published import save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
 from scalegmn.data import convert, inr_zoos
 from scalegmn.data.loader import DataConfig, open_data
@@ -82,8 +82,13 @@ BROKEN = {
     "no bias": (store(lambda state: dict(list(state.items())[:5])), "3 weights and 2 biases"),
     "integers": (
         store(lambda state: {**state, "seq.1.bias": torch.zeros(4).long()}),
-        "seq.1.bias is not a tensor of floating point numbers",
+        "seq.1.bias is not a dense tensor of floating point numbers",
     ),
+    "sparse": (
+        store(lambda state: {**state, "seq.1.bias": state["seq.1.bias"].to_sparse()}),
+        "seq.1.bias is not a dense tensor",
+    ),
+    "a number": (store(lambda state: {**state, "seq.1.bias": torch.tensor(1.0)}), "seq.1.bias is not a dense tensor"),
     "more than it holds": (
         store(lambda state: {**state, "seq.1.weight": torch.zeros(1).expand(100_000, 100_000)}),
         "claims more numbers than the file holds",
@@ -117,6 +122,8 @@ def edit_splits(folder, change):
         (lambda splits: splits["val"].update(path=["model.pth"], label=["1"]), "no such network"),
         (lambda splits: splits["val"].update(label=["1", "2"]), "label '1', but the folder's name says 9"),
         (lambda splits: splits["val"].update(splits["test"]), "is in split val and again in test"),
+        (lambda splits: splits["val"].update(label=3), "label: expected a list"),
+        (lambda splits: splits["val"].update(path=[5, 5]), '"train", "val" and "test"'),
         (lambda splits: splits.pop("val"), '"train", "val" and "test"'),
         (lambda splits: splits.update(val=3), '"train", "val" and "test"'),
         (lambda splits: splits["val"].update(path="mnist_png"), '"train", "val" and "test"'),
@@ -140,6 +147,45 @@ def test_missing_files(mnist):
     assert "splits.json: no such file" in refused(DataConfig(str(mnist), "labeled_fashion_mnist_inr"), mnist)
 
 
+def test_one_image_in_two_splits(mnist, generator):
+    save(siren(generator), mnist / "mnist-inrs/mnist_png_training_8_0/checkpoints/model_final.pth")
+    extra = {"path": ["mnist_png_training_8_0/checkpoints/model_final.pth"], "label": ["8"]}
+    edit_splits(mnist, lambda splits: splits["val"].update(extra))
+    assert "its image is in train too" in refused(config(mnist), mnist)
+
+
+def test_one_file_or_folder_twice(mnist, generator):
+    save(siren(generator), mnist / "mnist-inrs/again" / FIRST.removeprefix("mnist-inrs/"))
+    assert "two folders of one name" in refused(config(mnist), mnist)
+    write_fmnist(mnist / "fmnist", generator)
+    (mnist / "fmnist/test/model_0.pth").unlink()
+    (mnist / "fmnist/test/model_0.pth").symlink_to(mnist / "fmnist/train/model_2.pth")
+    assert "is the same file as" in refused(DataConfig(str(mnist / "fmnist"), "labeled_fashion_mnist_inr"), mnist)
+
+
+@pytest.mark.parametrize("label", [3.7, True, -1, 10, 2**70, float("inf"), "seven", [3], torch.tensor([1, 2])])
+def test_labels_that_are_none(tmp_path, generator, label):
+    write_fmnist(tmp_path, generator)
+    save({**siren(generator), "label": label}, tmp_path / "train/model_2.pth")
+    found = refused(DataConfig(str(tmp_path), "labeled_fashion_mnist_inr"), tmp_path)
+    assert f"{tmp_path}/train/model_2.pth: label" in found
+
+
+def test_paths_of_other_systems_and_links(mnist):
+    before = open_data(config(mnist)).params.flatten()
+    edit_splits(
+        mnist,
+        lambda splits: [
+            entries.update(path=[p.replace("/", "\\") for p in entries["path"]]) for entries in splits.values()
+        ],
+    )
+    os.rename(mnist / "mnist-inrs", mnist / "elsewhere")
+    (mnist / "mnist-inrs").mkdir()
+    (mnist / "mnist-inrs" / "link").symlink_to(mnist / "elsewhere")
+    (mnist / "elsewhere" / "loop").symlink_to(mnist / "elsewhere")
+    assert open_data(config(mnist)).params.flatten().equal(before)
+
+
 def test_unknown_label(tmp_path, generator):
     write_cifar(tmp_path, generator, augs=0)
     result = script(
@@ -159,13 +205,17 @@ CODE = "\"__import__('os').mkdir('executed')\""
         ("layout.csv", 'varname,start_idx,end_idx,shape\na/bias:0,0,2,"(3,)"\n', "columns 0 to 2 do not hold shape"),
         ("layout.csv", 'varname,start_idx,end_idx,shape\na/bias:0,0,9999,"(9999,)"\n', "do not hold shape"),
         ("layout.csv", 'varname,start_idx,end_idx,shape\na/scale:0,0,2,"(2,)"\n', "ending in kernel:0 or bias:0"),
-        ("layout.csv", "", "no tensors"),
+        ("layout.csv", "", "do not cover columns"),
+        ("layout.csv", 'varname,start_idx,end_idx,shape\na/bias:0,0,2,"(2,)"\nb/bias:0,1,3,"(2,)"\n', "once each"),
         ("cifar10_split.csv", "0\n0\n1\n", "expected different row numbers from 0 to 299"),
         ("cifar10_split.csv", "0\n300\n", "expected different row numbers from 0 to 299"),
         ("cifar10_split.csv", "zero\n", "expected row numbers, one per line"),
         ("metrics.csv.gz", "step,test_accuracy\n", "not a gzip file"),
         ("weights.npy", pickle.dumps(Exploit()), "refused, not a plain npy array"),
         ("weights.npy", b"", "refused, not a plain npy array"),
+        ("weights.npy", b"PK\x03\x04", "refused, not a plain npy array"),
+        ("layout.csv", b"\xff\xfe\x00", "not comma-separated values"),
+        ("cifar10_split.csv", "inf\n", "expected row numbers, one per line"),
     ],
 )
 def test_wrong_cnn_files(tmp_path, monkeypatch, name, content, message):

@@ -47,7 +47,7 @@ def test_info_and_verify(zoo):
         '{"images": "noise"}',
     ):
         assert part in result.stdout
-    assert "every checksum is right, every number finite" in command("verify", zoo[0]).stdout
+    assert "every checksum is right, every weight finite" in command("verify", zoo[0]).stdout
     file = zoo[0] / "zoo.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert "checksum differs" in refused(command("verify", zoo[0]))

@@ -72,7 +72,9 @@ def test_mnist_without_splits(tmp_path, generator):
     assert splits["test"]["label"] == ["7", "2", "1"]
     assert all((root / path).is_file() for found in splits.values() for path in found["path"])
     assert len({path for found in splits.values() for path in found["path"]}) == 11
-    with pytest.raises(ValueError, match="val_size: found 5000, expected 1 to 7"):
+    with pytest.raises(
+        ValueError, match=r"8 training networks leave none .*python -m scalegmn.data splits .*--val_size N"
+    ):
         load_splits(DataConfig(str(root), "labeled_mnist_inr"), "label")
 
 
@@ -182,8 +184,39 @@ def test_changed_files_are_converted_again(tmp_path, generator, capsys):
     assert after.sha256 != before.sha256
     row = after.splits["train"][5]
     assert torch.equal(after.params.biases[0][row], state["seq.0.bias"])
-    shutil.rmtree(tmp_path / "mnist-inrs/mnist_png_training_5_0")  # originals may go once they are converted
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "mnist-inrs/mnist_png_training_5_0")
+    with pytest.raises(ValueError, match="no such network"):
+        open_data(config)
+    for folder in (tmp_path / "mnist-inrs").glob("mnist_png_*"):  # all originals may go once they are converted
+        shutil.rmtree(folder)
     assert open_data(config).sha256 == after.sha256
+    assert "are gone; reading it as it is" in capsys.readouterr().out
+
+
+def test_a_download_that_grows_is_converted_again(tmp_path, generator, monkeypatch):
+    monkeypatch.setattr(convert, "SAMPLE", 2)
+    write_cifar(tmp_path / "whole", generator)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "randinit_smaller_2s")
+    config = DataConfig(str(tmp_path / "part"), "cifar_inr", extra_aug=2)
+    before = open_data(config)
+    shutil.copytree(tmp_path / "whole" / "randinit_smaller_2s", tmp_path / "part" / "randinit_smaller_2s")
+    after = open_data(config)
+    assert (len(before), len(after)) == (14, 16)
+
+
+def test_one_cache_for_two_datasets(tmp_path, generator):
+    for name in ("first", "second"):
+        write_cifar(tmp_path / name, generator, augs=0)
+    configs = [
+        DataConfig(str(tmp_path / name), "cifar_inr", cache_dir=str(tmp_path / "c")) for name in ("first", "second")
+    ]
+    zoos = [open_data(config) for config in configs]
+    assert not torch.equal(zoos[0].params.flatten(), zoos[1].params.flatten())
+    assert [open_data(config).sha256 for config in configs] == [zoo.sha256 for zoo in zoos]
+    with pytest.raises(ValueError, match="no such folder"):
+        open_data(replace(configs[0], dataset_path=str(tmp_path / "nothing")))
 
 
 def test_other_splits_are_another_zoo(tmp_path, generator):

@@ -70,5 +70,7 @@ def test_augmented_training_batches(data):
     params, labels = next(plain.train_batches(torch.Generator(), torch.device("cpu")))
     one_hot = torch.nn.functional.one_hot(labels, 5).float()
     torch.testing.assert_close(task.loss(model, params, labels), task.loss(model, params, one_hot))
+    with pytest.raises(ValueError, match=r"data.augment.group: phase is removed again .*switch_to_canon False"):
+        Classification(replace(data, augment=AugmentConfig(group=("phase",))), 10, 5)
     with pytest.raises(ValueError, match=r"data.augment.group: found scale"):
         Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, 5)

@@ -65,7 +65,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("info", "what a zoo holds"),
-        ("verify", "every checksum and number of a zoo"),
+        ("verify", "every checksum and weight of a zoo"),
         ("export", "one network of a zoo as a state dict"),
     ):
         commands.add_parser(name, help=text).add_argument("zoo", type=Path, help="its folder")
@@ -82,7 +82,7 @@ def main() -> None:
         if arguments.command == "info":
             print(info(open_zoo(arguments.zoo)))
         elif arguments.command == "verify":
-            print(f"{verify_zoo(arguments.zoo).path}: every checksum is right, every number finite")
+            print(f"{verify_zoo(arguments.zoo).path}: every checksum is right, every weight finite")
         elif arguments.command == "export":
             export_network(open_zoo(arguments.zoo), arguments.network, arguments.out)
             print(arguments.out)

@@ -6,6 +6,7 @@ import ast
 import csv
 import gzip
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalegmn.data.convert import Listing
+from scalegmn.data.convert import Listing, NothingThereError
 from scalegmn.data.zoo_format import Networks, first_not_finite
 from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
 
@@ -39,6 +40,8 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
     Raises:
         ValueError: a file is missing or not what it should be; names it and the line.
     """
+    if not (weights.exists() or metrics.exists()):
+        raise NothingThereError(f"data.data_path: {weights}: no such file; set --data.dataset_path")
     rows, steps, accuracies, activations = _read_metrics(metrics)
     values = _open_weights(weights, rows)
     tensors = _read_layout(layout, values.shape[1])
@@ -114,10 +117,11 @@ def _open_weights(path: Path, num_rows: int) -> np.ndarray:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"data.data_path: {path}: no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # whatever a hostile or broken file leads to
         raise ValueError(f"{path}: refused, not a plain npy array ({error})") from None
-    if values.ndim != 2 or values.dtype.kind != "f" or len(values) != num_rows:
-        raise ValueError(f"{path}: found {values.dtype} {values.shape}, expected floats [{num_rows}, parameters]")
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f" or len(values) != num_rows:
+        found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "several arrays"
+        raise ValueError(f"{path}: found {found}, expected floats [{num_rows}, parameters]")
     return values
 
 
@@ -133,12 +137,12 @@ def _read_metrics(path: Path) -> tuple[int, list[int], list[float], list[str]]:
                     activations.append(row["config.activation"])
                 except KeyError as error:
                     raise ValueError(f"{path}: no column {error}") from None
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     found = f"{row['step']!r}, {row['test_accuracy']!r}"
                     raise ValueError(f"{path}: line {line}: step, test_accuracy: found {found}") from None
     except FileNotFoundError:
         raise ValueError(f"data.metrics_path: {path}: no such file") from None
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(f"{path}: not a gzip file of comma-separated values ({error})") from None
     return len(steps), steps, accuracies, activations
 
@@ -147,10 +151,12 @@ def _read_layout(path: Path, num_parameters: int) -> list[tuple[bool, slice, tup
     """Whether it is a kernel, its columns, its shape, of each tensor in the order of the file."""
     tensors = []
     try:
-        text = path.read_text()
+        rows = list(csv.DictReader(path.read_text().splitlines()))
     except OSError:
         raise ValueError(f"data.layout_path: {path}: no such file") from None
-    for line, row in enumerate(csv.DictReader(text.splitlines()), start=2):
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not comma-separated values ({error})") from None
+    for line, row in enumerate(rows, start=2):
         try:
             kind = row["varname"].rpartition("/")[2]
             where = slice(int(row["start_idx"]), int(row["end_idx"]))
@@ -167,8 +173,9 @@ def _read_layout(path: Path, num_parameters: int) -> list[tuple[bool, slice, tup
         if not 0 <= where.start < where.stop <= num_parameters or where.stop - where.start != size:
             raise ValueError(f"{path}: line {line}: columns {where.start} to {where.stop} do not hold shape {shape}")
         tensors.append((kind == "kernel:0", where, shape))
-    if not tensors:
-        raise ValueError(f"{path}: no tensors")
+    ends = [0, *sorted(where.stop for _, where, _ in tensors)]
+    if sorted(where.start for _, where, _ in tensors) != ends[:-1] or ends[-1] != num_parameters:
+        raise ValueError(f"{path}: its tensors do not cover columns 0 to {num_parameters} once each")
     return tensors
 
 
@@ -178,7 +185,7 @@ def _read_order(path: Path, num_rows: int) -> list[int]:
         rows = [int(float(word)) for word in path.read_text().replace(",", "\n").split()]
     except OSError:
         raise ValueError(f"data.idcs_file: {path}: no such file") from None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{path}: expected row numbers, one per line") from None
     if len(set(rows)) != len(rows) or not rows or min(rows) < 0 or max(rows) >= num_rows:
         raise ValueError(f"{path}: expected different row numbers from 0 to {num_rows - 1}")

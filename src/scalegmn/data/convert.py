@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.data.shards import Shards
+from scalegmn.data.shards import Shards, lock
 from scalegmn.data.zoo_format import Networks, Zoo, open_zoo
 from scalegmn.log import versions
 
@@ -26,6 +26,10 @@ SAMPLE = 64
 
 EDGE = 2**16
 """Bytes at both ends of a file that identify it, together with its size."""
+
+
+class NothingThereError(ValueError):
+    """A folder holds no network of a published dataset at all."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,27 @@ class Listing:
     splits: Mapping[str, Tensor]
     provenance: Mapping[str, Any]
 
+    def identity(self, root: Path) -> dict[str, Any]:
+        """What tells these files from others: a checksum of all names, and of the content of up to `SAMPLE` files.
+
+        Raises:
+            ValueError: one of those is missing.
+        """
+        names = [os.path.relpath(file, root) for file in self.files]
+        step = max(1, -(-len(names) // SAMPLE))
+        sample = {name: _file_identity(file) for name, file in zip(names[::step], self.files[::step], strict=True)}
+        return {"number": len(names), "names": digest("\n".join(names)), "sample": sample}
+
+    def check_files(self) -> None:
+        """Raises ValueError when a file is missing, or stands under two names."""
+        found: dict[str, Path] = {}
+        for file in self.files:
+            if not file.is_file():
+                raise ValueError(f"{file} is missing")
+            other = found.setdefault(os.path.realpath(file), file)
+            if other != file:
+                raise ValueError(f"{file} is the same file as {other}")
+
 
 def converted(
     dataset: str,
@@ -56,87 +81,99 @@ def converted(
 ) -> Zoo:
     """The zoo of a published dataset, converted unless it has been; says on stdout when it converts.
 
-    A conversion is found again by the dataset's name and the choice made from it; it is made anew when the content of
-    the files it came from has changed. An interrupted one goes on where it stopped, and of several processes one
-    converts while the others wait.
+    A conversion is found again by the dataset's name and the choice made from it, and made anew when its files have
+    changed (`Listing.identity`). When all of them are gone it is read as it is. An interrupted conversion goes on
+    where it stopped, and of several processes one converts while the others wait.
 
     Args:
         dataset: the published name.
         root: the dataset's folder.
         choice: all else that decides which networks the zoo holds, and in which splits; plain JSON types.
-        listing: goes through the folder.
+        listing: goes through the folder; raises `NothingThereError` when it holds none.
         cache_dir: where zoos go; None: `root`, or where that is read-only the user's cache folder.
 
     Raises:
         ValueError: a file is missing, refused or not what it should be; names it. Nothing is left of it.
     """
-    key = _digest(json.dumps(dict(choice), sort_keys=True).encode())
-    folders = [root, _user_cache() / _digest(str(root.resolve()).encode())] if cache_dir is None else [cache_dir]
-    for folder in folders:
-        out = folder / f"scalegmn-{dataset}-{key}"
-        if (out / "zoo.json").exists():
-            zoo = open_zoo(out)
-            changed = [
-                name for name, found in zoo.provenance["recipe"]["files"].items() if _changed(root / name, found)
-            ]
-            if not changed:
-                return zoo
-            print(f"{root / changed[0]} has changed since {out} was made from it: converting again")
-            shutil.rmtree(out)
-    found = listing()
-    out = next((folder for folder in folders if _writable(folder)), folders[-1]) / f"scalegmn-{dataset}-{key}"
-    sample = found.files[:: max(1, -(-len(found.files) // SAMPLE))]
-    identity = {os.path.relpath(file, root): file_identity(file) for file in sample}
-    plan = {"dataset": dataset, "choice": dict(choice), "files": identity}
-    parts = [slice(start, start + SHARD) for start in range(0, found.num_networks, SHARD)]
+    asked = json.dumps([dataset, dict(choice)], sort_keys=True)
+    name = f"scalegmn-{dataset}-"
+    elsewhere = (cache_dir or _user_cache()) / (name + digest(asked + str(root.resolve())))
+    places = [elsewhere] if cache_dir else [root / (name + digest(asked)), elsewhere]
+    made = next((place for place in places if (place / "zoo.json").exists()), None)
     try:
-        shards = Shards(out, plan, len(parts))
-    except ValueError:  # what is left of an attempt on other files
-        shutil.rmtree(out.with_name(out.name + ".partial"))
-        shards = Shards(out, plan, len(parts))
-    with shards.lock(lambda: print(f"{out}: another process is converting; waiting for it")):
-        if not shards.finished:
-            print(f"{root}: converting {found.num_networks:,} networks to {out}")
-            missing = shards.missing()
-            bar = tqdm(total=found.num_networks, unit=" networks", desc="converting", disable=None)
-            bar.update(found.num_networks - sum(len(range(*parts[k].indices(found.num_networks))) for k in missing))
-            try:
-                with bar:
-                    for number in missing:
-                        networks = found.read(parts[number])
-                        shards.write(number, *networks.nets, **networks.columns)
-                        bar.update(len(networks))
-            except ValueError:
-                shards.discard()
-                raise
-            shards.merge(found.splits, {**found.provenance, "versions": versions()})
+        found = listing()
+    except NothingThereError:
+        if made is None:
+            raise
+        print(f"{root}: the files that {made} was made from are gone; reading it as it is")
+        return open_zoo(made)
+    plan = {"dataset": dataset, "choice": dict(choice), "files": found.identity(root)}
+    if made is not None:
+        zoo = open_zoo(made)
+        if zoo.provenance["recipe"] == plan:
+            shutil.rmtree(
+                made.with_name(made.name + ".partial"), ignore_errors=True
+            )  # of one that was killed at the end
+            return zoo
+    found.check_files()
+    out = made or next((place for place in places if _writable(place.parent)), places[-1])
+    with lock(out, lambda: print(f"{out}: another process is converting; waiting for it")):
+        _convert(out, root, plan, found)
     return open_zoo(out)
 
 
-def file_identity(path: Path) -> str:
+def _convert(out: Path, root: Path, plan: Mapping[str, Any], found: Listing) -> None:
+    """Writes the zoo, unless another process has; what was made from other files goes."""
+    parts = [slice(start, start + SHARD) for start in range(0, found.num_networks, SHARD)]
+    try:
+        shards = Shards(out, plan, len(parts))
+    except ValueError:
+        if (out / "zoo.json").exists():
+            print(f"{root} has changed since {out} was made from it: converting again")
+        for old in (out, out.with_name(out.name + ".partial")):
+            shutil.rmtree(old, ignore_errors=True)
+        shards = Shards(out, plan, len(parts))
+    if shards.finished:
+        return
+    print(f"{root}: converting {found.num_networks:,} networks to {out}")
+    missing = shards.missing()
+    bar = tqdm(total=found.num_networks, unit=" networks", desc="converting", disable=None)
+    bar.update(found.num_networks - sum(len(range(*parts[k].indices(found.num_networks))) for k in missing))
+    try:
+        with bar:
+            for number in missing:
+                networks = found.read(parts[number])
+                shards.write(number, *networks.nets, **networks.columns)
+                bar.update(len(networks))
+    except ValueError:
+        shards.discard()
+        raise
+    shards.merge(found.splits, {**found.provenance, "versions": versions()})
+
+
+def _file_identity(path: Path) -> str:
     """A checksum of a file's size, its beginning and its end."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        content = file.read(EDGE)
-        file.seek(max(0, size - EDGE))
-        content += file.read(EDGE)
-    return _digest(size.to_bytes(8, "little") + content)
-
-
-def _changed(path: Path, identity: str) -> bool:
-    """Whether a file is there and is another one than before."""
-    return path.exists() and file_identity(path) != identity
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            content = file.read(EDGE)
+            file.seek(max(0, size - EDGE))
+            content += file.read(EDGE)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    return hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest()[:12]
 
 
 def checksum(path: Path) -> str:
     """The checksum of a whole file; raises ValueError when it is missing."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    return _digest(path.read_bytes())
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
+def digest(text: str) -> str:
+    """A short checksum of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _user_cache() -> Path:

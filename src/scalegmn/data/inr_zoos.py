@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalegmn.data.convert import Listing
+from scalegmn.data.convert import Listing, NothingThereError
 from scalegmn.data.zoo_format import Networks, first_not_finite
 from scalegmn.spec import NetParams
 
@@ -55,14 +55,16 @@ def mnist_listing(root: Path, splits: Path | None) -> Listing:
         splits: JSON, split -> {"path", "label"}; paths may be those of another machine. None: `mnist_splits(root)`.
     """
     folders = _mnist_folders(root)
+    if not folders:
+        raise NothingThereError(_no_mnist(root))
     content = mnist_splits(root) if splits is None else _read_splits(splits)
     files, problems = [], []
     for split, entries in content.items():
-        labels = entries.get("label", [None] * len(entries["path"]))
-        if len(labels) != len(entries["path"]):
-            raise ValueError(f"{splits}: {split}: {len(labels)} labels for {len(entries['path'])} paths")
+        labels = entries.get("label") or [None] * len(entries["path"])
+        if not isinstance(labels, list) or len(labels) != len(entries["path"]):
+            raise ValueError(f"{splits}: {split}: label: expected a list, one for each of {len(entries['path'])} paths")
         for path, label in zip(entries["path"], labels, strict=True):
-            name = next((part for part in Path(path).parts if _MNIST_FOLDER.fullmatch(part)), None)
+            name = next((part for part in re.split(r"[\\/]", path) if _MNIST_FOLDER.fullmatch(part)), None)
             if name not in folders:
                 problems.append(f"{splits}: {split}: {path}: no such network in {root}")
                 continue
@@ -91,13 +93,16 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     """
     folders = _mnist_folders(root)
     if not folders:
-        raise ValueError(f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path")
+        raise NothingThereError(_no_mnist(root))
     parts: dict[str, list[str]] = {"training": [], "testing": []}
     for name in sorted(folders, key=lambda name: int(name.rpartition("_")[2])):
         parts[_MNIST_FOLDER.fullmatch(name)[1]].append(name)
     train = parts["training"]
     if not 0 < val_size < len(train):
-        raise ValueError(f"val_size: found {val_size}, expected 1 to {len(train) - 1} (training networks in {root})")
+        raise ValueError(
+            f"{root}: {len(train)} training networks leave none to train on after {val_size} for validation; draw "
+            f"splits with `python -m scalegmn.data splits {root} --val_size N`"
+        )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     names = {
         "train": [train[k] for k in sorted(order[val_size:])],
@@ -121,9 +126,11 @@ def fmnist_listing(root: Path, splits: Path) -> Listing:
         splits: JSON, split -> paths, or split -> {"path": paths}; the last two parts of a path count.
     """
     files, problems = [], []
+    if not any((root / part).is_dir() for part in ("train", "val", "test")):
+        raise NothingThereError(f"{root}: no folders train, val, test; set --data.dataset_path")
     for split, entries in _read_splits(splits).items():
         for path in entries["path"]:
-            found = root.joinpath(*Path(path).parts[-2:])
+            found = root.joinpath(*re.split(r"[\\/]", path)[-2:])
             files.append(InrFile(found, split, None, None))
     return _listing(files, problems, splits, {"images": "fashion_mnist", "image_shape": [28, 28, 1]})
 
@@ -137,7 +144,7 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
         extra_aug: use so many more fits of each training image, `randinit_smaller_aug<k>_<label>s`, k < extra_aug.
     """
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; set --data.dataset_path")
+        raise NothingThereError(f"{root}: no such folder; set --data.dataset_path")
     files, found_augs = [], set()
     for folder in sorted(root.iterdir()):
         match = _CIFAR_FOLDER.fullmatch(folder.name)
@@ -153,7 +160,7 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
             if not match[1] or split == "train":
                 files.append(InrFile(folder / entry.name, split, int(match[2]), image))
     missing = sorted(set(range(extra_aug)) - found_augs)
-    if missing:
+    if files and missing:
         raise ValueError(
             f"data.extra_aug: found {extra_aug}, but {root} has no randinit_smaller_aug{missing[0]}_<label>s; "
             f"download them or use --data.extra_aug {missing[0]}"
@@ -163,19 +170,19 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
 
 
 def _listing(files: list[InrFile], problems: list[str], source: Path, provenance: dict[str, Any]) -> Listing:
-    """The listing of networks, none of them missing or in two splits."""
-    seen: dict[Path, str] = {}
+    """The listing of networks, none of them and none of their images in two splits."""
+    seen: dict[Path | int, str] = {}
     for file in files:
         if file.path in seen:
             problems.append(f"{source}: {file.path} is in split {seen[file.path]} and again in {file.split}")
-        elif not file.path.is_file():
-            problems.append(f"{source}: {file.path} is missing")
         seen[file.path] = file.split
+        if file.image is not None and seen.setdefault(file.image, file.split) != file.split:
+            problems.append(f"{source}: {file.path} of split {file.split}: its image is in {seen[file.image]} too")
     if problems:
         more = f" (and {len(problems) - 1:,} more like it)" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
     if not files:
-        raise ValueError(f"{source}: no networks there; set --data.dataset_path")
+        raise NothingThereError(f"{source}: no networks there; set --data.dataset_path")
     files = [file for split in ("train", "val", "test") for file in files if file.split == split]
     names = [file.split for file in files]
     rows = {name: torch.tensor([row for row, own in enumerate(names) if own == name]).long() for name in set(names)}
@@ -186,7 +193,7 @@ def _listing(files: list[InrFile], problems: list[str], source: Path, provenance
 
 
 def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: slice) -> Networks:
-    """The networks of some of the files, which all have the shapes of the first."""
+    """The networks of some of the files, which all have the shapes of the first; labels are 0 to 9."""
     networks, labels = [], []
     for file in files[part]:
         tensors, label = read_network(file.path)
@@ -195,8 +202,8 @@ def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: sli
             raise ValueError(f"{file.path}: shapes {found}, but {files[0].path} has {list(shapes)}")
         networks.append(tensors)
         labels.append(label if file.label is None else file.label)
-        if labels[-1] is None:
-            raise ValueError(f"{file.path}: no entry 'label'")
+        if labels[-1] not in range(10):
+            raise ValueError(f"{file.path}: label {labels[-1]}, expected 0 to 9")
     stacked = [torch.stack(tensors).float() for tensors in zip(*networks, strict=True)]
     weights, biases = stacked[::2], stacked[1::2]
     bad = first_not_finite(stacked)
@@ -223,10 +230,11 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
     """
     state = read_state_dict(path)
     tensors, label = [state[name] for name in layer_names(path, state)], state.get("label")
-    try:
-        return tensors, None if label is None else int(label)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{path}: label {label!r} is not a class") from None
+    if isinstance(label, Tensor) and label.numel() == 1:
+        label = label.item()
+    if not (label is None or type(label) is int or (isinstance(label, str) and label.isdecimal())):
+        raise ValueError(f"{path}: label {label!r} is not a class")
+    return tensors, None if label is None else int(label)
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -265,8 +273,10 @@ def layer_names(path: Path, state: Mapping[str, Any]) -> list[str]:
         raise ValueError(f"{path}: {len(weights)} weights and {len(biases)} biases, expected one of each per layer")
     size = 0
     for key in (*weights, *biases):
-        if not isinstance(state[key], Tensor) or not state[key].is_floating_point():
-            raise ValueError(f"{path}: {key} is not a tensor of floating point numbers")
+        tensor = state[key]
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
+        if not plain or not tensor.is_floating_point() or tensor.ndim == 0 or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {key} is not a dense tensor of floating point numbers")
         size += state[key].numel() * state[key].element_size()
     if size > os.path.getsize(path):
         raise ValueError(f"{path}: claims more numbers than the file holds")
@@ -278,15 +288,30 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
+def _no_mnist(root: Path) -> str:
+    """What is missing."""
+    return f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path"
+
+
 def _mnist_folders(root: Path) -> dict[str, Path]:
-    """Name -> folder of each network below `root`."""
-    return {path.name: path for path in _walk(root)}
+    """Name -> folder of each network below `root`; raises ValueError when two have one name."""
+    found: dict[str, Path] = {}
+    for path in _walk(root):
+        other = found.setdefault(path.name, path)
+        if other != path:
+            raise ValueError(f"{root}: two folders of one name, {other} and {path}; remove one")
+    return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """The folders of networks below a folder."""
-    for parent, names, _ in os.walk(folder):
+    seen = set()  # links may lead in circles
+    for parent, names, _ in os.walk(folder, followlinks=True):
         networks = {name for name in names if _MNIST_FOLDER.fullmatch(name)}
+        if os.path.realpath(parent) in seen:
+            names.clear()
+            continue
+        seen.add(os.path.realpath(parent))
         yield from (Path(parent, name) for name in networks)
         names[:] = [name for name in names if name not in networks]
 
@@ -297,9 +322,10 @@ def _read_splits(path: Path) -> dict[str, dict[str, list]]:
         content = json.loads(path.read_text())
         splits = {name: found if isinstance(found, dict) else {"path": found} for name, found in content.items()}
         good = all(isinstance(entries["path"], list) for entries in splits.values())
+        good = good and all(isinstance(path, str) for entries in splits.values() for path in entries["path"])
     except OSError:
         raise ValueError(f"data.split_path: {path}: no such file") from None
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, KeyError, RecursionError):
         good = False
     if not good or set(splits) != {"train", "val", "test"}:
         raise ValueError(f'{path}: expected JSON with "train", "val" and "test", each with a list "path"')

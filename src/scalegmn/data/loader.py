@@ -16,8 +16,8 @@ from scalegmn.data.augment import AugmentConfig, augment, check_augment
 from scalegmn.data.cnn_zoos import cnn_listing
 from scalegmn.data.convert import checksum, converted
 from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
-from scalegmn.data.zoo_format import Zoo, open_zoo
-from scalegmn.spec import NetParams
+from scalegmn.data.zoo_format import Zoo, in_single, open_zoo
+from scalegmn.spec import MIXED, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 
 BLOCK = 2048
@@ -149,10 +149,8 @@ class LabelledNets:
         return len(self.rows)
 
     def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams:
-        """Some of the networks, in float32 at least, on a device, canonical if they are read so."""
-        params = self.zoo.params[self.rows[index]]
-        dtype = torch.float32 if params.biases[0].dtype == torch.float16 else None
-        return canonicalize(params.to(device=device, dtype=dtype), self.removed)
+        """Some of the networks on a device, in single precision at least, canonical if they are read so."""
+        return canonicalize(in_single(self.zoo.params[self.rows[index]].to(device)), self.removed)
 
     def batches(
         self, batch_size: int = BLOCK, device: torch.device | str = "cpu", generator: torch.Generator | None = None
@@ -177,14 +175,19 @@ def augmented(
 
 
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
-    """What is left to do when the zoo is read, so that canonical copies are read to the bit as they are stored."""
-    return tuple(name for name in config.canonicalize if config.switch_to_canon and name not in zoo.canonical)
+    """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
+    as they are stored, still have."""
+    having = {"phase": {"sine", MIXED}, "scale": {"relu", "leaky_relu", MIXED}}
+    found = {layer.activation for params in zoo.nets for layer in params.spec.layers}
+    wanted = config.canonicalize if config.switch_to_canon else ()
+    return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)
 
 
 def reading(config: DataConfig, zoo: Zoo) -> str:
     """In words, how the zoo's networks are read: without which symmetries, or as they are stored."""
-    if config.switch_to_canon and config.canonicalize:
-        return f"canonical ({', '.join((*zoo.canonical, *symmetries_to_remove(config, zoo)))})"
+    removed = symmetries_to_remove(config, zoo)
+    if removed or (config.switch_to_canon and config.canonicalize and zoo.canonical):
+        return f"canonical ({', '.join((*zoo.canonical, *removed))})"
     return "as stored" + (f" (canonical: {', '.join(zoo.canonical)})" if zoo.canonical else "")
 
 
@@ -207,6 +210,10 @@ def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tu
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
     check_augment(config.augment, zoo.spec)
     removed = symmetries_to_remove(config, zoo)
+    undone = [name for name in config.augment.group if config.switch_to_canon and name in config.canonicalize]
+    if undone:
+        remedy = "use --data.switch_to_canon False or leave it out"
+        raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
     return zoo, {
         name: LabelledNets(zoo, rows[:limit], zoo.columns[column][rows[:limit]], removed)
         for name, rows in zoo.splits.items()

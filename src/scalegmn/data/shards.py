@@ -37,7 +37,6 @@ class Shards:
     def __init__(self, out: Path, plan: Mapping[str, Any], num_shards: int) -> None:
         self.out, self.plan, self.num_shards = out, json.loads(json.dumps(plan)), num_shards
         self.folder = out.with_name(out.name + ".partial")
-        self._lock = FileLock(out.with_name(out.name + ".lock"))
         if self.finished:
             self.discard()  # left over when the last moment was interrupted
             return
@@ -87,7 +86,7 @@ class Shards:
         draw: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         """Writes the zoo from all shards, unless another process has done so, and removes them."""
-        with self.lock():
+        with lock(self.out):
             if not self.finished:
                 write_zoo(self.out, self, splits, {"recipe": self.plan, **provenance}, draw)
             self.discard()
@@ -95,31 +94,35 @@ class Shards:
     def __iter__(self) -> Iterator[Networks]:
         return map(self.read, range(self.num_shards))
 
-    @contextmanager
-    def lock(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Excludes other processes, also those on other machines; the system frees it when a process dies.
-
-        Args:
-            waiting: called when another process holds it.
-        """
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            waiting()
-            self._lock.acquire()
-        try:
-            yield
-        finally:
-            if self.finished or not self.folder.exists():  # done or discarded; whoever waits finds that
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
-
     def discard(self) -> None:
         """Removes all shards."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
+
+
+@contextmanager
+def lock(out: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Excludes other processes from making the zoo `out`, also those on other machines; it may be entered again by the
+    process that holds it, and the system frees it when a process dies.
+
+    Args:
+        out: the zoo's folder.
+        waiting: called when another process holds the lock.
+    """
+    own = FileLock(out.with_name(out.name + ".lock"), is_singleton=True)
+    try:
+        own.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        own.acquire()
+    try:
+        yield
+    finally:
+        if own.lock_counter == 1 and not out.with_name(out.name + ".partial").exists():  # done, or given up
+            Path(own.lock_file).unlink(missing_ok=True)
+        own.release()
 
 
 def _expect_recipe(path: Path, plan: dict[str, Any], read: Callable[[Any], Any]) -> None:

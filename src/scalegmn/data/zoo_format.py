@@ -275,6 +275,11 @@ def verify_zoo(path: Path) -> Zoo:
     return zoo
 
 
+def in_single(params: NetParams) -> NetParams:
+    """Networks that are stored in half precision, in single; others as they are. Nothing is computed in half."""
+    return params.map(Tensor.float) if params.biases[0].dtype == torch.float16 else params
+
+
 def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
     """The first index, along the first axis, at which a tensor has a NaN or infinity; None when there is none."""
     finite = torch.stack([tensor.flatten(1).isfinite().all(1) for tensor in tensors]).all(0)

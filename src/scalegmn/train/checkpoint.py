@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -20,7 +20,17 @@ def save_checkpoint(path: Path, model: nn.Module, facts: dict[str, Any]) -> None
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Loads parameters and buffers into the model; returns the facts."""
-    with safe_open(path, "pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        return json.loads(file.metadata()["facts"])
+    """Loads parameters and buffers into the model; returns the facts.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: missing or damaged ({error})") from None
+    except RuntimeError as error:  # torch names every parameter
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{path}: of a model with another configuration ({reason})") from None
