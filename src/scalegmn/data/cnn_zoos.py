@@ -7,7 +7,6 @@ import csv
 import gzip
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from scalegmn.data.convert import Listing
 from scalegmn.data.zoo_format import Networks, first_not_finite
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
 
 FINAL_STEP = 86
 """The step whose checkpoint counts."""
@@ -99,11 +98,8 @@ def _read(
             weights.append(tensor.permute(0, 2, 1))
     params = NetParams.from_tensors(weights, biases, activations[0])
     if len(set(activations)) > 1:
-        spec = NetSpec(
-            tuple(replace(layer, activation=MIXED) for layer in params.spec.layers[:-1]) + params.spec.layers[-1:]
-        )
         own = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
-        params = NetParams(spec, params.weights, params.biases, own)
+        params = NetParams(params.spec.with_activation(MIXED), params.weights, params.biases, own)
     columns = {"test_accuracy": scores[part], "row": torch.tensor(rows[part])}
     return Networks((params,), columns)
 
