@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIME := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo demo-editing test lint
+.PHONY: setup demo demo-editing demo-generalization test lint
 
 setup: .venv/installed
 
@@ -20,6 +20,11 @@ demo: setup
 demo-editing: setup
 	$(BIN)/python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml
 	$(BIN)/python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml --run_dir runs/demo-editing/$(TIME)
+
+demo-generalization: setup
+	$(BIN)/python -m scalegmn.zoos.cnns --conf configs/zoos/digits_cnn.yml
+	$(BIN)/python predicting_generalization.py --conf configs/digits_cnn/scalegmn_hetero_bidir.yml --run_dir runs/demo-generalization/$(TIME)
+	$(BIN)/python benchmarks/statistics_baseline.py runs/demo-generalization/$(TIME)
 
 test: setup
 	$(BIN)/python -m pytest

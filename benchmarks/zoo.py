@@ -1,24 +1,28 @@
-"""Fitting many SIRENs at once: our loop beside a naive batched one, in one run.
+"""Fitting many networks at once: our loops beside plain ones, in one run.
 
 python benchmarks/zoo.py [--out FILE.jsonl]
 
-The naive version is autograd over `torch.baddbmm` on all networks at once, with torch's Adam. Prints, for
+SIRENs: the naive version is autograd over `torch.baddbmm` on all networks at once, with torch's Adam. Prints, for
 the networks of the digits and the MNIST recipe, network-steps per second (one forward, backward and Adam step of one
 network; medians of rounds in turns), their ratio, and what share of this machine's own rate for large matrix products
-our products alone amount to; the rest is mostly sines and cosines. Appends a line per case to FILE.
+our products alone amount to; the rest is mostly sines and cosines. Small CNNs, with dropout and Adam: beside the same
+networks as torch modules, trained one after the other, in images per second of one network. Appends a line per case to
+FILE.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalegmn.nets.siren import init_siren, pixel_grid
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.zoos.fit import Descent, fit_sirens
+from scalegmn.zoos.fit_cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
 
 STEPS, ROUNDS = 20, 5
 CASES = {"digits": ([2, 12, 12, 1], 8, 6.0, 2048), "mnist": ([2, 32, 32, 1], 28, 30.0, 256)}
@@ -81,6 +85,54 @@ def measure(layout: list[int], side: int, w0: float, networks: int) -> dict[str,
     return rates | {"ratio": rates["ours"] / rates["naive"], "share": rates["ours"] * flop / matrix_rate}
 
 
+CNNS, ALONE = 256, 2
+"""CNNs that ours trains at once, and that are trained one by one."""
+
+
+def cnn_problem() -> tuple[NetSpec, LabelledImages]:
+    """CNNs of the digits recipe, and as many images as there are digits."""
+    sizes = (1, 16, 16, 16)
+    hidden = (LayerSpec(a, b, (3, 3), "relu") for a, b in pairwise(sizes))
+    pixels, labels = torch.rand(1797, 1, 8, 8), torch.randint(10, (1797,))
+    return NetSpec((*hidden, LayerSpec(16, 10))), LabelledImages(pixels, labels, torch.arange(1437), torch.arange(32))
+
+
+def batched_cnns(spec: NetSpec, images: LabelledImages, networks: int, batch_size: int) -> None:
+    """One epoch of all networks, and their accuracy on all images."""
+    value = torch.full((networks,), 1e-3)
+    adam = torch.full((networks,), OPTIMIZERS.index("adam"))
+    choices = Choices(value, value, 300 * value, adam, 100 * value, torch.ones(networks))
+    activation = torch.full((networks,), ACTIVATIONS.index("relu"))
+    train_cnns(spec, activation, choices, images, (1,), batch_size, "same", (0, 0))
+
+
+def cnns_one_by_one(images: LabelledImages, networks: int, batch_size: int) -> None:
+    """One epoch of each network as torch modules."""
+    for _ in range(networks):
+        hidden = [nn.Sequential(nn.Conv2d(i, 16, 3, 2, 1), nn.ReLU(), nn.Dropout(0.3)) for i in (1, 16, 16)]
+        model = nn.Sequential(*hidden, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=2e-3)
+        for rows in images.train[torch.randperm(len(images.train))].split(batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images.pixels[rows]), images.labels[rows]).backward()
+            optimizer.step()
+
+
+def measure_cnns(batch_size: int) -> dict[str, float]:
+    """Images per second of one network's training, both ways."""
+    spec, images = cnn_problem()
+    found = {"ours": [], "one_by_one": []}
+    for round_number in range(ROUNDS + 1):  # the first is a warm-up
+        took = {
+            "ours": seconds(batched_cnns, spec, images, CNNS, batch_size) / CNNS,
+            "one_by_one": seconds(cnns_one_by_one, images, ALONE, batch_size) / ALONE,
+        }
+        for name, time_of_one in took.items() if round_number else ():
+            found[name].append(time_of_one)
+    rates = {name: len(images.train) / sorted(took)[ROUNDS // 2] for name, took in found.items()}
+    return rates | {"ratio": rates["ours"] / rates["one_by_one"]}
+
+
 def main() -> None:
     """Measures all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,10 +145,22 @@ def main() -> None:
         case = f"{name}: {layout}, {side**2} points, {networks} networks"
         ours_rate, naive_rate, ratio, share = figures.values()
         print(f"{case:<44}{ours_rate:>10,.0f}{naive_rate:>10,.0f}{ratio:>8.1f}{share:>15.0%}")
-        if arguments.out:
-            line = {"case": name, "threads": torch.get_num_threads(), "torch": torch.__version__, **figures}
-            with open(arguments.out, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        append(arguments.out, name, figures)
+    print(f"{'images per second':<44}{'ours':>10}{'1 by 1':>10}{'ratio':>8}")
+    for batch_size in (32, 512):
+        figures = measure_cnns(batch_size)
+        append(arguments.out, f"cnn, batches of {batch_size}", figures)
+        ours_rate, alone_rate, ratio = figures.values()
+        case = f"CNN [1, 16, 16, 16, 10], 8x8, batches of {batch_size}"
+        print(f"{case:<44}{ours_rate:>10,.0f}{alone_rate:>10,.0f}{ratio:>8.1f}")
+
+
+def append(path: str | None, case: str, figures: dict[str, float]) -> None:
+    """A line of JSON to the file, if there is one."""
+    if path:
+        with open(path, "a") as file:
+            line = {"case": case, "threads": torch.get_num_threads(), "torch": torch.__version__, **figures}
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

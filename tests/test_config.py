@@ -11,6 +11,7 @@ from scalegmn.config import Config, read_config
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.train.optim import build_optimizer
 from scalegmn.train.trainer import backward_in_parts
+from scalegmn.zoos.cnns import CnnRecipe
 from scalegmn.zoos.recipes import InrRecipe
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,8 @@ def test_all_published_configs_are_there():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path):
-    assert parse(InrRecipe, ["--conf", str(path)]).out.startswith("data/")
+    recipe = CnnRecipe if "cnn" in path.stem else InrRecipe
+    assert parse(recipe, ["--conf", str(path)]).out.startswith("data/")
 
 
 @pytest.mark.parametrize("path", RUNS + RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -19,12 +19,14 @@ ALLOWED = {
     "data": {"spec", "log", "symmetry", "graphs", "data"},
     "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "data.shards", "data.images", "zoos"},
     "train": {"log", "plot", "train"},
-    "tasks": {"spec", "plot", "nets", "models.base", "data", "train.task", "tasks"},
+    "tasks": {"spec", "plot", "symmetry", "nets", "models.base", "data", "train.task", "tasks"},
     "config": {"cli", "log", "official", "spec", "data", "models", "train"},
     "official": {"cli", "spec", "models"},
     "canonicalize": {"cli", "config", "data", "log", "official", "spec", "symmetry"},
     "check": {"config", "data", "log", "spec", "symmetry", "train.checkpoint"},
-    "edit": {"config", "data", "log", "models.base", "spec", "symmetry", "tasks", "train.checkpoint"},
+    "trained": {"models.base", "spec", "train.checkpoint"},
+    "edit": {"config", "data", "log", "models.base", "spec", "symmetry", "tasks", "trained"},
+    "predict": {"config", "data", "spec", "symmetry", "tasks", "trained"},
     "__init__": {"spec", "config"},
 }
 ONLY_IN = {"wandb": {"log"}, "matplotlib": {"plot"}, "lightning": {"train"}, "jsonargparse": {"cli"}}

@@ -168,11 +168,6 @@ def test_bad_input(home, words, parts):
     assert set(home.glob("runs/*")) == before
 
 
-@pytest.mark.parametrize("script", ["predicting_generalization.py"])
-def test_later_scripts_say_so(home, script):
-    assert_refused(run(ROOT / script, "--conf", "any.yml", cwd=home), "comes with the next release")
-
-
 def test_zoo_command_refuses_bad_recipes(home):
     assert_refused(run("-m", "scalegmn.zoos", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?")
     assert_refused(run("-m", "scalegmn.zoos", "--views", "0", cwd=home), "views: found 0, expected at least 1")

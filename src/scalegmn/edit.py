@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from scalegmn.models.base import Metanetwork
 from scalegmn.spec import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
 from scalegmn.tasks.editing import edited
-from scalegmn.train.checkpoint import load_checkpoint
+from scalegmn.trained import load_model, run_data
 
 
 @dataclass(frozen=True)
@@ -76,29 +75,14 @@ def edit_stored(model: Metanetwork, params: NetParams, removed: Sequence[str]) -
     return params
 
 
-def load_run(config: EditConfig) -> Metanetwork:
-    """The trained model of `config.checkpoint`, in evaluation mode.
-
-    Raises:
-        ValueError: the folder holds no finished run.
-    """
-    run = Path(config.checkpoint)
-    try:
-        spec = NetSpec.from_dict(json.loads((run / "summary.json").read_text())["data"]["spec"])
-    except (OSError, KeyError, ValueError):
-        raise ValueError(f"--checkpoint: {run} is not the folder of a finished run") from None
-    model = config.scalegmn_args.build(spec)
-    load_checkpoint(run / "checkpoints" / "best.safetensors", model)
-    return model.eval()
-
-
 def edit_files(config: EditConfig) -> None:
     """Edits the files of `config.edit`, each into one of the same name, keys and type.
 
     Raises:
         ValueError: a file is missing, refused, not a network that the model was trained for, or exists in `out`.
     """
-    model, source, out = load_run(config), Path(config.edit), Path(config.out)
+    run, source, out = Path(config.checkpoint), Path(config.edit), Path(config.out)
+    model = load_model(config.scalegmn_args, run, NetSpec.from_dict(run_data(run)["spec"]))
     files = [(source, out)]
     if source.is_dir():
         found = sorted(path for path in source.rglob("*") if path.suffix in (".pth", ".safetensors"))

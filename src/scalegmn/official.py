@@ -59,11 +59,11 @@ _RUN = """batch_size debug wandb wandb_args.project wandb_args.entity wandb_args
 """Keys outside `scalegmn_args` that mean the same here, under the same name."""
 
 _RUN_TRANSLATED = """optimization.clip_grad optimization.clip_grad_max_norm optimization.optimizer_name
-    optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps"""
+    optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps train_args.loss"""
 """Keys outside `scalegmn_args` that are read and said in other words."""
 
 _RUN_NOT_USED = """data.image_size data.layer_layout data.img_ds
-    train_args.loss train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
+    train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
     inr_model.out_features inr_model.n_layers inr_model.hidden_features inr_model.img_shape
     optimization.scheduler_args.scheduler_mode optimization.scheduler_args.decay_rate
     optimization.scheduler_args.decay_steps optimization.scheduler_args.patience"""
@@ -190,12 +190,17 @@ def translate_file(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         problems.append(str(error))
     except TypeError as error:
         problems.append(f"scalegmn_args: a value has the wrong type ({error})")
+    loss = given.get("train_args.loss")
+    if loss not in (None, "CrossEntropyLoss", "MSE", "BCE"):
+        problems.append(f"train_args.loss: {loss!r} is not supported, only 'CrossEntropyLoss', 'MSE' and 'BCE'")
     if problems:
         raise ValueError("; ".join(problems))
     settings = {key: value for key, value in given.items() if key in same and value is not None}
     clip, steps = given.get("optimization.clip_grad"), given.get("optimization.scheduler_args.warmup_steps", 0)
     settings["optimization.clip_grad_max_norm"] = given.get("optimization.clip_grad_max_norm") if clip else None
     settings["optimization.scheduler_args.warmup_steps"] = steps if scheduler else 0
+    if loss in ("MSE", "BCE"):  # classification always has CrossEntropyLoss
+        settings["train_args.loss"] = loss
     settings |= {f"scalegmn_args.{key}": list(v) if isinstance(v, tuple) else v for key, v in leaves(config)}
     given |= {f"scalegmn_args.{key}": value for key, value in leaves(model)}
     never_read |= {f"scalegmn_args.{key}" for key in _NEVER_READ}

@@ -91,3 +91,44 @@ def edits(path: Path, inputs: np.ndarray, targets: np.ndarray, outputs: np.ndarr
             for axes, error in zip(line, errors, strict=True):
                 axes.set_title(f"{error:.4f}", fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def accuracies(path: Path, groups: Mapping[str, np.ndarray]) -> None:
+    """Histograms of test accuracies, one line per named group of networks."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for name, values in groups.items():
+        axes.hist(values, bins=50, range=(0, 1), histtype="step", label=name)
+    axes.set(xlabel="test accuracy", ylabel="networks")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def predictions(
+    path: Path, true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], title: str
+) -> None:
+    """Predicted against true test accuracy, and their means by decile of the prediction.
+
+    Args:
+        path: the PNG.
+        true: [n] in [0, 1].
+        predicted: [n] in [0, 1].
+        kinds: name -> [n] bool, which networks have its colour.
+        title: above the scatter.
+    """
+    figure = _figure(10, 5)
+    scatter, calibration = figure.subplots(1, 2)
+    for name, own in kinds.items():
+        scatter.scatter(true[own], predicted[own], s=6, alpha=0.5, label=name)
+    if len(kinds) > 1:
+        scatter.legend()
+    scatter.set(xlabel="true test accuracy", ylabel="predicted", title=title, aspect="equal")
+    deciles = np.array_split(predicted.argsort(kind="stable"), min(10, len(predicted)))
+    means = [[values[rows].mean() for rows in deciles] for values in (predicted, true)]
+    spread = [true[rows].std() for rows in deciles]
+    calibration.errorbar(*means, yerr=spread, fmt="o-", capsize=3)
+    calibration.set(xlabel="mean predicted, by decile", ylabel="mean true (bars: standard deviation)", aspect="equal")
+    for axes in (scatter, calibration):
+        axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.savefig(path, dpi=120)

@@ -9,7 +9,7 @@ Shape letters: B networks, L layers, N nodes, E edges, K kernel values; n = [n_0
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -96,6 +96,11 @@ class NetSpec:
         w0 = float(w0) if activation in ("sine", MIXED) else 1.0
         *hidden, last = pairwise(layout)
         return cls((*(LayerSpec(i, o, None, activation, w0) for i, o in hidden), LayerSpec(*last)))
+
+    def with_activation(self, activation: str) -> NetSpec:
+        """The same layers with another hidden activation."""
+        *hidden, last = self.layers
+        return NetSpec((*(replace(layer, activation=activation) for layer in hidden), last))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> NetSpec:

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,10 +13,13 @@ import torch
 from published import CNN_LAYOUT, MNIST, save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
 from scalegmn.data import convert
+from scalegmn.data.cnn_zoos import write_published
 from scalegmn.data.inr_zoos import mnist_splits
 from scalegmn.data.loader import DataConfig, load_splits, open_data
-from scalegmn.spec import NetParams
+from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
+from scalegmn.spec import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +153,39 @@ def test_unknown_activation_of_cnns(tmp_path):
         open_data(
             DataConfig(str(tmp_path), "svhn", activation_function="gelu", idcs_file=f"{tmp_path}/cifar10_split.csv")
         )
+
+
+@pytest.mark.parametrize("activations", [("relu", "tanh"), ("tanh",)])
+def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
+    """Written by the command, read back identically: the final networks, to the bit, each with its accuracy."""
+    recipe = {"networks": 30, "checkpoints": (0, 1, 3), "channels": (3, 4), "padding": "same", "num_images": 100}
+    ours = open_zoo(make_cnn_zoo(CnnRecipe(out=str(tmp_path / "zoo"), activations=activations, **recipe)))
+    command = [sys.executable, "-m", "scalegmn.data", "published", str(ours.path), "--out", str(tmp_path / "published")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    names = ["cifar10_split.csv", "layout.csv", "metrics.csv.gz", "weights.npy"]
+    assert sorted(path.name for path in (tmp_path / "published").iterdir()) == names
+    zoo, splits = load_splits(DataConfig(str(tmp_path / "published"), "cifar10"), "test_accuracy")
+    assert {name: len(nets) for name, nets in splits.items()} == {"train": 12, "val": 3, "test": 15}
+    assert zoo.spec == ours.spec
+    rows = zoo.columns["row"]
+    assert sorted(rows.tolist()) == (ours.columns["epoch"] == 3).nonzero()[:, 0].tolist()
+    assert torch.equal(zoo.params.flatten(), ours.params[rows].flatten())
+    assert torch.equal(zoo.columns["test_accuracy"], ours.columns["test_accuracy"][rows])
+    if len(activations) > 1:
+        assert torch.equal(zoo.params.activation, ours.params.activation[rows])
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "exists already" in again.stderr
+
+
+def test_other_zoos_have_no_published_layout(tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 9).to(torch.float32)
+    splits = {name: torch.tensor([k]) for k, name in enumerate(("train", "val", "test"))}
+    write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.zeros(9).long()})], splits, {})
+    with pytest.raises(ValueError, match=r"found MLP .* with columns label, expected convolutions and one linear"):
+        write_published(open_zoo(tmp_path / "zoo"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_where_conversions_go(tmp_path, generator, monkeypatch, capsys):

@@ -235,7 +235,7 @@ def test_half_precision(recipe, tmp_path):
 
 
 def test_problems_are_named_together():
-    match = r"views: found 0.*lr: found -1.*hidden: found \[\].*val_fraction, test_fraction.*shard: found 2/2"
+    match = r"views: found 0.*shard: found 2/2.*lr: found -1.*hidden: found \[\].*val_fraction, test_fraction"
     with pytest.raises(ValueError, match=match):
         InrRecipe(views=0, hidden=(), lr=-1.0, val_fraction=0.5, test_fraction=0.6, shard="2/2")
 

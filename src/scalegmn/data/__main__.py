@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from scalegmn.data.cnn_zoos import write_published
 from scalegmn.data.inr_zoos import mnist_splits
 from scalegmn.data.zoo_format import Zoo, open_zoo, verify_zoo
 from scalegmn.log import user_errors, write_atomic
@@ -67,11 +68,13 @@ def main() -> None:
         ("info", "what a zoo holds"),
         ("verify", "every checksum and weight of a zoo"),
         ("export", "one network of a zoo as a state dict"),
+        ("published", "a zoo of CNNs in the published layout: npy and csv files"),
     ):
         commands.add_parser(name, help=text).add_argument("zoo", type=Path, help="its folder")
     export = commands.choices["export"]
     export.add_argument("--network", type=int, required=True, help="its number in the zoo")
     export.add_argument("--out", type=Path, required=True, help="file, .pth or .safetensors")
+    commands.choices["published"].add_argument("--out", type=Path, required=True, help="folder of the files")
     splits = commands.add_parser("splits", help="splits JSON of the published MNIST INRs")
     splits.add_argument("dataset_path", type=Path, help="folder of the INRs")
     splits.add_argument("--out", type=Path, help="JSON file; default mnist_splits.json in dataset_path")
@@ -86,6 +89,9 @@ def main() -> None:
         elif arguments.command == "export":
             export_network(open_zoo(arguments.zoo), arguments.network, arguments.out)
             print(arguments.out)
+        elif arguments.command == "published":
+            write_published(open_zoo(arguments.zoo), arguments.out)
+            print(f"{arguments.out}: read it with --data.dataset cifar10 --data.dataset_path {arguments.out}")
         else:
             out = arguments.out or arguments.dataset_path / "mnist_splits.json"
             if out.exists():

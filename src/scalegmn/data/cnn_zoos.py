@@ -8,7 +8,6 @@ import gzip
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 
 from scalegmn.data.convert import Listing, NothingThereError
-from scalegmn.data.zoo_format import Networks, first_not_finite
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
+from scalegmn.data.zoo_format import Networks, Zoo, first_not_finite
+from scalegmn.log import removed_on_failure
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
 
 FINAL_STEP = 86
 """The step whose checkpoint counts."""
@@ -77,6 +77,52 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
     return Listing([weights, metrics, layout, order], len(chosen), read, splits, {})
 
 
+def write_published(zoo: Zoo, folder: Path) -> None:
+    """Writes a zoo of CNNs in the published layout, which `cnn_listing` reads back.
+
+    The files: `weights.npy`, `metrics.csv.gz` (`step` is the epoch), `layout.csv` and `cifar10_split.csv`, a random
+    order of the rows. The last epoch is written as step 86, by which readers choose; they also split anew.
+
+    Args:
+        zoo: convolutions, then one linear layer, with columns `test_accuracy` and `epoch`.
+        folder: where they go; made.
+
+    Raises:
+        ValueError: the folder exists, or the zoo is another one.
+    """
+    spec, missing = zoo.spec, {"test_accuracy", "epoch"} - set(zoo.columns)
+    kinds = [layer.kernel is not None for layer in spec.layers]
+    if missing or kinds != [True] * (spec.num_layers - 1) + [False]:
+        raise ValueError(
+            f"{zoo.path}: found {spec} with columns {', '.join(zoo.columns)}, expected convolutions and one linear "
+            "layer, with test_accuracy and epoch"
+        )
+    if folder.exists():
+        raise ValueError(f"{folder} exists already")
+    layout, parts, start = [], [], 0
+    for index, (weight, bias) in enumerate(zip(zoo.params.weights, zoo.params.biases, strict=True)):
+        layer = f"sequential/{f'conv2d_{index}'.removesuffix('_0') if kinds[index] else 'dense'}"
+        weight = weight.permute(0, 3, 4, 2, 1) if kinds[index] else weight.mT
+        for kind, tensor in (("bias:0", bias), ("kernel:0", weight)):
+            size = tensor[0].numel()
+            layout.append([f"{layer}/{kind}", start, start + size, str(tuple(tensor.shape[1:]))])
+            parts.append(tensor.flatten(1).float())
+            start += size
+    last, columns = zoo.columns["epoch"].max(), {key: column.tolist() for key, column in zoo.columns.items()}
+    columns["step"] = torch.where(zoo.columns["epoch"] == last, FINAL_STEP, zoo.columns["epoch"]).tolist()
+    columns["config.activation"] = [spec.layers[0].activation] * len(zoo)
+    if zoo.params.activation is not None:
+        columns["config.activation"] = [ACTIVATIONS[index] for index in zoo.params.activation.tolist()]
+    with removed_on_failure(folder):
+        folder.mkdir(parents=True)
+        np.save(folder / "weights.npy", torch.cat(parts, 1).numpy())
+        with open(folder / "layout.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["varname", "start_idx", "end_idx", "shape"], *layout])
+        with gzip.open(folder / "metrics.csv.gz", "wt", newline="") as file:
+            csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+        np.savetxt(folder / "cifar10_split.csv", np.random.default_rng(0).permutation(len(zoo)), fmt="%d")
+
+
 def _read(
     file: Path,
     values: np.ndarray,
@@ -102,11 +148,8 @@ def _read(
             weights.append(tensor.permute(0, 2, 1))
     params = NetParams.from_tensors(weights, biases, activations[0])
     if len(set(activations)) > 1:
-        spec = NetSpec(
-            tuple(replace(layer, activation=MIXED) for layer in params.spec.layers[:-1]) + params.spec.layers[-1:]
-        )
         own = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
-        params = NetParams(spec, params.weights, params.biases, own)
+        params = NetParams(params.spec.with_activation(MIXED), params.weights, params.biases, own)
     columns = {"test_accuracy": scores[part], "row": torch.tensor(rows[part])}
     return Networks((params,), columns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from scalegmn.data.cnn_zoos import cnn_listing
 from scalegmn.data.convert import checksum, converted
 from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
 from scalegmn.data.zoo_format import Zoo, in_single, open_zoo
-from scalegmn.spec import MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 
 BLOCK = 2048
@@ -48,7 +48,7 @@ class DataConfig:
     """cifar_inr: train on so many more fits of each image."""
 
     activation_function: str | None = None
-    """cifar10, svhn: only CNNs with this activation; null: all."""
+    """Predicting generalisation: only networks with this hidden activation, such as relu; null: all."""
 
     style_function: Literal["dilate", "increase_contrast"] = "dilate"
     """Editing: what the edited image is. dilate: thicker strokes (one channel); increase_contrast (three)."""
@@ -99,7 +99,8 @@ def open_data(config: DataConfig) -> Zoo:
     """
     root = Path(config.dataset_path).expanduser()
     if config.dataset == "zoo" or (root / "zoo.json").exists():
-        return open_zoo(root)
+        zoo = open_zoo(root)
+        return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
     def file(given: str | None, default: str) -> Path:
         return root / default if given is None else Path(given).expanduser()
@@ -127,6 +128,30 @@ def open_data(config: DataConfig) -> Zoo:
         name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
         listing = partial(mnist_listing, root, splits)
     return converted(name, root, choice, listing, config.cache_dir and Path(config.cache_dir).expanduser())
+
+
+def of_activation(zoo: Zoo, name: str) -> Zoo:
+    """Those of a zoo's networks that have a hidden activation; of a zoo that mixes activations, copied into memory.
+
+    Raises:
+        ValueError: there are none.
+    """
+    params = zoo.params
+    found = [layer.activation for layer in params.spec.layers[:-1]]
+    own = torch.full((len(params),), found == [name] * len(found))
+    if params.activation is not None:
+        found = [ACTIVATIONS[index] for index in params.activation.unique()]
+        own = params.activation == ACTIVATIONS.index(name) if name in found else own
+    if not own.any():
+        expected = ", ".join(sorted(set(found)))
+        raise ValueError(f"data.activation_function: found {name}, expected one of {expected} as in {zoo.path}")
+    if own.all():
+        return zoo
+    weights, biases = (tuple(tensor[own] for tensor in tensors) for tensors in (params.weights, params.biases))
+    kept = NetParams(params.spec.with_activation(name), weights, biases)
+    place = own.cumsum(0) - 1
+    splits = {split: place[rows[own[rows]]] for split, rows in zoo.splits.items()}
+    return replace(zoo, nets=(kept,), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
 
 
 @dataclass(frozen=True)

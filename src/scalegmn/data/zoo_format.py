@@ -219,8 +219,9 @@ def open_zoo(path: Path) -> Zoo:
     missing = [part.name for part in (description, file) if not part.exists()]
     if missing:
         raise ValueError(
-            f"{path}: no zoo there ({' and '.join(missing)} missing); set --data.dataset_path, or make a zoo of INRs "
-            f"with `python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}`"
+            f"{path}: no zoo there ({' and '.join(missing)} missing); set --data.dataset_path, or make a zoo: of INRs "
+            f"with `python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}`, of CNNs with "
+            f"`python -m scalegmn.zoos.cnns --conf configs/zoos/digits_cnn.yml --out {path}`"
         )
     remedy = f"delete {path} and make it again"
     try:

@@ -41,7 +41,7 @@ def evaluate_cnn(
         layer, weight, bias = spec.layers[index], params.weights[index], params.biases[index]
         if padding == "same":
             (top, bottom), (left, right) = (
-                _same_padding(size, kernel, stride) for size, kernel in zip(x.shape[2:], layer.kernel, strict=True)
+                same_padding(size, kernel, stride) for size, kernel in zip(x.shape[2:], layer.kernel, strict=True)
             )
             x = pad(x, (left, right, top, bottom))
         # all networks read the same images, and each its own channels after that
@@ -57,7 +57,7 @@ def evaluate_cnn(
     return evaluate(linear, pooled)
 
 
-def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros before and after, such that ceil(size / stride) positions remain."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2

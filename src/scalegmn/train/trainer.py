@@ -43,6 +43,9 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial parameters, order of batches and dropout."""
 
+    loss: Literal["MSE", "BCE"] = "MSE"
+    """Predicting generalisation: squared error or binary cross-entropy of the predicted accuracy."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +10,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from scalegmn.data.images import Images, load_images
 from scalegmn.data.shards import Shards
@@ -22,6 +19,7 @@ from scalegmn.nets.siren import OUTPUT_OFFSET, init_siren, pixel_grid, render
 from scalegmn.plot import reconstructions
 from scalegmn.spec import NetParams, NetSpec
 from scalegmn.zoos.fit import Descent, fit_sirens
+from scalegmn.zoos.making import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
 
 BLOCK = 512
 """Networks per shard. A shard depends on the recipe and its number alone, not on who fits it or what came before."""
@@ -31,21 +29,11 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class InrRecipe:
+class InrRecipe(Recipe):
     """Fit SIRENs to images, and store them as a zoo."""
 
     out: str = "data/digits_inr"
     """Folder of the zoo."""
-
-    images: Literal["digits", "mnist", "fashion_mnist", "cifar10", "folder"] = "digits"
-    """Image source. digits: scikit-learn's 1,797 grey images of 8x8 pixels; mnist, fashion_mnist: the four IDX files;
-    cifar10: the published batches, or pictures; folder: pictures of one size, <class>/<picture>. See data/README.md."""
-
-    images_path: str | None = None
-    """Where the images' files are: a folder, for cifar10 and folder also a tar archive; digits needs none."""
-
-    num_images: int | None = None
-    """Fit only so many images, evenly spaced in their order; null: all."""
 
     views: int = 8
     """Fits per image, each from its own initial weights."""
@@ -84,58 +72,25 @@ class InrRecipe:
     test_fraction: float | None = 0.2
     """Share of the images whose networks are for testing; null: those of the source's own test set."""
 
-    seed: int = 0
-    """Seed of initial weights and split."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks are fitted; auto: on a GPU when there is one."""
-
-    shard: str | None = None
-    """i/n: fit only the i-th of n parts, i from 0; the last to finish merges them. null: all, or this process's part
-    under torchrun. The zoo is the same whatever n is."""
-
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: found {getattr(self, name)}, expected at least 1"
-            for name in ("views", "steps", "num_images")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
+        problems = self.common_problems(("views", "steps"), ("weight_decay",))
         problems += [
             f"{name}: found {getattr(self, name)}, expected above 0"
             for name in ("w0", "lr", "target_psnr")
             if getattr(self, name) is not None and not getattr(self, name) > 0
-        ]
-        problems += [
-            f"{name}: found {getattr(self, name)}, expected 0 or more"
-            for name in ("weight_decay", "seed")
-            if not getattr(self, name) >= 0
         ]
         if not self.hidden or min(self.hidden) < 1:
             problems.append(f"hidden: found {list(self.hidden)}, expected one number per layer, each at least 1")
         fractions = [fraction for fraction in (self.val_fraction, self.test_fraction) if fraction is not None]
         if not min(fractions) > 0 or not sum(fractions) < 1:
             problems.append(f"val_fraction, test_fraction: found {fractions}, expected positive with a sum below 1")
-        if self.shard is not None and not _is_part(self.shard):
-            problems.append(f"shard: found {self.shard}, expected i/n with i from 0 to n - 1, such as 0/4")
         if problems:
             raise ValueError("; ".join(problems))
-
-    @property
-    def part(self) -> tuple[int, int]:
-        """Which part of how many this process fits."""
-        words = self.shard.split("/") if self.shard else (os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1))
-        return int(words[0]), int(words[1])
 
     @property
     def descent(self) -> Descent:
         """How each network is fitted."""
         return Descent(self.steps, self.lr, self.optimizer, self.weight_decay, self.target_psnr)
-
-
-def _is_part(text: str) -> bool:
-    """Whether text is i/n with i < n."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    return bool(found) and int(found[1]) < int(found[2])
 
 
 def make_zoo(recipe: InrRecipe) -> Path:
@@ -150,37 +105,20 @@ def make_zoo(recipe: InrRecipe) -> Path:
         ValueError: the folder holds something else, the images cannot be read, or the recipe does not work.
         OSError: the disk is full, or similar.
     """
-    device = _device(recipe.device)
+    device = choose_device(recipe.device)
     images = load_images(recipe.images, recipe.images_path and Path(recipe.images_path))
-    image = _chosen(images, recipe.num_images).repeat_interleave(recipe.views)
+    image = choose_images(images, recipe.num_images).repeat_interleave(recipe.views)
     splits = _splits(recipe, images, image)
-    elsewhere = ("out", "images_path", "device", "shard")
-    plan = {key: value for key, value in asdict(recipe).items() if key not in elsewhere}
     blocks = image.split(BLOCK)
-    shards = Shards(Path(recipe.out), plan | {"image_source": images.source, "block": BLOCK}, len(blocks))
+    shards = Shards(Path(recipe.out), recipe.plan() | {"image_source": images.source, "block": BLOCK}, len(blocks))
     if shards.finished:
         print(f"{shards.out}: this zoo is there already")
         return shards.out
 
-    part, num_parts = recipe.part
-    own = [number for number in shards.missing() if number % num_parts == part]
-    with tqdm(total=sum(len(blocks[number]) for number in own), unit=" networks", desc="fitting", disable=None) as bar:
-        for number in own:
-            if number not in shards.missing():  # somebody else has fitted it meanwhile
-                continue
-            fitted = _fit(recipe, images, blocks[number], number, device, bar)
-            diverged = int((~fitted.columns["psnr"].isfinite()).sum())
-            if diverged:
-                shards.discard()
-                found = f"{diverged} of {len(fitted)} networks diverged"
-                raise ValueError(f"lr: found {recipe.lr}, with which {found}; lower it")
-            if not shards.finished:  # by somebody else, meanwhile
-                shards.write(number, *fitted.nets, **fitted.columns)
-    missing = shards.missing()
-    if missing:
-        parts = sorted({number % num_parts for number in missing})
-        words = f"{len(missing)} of {len(blocks)} shards are still to come, from part {', '.join(map(str, parts))}"
-        print(f"{shards.out}: part {part}/{num_parts} is done; {words}")
+    def fit(number: int, on_done: OnDone) -> Networks:
+        return _fit(recipe, images, blocks[number], number, device, on_done)
+
+    if not fit_shards(recipe, shards, list(map(len, blocks)), fit, "fitting"):
         return shards.out
     provenance = {
         "images": recipe.images,
@@ -194,24 +132,6 @@ def make_zoo(recipe: InrRecipe) -> Path:
     low, median = np.percentile(zoo.columns["psnr"].numpy(), [5, 50])
     print(f"{zoo.path}: {len(zoo):,} networks {zoo.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
     return zoo.path
-
-
-def _device(name: str) -> str:
-    """`cpu`, or a GPU; under torchrun, each process has its own."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: found cuda, but torch sees no GPU; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-
-
-def _chosen(images: Images, num_images: int | None) -> Tensor:
-    """The identities of `num_images` images, evenly spaced, so that classes and test set have their shares."""
-    if num_images is None:
-        return torch.arange(len(images))
-    if num_images > len(images):
-        raise ValueError(f"num_images: found {num_images}, expected at most {len(images)}")
-    return torch.arange(num_images) * len(images) // num_images
 
 
 def _splits(recipe: InrRecipe, images: Images, image: Tensor) -> dict[str, Tensor]:
@@ -231,18 +151,22 @@ def _splits(recipe: InrRecipe, images: Images, image: Tensor) -> dict[str, Tenso
     return splits
 
 
-def _fit(recipe: InrRecipe, images: Images, image: Tensor, number: int, device: str, bar: tqdm) -> Networks:
+def _fit(recipe: InrRecipe, images: Images, image: Tensor, number: int, device: str, on_done: OnDone) -> Networks:
     """Shard `number`: a network for each of the images `image`, [B]."""
     height, width, _ = images.shape
     pixels = images.take(image)
     start = _initial(recipe, _spec(recipe, images), number, len(image))
     targets = pixels.flatten(1, 2) - OUTPUT_OFFSET
-    fitted = fit_sirens(start, pixel_grid(height, width), targets, recipe.descent, device, bar.update)
+    fitted = fit_sirens(start, pixel_grid(height, width), targets, recipe.descent, device, on_done)
     params, mse = fitted.params, fitted.mse
     if recipe.dtype == "float16":
         params = params.map(Tensor.half)
         mse = (render(params.map(Tensor.float), height, width) - pixels).square().flatten(1).mean(1)
     psnr = -10 * mse.clamp_min(1e-12).log10()
+    diverged = int((~psnr.isfinite()).sum())
+    if diverged:
+        found = f"{diverged} of {len(psnr)} networks diverged"
+        raise ValueError(f"lr: found {recipe.lr}, with which {found}; lower it")
     return Networks((params,), {"label": images.labels[image], "image": image, "psnr": psnr, "steps": fitted.steps})
 
 
@@ -254,15 +178,9 @@ def _spec(recipe: InrRecipe, images: Images) -> NetSpec:
 def _initial(recipe: InrRecipe, spec: NetSpec, number: int, num_networks: int) -> NetParams:
     """The initial networks of shard `number`."""
     if recipe.init == "independent":
-        return init_siren(spec, num_networks, _generator(recipe.seed, number))
-    views = init_siren(spec, recipe.views, _generator(recipe.seed, 0))
+        return init_siren(spec, num_networks, seeded(recipe.seed, number))
+    views = init_siren(spec, recipe.views, seeded(recipe.seed, 0))
     return views[(number * BLOCK + torch.arange(num_networks)) % recipe.views]
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    """A generator whose stream differs for every pair of seed and shard."""
-    words = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> 1))
 
 
 def _draw(folder: Path, spec: NetSpec, images: Images) -> None:

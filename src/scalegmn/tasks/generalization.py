@@ -1,0 +1,150 @@
+"""Predict the test accuracy of networks from their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+from scalegmn.data.loader import DataConfig, LabelledNets, augmented, load_splits, reading
+from scalegmn.models.base import Metanetwork
+from scalegmn.plot import predictions
+from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.symmetry.canonicalize import canonicalize
+
+DEBUG_NETWORKS = 16
+"""Networks per split in a debug run."""
+
+LOSSES = {
+    "MSE": lambda logits, target: nn.functional.mse_loss(logits.sigmoid(), target),
+    "BCE": nn.functional.binary_cross_entropy_with_logits,
+}
+"""Of what a model says before the sigmoid, and the true accuracy."""
+
+
+def metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """How well accuracies are predicted.
+
+    Args:
+        true, predicted: [n], in [0, 1].
+
+    Returns:
+        `tau`: Kendall's tau-b, the agreement of the order; `r2`: 1 - sum (y - f)^2 / sum (y - mean y)^2; `mae`: mean
+        |y - f|. tau and r2 are 0 where they are not defined: all true values are the same, or, for tau, all predicted.
+    """
+    tau, spread = kendalltau(true, predicted).statistic, np.square(true - true.mean()).sum()
+    return {
+        "tau": 0.0 if math.isnan(tau) else float(tau),
+        "r2": float(1 - np.square(true - predicted).sum() / spread) if spread > 0 else 0.0,
+        "mae": float(np.abs(true - predicted).mean()),
+    }
+
+
+def weight_sizes(params: NetParams) -> Tensor:
+    """log10 of the root mean square of each layer's weights, [B, L], without the scale symmetry of relu layers: two
+    networks of the same function have the same."""
+    weights = canonicalize(params, ("scale",)).weights
+    return torch.stack([w.flatten(1).square().mean(1).sqrt() for w in weights], 1).clamp_min(1e-30).log10()
+
+
+class Generalization:
+    """The sigmoid of a model's one output against a zoo's column `test_accuracy` (Unterthiner et al., 2020); selected
+    by Kendall's tau on the validation split.
+
+    Args:
+        data: which zoo; `activation_function` chooses among its networks.
+        batch_size: networks per batch.
+        loss: `MSE` of the sigmoid, or `BCE`.
+        debug: use only a few networks per split.
+
+    Raises:
+        ValueError: the zoo cannot be read, or its accuracies are not from 0 to 1.
+    """
+
+    monitor = "tau"
+    maximize = True
+
+    def __init__(
+        self, data: DataConfig, batch_size: int, loss: Literal["MSE", "BCE"] = "MSE", debug: bool = False
+    ) -> None:
+        self.zoo, self.splits = load_splits(data, "test_accuracy", DEBUG_NETWORKS if debug else None)
+        low, high = (value.item() for value in self.zoo.columns["test_accuracy"].aminmax())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"{self.zoo.path}: test_accuracy: found {low:g} to {high:g}, expected 0 to 1")
+        self.data, self.batch_size, self.criterion = data, batch_size, LOSSES[loss]
+        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
+        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
+        print(f" networks, {self.spec}, {reading(data, self.zoo)}")
+
+    @property
+    def spec(self) -> NetSpec:
+        """The zoo's networks."""
+        return self.zoo.spec
+
+    def prepare(self, model: Metanetwork) -> None:
+        """Input normalisation from the training split, for models that have it."""
+        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+
+    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
+        """One epoch of shuffled (networks, accuracies [B]) on a device."""
+        for params, target in self.splits["train"].batches(self.batch_size, device, generator):
+            yield augmented(self.data, params, target, generator)
+
+    def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
+        """The mean loss of the networks' accuracies, [B]."""
+        return self.criterion(model(inputs)[:, 0], target)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
+    ) -> dict[str, float]:
+        """Loss, tau, R^2 and mean absolute error over a whole split.
+
+        With a folder `figures`: predicted against true accuracies and their calibration go there, and the metrics of
+        each activation of a mixed zoo are given too, as `tau_relu`, ...
+        """
+        model.eval()
+        nets = self.splits[split]
+        logits = torch.cat([model(params)[:, 0].float().cpu() for params, _ in nets.batches(self.batch_size, device)])
+        true, predicted = nets.labels.double().numpy(), logits.double().sigmoid().numpy()
+        found = {"loss": self.criterion(logits, nets.labels).item(), **metrics(true, predicted)}
+        if figures is not None:
+            kinds = _by_activation(nets)
+            for name, own in kinds.items() if len(kinds) > 1 else ():
+                found |= {f"{key}_{name}": value for key, value in metrics(true[own], predicted[own]).items()}
+            title = f"{split}: tau {found['tau']:.3f}, R^2 {found['r2']:.3f}"
+            predictions(figures / "predictions.png", true, predicted, kinds, title)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """Which zoo was read, and how; and what its training networks are like, which tells others from them.
+
+        `test_accuracy`: percentiles 0 to 100. `log10_weights`: per layer, the least and the largest `weight_sizes`.
+        """
+        nets = self.splits["train"]
+        sizes = torch.cat([weight_sizes(params) for params, _ in nets.batches()])
+        percentiles = np.percentile(nets.labels.double().numpy(), range(101))
+        return {
+            "zoo": str(self.zoo.path),
+            "sha256": self.zoo.sha256,
+            "read": reading(self.data, self.zoo),
+            "networks": {name: len(nets) for name, nets in self.splits.items()},
+            "spec": self.spec.to_dict(),
+            "test_accuracy": percentiles.tolist(),
+            "log10_weights": torch.stack(sizes.aminmax(dim=0), 1).tolist(),
+        }
+
+
+def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
+    """Activation -> [M] bool, which networks have it; `networks`, all, where they do not differ."""
+    kinds = nets.zoo.params.activation
+    if kinds is None:
+        return {"networks": np.full(len(nets), True)}
+    own = kinds[nets.rows]
+    return {ACTIVATIONS[index]: (own == index).numpy() for index in own.unique().tolist()}

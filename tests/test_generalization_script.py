@@ -1,0 +1,195 @@
+"""predicting_generalization.py, as a user runs it, on a small zoo made by the command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from published import write_cnns
+from safetensors.torch import save_file
+
+from scalegmn.data.zoo_format import open_zoo
+from scalegmn.spec import ACTIVATIONS
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=2"]
+
+
+def run(*words, cwd):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def predict(home, *words, conf="configs/digits_cnn/scalegmn_hetero.yml"):
+    given = [] if conf is None else ["--conf", ROOT / conf]
+    return run(ROOT / "predicting_generalization.py", *given, *words, cwd=home)
+
+
+def assert_refused(result, *parts):
+    """One line that says what is wrong, and exit code 2."""
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a zoo of both activations and two trained runs."""
+    folder = tmp_path_factory.mktemp("home")
+    words = ["--networks=40", "--checkpoints=[0,4]", "--channels=[4,5]", "--num_images=300", "--test_fraction=0.3"]
+    made = run("-m", "scalegmn.zoos.cnns", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert "80 checkpoints of 40 networks CNN [1, 4, 5, 10] (hetero); 0 diverged" in made.stdout
+    for name in ("hetero", "relu"):
+        result = predict(folder, *SMALL, f"--run_dir=runs/{name}", conf=f"configs/digits_cnn/scalegmn_{name}.yml")
+        assert result.returncode == 0, result.stderr
+        assert "test tau" in result.stdout
+    return folder
+
+
+def test_results(home):
+    summary = json.loads((home / "runs/hetero/summary.json").read_text())
+    for name in ("loss", "tau", "r2", "mae", "tau_relu", "tau_tanh", "r2_relu", "mae_tanh"):
+        assert f"test_{name}" in summary
+    assert summary["data"]["networks"] == {"train": 48, "val": 8, "test": 24}
+    for name in ("predictions.png", "learning_curves.png"):
+        assert (home / "runs/hetero/figures" / name).read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (home / "runs/hetero/metrics.jsonl").read_text().splitlines()]
+    assert {"val_tau", "val_r2", "val_mae", "val_loss"} <= set(rows[0])
+    assert summary["val_tau"] == max(row["val_tau"] for row in rows)
+    relu = json.loads((home / "runs/relu/summary.json").read_text())
+    assert "test_tau_relu" not in relu
+    assert {layer["activation"] for layer in relu["data"]["spec"]["layers"]} == {"relu", "identity"}
+    assert 0 < relu["data"]["networks"]["train"] < 48
+
+
+def test_config_of_a_run_repeats_it_exactly(home):
+    again = predict(home, "--run_dir=runs/again", conf=home / "runs/relu/config.yml")
+    assert again.returncode == 0, again.stderr
+    first, repeated = (json.loads((home / f"runs/{name}/summary.json").read_text()) for name in ("relu", "again"))
+    assert {k: v for k, v in first.items() if k.startswith("test_")} == {
+        k: v for k, v in repeated.items() if k.startswith("test_")
+    }
+
+
+def test_published_files_and_layout(home, tmp_path):
+    """The published configuration of the mixed zoo, unchanged, on a dataset in the published layout."""
+    write_cnns(tmp_path / "data/cifar10")
+    content = json.loads((ROOT / "tests/fixtures/published_configs.json").read_text())["cifar10/scalegmn_hetero.yml"]
+    (tmp_path / "published.yml").write_text(yaml.safe_dump(content))
+    (tmp_path / "bce.yml").write_text(yaml.safe_dump({"train_args": {"loss": "BCE"}}))
+    words = ["--conf", tmp_path / "bce.yml", *SMALL, "--run_dir=out"]
+    result = predict(tmp_path, *words, conf=tmp_path / "published.yml")
+    assert result.returncode == 0, result.stderr
+    assert yaml.safe_load((tmp_path / "out/config.yml").read_text())["train_args"]["loss"] == "BCE"
+    assert "test_tau_relu" in json.loads((tmp_path / "out/summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--scalegmn_args.symmetry=scale"], ["scalegmn_args.symmetry: scale does not hold", "use hetero"]),
+        (
+            ["--scalegmn_args.symmetry=sign", "--data.activation_function=relu"],
+            ["scalegmn_args.symmetry: sign does not hold", "use scale"],
+        ),
+        (["--data.activation_function=gelu"], ["data.activation_function: found gelu, expected one of relu, tanh"]),
+        (["--scalegmn_args.out_dim=10"], ["scalegmn_args.out_dim: found 10", "needs 1"]),
+        (["--scalegmn_args.output=parameters"], ["scalegmn_args.output: found parameters", "needs vector"]),
+        (["--train_args.loss=CE"], ["train_args.loss", "CE", "MSE"]),
+        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.cnns"]),
+        (["--predict=net.pth"], ["belong together"]),
+        (["--data.augment.rotate=10"], ["data.augment"]),
+    ],
+)
+def test_bad_input(home, words, parts):
+    before = set(home.glob("runs/*"))
+    assert_refused(predict(home, *words), *parts)
+    assert set(home.glob("runs/*")) == before
+
+
+def test_zoos_without_accuracies(home):
+    made = run("-m", "scalegmn.zoos", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
+    assert made.returncode == 0, made.stderr
+    assert_refused(predict(home, "--data.dataset_path=data/inrs"), "data/inrs: no column 'test_accuracy', found image")
+
+
+def state_of(zoo, row):
+    params = zoo.params[row : row + 1]
+    tensors = [tensor[0].clone() for pair in zip(params.weights, params.biases, strict=True) for tensor in pair]
+    return {
+        f"{layer}.{kind}": tensors[2 * layer + i] for layer in range(3) for i, kind in enumerate(("weight", "bias"))
+    }
+
+
+@pytest.fixture(scope="module")
+def nets(home):
+    """Files of networks like and unlike those of the zoo."""
+    zoo = open_zoo(home / "data/digits_cnn")
+    train = zoo.splits["train"]
+    row = int(train[zoo.params.activation[train] == ACTIVATIONS.index("relu")][0])
+    state = state_of(zoo, row)
+    folder = home / "nets"
+    folder.mkdir()
+    torch.save({**state, "label": 3}, folder / "own.pth")
+    save_file(state, folder / "own.safetensors")
+    torch.save({name: 1e5 * t if name == "2.weight" else t for name, t in state.items()}, folder / "large.pth")
+    wide = {"0.weight": torch.randn(6, 1, 3, 3) / 9, "0.bias": torch.zeros(6)}
+    wide |= {"1.weight": torch.randn(7, 6, 3, 3) / 50, "1.bias": torch.zeros(7)}
+    torch.save({**wide, "2.weight": torch.randn(10, 7) / 7, "2.bias": torch.zeros(10)}, folder / "wide.pth")
+    torch.save({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}, folder / "linear.pth")
+    short = {"0.weight": torch.zeros(4, 1, 3, 3), "0.bias": torch.zeros(4)}
+    torch.save({**short, "1.weight": torch.zeros(10, 4), "1.bias": torch.zeros(10)}, folder / "short.pth")
+    torch.save({name: t * torch.nan for name, t in state.items()}, folder / "nan.pth")
+    torch.save({"0.weight": torch.zeros(3, 2)}, folder / "half.pth")
+    return folder
+
+
+def ask(home, name, *words, checkpoint="runs/relu"):
+    return predict(home, f"--checkpoint={checkpoint}", f"--predict=nets/{name}", *words, conf=None)
+
+
+def test_own_network(home, nets):
+    first, second = ask(home, "own.pth"), ask(home, "own.safetensors")
+    for result in (first, second):
+        assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert first.stdout.replace("own.pth", "own.safetensors") == second.stdout
+    accuracy = float(first.stdout.split("accuracy ")[1].split("%")[0])
+    share = int(first.stdout.split("that of ")[1].split(" %")[0])
+    data = json.loads((home / "runs/relu/summary.json").read_text())["data"]
+    assert share == pytest.approx(sum(100 * a < accuracy for a in data["test_accuracy"]), abs=1)
+    hetero = ask(home, "own.pth", "--data.activation_function=tanh", checkpoint="runs/hetero")
+    assert hetero.returncode == 0, hetero.stderr
+
+
+def test_unlike_networks_are_warned_of(home, nets):
+    large, wide = ask(home, "large.pth"), ask(home, "wide.pth")
+    assert (large.returncode, wide.returncode) == (0, 0)
+    assert large.stderr.startswith("warning: nets/large.pth: layer 2 has weights of size ")
+    assert "is a CNN [1, 6, 7, 10] (relu), the training networks are CNN [1, 4, 5, 10] (relu)" in wide.stderr
+    assert "predicted test accuracy" in large.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "parts"),
+    [
+        ("short.pth", [], ["runs/relu was trained on CNN [1, 4, 5, 10] (relu), and cannot read CNN [1, 4, 10] (relu)"]),
+        ("linear.pth", [], ["expected networks with at least one hidden layer"]),
+        ("nan.pth", [], ["nets/nan.pth: layer 0: weight of network 0 has NaN"]),
+        ("half.pth", [], ["nets/half.pth: 1 weights and 0 biases"]),
+        ("missing.pth", [], ["nets/missing.pth: no such file"]),
+        ("own.pth", ["--data.activation_function=tanh"], ["found tanh, but the model was trained on relu networks"]),
+    ],
+)
+def test_networks_that_cannot_be_read(home, nets, name, words, parts):
+    assert_refused(ask(home, name, *words), *parts)
+
+
+def test_runs_that_cannot_predict(home, nets):
+    assert_refused(ask(home, "own.pth", checkpoint="runs/hetero"), "data.activation_function: found null", "several")
+    assert_refused(ask(home, "own.pth", checkpoint="runs/no"), "runs/no/config.yml: no such file")
+    (home / "runs/unfinished").mkdir()
+    (home / "runs/unfinished/config.yml").write_text((home / "runs/relu/config.yml").read_text())
+    assert_refused(ask(home, "own.pth", checkpoint="runs/unfinished"), "is not the folder of a finished run")

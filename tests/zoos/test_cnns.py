@@ -1,0 +1,156 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import scalegmn.zoos.cnns as cnns
+from scalegmn.data.images import load_images
+from scalegmn.data.zoo_format import open_zoo, verify_zoo
+from scalegmn.nets.cnn import evaluate_cnn
+from scalegmn.spec import ACTIVATIONS
+from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
+
+SMALL = {"networks": 24, "checkpoints": (0, 2), "channels": (4, 4), "padding": "same", "batch_size": 32}
+SMALL |= {"num_images": 200, "init_std": (0.1, 0.5)}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(cnns, "BLOCK", 10)
+    return CnnRecipe(out=str(tmp_path / "zoo"), **SMALL)
+
+
+def test_zoo_of_digits(recipe, tmp_path):
+    """Columns say what each network is: its accuracy is that of the stored weights on held-out images."""
+    zoo = verify_zoo(make_cnn_zoo(recipe))
+    assert zoo.spec.layout == (1, 4, 4, 10)
+    assert zoo.columns["network"].tolist() == [k // 2 for k in range(48)]
+    assert zoo.columns["epoch"].tolist() == [0, 2] * 24
+    images = load_images("digits")
+    chosen = torch.arange(200) * 1797 // 200
+    pixels = 2 * images.take(chosen).permute(0, 3, 1, 2) - 1
+    right = (evaluate_cnn(zoo.params, pixels).argmax(2) == images.labels[chosen]).float()
+    whole = zoo.columns["train_fraction"] == 1.0  # those have seen all images that are not for testing
+    both = 160 * zoo.columns["train_accuracy"] + 40 * zoo.columns["test_accuracy"]
+    torch.testing.assert_close(both[whole], right[whole].sum(1), rtol=0, atol=1e-3)
+    assert not torch.allclose(both[~whole], right[~whole].sum(1), rtol=0, atol=1e-3)
+    test = 40 * zoo.columns["test_accuracy"]
+    torch.testing.assert_close(test, test.round(), rtol=0, atol=1e-4)
+    assert {ACTIVATIONS[k] for k in zoo.params.activation.tolist()} == {"relu", "tanh"}
+    assert (zoo.path / "accuracies.png").stat().st_size > 1000
+    assert zoo.provenance["diverged"] == 0
+    for name, (low, high) in {"lr": recipe.lr, "l2": recipe.l2, "dropout": recipe.dropout}.items():
+        column = zoo.columns[name]
+        assert low <= column.min() < column.max() <= high
+    assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
+
+
+def test_no_network_is_in_two_splits(recipe):
+    zoo = open_zoo(make_cnn_zoo(recipe))
+    networks = {name: set(zoo.columns["network"][rows].tolist()) for name, rows in zoo.splits.items()}
+    assert {name: len(found) for name, found in networks.items()} == {"train": 17, "val": 2, "test": 5}
+    assert len(set.union(*networks.values())) == 24
+    assert sum(len(rows) for rows in zoo.splits.values()) == 48
+
+
+def test_one_activation_and_other_widths(recipe):
+    zoo = open_zoo(make_cnn_zoo(replace(recipe, activations=("tanh",), channels=(3, 5, 2), checkpoints=(1,))))
+    assert zoo.spec.layout == (1, 3, 5, 2, 10)
+    assert zoo.spec.symmetries == ("sign",) * 3
+    assert zoo.params.activation is None
+
+
+def test_shards_in_turn_make_the_same_zoo(recipe, tmp_path, capsys):
+    whole = open_zoo(make_cnn_zoo(recipe)).sha256
+    other = replace(recipe, out=str(tmp_path / "other"))
+    make_cnn_zoo(replace(other, shard="1/2"))
+    assert "part 1/2 is done; 2 of 3 shards are still to come, from part 0" in capsys.readouterr().out
+    assert not (tmp_path / "other").exists()
+    assert open_zoo(make_cnn_zoo(replace(other, shard="0/2"))).sha256 == whole
+    assert open_zoo(make_cnn_zoo(replace(recipe, out=str(tmp_path / "third"), seed=1))).sha256 != whole
+    make_cnn_zoo(recipe)
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="made by another recipe"):
+        make_cnn_zoo(replace(recipe, lr=(0.1, 0.2)))
+
+
+def test_killed_and_restarted(tmp_path):
+    """kill -9 in the middle, then the same command: finished shards are kept, and the zoo is the same."""
+    words = [f"--{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
+    words = [*words, "--networks=600", "--checkpoints=[8]", f"--out={tmp_path / 'zoo'}"]
+    command = [sys.executable, "-m", "scalegmn.zoos.cnns", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial, deadline = tmp_path / "zoo.partial", time.monotonic() + 100
+    while not list(partial.glob("shard-*.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {file: file.stat().st_mtime_ns for file in partial.glob("shard-*.safetensors")}
+    assert 0 < len(kept) < 3
+    again = subprocess.run([*command, "--shard=0/3"], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert all(file.stat().st_mtime_ns == written for file, written in kept.items())
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "600 checkpoints of 600 networks CNN [1, 4, 4, 10] (hetero); 0 diverged" in again.stdout
+    whole = make_cnn_zoo(CnnRecipe(out=str(tmp_path / "whole"), **SMALL | {"networks": 600, "checkpoints": (8,)}))
+    assert open_zoo(whole).sha256 == verify_zoo(tmp_path / "zoo").sha256
+
+
+def test_diverged_networks_are_left_out_and_counted(recipe):
+    zoo = verify_zoo(make_cnn_zoo(replace(recipe, optimizers=("sgd",), lr=(1e-3, 1e12), activations=("relu",))))
+    left = zoo.provenance["diverged"]
+    assert 3 < left < 20
+    assert len(zoo) == 2 * (24 - left)
+    assert len(zoo.columns["network"].unique()) == 24 - left
+
+
+def test_colour_becomes_grey_and_own_test_images_test(tmp_path, recipe):
+    from PIL import Image
+
+    for part, count in (("train", 30), ("test", 7)):
+        for k in range(count):
+            folder = tmp_path / "pictures" / part / str(k % 2)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), (60 + k, 10, 120 * (k % 2))).save(folder / f"{k}.png")
+    change = {"images": "folder", "images_path": str(tmp_path / "pictures"), "num_images": None}
+    zoo = open_zoo(make_cnn_zoo(replace(recipe, **change)))
+    assert zoo.spec.layout == (1, 4, 4, 2)
+    test = 7 * zoo.columns["test_accuracy"]
+    torch.testing.assert_close(test, test.round(), rtol=0, atol=1e-4)
+    colour = open_zoo(make_cnn_zoo(replace(recipe, **change, grey=False, out=str(tmp_path / "colour"))))
+    assert colour.spec.layout == (3, 4, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"padding": "valid", "channels": (4, 4, 4)}, "images of 8x8 are too small for 3 convolutions; use same"),
+        ({"networks": 3}, "networks: 3 networks, of which 0 diverged, leave none for val; use more"),
+        ({"num_images": 4}, "num_images: 4 images are too few"),
+        ({"num_images": 5000}, "num_images: found 5000, expected at most 1797"),
+        ({"images": "mnist"}, "images_path: found null"),
+    ],
+)
+def test_recipes_that_cannot_work_leave_nothing(recipe, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_cnn_zoo(replace(recipe, **change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_problems_are_named_together_in_one_line():
+    words = ["--networks=0", "--channels=[]", "--checkpoints=[3,1]", "--lr=[1,0.1]", "--dropout=[0,1]"]
+    words += ["--train_fractions=[0,2]", "--activations=[relu,relu]", "--shard=2/2", "--val_fraction=1"]
+    result = subprocess.run([sys.executable, "-m", "scalegmn.zoos.cnns", *words], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    for name in ("networks", "channels", "checkpoints", "lr", "dropout", "train_fractions", "activations", "shard"):
+        assert f"{name}: found" in result.stderr
+    assert "val_fraction, test_fraction: found" in result.stderr
