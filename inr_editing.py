@@ -4,14 +4,17 @@ python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml
 python inr_editing.py --checkpoint RUN --edit net.pth --out edited.pth
 """
 
+from pathlib import Path
+
 import torch
 
 from scalegmn.config import read_checkpoint_config, start_run, with_run_dir
 from scalegmn.data.loader import open_data
-from scalegmn.edit import EditConfig, edit_files, export_zoo, load_run
+from scalegmn.edit import EditConfig, edit_files, export_zoo
 from scalegmn.log import user_errors
 from scalegmn.tasks.editing import Editing, table
 from scalegmn.train.trainer import fit
+from scalegmn.trained import load_model
 
 
 def main() -> None:
@@ -21,7 +24,8 @@ def main() -> None:
         if config.edit is not None:
             return edit_files(config)
         if config.checkpoint is not None:
-            return export_zoo(config, load_run(config), open_data(config.data))
+            zoo = open_data(config.data)
+            return export_zoo(config, load_model(config.scalegmn_args, Path(config.checkpoint), zoo.spec), zoo)
         config = with_run_dir(config)
         config.train_args.check_device()
         task = Editing(config.data, config.batch_size, config.debug)

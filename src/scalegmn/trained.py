@@ -31,6 +31,9 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     Raises:
         ValueError: it was trained with another configuration, or on networks with other layers.
     """
+    expected = NetSpec.from_dict(run_data(run)["spec"])
+    if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in expected.layers]:
+        raise ValueError(f"--checkpoint: {run} was trained on {expected}, and cannot read {spec}")
     model = config.build(spec)
     load_checkpoint(run / "checkpoints" / "best.safetensors", model)
     return model.eval()
