@@ -176,7 +176,7 @@ def test_unlike_networks_are_warned_of(home, nets):
     ("name", "words", "parts"),
     [
         ("short.pth", [], ["runs/relu was trained on CNN [1, 4, 5, 10] (relu), and cannot read CNN [1, 4, 10] (relu)"]),
-        ("linear.pth", [], ["expected networks with at least one hidden layer"]),
+        ("linear.pth", [], ["and cannot read MLP [2, 3] (linear)"]),
         ("nan.pth", [], ["nets/nan.pth: layer 0: weight of network 0 has NaN"]),
         ("half.pth", [], ["nets/half.pth: 1 weights and 0 biases"]),
         ("missing.pth", [], ["nets/missing.pth: no such file"]),

@@ -32,7 +32,10 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
         ValueError: it was trained with another configuration, or on networks with other layers.
     """
     expected = NetSpec.from_dict(run_data(run)["spec"])
-    if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in expected.layers]:
+    fixed, found = (
+        (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
+    )  # hidden layers may be wider
+    if found != fixed:
         raise ValueError(f"--checkpoint: {run} was trained on {expected}, and cannot read {spec}")
     model = config.build(spec)
     load_checkpoint(run / "checkpoints" / "best.safetensors", model)
