@@ -119,7 +119,7 @@ def cnns_one_by_one(images: LabelledImages, networks: int, batch_size: int) -> N
 
 
 def measure_cnns(batch_size: int) -> dict[str, float]:
-    """Images per second of one network's training, both ways, on one core: small layers one by one gain from no more."""
+    """Images per second of one core, both ways; small layers one by one gain from no more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     spec, images = cnn_problem()

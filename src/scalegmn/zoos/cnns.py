@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scalegmn.cli import parse
 from scalegmn.data.images import Images, load_images
-from scalegmn.data.shards import Shards
+from scalegmn.data.shards import Shards, lock
 from scalegmn.data.zoo_format import Networks, open_zoo, split_by_group
 from scalegmn.log import user_errors, versions
 from scalegmn.plot import accuracies
@@ -136,7 +136,7 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
 
     if not fit_shards(recipe, shards, sizes, train, "training"):
         return shards.out
-    with shards.lock():
+    with lock(shards.out):
         if not shards.finished:  # by somebody else, meanwhile
             _merge(recipe, shards, images, device)
     zoo = open_zoo(shards.out)
