@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,10 +20,6 @@ from scalegmn.plot import learning_curves
 from scalegmn.train.checkpoint import load_checkpoint, save_checkpoint
 from scalegmn.train.optim import OptimizationConfig, build_optimizer
 from scalegmn.train.task import Task
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-"""torch reads this at its first allocation: blocks of 2 MB and more ask for huge pages, which saves page faults, a
-third or more of the time of a step on a large input network (Linux; elsewhere it means nothing)."""
 
 LOG_EVERY = 10
 """Steps between two readings of the loss for the progress bar; each waits for the device."""
