@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
-from scalegmn.models.base import Metanetwork
+from scalegmn.data.loader import DataConfig, augmented
 from scalegmn.plot import confusion_matrix
-from scalegmn.spec import NetParams, NetSpec
-
-DEBUG_NETWORKS = 16
-"""Networks per split in a debug run."""
+from scalegmn.spec import NetParams
+from scalegmn.tasks.zoo_task import ZooTask
 
 
-class Classification:
+class Classification(ZooTask):
     """Cross-entropy on the `label` column of a zoo; selected by validation accuracy.
 
     Args:
@@ -36,26 +31,15 @@ class Classification:
     maximize = True
 
     def __init__(self, data: DataConfig, batch_size: int, num_classes: int, debug: bool = False) -> None:
-        self.zoo, self.splits = load_splits(data, "label", DEBUG_NETWORKS if debug else None)
+        super().__init__(data, "label", batch_size, debug)
         labels = self.zoo.columns["label"]
         if labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(
                 f"scalegmn_args.out_dim: {num_classes} classes, but the labels of {self.zoo.path} reach from "
                 f"{int(labels.min())} to {int(labels.max())}"
             )
-        self.data, self.batch_size, self.num_classes = data, batch_size, num_classes
-        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
-        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
-        print(f" networks, {self.spec}, {reading(data, self.zoo)}")
-
-    @property
-    def spec(self) -> NetSpec:
-        """The zoo's networks."""
-        return self.zoo.spec
-
-    def prepare(self, model: Metanetwork) -> None:
-        """Input normalisation from the training split, for models that have it."""
-        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+        self.num_classes = num_classes
+        self.announce()
 
     def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
         """One epoch of shuffled (networks, labels) on a device; labels are probabilities [B, classes] under mixup."""
@@ -80,16 +64,6 @@ class Classification:
         return {
             "loss": nn.functional.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
-        }
-
-    def identity(self) -> dict[str, Any]:
-        """Which zoo was read, and how."""
-        return {
-            "zoo": str(self.zoo.path),
-            "sha256": self.zoo.sha256,
-            "read": reading(self.data, self.zoo),
-            "networks": {name: len(nets) for name, nets in self.splits.items()},
-            "spec": self.spec.to_dict(),
         }
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.data.images import SOURCES, Images, load_images
-from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
+from scalegmn.data.loader import DataConfig, augmented
 from scalegmn.data.zoo_format import Zoo
-from scalegmn.models.base import Metanetwork
 from scalegmn.nets.siren import render
 from scalegmn.plot import edits
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import NetParams
 from scalegmn.tasks.styles import STYLES
-
-DEBUG_NETWORKS = 16
-"""Networks per split in a debug run."""
+from scalegmn.tasks.zoo_task import ZooTask
 
 SHOWN = 6
 """Networks in each figure."""
@@ -41,7 +37,7 @@ def edited(model: nn.Module, params: NetParams) -> NetParams:
     )
 
 
-class Editing:
+class Editing(ZooTask):
     """Mean squared error between the image that an edited INR draws and the edited original (Zhou et al., 2023).
 
     The model reads an INR's weights alone and returns changes of them. Each INR's original is found by its identity,
@@ -63,8 +59,7 @@ class Editing:
         moving = [name for name in ("translate", "rotate", "mixup") if getattr(data.augment, name)]
         if moving:
             raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it 0 for editing")
-        self.zoo, self.splits = load_splits(data, "image", DEBUG_NETWORKS if debug else None)
-        self.data, self.batch_size = data, batch_size
+        super().__init__(data, "image", batch_size, debug)
         style = STYLES[data.style_function]
         if self.spec.layout[-1] != style.channels:
             raise ValueError(
@@ -78,18 +73,7 @@ class Editing:
         self.place = torch.zeros(int(used.max()) + 1, dtype=torch.long)  # image -> its row in these two
         self.place[used] = torch.arange(len(used))
         self._check_images()
-        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
-        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
-        print(f" networks, {self.spec}, {reading(data, self.zoo)}; style {data.style_function}")
-
-    @property
-    def spec(self) -> NetSpec:
-        """The zoo's networks."""
-        return self.zoo.spec
-
-    def prepare(self, model: Metanetwork) -> None:
-        """Input normalisation from the training split, for models that have it."""
-        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+        self.announce()
 
     def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
         """One epoch of shuffled (networks, edited originals [B, height, width, channels]) on a device."""
@@ -155,14 +139,7 @@ class Editing:
 
     def identity(self) -> dict[str, Any]:
         """Which zoo was read, and how, and what trivial answers reach on it."""
-        return {
-            "zoo": str(self.zoo.path),
-            "sha256": self.zoo.sha256,
-            "read": reading(self.data, self.zoo),
-            "networks": {name: len(nets) for name, nets in self.splits.items()},
-            "spec": self.spec.to_dict(),
-            "trivial_answers": self.trivial_answers(),
-        }
+        return {**super().identity(), "trivial_answers": self.trivial_answers()}
 
     def _check_images(self) -> None:
         """Raises ValueError unless the INRs draw their originals better than other originals."""

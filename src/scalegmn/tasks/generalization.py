@@ -12,14 +12,11 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, LabelledNets, augmented, load_splits, reading
-from scalegmn.models.base import Metanetwork
+from scalegmn.data.loader import DataConfig, LabelledNets, augmented
 from scalegmn.plot import predictions
-from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
-
-DEBUG_NETWORKS = 16
-"""Networks per split in a debug run."""
+from scalegmn.tasks.zoo_task import ZooTask
 
 LOSSES = {
     "MSE": lambda logits, target: nn.functional.mse_loss(logits.sigmoid(), target),
@@ -53,7 +50,7 @@ def weight_sizes(params: NetParams) -> Tensor:
     return torch.stack([w.flatten(1).square().mean(1).sqrt() for w in weights], 1).clamp_min(1e-30).log10()
 
 
-class Generalization:
+class Generalization(ZooTask):
     """The sigmoid of a model's one output against a zoo's column `test_accuracy` (Unterthiner et al., 2020); selected
     by Kendall's tau on the validation split.
 
@@ -73,23 +70,12 @@ class Generalization:
     def __init__(
         self, data: DataConfig, batch_size: int, loss: Literal["MSE", "BCE"] = "MSE", debug: bool = False
     ) -> None:
-        self.zoo, self.splits = load_splits(data, "test_accuracy", DEBUG_NETWORKS if debug else None)
+        super().__init__(data, "test_accuracy", batch_size, debug)
         low, high = (value.item() for value in self.zoo.columns["test_accuracy"].aminmax())
         if not 0 <= low <= high <= 1:
             raise ValueError(f"{self.zoo.path}: test_accuracy: found {low:g} to {high:g}, expected 0 to 1")
-        self.data, self.batch_size, self.criterion = data, batch_size, LOSSES[loss]
-        self.steps_per_epoch = math.ceil(len(self.splits["train"]) / batch_size)
-        print(f"{self.zoo.path}: " + ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items()), end="")
-        print(f" networks, {self.spec}, {reading(data, self.zoo)}")
-
-    @property
-    def spec(self) -> NetSpec:
-        """The zoo's networks."""
-        return self.zoo.spec
-
-    def prepare(self, model: Metanetwork) -> None:
-        """Input normalisation from the training split, for models that have it."""
-        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+        self.criterion = LOSSES[loss]
+        self.announce()
 
     def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
         """One epoch of shuffled (networks, accuracies [B]) on a device."""
@@ -131,11 +117,7 @@ class Generalization:
         sizes = torch.cat([weight_sizes(params) for params, _ in nets.batches()])
         percentiles = np.percentile(nets.labels.double().numpy(), range(101))
         return {
-            "zoo": str(self.zoo.path),
-            "sha256": self.zoo.sha256,
-            "read": reading(self.data, self.zoo),
-            "networks": {name: len(nets) for name, nets in self.splits.items()},
-            "spec": self.spec.to_dict(),
+            **super().identity(),
             "test_accuracy": percentiles.tolist(),
             "log10_weights": torch.stack(sizes.aminmax(dim=0), 1).tolist(),
         }
