@@ -27,7 +27,7 @@ demo-generalization: setup
 	$(BIN)/python benchmarks/statistics_baseline.py runs/demo-generalization/$(TIME)
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
