@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from scalegmn.cli import parse
 from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
-from scalegmn.tasks.classification import DEBUG_NETWORKS
+from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
 
 BASELINES = {
     "logistic regression": LogisticRegression(max_iter=200),
@@ -36,7 +36,7 @@ def main(run: Path) -> None:
     zoo, splits = load_splits(config.data, "label", DEBUG_NETWORKS if config.debug else None)
     if zoo.sha256 != summary["data"]["sha256"]:
         raise SystemExit(f"error: {zoo.path} is not the zoo that {run} was trained on; make it again")
-    features = {name: nets.params.flatten().numpy() for name, nets in splits.items()}
+    features = {name: nets.read(slice(None)).flatten().numpy() for name, nets in splits.items()}
     labels = {name: nets.labels.numpy() for name, nets in splits.items()}
     rows = [("ScaleGMN", summary["test_accuracy"], summary["parameters"], summary["seconds"])]
     for name, estimator in BASELINES.items():

@@ -21,7 +21,8 @@ from scalegmn.cli import parse
 from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
 from scalegmn.spec import NetParams
-from scalegmn.tasks.generalization import DEBUG_NETWORKS, metrics
+from scalegmn.tasks.generalization import metrics
+from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
 
 TREES, DEPTH, LEARNING_RATE = 500, 5, 0.05
 

@@ -65,6 +65,15 @@ def test_results(home):
     assert 0 < relu["data"]["networks"]["train"] < 48
 
 
+def test_statistics_baseline(home):
+    """The demo's last step."""
+    result = run(ROOT / "benchmarks" / "statistics_baseline.py", "runs/relu", cwd=home)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
+    assert [row["model"].split(",")[0] for row in rows] == ["ScaleGMN", "statistics"]
+    assert rows[0]["test_tau"] == json.loads((home / "runs/relu/summary.json").read_text())["test_tau"]
+
+
 def test_config_of_a_run_repeats_it_exactly(home):
     again = predict(home, "--run_dir=runs/again", conf=home / "runs/relu/config.yml")
     assert again.returncode == 0, again.stderr

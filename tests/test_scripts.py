@@ -61,6 +61,15 @@ def test_results(finished):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_flat_baselines(home, finished):
+    """The demo's last step."""
+    result = run(ROOT / "benchmarks" / "flat_baselines.py", finished, cwd=home)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (finished / "baselines.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in rows] == ["ScaleGMN", "logistic regression", "MLP, 256-128"]
+    assert rows[0]["test_accuracy"] == json.loads((finished / "summary.json").read_text())["test_accuracy"]
+
+
 def test_config_of_a_run_repeats_it_exactly(home, finished):
     config = yaml.safe_load((finished / "config.yml").read_text())
     assert config["scalegmn_args"]["hidden_dim"] == 8
