@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from scalegmn.config import Config
-from scalegmn.data.inr_zoos import layer_names, read_state_dict
+from scalegmn.data.inr_zoos import layer_names, read_state_dict, state_dict_of, write_state_dict
 from scalegmn.data.shards import Shards
 from scalegmn.data.zoo_format import Zoo, in_single
-from scalegmn.log import versions, write_atomic
+from scalegmn.log import versions
 from scalegmn.models.base import Metanetwork
 from scalegmn.spec import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
@@ -105,7 +103,7 @@ def edit_files(config: EditConfig) -> None:
         tensors = [tensor for pair in zip(changed.weights, changed.biases, strict=True) for tensor in pair]
         state |= {name: new[0].to(state[name].dtype) for name, new in zip(names, tensors, strict=True)}
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, _file_content(target, state))
+        write_state_dict(target, state)
     print(f"{out}: {len(files):,} networks edited")
 
 
@@ -121,11 +119,7 @@ def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
         for part in tqdm(parts, desc="exporting", disable=None):
             changed = edit_stored(model, in_single(params[part].to(device)), removed).to("cpu")
             for row in range(len(changed)):
-                state = {}
-                for layer, (weight, bias) in enumerate(zip(changed.weights, changed.biases, strict=True)):
-                    state |= {f"seq.{layer}.weight": weight[row].clone(), f"seq.{layer}.bias": bias[row].clone()}
-                target = out / f"net{part.start + row}.pth"
-                write_atomic(target, _file_content(target, state))
+                write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(changed, row))
         return
     state = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
     plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
@@ -148,12 +142,3 @@ def _as_network(path: Path, tensors: Sequence[Tensor], spec: NetSpec) -> NetPara
     if not all(tensor.isfinite().all() for tensor in batch):
         raise ValueError(f"{path}: a weight or bias is NaN or infinite")
     return NetParams(spec, tuple(batch[::2]), tuple(batch[1::2]))
-
-
-def _file_content(path: Path, state: dict[str, Any]) -> bytes:
-    """A state dict as the bytes of a `.pth` or `.safetensors` file."""
-    if path.suffix == ".safetensors":
-        return save({name: tensor.contiguous() for name, tensor in state.items()})
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()

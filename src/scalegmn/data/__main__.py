@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save
-
 from scalegmn.data.cnn_zoos import write_published
-from scalegmn.data.inr_zoos import mnist_splits
+from scalegmn.data.inr_zoos import mnist_splits, state_dict_of, write_state_dict
 from scalegmn.data.zoo_format import Zoo, open_zoo, verify_zoo
 from scalegmn.log import user_errors, write_atomic
 
@@ -46,18 +42,9 @@ def export_network(zoo: Zoo, number: int, out: Path) -> None:
         if number < len(params):
             break
         number -= len(params)
-    tensors = {}
-    for layer, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
-        tensors |= {f"seq.{layer}.weight": weight[number].clone(), f"seq.{layer}.bias": bias[number].clone()}
-    if out.suffix == ".pth":
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        content = buffer.getvalue()
-    elif out.suffix == ".safetensors":
-        content = save(tensors)
-    else:
+    if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out: found {out}, expected a name that ends in .pth or .safetensors")
-    write_atomic(out, content)
+    write_state_dict(out, state_dict_of(params, number))
 
 
 def main() -> None:

@@ -111,9 +111,8 @@ def converted(
     if made is not None:
         zoo = open_zoo(made)
         if zoo.provenance["recipe"] == plan:
-            shutil.rmtree(
-                made.with_name(made.name + ".partial"), ignore_errors=True
-            )  # of one that was killed at the end
+            leftover = made.with_name(made.name + ".partial")  # of a process that was killed at the end
+            shutil.rmtree(leftover, ignore_errors=True)
             return zoo
     found.check_files()
     out = made or next((place for place in places if _writable(place.parent)), places[-1])

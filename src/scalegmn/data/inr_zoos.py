@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from scalegmn.data.convert import Listing, NothingThereError
 from scalegmn.data.zoo_format import Networks, first_not_finite
+from scalegmn.log import write_atomic
 from scalegmn.spec import NetParams
 
 W0 = 30.0
@@ -258,6 +260,25 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
     return content
+
+
+def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:
+    """The inverse of `read_state_dict`, atomically."""
+    if path.suffix == ".safetensors":
+        content = save({name: tensor.contiguous() for name, tensor in state.items()})
+    else:
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        content = buffer.getvalue()
+    write_atomic(path, content)
+
+
+def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:
+    """Network `row` of B as a state dict: `seq.<l>.weight` [out, in, ...] and `seq.<l>.bias` [out]."""
+    state = {}
+    for layer, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
+        state |= {f"seq.{layer}.weight": weight[row].clone(), f"seq.{layer}.bias": bias[row].clone()}
+    return state
 
 
 def layer_names(path: Path, state: Mapping[str, Any]) -> list[str]:
