@@ -7,7 +7,7 @@ import yaml
 
 from scalegmn import build_model
 from scalegmn.cli import parse
-from scalegmn.config import Config, read_config
+from scalegmn.config import Config, read_config, with_run_dir
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.train.optim import build_optimizer
 from scalegmn.train.trainer import backward_in_parts
@@ -122,9 +122,10 @@ def test_precedence(tmp_path):
 
 
 def test_run_folder_is_named_after_the_config():
-    config = read_config(["--conf", str(ROOT / "configs/digits_cls/scalegmn.yml")])
-    assert Path(config.run_dir).parent == Path("runs/digits_cls-scalegmn")
-    assert Path(read_config([]).run_dir).parent == Path("runs/default")
+    arguments = ["--conf", str(ROOT / "configs/digits_cls/scalegmn.yml")]
+    assert Path(with_run_dir(Config(), arguments).run_dir).parent == Path("runs/digits_cls-scalegmn")
+    assert Path(with_run_dir(Config(), []).run_dir).parent == Path("runs/default")
+    assert with_run_dir(Config(run_dir="own"), arguments).run_dir == "own"
 
 
 def test_scientific_numbers_without_a_dot(tmp_path):

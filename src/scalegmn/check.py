@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalegmn.config import Config, read_checkpoint_config
+from scalegmn.config import Config, read_config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
 from scalegmn.spec import MIXED, NetParams
@@ -108,7 +108,7 @@ def report(
 def main() -> None:
     """Reads a configuration or a run, prints the table."""
     with user_errors():
-        config = read_checkpoint_config(CheckConfig, prog="python -m scalegmn.check")
+        config = read_config(config_class=CheckConfig, prog="python -m scalegmn.check")
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)

@@ -72,22 +72,19 @@ def _plain(value: object) -> object:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def read_checkpoint_config(
-    config_class: type[AnyConfig], arguments: Sequence[str] | None = None, prog: str | None = None
+def read_config(
+    arguments: Sequence[str] | None = None, config_class: type[AnyConfig] = Config, prog: str | None = None
 ) -> AnyConfig:
-    """A configuration with a field `checkpoint`, a run folder, whose config.yml comes before all `--conf` files."""
-    files, words = split_arguments(arguments)
-    runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
-    files = [str(Path(run) / "config.yml") for run in runs] + files
-    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
-
-
-def read_config(arguments: Sequence[str] | None = None) -> Config:
     """The configuration from command line words (None: the process's own); see `cli.parse`.
 
-    Published files are translated (`official.translate_file`).
+    Published files are translated (`official.translate_file`). Where the class has a field `checkpoint`, a run folder,
+    that run's config.yml comes before all `--conf` files.
     """
-    return with_run_dir(parse(Config, arguments, translate=translate_file), arguments)
+    files, words = split_arguments(arguments)
+    if "checkpoint" in {item.name for item in fields(config_class)}:
+        runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
+        files = [str(Path(run) / "config.yml") for run in runs] + files
+    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
