@@ -9,14 +9,17 @@ from scalegmn.data.augment import (
     augment,
     check_augment,
     dropout,
+    flip,
     mixup,
     noise,
+    relabel,
     rotate,
     transform,
     translate,
 )
+from scalegmn.nets.cnn import evaluate_cnn
 from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, NetSpec
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.symmetry.groups import GroupElement
 
@@ -24,7 +27,10 @@ SIREN = NetSpec.mlp([2, 12, 10, 3], "sine", w0=6.0)
 HETERO = NetSpec.mlp([2, 12, 10, 3], "hetero", w0=6.0)
 OWN = [ACTIVATIONS.index(name) for name in ("sine", "relu", "sine", "tanh", "relu", "gelu")]
 POINTS = torch.rand(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
-EVERYTHING = AugmentConfig(0.1, 10.0, 0.1, 0.05, 0.5, ("permutation", "sign", "phase"))
+EVERYTHING = AugmentConfig(
+    0.1, 10.0, relabel=True, dropout=0.1, noise=0.05, mixup=0.5, group=("permutation", "sign", "phase")
+)
+CNN = NetSpec((LayerSpec(2, 5, (3, 3), "relu"), LayerSpec(5, 4, (3, 3), "relu"), LayerSpec(4, 3)))
 
 
 @pytest.fixture
@@ -73,6 +79,41 @@ def test_rotate(sirens):
     assert (evaluate(moved, POINTS) - expected).abs().max() < 1e-10
     quarter = torch.stack([-POINTS[:, 1], POINTS[:, 0]], dim=1)  # a point on the x axis is seen on the y axis
     assert (evaluate(moved, POINTS)[1] - evaluate(sirens, quarter)[1]).abs().max() < 1e-10
+
+
+def test_flip(random_params, generator):
+    params = random_params(CNN, 40)
+    images = torch.randn(6, 2, 7, 7, generator=generator, dtype=torch.float64)  # 7 -> 3 -> 1, the same from both sides
+    views = [turned.flip(axes) for turned in (images, images.mT) for axes in ((), (2,), (3,), (2, 3))]
+    expected = torch.stack([evaluate_cnn(params, view, padding="valid") for view in views])
+    found = evaluate_cnn(flip(params, generator), images, padding="valid")
+    errors = (found - expected).flatten(2).abs().amax(2)  # of each of the 8 symmetries, [8, B]
+    assert errors.amin(0).max() < 1e-10
+    assert len(errors.argmin(0).unique()) == 8
+
+
+def test_flip_mirrors_kernels_that_are_not_square(random_params, generator):
+    spec = NetSpec((LayerSpec(1, 4, (3, 1), "relu"), LayerSpec(4, 2)))
+    params = random_params(spec, 10)
+    moved = flip(params, generator).weights[0]
+    same, mirrored = (((moved - w).flatten(1) == 0).all(1) for w in (params.weights[0], params.weights[0].flip(3)))
+    assert (same | mirrored).all()
+    assert same.any()
+    assert mirrored.any()
+
+
+def test_flip_needs_kernels():
+    with pytest.raises(ValueError, match=r"data.augment.flip: found True, expected False for .* no kernels"):
+        check_augment(AugmentConfig(flip=True), SIREN)
+
+
+def test_relabel(sirens, generator):
+    before, after = evaluate(sirens, POINTS), evaluate(relabel(sirens, generator), POINTS)
+    assert (before.sort(2).values - after.sort(2).values).abs().max() < 1e-10
+    orders = (before[:, :1, :, None] - after[:, :1, None]).abs().argmin(2)[:, 0]
+    assert len(orders.unique(dim=0)) > 1
+    for old, new, order in zip(before, after, orders, strict=True):  # one permutation for all points
+        torch.testing.assert_close(old[:, order], new, rtol=0, atol=1e-10)
 
 
 def rotations(degrees):

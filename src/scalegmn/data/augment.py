@@ -26,6 +26,12 @@ class AugmentConfig:
     rotate: float = 0.0
     """Largest angle in degrees that the coordinates are rotated by; for networks of 2 coordinates."""
 
+    flip: bool = False
+    """Mirror and transpose all kernels of a CNN, as if its images were; its accuracy on such images is the same."""
+
+    relabel: bool = False
+    """Permute the outputs, as if the classes had other numbers; accuracy is the same."""
+
     dropout: float = 0.0
     """Share of the weights that are set to zero; biases stay."""
 
@@ -58,6 +64,8 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
         for name in ("translate", "rotate")
         if getattr(config, name) and (spec.is_cnn or spec.layout[0] != 2)
     ]
+    if config.flip and not spec.is_cnn:
+        problems.append(f"data.augment.flip: found True, expected False for {spec}, which has no kernels")
     admitted = [*dict.fromkeys(("permutation", *spec.symmetries))]
     if any(layer.activation == "sine" for layer in spec.layers):
         admitted.append("phase")
@@ -74,7 +82,7 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
 def augment(
     config: AugmentConfig, params: NetParams, target: Tensor, generator: torch.Generator
 ) -> tuple[NetParams, Tensor]:
-    """What `config` switches on, in this order: translate, rotate, dropout, noise, mixup, group.
+    """What `config` switches on, in this order: translate, rotate, flip, relabel, dropout, noise, mixup, group.
 
     What changes one network comes before mixup, so that partners change independently of each other: first the exact
     moves of its function, then dropout, then noise, which covers the zeros too. Group elements come last, since mixup
@@ -94,6 +102,10 @@ def augment(
         params = translate(params, config.translate * _symmetric((num, 2), generator))
     if config.rotate:
         params = rotate(params, config.rotate * _symmetric((num,), generator))
+    if config.flip:
+        params = flip(params, generator)
+    if config.relabel:
+        params = relabel(params, generator)
     if config.dropout:
         params = dropout(params, config.dropout, generator)
     if config.noise:
@@ -130,6 +142,32 @@ def rotate(params: NetParams, degrees: Tensor) -> NetParams:
     rotation = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
     weight = params.weights[0]
     return NetParams(params.spec, (weight @ rotation.to(weight), *params.weights[1:]), params.biases, params.activation)
+
+
+def flip(params: NetParams, generator: torch.Generator) -> NetParams:
+    """f'(g x) = g f(x) for one of the 8 symmetries g of a square, drawn for each network: g turns every kernel.
+
+    Kernels that are not square are mirrored only. Exact for strides at which the mirrored image meets the same pixels.
+    """
+    left, up, turned = torch.rand(3, len(params), 1, 1, 1, 1, generator=generator).to(params.biases[0]) < 0.5
+
+    def moved(weight: Tensor) -> Tensor:
+        if weight.ndim == 3:
+            return weight
+        weight = torch.where(left, weight.flip(-1), weight)
+        weight = torch.where(up, weight.flip(-2), weight)
+        return torch.where(turned, weight.mT, weight) if weight.shape[-1] == weight.shape[-2] else weight
+
+    return NetParams(params.spec, tuple(map(moved, params.weights)), params.biases, params.activation)
+
+
+def relabel(params: NetParams, generator: torch.Generator) -> NetParams:
+    """f'(x) = P f(x), P a permutation of the outputs, drawn for each network."""
+    bias = params.biases[-1]
+    order = torch.rand(bias.shape, generator=generator).argsort(1).to(bias.device)
+    rows = torch.arange(len(params), device=bias.device)[:, None]
+    weights, biases = (*params.weights[:-1], params.weights[-1][rows, order]), (*params.biases[:-1], bias[rows, order])
+    return NetParams(params.spec, weights, biases, params.activation)
 
 
 def dropout(params: NetParams, share: float, generator: torch.Generator) -> NetParams:
