@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -12,7 +13,7 @@ import yaml
 
 from scalegmn.cli import parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
-from scalegmn.log import Run, WandbConfig
+from scalegmn.log import Run, TensorBoard, Wandb, WandbConfig
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.models.base import Metanetwork
 from scalegmn.official import translate_file
@@ -46,6 +47,9 @@ class Config:
     wandb: bool = False
     """Log to Weights & Biases as well."""
 
+    tensorboard: bool = False
+    """Write TensorBoard event files as well."""
+
     debug: bool = False
     """Try the code out: 16 networks per split."""
 
@@ -60,6 +64,23 @@ class Config:
         """All fields but `run_dir`, such that `--conf` reads them back to an equal configuration."""
         content = asdict(replace(self, run_dir=None))
         return yaml.safe_dump(_plain({item.name: content[item.name] for item in fields(Config)}), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class ScriptConfig(Config):
+    """A run, or several that differ in their seed."""
+
+    seeds: str | None = None
+    """Numbers such as 0,1,2: a run for each seed, in sub-folders of run_dir, then mean and standard deviation of their
+    test metrics. Runs that are finished are not repeated."""
+
+    dry_run: bool = False
+    """Only say what would be read and trained, with how many parameters, steps and how much memory; write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
 
 
 def _plain(value: object) -> object:
@@ -102,8 +123,9 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
 
 def start_run(config: Config) -> Run:
     """The run folder of a configuration."""
-    wandb = config.wandb_args if config.wandb else None
-    return Run(Path(config.run_dir), config.to_yaml(), _plain(asdict(config)), wandb)
+    loggers = [TensorBoard()] if config.tensorboard else []
+    loggers += [Wandb(config.wandb_args)] if config.wandb else []
+    return Run(Path(config.run_dir), config.to_yaml(), _plain(asdict(config)), loggers)
 
 
 def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: NetSpec | None = None) -> Metanetwork:

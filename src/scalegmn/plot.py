@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -19,25 +21,86 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+COSTS = {
+    "grad_norm": "gradient norm",
+    "networks_per_second": "networks/s",
+    "memory_gb": "peak memory [GB]",
+    "data_wait": "waiting for data [s]",
+}
+"""Columns of metrics.jsonl that are drawn beneath the metrics, and their axes' names."""
+
+
 def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Train and validation curves over epochs, one panel per metric, the best epoch marked.
+    """Train and validation curves over epochs, one panel per metric, the best epoch marked; beneath them, what the
+    epochs cost.
 
     Args:
         path: the PNG.
-        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`.
+        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`; those of `COSTS` are optional.
         best_epoch: the epoch whose checkpoint was kept.
     """
     names = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
-    figure = _figure(5 * len(names), 3.6)
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+    costs = [key for key in COSTS if any(row.get(key) is not None for row in rows)]
+    width = max(len(names), len(costs))
+    figure = _figure(5 * width, 3.6 * (2 if costs else 1))
+    panels = figure.subplots(2 if costs else 1, width, squeeze=False)
+    for axes, name in zip(panels[0], names, strict=False):
         for split in ("train", "val"):
             if f"{split}_{name}" in rows[0]:
-                axes.plot([r["epoch"] for r in rows], [r[f"{split}_{name}"] for r in rows], "o-", ms=3, label=split)
+                _curve(axes, rows, f"{split}_{name}", label=split)
+        axes.set_ylabel(name)
+    for axes, key in zip(panels[-1], costs, strict=False):
+        _curve(axes, rows, key, label="mean" if key == "grad_norm" else None)
+        if key == "grad_norm" and "grad_norm_max" in rows[0]:
+            _curve(axes, rows, "grad_norm_max", label="largest")
+            axes.set_yscale("log")
+        axes.set_ylabel(COSTS[key])
+    for axes in panels.flat:
+        if not axes.lines:
+            axes.remove()
+            continue
         axes.axvline(best_epoch, color="grey", lw=0.8, ls=":", label="best")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None = None, **style: Any) -> None:
+    """A column over epochs, where rows have it."""
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+    axes.plot(*zip(*points, strict=True), "o-", ms=3, label=label, **style)
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Training loss and validation metrics of several runs over epochs, a panel each, a colour per run.
+
+    Args:
+        runs: name -> lines of metrics.jsonl, of which each run has at least one.
+
+    Returns:
+        A PNG.
+    """
+    keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row)
+    keys = [key for key in keys if key == "train_loss" or key.startswith("val_")]
+    legend = min(0.25 * len(runs) + 0.3, 4)
+    figure = _figure(4.4 * len(keys), 3.4 + legend)
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for number, (name, rows) in enumerate(runs.items()):
+            style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+            if any(row.get(key) is not None for row in rows):
+                _curve(axes, rows, key, label=name.replace("$", r"\$"), **style)
+        axes.set(xlabel="epoch", title=key)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower left", ncols=-(-len(handles) // 16), frameon=False
+    )
+    content = BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return content.getvalue()
 
 
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:

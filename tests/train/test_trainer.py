@@ -67,7 +67,7 @@ class WorseAfterThreeEpochs(Line):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(tmp_path / "run", "a: 1\n", {"a": 1}, None)
+    return Run(tmp_path / "run", "a: 1\n", {"a": 1})
 
 
 def train(task, run, **options):
@@ -112,7 +112,7 @@ def test_early_stopping_tests_the_best_epoch(run):
 def test_same_seed_same_numbers(tmp_path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run = Run(tmp_path / name, "", {}, None)
+        run = Run(tmp_path / name, "", {})
         train(Line(), run, num_epochs=2, seed=seed)
         losses.append([row["train_loss"] for row in run.metrics()])
     assert losses[0] == losses[1]
@@ -133,7 +133,7 @@ def test_finished_run_is_never_overwritten(run):
     train(Line(), run, num_epochs=1)
     before = (run.folder / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match="holds a finished run"):
-        Run(run.folder, "", {}, None)
+        Run(run.folder, "", {})
     assert (run.folder / "metrics.jsonl").read_text() == before
 
 

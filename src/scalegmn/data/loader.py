@@ -71,6 +71,9 @@ class DataConfig:
     cache_dir: str | None = None
     """Where converted datasets go; null: dataset_path, or where that is read-only the user's cache folder."""
 
+    convert: bool = True
+    """Convert a published dataset on first use; false: refuse one that has not been converted."""
+
     switch_to_canon: bool = True
     """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.canonicalize` is canonical
     too."""
@@ -127,7 +130,8 @@ def open_data(config: DataConfig) -> Zoo:
             splits = None
         name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
         listing = partial(mnist_listing, root, splits)
-    return converted(name, root, choice, listing, config.cache_dir and Path(config.cache_dir).expanduser())
+    cache_dir = config.cache_dir and Path(config.cache_dir).expanduser()
+    return converted(name, root, choice, listing, cache_dir, config.convert)
 
 
 def of_activation(zoo: Zoo, name: str) -> Zoo:

@@ -171,11 +171,6 @@ def fit(
             best_value, best_epoch = value, epoch
             save_checkpoint(run.folder / "checkpoints" / "best.safetensors", model, facts)
         save_checkpoint(run.folder / "checkpoints" / "last.safetensors", model, facts)
-        tqdm.write(
-            f"epoch {epoch:3d}  train loss {train_loss:.4f}  "
-            + "  ".join(f"val {name} {number:.4f}" for name, number in val.items())
-            + f"  {row['networks_per_second']:,.0f} networks/s"
-        )
         if epoch - best_epoch >= config.patience:
             print(f"no better validation {task.monitor} for {config.patience} epochs: stopped")
             break

@@ -1,0 +1,258 @@
+"""`python -m scalegmn.report RUN [RUN...] [--out report.html]`: one page that compares runs, finished or not.
+
+A RUN is a run's folder, or one that holds several (of seeds, of a sweep). The page needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scalegmn.cli import leaves
+from scalegmn.log import read_rows, user_errors, write_atomic
+from scalegmn.plot import compared_curves
+
+MARK = '<meta name="generator" content="scalegmn.report">'
+"""What tells our page from another file, which is not overwritten."""
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1c2430; background: #f4f5f7; margin: 0 }
+main { max-width: 1240px; margin: 0 auto; padding: 1.5rem }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem } h2 { font-size: 1.1rem; margin: 0 0 .7rem }
+.note { color: #667085; margin: 0 }
+section { background: #fff; border: 1px solid #e1e4ea; border-radius: 8px; padding: 1rem 1.2rem; margin-top: 1.2rem;
+  overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
+th, td { padding: .32rem .75rem; border-bottom: 1px solid #eceef2; text-align: left }
+td.number, th.number { text-align: right }
+thead th { border-bottom: 2px solid #cfd4dd; font-weight: 600; vertical-align: bottom }
+#summaries thead th { cursor: pointer } #summaries thead th:hover { color: #1857c0 }
+th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
+tbody tr:hover { background: #f7f9fc }
+.state { border-radius: 1em; padding: .1em .6em; font-size: .85em; background: #e3f4e8; color: #17663a }
+.unfinished { background: #fdf0d5; color: #8a5a00 }
+img { max-width: 100%; height: auto }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
+figure { margin: 0; max-width: 100% } figcaption { color: #667085; font-size: .85em }
+.figures img { max-height: 420px }
+summary { cursor: pointer; font-weight: 600; padding: .25rem 0 }
+"""
+
+SCRIPT = """
+const table = document.getElementById("summaries"), body = table.tBodies[0];
+table.querySelectorAll("thead th").forEach((header, column) => header.onclick = () => {
+  const rising = header.getAttribute("aria-sort") !== "ascending";
+  table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"));
+  header.setAttribute("aria-sort", rising ? "ascending" : "descending");
+  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const order = (a, b) => header.classList.contains("number") ? a - b : a.localeCompare(b);
+  const empty = row => key(row) === "";
+  [...body.rows].sort((a, b) => empty(a) - empty(b) || (rising ? 1 : -1) * order(key(a), key(b)))
+    .forEach(row => body.append(row));
+});
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run's folder holds.
+
+    Attributes:
+        name: of the run on the page.
+        folder: of the run.
+        config: dotted key -> value of config.yml.
+        rows: of metrics.jsonl.
+        summary: summary.json; None: the run is not finished.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+
+    def results(self) -> dict[str, Any]:
+        """The numbers that the summary has; of an unfinished run, the last epoch's."""
+        if self.summary is not None:
+            return {name: value for name, value in self.summary.items() if isinstance(value, (int, float, str))}
+        last = self.rows[-1] if self.rows else {}
+        named = {name: value for name, value in last.items() if name.startswith("val_") or name == "seconds"}
+        return {**named, "epochs": len(self.rows)}
+
+
+def find_runs(folders: Sequence[Path]) -> list[Found]:
+    """The runs in these folders, each once.
+
+    Raises:
+        ValueError: a folder holds none, or a file of one is damaged.
+    """
+    paths: dict[Path, None] = {}
+    for folder in folders:
+        configs = [folder / "config.yml"] if (folder / "config.yml").exists() else sorted(folder.glob("*/config.yml"))
+        if not configs:
+            raise ValueError(f"{folder}: no config.yml there nor one folder below; expected the folder of a run")
+        paths |= dict.fromkeys(config.parent for config in configs)
+    return [_read(path, name) for path, name in zip(paths, _names(list(paths)), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells them all apart."""
+    parts = [path.resolve().parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(parts):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
+
+
+def _read(folder: Path, name: str) -> Found:
+    """A run; raises ValueError with the name of a damaged file."""
+    path = folder / "config.yml"
+    try:
+        config = dict(leaves(yaml.safe_load(path.read_text())))
+        path = folder / "metrics.jsonl"
+        rows = read_rows(path) if path.exists() else []
+        path = folder / "summary.json"
+        summary = json.loads(path.read_text()) if path.exists() else None
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from None
+    return Found(name, folder, config, rows, summary)
+
+
+def page(runs: Sequence[Found]) -> str:
+    """The HTML."""
+    unfinished = sum(run.summary is None for run in runs)
+    note = f"{len(runs)} run{'s' if len(runs) > 1 else ''}" + (f", {unfinished} unfinished" if unfinished else "")
+    curves = {run.name: run.rows for run in runs if run.rows}
+    sections = [
+        _section("Results", _summaries(runs) + '<p class="note">A click on a column sorts by it.</p>'),
+        _section("Curves", _image(compared_curves(curves), "learning curves") if curves else "No epoch is finished."),
+        _section("Configuration", _differences(runs)),
+        _section("Data", _facts(runs, {run.name: _data(run) for run in runs})),
+        _section("Versions", _facts(runs, {run.name: _versions(run) for run in runs})),
+        _section("Figures", "".join(map(_figures, runs))),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>scalegmn: {note}</title>'
+        f'<style>{STYLE}</style></head><body><main><h1>Runs compared</h1><p class="note">{note}</p>'
+        f"{''.join(sections)}</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _cell(value: Any) -> str:
+    """A table cell; numbers keep their full value for sorting."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"<td>{escape(_text(value))}</td>"
+    return f'<td class="number" data-value="{escape(repr(value))}">{escape(_text(value))}</td>'
+
+
+def _text(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _summaries(runs: Sequence[Found]) -> str:
+    """The sortable table: a row per run."""
+    results = {run.name: run.results() for run in runs}
+    columns = list(dict.fromkeys(name for found in results.values() for name in found if name != "git_commit"))
+    columns.sort(key=lambda name: (not name.startswith("test_"), not name.startswith("val_")))
+    heads = []
+    for name in columns:
+        numeric = all(not isinstance(found.get(name, 0), str) for found in results.values())
+        heads.append(f'<th class="number">{escape(name)}</th>' if numeric else f"<th>{escape(name)}</th>")
+    lines = []
+    for run in runs:
+        state = "finished" if run.summary is not None else "unfinished"
+        cells = [_cell(results[run.name].get(name, "")) for name in columns]
+        lines.append(f'<td>{escape(run.name)}</td><td><span class="state {state}">{state}</span></td>{"".join(cells)}')
+    head = f"<th>run</th><th>state</th>{''.join(heads)}"
+    return _table(head, lines, "summaries")
+
+
+def _table(head: str, lines: Iterable[str], name: str = "") -> str:
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _facts(runs: Sequence[Found], facts: Mapping[str, Mapping[str, Any]], only_differing: bool = False) -> str:
+    """A table with a row per fact and a column per run; or, where all runs agree, one column for all."""
+    keys = list(dict.fromkeys(key for found in facts.values() for key in found))
+    values = {key: [facts[run.name].get(key, "") for run in runs] for key in keys}
+    differing = {key for key, found in values.items() if any(value != found[0] for value in found)}
+    if only_differing:
+        keys = [key for key in keys if key in differing]
+    if not keys:
+        return ""
+    if not differing:
+        return _table("<th></th><th>all runs</th>", (f"<td>{escape(key)}</td>{_cell(values[key][0])}" for key in keys))
+    head = "<th></th>" + "".join(f"<th>{escape(run.name)}</th>" for run in runs)
+    return _table(head, (f"<td>{escape(key)}</td>{''.join(map(_cell, values[key]))}" for key in keys))
+
+
+def _differences(runs: Sequence[Found]) -> str:
+    """The keys of config.yml in which runs differ."""
+    table = _facts(runs, {run.name: run.config for run in runs}, only_differing=True)
+    return table or '<p class="note">The same in all runs.</p>'
+
+
+def _data(run: Found) -> dict[str, Any]:
+    """Which networks a run reads."""
+    if run.summary is None or not isinstance(run.summary.get("data"), dict):
+        return {"zoo": run.config.get("data.dataset_path", "")}
+    data = run.summary["data"]
+    return {name: data[name] for name in ("zoo", "sha256", "read", "networks") if name in data}
+
+
+def _versions(run: Found) -> dict[str, Any]:
+    """Of what a run was made with."""
+    summary = run.summary or {}
+    commit = summary.get("git_commit") or ""
+    return {**summary.get("versions", {}), **({"git commit": commit} if commit else {})}
+
+
+def _figures(run: Found) -> str:
+    """The run's figures, folded away when there are none."""
+    images = [_image(path.read_bytes(), path.stem) for path in sorted((run.folder / "figures").glob("*.png"))]
+    content = "".join(images) or '<p class="note">none yet</p>'
+    return f'<details{" open" if images else ""}><summary>{escape(run.name)}</summary><div class="figures">{content}</div></details>'
+
+
+def _image(content: bytes, caption: str) -> str:
+    """A PNG inside the page."""
+    data, text = b64encode(content).decode(), escape(caption.replace("_", " "))
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def main() -> None:
+    """Reads the command line, writes the page."""
+    parser = argparse.ArgumentParser(prog="python -m scalegmn.report", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of several")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
+    arguments = parser.parse_args()
+    with user_errors():
+        if arguments.out.exists() and MARK.encode() not in arguments.out.read_bytes()[:500]:
+            raise ValueError(f"--out: {arguments.out} exists already, and is no report")
+        runs = find_runs(arguments.runs)
+        write_atomic(arguments.out, page(runs))
+        print(f"{arguments.out}: {len(runs)} runs")
+
+
+if __name__ == "__main__":
+    main()
