@@ -68,7 +68,7 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None = None, **style: Any) -> None:
     """A column over epochs, where rows have it."""
     points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
-    axes.plot(*zip(*points, strict=True), "o-", ms=3, label=label, **style)
+    axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label, **style)
 
 
 def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -82,8 +82,8 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """
     keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row)
     keys = [key for key in keys if key == "train_loss" or key.startswith("val_")]
-    legend = min(0.25 * len(runs) + 0.3, 4)
-    figure = _figure(4.4 * len(keys), 3.4 + legend)
+    beside = max(1, int(1.8 * len(keys)))  # names in a line of the legend
+    figure = _figure(4.4 * len(keys), 3.5 + 0.25 * -(-len(runs) // beside))
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for number, (name, rows) in enumerate(runs.items()):
             style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
@@ -95,9 +95,7 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower left", ncols=-(-len(handles) // 16), frameon=False
-    )
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=beside, frameon=False)
     content = BytesIO()
     figure.savefig(content, dpi=110, format="png")
     return content.getvalue()

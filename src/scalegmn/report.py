@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -34,7 +34,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-spa
 th, td { padding: .32rem .75rem; border-bottom: 1px solid #eceef2; text-align: left }
 td.number, th.number { text-align: right }
 thead th { border-bottom: 2px solid #cfd4dd; font-weight: 600; vertical-align: bottom }
-#summaries thead th { cursor: pointer } #summaries thead th:hover { color: #1857c0 }
+#results thead th { cursor: pointer } #results thead th:hover { color: #1857c0 }
 th[aria-sort=ascending]::after { content: " \\2191" } th[aria-sort=descending]::after { content: " \\2193" }
 tbody tr:hover { background: #f7f9fc }
 .state { border-radius: 1em; padding: .1em .6em; font-size: .85em; background: #e3f4e8; color: #17663a }
@@ -47,7 +47,7 @@ summary { cursor: pointer; font-weight: 600; padding: .25rem 0 }
 """
 
 SCRIPT = """
-const table = document.getElementById("summaries"), body = table.tBodies[0];
+const table = document.getElementById("results"), body = table.tBodies[0];
 table.querySelectorAll("thead th").forEach((header, column) => header.onclick = () => {
   const rising = header.getAttribute("aria-sort") !== "ascending";
   table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"));
@@ -82,7 +82,11 @@ class Found:
     def results(self) -> dict[str, Any]:
         """The numbers that the summary has; of an unfinished run, the last epoch's."""
         if self.summary is not None:
-            return {name: value for name, value in self.summary.items() if isinstance(value, (int, float, str))}
+            return {
+                name: value
+                for name, value in self.summary.items()
+                if isinstance(value, (int, float, str)) and name != "git_commit"
+            }
         last = self.rows[-1] if self.rows else {}
         named = {name: value for name, value in last.items() if name.startswith("val_") or name == "seconds"}
         return {**named, "epochs": len(self.rows)}
@@ -131,107 +135,103 @@ def page(runs: Sequence[Found]) -> str:
     unfinished = sum(run.summary is None for run in runs)
     note = f"{len(runs)} run{'s' if len(runs) > 1 else ''}" + (f", {unfinished} unfinished" if unfinished else "")
     curves = {run.name: run.rows for run in runs if run.rows}
-    sections = [
-        _section("Results", _summaries(runs) + '<p class="note">A click on a column sorts by it.</p>'),
-        _section("Curves", _image(compared_curves(curves), "learning curves") if curves else "No epoch is finished."),
-        _section("Configuration", _differences(runs)),
-        _section("Data", _facts(runs, {run.name: _data(run) for run in runs})),
-        _section("Versions", _facts(runs, {run.name: _versions(run) for run in runs})),
-        _section("Figures", "".join(map(_figures, runs))),
-    ]
+    sections = {
+        "Results": _results(runs) + '<p class="note">A click on a column sorts by it.</p>',
+        "Curves": _image(compared_curves(curves), "all runs")
+        if curves
+        else '<p class="note">No epoch is over yet.</p>',
+        "Configuration": _differences(runs),
+        "Data": _facts({run.name: _data(run) for run in runs}),
+        "Versions": _facts({run.name: _versions(run) for run in runs}),
+        "Figures": "".join(map(_figures, runs)),
+    }
+    content = "".join(f"<section><h2>{title}</h2>{text}</section>" for title, text in sections.items())
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}<title>scalegmn: {note}</title>'
         f'<style>{STYLE}</style></head><body><main><h1>Runs compared</h1><p class="note">{note}</p>'
-        f"{''.join(sections)}</main><script>{SCRIPT}</script></body></html>\n"
+        f"{content}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+def _results(runs: Sequence[Found]) -> str:
+    """The sortable table: a row per run, test metrics first."""
+    results = [run.results() for run in runs]
+    columns = list(dict.fromkeys(name for found in results for name in found))
+    columns.sort(key=lambda name: (not name.startswith("test_"), not name.startswith("val_")))
+    kinds = {
+        name: "text" if any(isinstance(found.get(name), str) for found in results) else "number" for name in columns
+    }
+    lines = []
+    for run, found in zip(runs, results, strict=True):
+        state = "unfinished" if run.summary is None else "finished"
+        values = ((found.get(name, ""), kind) for name, kind in kinds.items())
+        cells = (f'<td class="{kind}" data-value="{escape(str(v))}">{escape(_text(v))}</td>' for v, kind in values)
+        lines.append(f'{_cell(run.name)}<td><span class="state {state}">{state}</span></td>{"".join(cells)}')
+    head = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in kinds.items())
+    return _table(f"<th>run</th><th>state</th>{head}", lines, ' id="results"')
+
+
+def _differences(runs: Sequence[Found]) -> str:
+    """The keys of config.yml in which runs differ, a row each."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    found = {key: [run.config.get(key, "") for run in runs] for key in keys}
+    lines = [_cell(key) + "".join(map(_cell, values)) for key, values in found.items() if _differ(values)]
+    head = "<th></th>" + "".join(f"<th>{escape(run.name)}</th>" for run in runs)
+    return _table(head, lines) if lines else '<p class="note">The same in all runs.</p>'
+
+
+def _facts(facts: Mapping[str, Mapping[str, str]]) -> str:
+    """A row of facts per run, or one for all where they agree."""
+    found = list(facts.values())
+    if not _differ(found):
+        facts = {"all runs": found[0]}
+    keys = list(dict.fromkeys(key for own in found for key in own))
+    head = "<th></th>" + "".join(f"<th>{escape(key)}</th>" for key in keys)
+    return _table(head, [_cell(name) + "".join(_cell(own.get(key, "")) for key in keys) for name, own in facts.items()])
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _table(head: str, lines: Sequence[str], attributes: str = "") -> str:
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table{attributes}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _cell(value: Any) -> str:
-    """A table cell; numbers keep their full value for sorting."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"<td>{escape(_text(value))}</td>"
-    return f'<td class="number" data-value="{escape(repr(value))}">{escape(_text(value))}</td>'
+    return f"<td>{escape(_text(value))}</td>"
 
 
 def _text(value: Any) -> str:
     """A value as people read it."""
-    if value is None:
-        return "null"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
+    if isinstance(value, str):
+        return value
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _summaries(runs: Sequence[Found]) -> str:
-    """The sortable table: a row per run."""
-    results = {run.name: run.results() for run in runs}
-    columns = list(dict.fromkeys(name for found in results.values() for name in found if name != "git_commit"))
-    columns.sort(key=lambda name: (not name.startswith("test_"), not name.startswith("val_")))
-    heads = []
-    for name in columns:
-        numeric = all(not isinstance(found.get(name, 0), str) for found in results.values())
-        heads.append(f'<th class="number">{escape(name)}</th>' if numeric else f"<th>{escape(name)}</th>")
-    lines = []
-    for run in runs:
-        state = "finished" if run.summary is not None else "unfinished"
-        cells = [_cell(results[run.name].get(name, "")) for name in columns]
-        lines.append(f'<td>{escape(run.name)}</td><td><span class="state {state}">{state}</span></td>{"".join(cells)}')
-    head = f"<th>run</th><th>state</th>{''.join(heads)}"
-    return _table(head, lines, "summaries")
-
-
-def _table(head: str, lines: Iterable[str], name: str = "") -> str:
-    rows = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def _facts(runs: Sequence[Found], facts: Mapping[str, Mapping[str, Any]], only_differing: bool = False) -> str:
-    """A table with a row per fact and a column per run; or, where all runs agree, one column for all."""
-    keys = list(dict.fromkeys(key for found in facts.values() for key in found))
-    values = {key: [facts[run.name].get(key, "") for run in runs] for key in keys}
-    differing = {key for key, found in values.items() if any(value != found[0] for value in found)}
-    if only_differing:
-        keys = [key for key in keys if key in differing]
-    if not keys:
-        return ""
-    if not differing:
-        return _table("<th></th><th>all runs</th>", (f"<td>{escape(key)}</td>{_cell(values[key][0])}" for key in keys))
-    head = "<th></th>" + "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    return _table(head, (f"<td>{escape(key)}</td>{''.join(map(_cell, values[key]))}" for key in keys))
-
-
-def _differences(runs: Sequence[Found]) -> str:
-    """The keys of config.yml in which runs differ."""
-    table = _facts(runs, {run.name: run.config for run in runs}, only_differing=True)
-    return table or '<p class="note">The same in all runs.</p>'
-
-
-def _data(run: Found) -> dict[str, Any]:
+def _data(run: Found) -> dict[str, str]:
     """Which networks a run reads."""
-    if run.summary is None or not isinstance(run.summary.get("data"), dict):
-        return {"zoo": run.config.get("data.dataset_path", "")}
-    data = run.summary["data"]
-    return {name: data[name] for name in ("zoo", "sha256", "read", "networks") if name in data}
+    data = (run.summary or {}).get("data", {"zoo": run.config.get("data.dataset_path", "")})
+    sizes = ", ".join(f"{number:,} {split}" for split, number in data.get("networks", {}).items())
+    known = {name: str(data.get(name, "")) for name in ("zoo", "sha256", "read")}
+    return {**known, "sha256": known["sha256"][:12], "networks": sizes}
 
 
-def _versions(run: Found) -> dict[str, Any]:
-    """Of what a run was made with."""
+def _versions(run: Found) -> dict[str, str]:
+    """What a run was made with."""
     summary = run.summary or {}
-    commit = summary.get("git_commit") or ""
-    return {**summary.get("versions", {}), **({"git commit": commit} if commit else {})}
+    commit, *changes = (summary.get("git_commit") or "").split("-")
+    return {**summary.get("versions", {}), "git commit": "-".join([commit[:10], *changes])}
 
 
 def _figures(run: Found) -> str:
-    """The run's figures, folded away when there are none."""
+    """The run's figures, which can be folded away."""
     images = [_image(path.read_bytes(), path.stem) for path in sorted((run.folder / "figures").glob("*.png"))]
-    content = "".join(images) or '<p class="note">none yet</p>'
-    return f'<details{" open" if images else ""}><summary>{escape(run.name)}</summary><div class="figures">{content}</div></details>'
+    content = "".join(images) or '<p class="note">None yet.</p>'
+    return f'<details open><summary>{escape(run.name)}</summary><div class="figures">{content}</div></details>'
 
 
 def _image(content: bytes, caption: str) -> str:
