@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scalegmn.report import find_runs, page
+from scalegmn.report import find_runs, main, page
 
 EVIL = "<script>alert('&\"x\"')</script>"
 
@@ -72,26 +72,30 @@ def test_page(runs):
     assert "3 runs, 1 unfinished" in parts.texts
 
 
-def report(runs, *words):
-    command = [sys.executable, "-m", "scalegmn.report", *map(str, words)]
-    return subprocess.run(command, cwd=runs.parent, capture_output=True, text=True, timeout=120)
+def test_command(runs, tmp_path, monkeypatch, capsys):
+    def report(*words):
+        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+        main()
 
-
-def test_command(runs):
-    assert report(runs, runs / "third", "--out=one.html").returncode == 0
-    assert "1 run, 1 unfinished" in (runs.parent / "one.html").read_text()
-    assert report(runs, runs / "first", runs / "third", "--out=one.html").returncode == 0  # ours: written anew
-    (runs.parent / "own.html").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    report(runs / "third", "--out=one.html")
+    assert "1 run, 1 unfinished" in (tmp_path / "one.html").read_text()
+    report(runs / "first", runs / "third", "--out=one.html")  # ours: written anew
+    assert "2 runs, 1 unfinished" in (tmp_path / "one.html").read_text()
+    (tmp_path / "own.html").write_text("mine")
     (runs / "first" / "summary.json").write_text("{")
+    capsys.readouterr()
     for words, message in (
         ([runs / "third", "--out=own.html"], "own.html exists already, and is no report"),
-        ([runs.parent / "nothing"], "nothing: no config.yml"),
+        ([tmp_path / "nothing"], "nothing: no config.yml"),
         ([runs], "first/summary.json: damaged"),
     ):
-        result = report(runs, *words)
-        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-        assert message in result.stderr
-    assert (runs.parent / "own.html").read_text() == "mine"
+        with pytest.raises(SystemExit) as stop:
+            report(*words)
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (2, 1), error
+        assert message in error
+    assert (tmp_path / "own.html").read_text() == "mine"
 
 
 def test_in_a_browser(runs, tmp_path):

@@ -23,6 +23,7 @@ def home(small_home, tmp_path):
     return shutil.copytree(small_home, tmp_path / "home", symlinks=True)
 
 
+@pytest.mark.slow
 def test_seeds(home):
     """Two runs; then a third, while the finished ones are left alone; the summary is theirs."""
     result = classify(home, "--seeds=0,1", "--run_dir=runs/seeds")
@@ -70,6 +71,7 @@ def test_wrong_seeds(seeds):
         ScriptConfig(seeds=seeds)
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(home):
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
     result = classify(home, "--dry_run=True", "--seeds=0,1", "--train_args.num_epochs=7")

@@ -22,46 +22,42 @@ def _figure(width: float, height: float) -> Figure:
 
 
 COSTS = {
-    "grad_norm": "gradient norm",
     "networks_per_second": "networks/s",
     "memory_gb": "peak memory [GB]",
-    "data_wait": "waiting for data [s]",
+    "data_wait": "share of time waiting for data",
 }
-"""Columns of metrics.jsonl that are drawn beneath the metrics, and their axes' names."""
+"""Columns of metrics.jsonl that say what an epoch costs, and their axes' names."""
 
 
 def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Train and validation curves over epochs, one panel per metric, the best epoch marked; beneath them, what the
-    epochs cost.
+    """Metrics, gradient norms and costs over epochs, a panel each, the best epoch marked.
 
     Args:
         path: the PNG.
-        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`; those of `COSTS` are optional.
+        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`; `grad_norm`, `grad_norm_max`
+            and those of `COSTS` are optional.
         best_epoch: the epoch whose checkpoint was kept.
     """
-    names = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
-    costs = [key for key in COSTS if any(row.get(key) is not None for row in rows)]
-    width = max(len(names), len(costs))
-    figure = _figure(5 * width, 3.6 * (2 if costs else 1))
-    panels = figure.subplots(2 if costs else 1, width, squeeze=False)
-    for axes, name in zip(panels[0], names, strict=False):
-        for split in ("train", "val"):
-            if f"{split}_{name}" in rows[0]:
-                _curve(axes, rows, f"{split}_{name}", label=split)
-        axes.set_ylabel(name)
-    for axes, key in zip(panels[-1], costs, strict=False):
-        _curve(axes, rows, key, label="mean" if key == "grad_norm" else None)
-        if key == "grad_norm" and "grad_norm_max" in rows[0]:
-            _curve(axes, rows, "grad_norm_max", label="largest")
-            axes.set_yscale("log")
-        axes.set_ylabel(COSTS[key])
-    for axes in panels.flat:
-        if not axes.lines:
-            axes.remove()
-            continue
+    metrics = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
+    panels = {name: {"train": f"train_{name}", "val": f"val_{name}"} for name in metrics}
+    panels |= {"gradient norm": {"mean": "grad_norm", "largest": "grad_norm_max"}}
+    panels |= {name: {name: key} for key, name in COSTS.items()}
+    panels = {name: {label: key for label, key in own.items() if key in rows[0]} for name, own in panels.items()}
+    panels = {name: own for name, own in panels.items() if own}
+    lines = -(-len(panels) // 3)
+    figure = _figure(5 * min(3, len(panels)), 3.6 * lines)
+    for number, (name, own) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, min(3, len(panels)), number)
+        for label, key in own.items():
+            _curve(axes, rows, key, label=label)
         axes.axvline(best_epoch, color="grey", lw=0.8, ls=":", label="best")
-        axes.set_xlabel("epoch")
-        axes.legend()
+        axes.set(xlabel="epoch", ylabel=name)
+        if name == "gradient norm":
+            axes.set_yscale("log")
+        if name in COSTS.values():
+            axes.set_ylim(bottom=0)
+        else:
+            axes.legend()
     figure.savefig(path, dpi=120)
 
 
