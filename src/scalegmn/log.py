@@ -169,22 +169,15 @@ class JsonLines(Logger):
 
 
 class Csv(Logger):
-    """metrics.csv, a copy of metrics.jsonl for spreadsheets: written anew when a row has a new column."""
+    """metrics.csv, a copy of metrics.jsonl for spreadsheets, written anew with each row: it may have new columns."""
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Copies what metrics.jsonl holds."""
-        self._path, self._source, self._columns = folder / "metrics.csv", folder / "metrics.jsonl", []
-        self._copy()
+        """Nothing is written until there is a row."""
+        self._folder = folder
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a line, after `JsonLines` has."""
-        if not set(row) <= set(self._columns):
-            return self._copy()
-        with open(self._path, "a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
-
-    def _copy(self) -> None:
-        self._columns = write_csv(self._path, read_rows(self._source))
+        """Copies all rows, after `JsonLines` has added this one."""
+        write_csv(self._folder / "metrics.csv", read_rows(self._folder / "metrics.jsonl"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -192,19 +185,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows as CSV, written atomically: a column per name, in the order of first appearance, empty where a row has none.
-
-    Returns:
-        The columns.
-    """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV, written atomically: columns in the order of first appearance, empty where a row has none."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
-    return columns
 
 
 class TensorBoard(Logger):
@@ -307,11 +294,12 @@ class Run:
     ) -> None:
         if (folder / "summary.json").exists():
             raise ValueError(f"{folder} holds a finished run, which is never overwritten; choose another --run_dir")
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # this and what follows: of an unfinished run
+        for name in ("checkpoints", "figures", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
         for name in ("checkpoints", "figures"):
-            shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir(parents=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "metrics.csv"):
+            (folder / name).unlink(missing_ok=True)
         self.folder = folder
         self._commit = git_commit()
         write_atomic(folder / "config.yml", config_yaml)
