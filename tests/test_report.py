@@ -84,11 +84,14 @@ def test_command(runs, tmp_path, monkeypatch, capsys):
     assert "2 runs, 1 unfinished" in (tmp_path / "one.html").read_text()
     (tmp_path / "own.html").write_text("mine")
     (runs / "first" / "summary.json").write_text("{")
+    (runs / "third" / "metrics.jsonl").write_text('{"val_loss": 1}\n')
     capsys.readouterr()
     for words, message in (
         ([runs / "third", "--out=own.html"], "own.html exists already, and is no report"),
         ([tmp_path / "nothing"], "nothing: no config.yml"),
-        ([runs], "first/summary.json: damaged"),
+        ([runs / "first"], "first/summary.json: damaged"),
+        ([runs / "third"], "third/metrics.jsonl: damaged (a line without epoch)"),
+        ([runs / "<b>second", "--out=missing/report.html"], "cannot be written (No such file"),
     ):
         with pytest.raises(SystemExit) as stop:
             report(*words)

@@ -123,6 +123,8 @@ def _read(folder: Path, name: str) -> Found:
         config = dict(leaves(yaml.safe_load(path.read_text())))
         path = folder / "metrics.jsonl"
         rows = read_rows(path) if path.exists() else []
+        if any("epoch" not in row for row in rows):
+            raise ValueError("a line without epoch")
         path = folder / "summary.json"
         summary = json.loads(path.read_text()) if path.exists() else None
     except (ValueError, AttributeError, yaml.YAMLError) as error:
@@ -134,7 +136,7 @@ def page(runs: Sequence[Found]) -> str:
     """The HTML."""
     unfinished = sum(run.summary is None for run in runs)
     note = f"{len(runs)} run{'s' if len(runs) > 1 else ''}" + (f", {unfinished} unfinished" if unfinished else "")
-    curves = {run.name: run.rows for run in runs if run.rows}
+    curves = {run.name: run.rows for run in runs if any("train_loss" in row for row in run.rows)}
     sections = {
         "Results": _results(runs) + '<p class="note">A click on a column sorts by it.</p>',
         "Curves": _image(compared_curves(curves), "all runs")

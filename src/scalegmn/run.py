@@ -124,15 +124,15 @@ def dry_run(config: AnyConfig, build_task: Build) -> None:
     backward_in_parts(partial(task.loss, model), inputs, target, model.networks_at_once(device))
     optimizer.step()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    epochs, seeds = config.train_args.num_epochs, 1 if config.seeds is None else len(each_seed(config))
-    runs = f", for each of {seeds} seeds" if config.seeds is not None else ""
+    epochs = config.train_args.num_epochs
+    runs = "" if config.seeds is None else f", for each of {len(each_seed(config))} seeds"
     print(f"model: {type(model).__name__}, {parameters:,} parameters")
     print(
         f"steps: {task.steps_per_epoch:,} per epoch of {config.batch_size:,} networks each, "
         f"{epochs:,} epochs at most: {epochs * task.steps_per_epoch:,} steps{runs}"
     )
     print(
-        f"memory: {peak_memory(device) / 2**30:.2f} GB, measured: the peak of "
+        f"memory: {peak_memory(device) / 1e9:.2f} GB, measured: the peak of "
         f"{'this process' if device.type == 'cpu' else 'torch on the GPU'} over one training step on real data"
     )
     print(f"results would go to {config.run_dir}; nothing was written")

@@ -204,8 +204,8 @@ def run_sweep(config: SweepConfig) -> None:
             pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
         )
         seed = config.seed + len(study.trials)  # else a sweep that goes on would choose the same again
-        samplers = {"tpe": optuna.samplers.TPESampler}
-        study.sampler = samplers.get(config.method, optuna.samplers.RandomSampler)(seed=seed)
+        samplers = optuna.samplers
+        study.sampler = (samplers.TPESampler if config.method == "tpe" else samplers.RandomSampler)(seed=seed)
         num_trials = config.num_trials
         if config.method == "grid":
             grid = list(itertools.product(*map(_choices, config.parameters.values())))
