@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
+STATES = "checkpoints/state-*.safetensors"
+"""What an unfinished run can go on from, in its folder."""
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
@@ -114,24 +119,46 @@ class Run:
     finished), `checkpoints/`, `figures/`.
 
     Args:
-        folder: where results go; made when missing, begun anew when it holds an unfinished run.
+        folder: where results go; made when missing, begun anew when it holds an unfinished run without a state.
         config: the complete configuration, as YAML text and as plain types.
         wandb: None, or where the run goes in Weights & Biases.
+        resume: keep an unfinished run's state, to go on from it.
 
     Raises:
-        ValueError: the folder holds a finished run.
+        ValueError: the folder holds a finished run, or an unfinished one whose state would be lost, or another process
+            is training in it.
     """
 
-    def __init__(self, folder: Path, config_yaml: str, config: Mapping[str, Any], wandb: WandbConfig | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config_yaml: str,
+        config: Mapping[str, Any],
+        wandb: WandbConfig | None,
+        resume: bool = False,
+    ) -> None:
         if (folder / "summary.json").exists():
             raise ValueError(f"{folder} holds a finished run, which is never overwritten; choose another --run_dir")
-        for name in ("checkpoints", "figures"):
-            shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
-            (folder / name).mkdir(parents=True)
+        has_state = any(folder.glob(STATES))
+        if has_state and not resume:
+            remedy = f"go on with --resume {folder}, or choose another --run_dir"
+            raise ValueError(f"{folder} holds an unfinished run; {remedy}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock", is_singleton=True)  # the system frees it when the process dies
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{folder}: another process is training there") from None
         self.folder = folder
         self._commit = git_commit()
-        write_atomic(folder / "config.yml", config_yaml)
-        write_atomic(folder / "metrics.jsonl", "")
+        if not has_state:
+            for name in ("checkpoints", "figures"):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
+                (folder / name).mkdir()
+            write_atomic(folder / "config.yml", config_yaml)
+            write_atomic(folder / "metrics.jsonl", "")
+        for path in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
+            path.unlink()
         self._wandb = None
         if wandb is not None:
             self._wandb = _start_wandb(folder, config, wandb)
@@ -143,6 +170,11 @@ class Run:
         if self._wandb is not None:
             self._wandb.log(dict(metrics))
 
+    def rewind(self, num_epochs: int) -> None:
+        """Forgets what was logged after so many epochs, to log it again."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        write_atomic(self.folder / "metrics.jsonl", "".join(lines[:num_epochs]))
+
     def metrics(self) -> list[dict[str, Any]]:
         """What has been logged so far."""
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -151,6 +183,8 @@ class Run:
         """Writes summary.json, with versions and git commit, which marks the run as finished (and sends figures to
         wandb)."""
         write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": self._commit})
+        (self.folder / ".lock").unlink(missing_ok=True)
+        self._lock.release(force=True)
         if self._wandb is not None:
             from wandb import Image
 
