@@ -19,7 +19,11 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
+
+STATES = "checkpoints/state-*.safetensors"
+"""What an unfinished run can go on from, in its folder."""
 
 
 @contextmanager
@@ -281,28 +285,48 @@ class Run:
     folder that has it is finished), `checkpoints/`, `figures/`.
 
     Args:
-        folder: where results go; made when missing, begun anew when it holds an unfinished run.
+        folder: where results go; made when missing, begun anew when it holds an unfinished run without a state.
         config: the complete configuration, as YAML text and as plain types.
         loggers: where metrics go besides stdout and these files.
+        resume: keep an unfinished run's state, to go on from it.
 
     Raises:
-        ValueError: the folder holds a finished run.
+        ValueError: the folder holds a finished run, or an unfinished one whose state would be lost, or another process
+            is training in it.
     """
 
     def __init__(
-        self, folder: Path, config_yaml: str, config: Mapping[str, Any], loggers: Sequence[Logger] = ()
+        self,
+        folder: Path,
+        config_yaml: str,
+        config: Mapping[str, Any],
+        loggers: Sequence[Logger] = (),
+        resume: bool = False,
     ) -> None:
         if (folder / "summary.json").exists():
             raise ValueError(f"{folder} holds a finished run, which is never overwritten; choose another --run_dir")
-        for name in ("checkpoints", "figures", "tensorboard"):
-            shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
-        for name in ("checkpoints", "figures"):
-            (folder / name).mkdir(parents=True)
-        for name in ("metrics.jsonl", "metrics.csv"):
-            (folder / name).unlink(missing_ok=True)
+        has_state = any(folder.glob(STATES))
+        if has_state and not resume:
+            remedy = f"go on with --resume {folder}, or choose another --run_dir"
+            raise ValueError(f"{folder} holds an unfinished run; {remedy}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock", is_singleton=True)  # the system frees it when the process dies
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{folder}: another process is training there") from None
         self.folder = folder
         self._commit = git_commit()
-        write_atomic(folder / "config.yml", config_yaml)
+        if not has_state:
+            for name in ("checkpoints", "figures", "tensorboard"):
+                shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
+            for name in ("checkpoints", "figures"):
+                (folder / name).mkdir()
+            for name in ("metrics.jsonl", "metrics.csv"):
+                (folder / name).unlink(missing_ok=True)
+            write_atomic(folder / "config.yml", config_yaml)
+        for path in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
+            path.unlink()
         self._loggers = [Console(), JsonLines(), Csv(), *loggers]
         for logger in self._loggers:
             logger.start(folder, config)
@@ -312,6 +336,11 @@ class Run:
         for logger in self._loggers:
             logger.log(row)
 
+    def rewind(self, num_epochs: int) -> None:
+        """Forgets what was logged after so many epochs, to log it again."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        write_atomic(self.folder / "metrics.jsonl", "".join(lines[:num_epochs]))
+
     def metrics(self) -> list[dict[str, Any]]:
         """What has been logged so far."""
         return read_rows(self.folder / "metrics.jsonl")
@@ -319,6 +348,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, with versions and git commit, which marks the run as finished; tells the loggers."""
         write_json(self.folder / "summary.json", {**summary, "versions": versions(), "git_commit": self._commit})
+        (self.folder / ".lock").unlink(missing_ok=True)
+        self._lock.release(force=True)
         figures = sorted((self.folder / "figures").glob("*.png"))
         for logger in self._loggers:
             logger.finish(summary, figures)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 """Between two looks at a trial's metrics."""
 
-OUR_KEYS = ("run_dir", "seeds", "dry_run", "checkpoint")
+OUR_KEYS = ("run_dir", "resume", "seeds", "dry_run", "checkpoint")
 """What a sweep itself says to the script, or what makes no single run of it."""
 
 
@@ -275,7 +275,7 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
     values, log = suggested(config, trial), run.with_name(f"{run.name}.log")
     epochs = -1
     if not (run / "summary.json").exists():  # it does when the sweep was killed right after
-        command = [sys.executable, *config.command(values), f"--run_dir={run}"]
+        command = [sys.executable, *config.command(values), f"--run_dir={run}", "--resume=auto"]
         with open(log, "w") as output, _started(command, output) as process:
             over = False
             while not over:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from scalegmn.log import Run
-from scalegmn.train.checkpoint import load_checkpoint, save_checkpoint
+from scalegmn.train.checkpoint import load_checkpoint, write_tensors
+from scalegmn.train.launch import launch
 from scalegmn.train.optim import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.train.trainer import TrainConfig, backward_in_parts, fit
+from scalegmn.train.trainer import TrainConfig, Trainer, backward_in_parts
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
@@ -20,6 +21,7 @@ class Line:
     monitor = "loss"
     maximize = False
     steps_per_epoch = 4
+    data_id = "line"
 
     def __init__(self):
         self.evaluated = []
@@ -28,8 +30,11 @@ class Line:
     def prepare(self, model):
         self.prepared = True
 
-    def train_batches(self, generator, device):
-        for rows in torch.randperm(32, generator=generator).split(8):
+    def shuffle(self, generator):
+        return torch.randperm(32, generator=generator).split(8)
+
+    def train_batches(self, batches, generator, device):
+        for rows in batches:
             yield self.x[rows], 2 * self.x[rows] - 1
 
     def loss(self, model, inputs, target):
@@ -70,10 +75,16 @@ def run(tmp_path):
     return Run(tmp_path / "run", "a: 1\n", {"a": 1})
 
 
+def build(task, run, optimization=FAST, **options):
+    config = TrainConfig(device="cpu", **options)
+    torch.manual_seed(config.seed)
+    fabric = launch(config.device, config.devices, config.precision)
+    return Trainer(fabric, task, OneNumber(), config, optimization, run)
+
+
 def train(task, run, **options):
-    torch.manual_seed(0)
-    model = OneNumber()
-    return model, fit(task, model, TrainConfig(device="cpu", **options), FAST, run)
+    trainer = build(task, run, **options)
+    return trainer.model, trainer.fit()
 
 
 def test_fits_and_writes_everything(run):
@@ -124,7 +135,7 @@ def test_stops_when_the_loss_is_not_finite(run):
         def loss(self, model, inputs, target):
             return super().loss(model, inputs, target) * math.nan
 
-    with pytest.raises(FloatingPointError, match="epoch 0: the training loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"epoch 0, step 0: loss nan, norm .*not_finite.safetensors"):
         train(Diverging(), run, num_epochs=3)
     assert not (run.folder / "summary.json").exists()
 
@@ -140,7 +151,7 @@ def test_finished_run_is_never_overwritten(run):
 def test_checkpoint_round_trip(tmp_path):
     model, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     model(torch.randn(8, 3))
-    save_checkpoint(tmp_path / "a.safetensors", model, {"epoch": 3})
+    write_tensors(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3})
     assert load_checkpoint(tmp_path / "a.safetensors", other) == {"epoch": 3}
     assert torch.equal(model.running_mean, other.running_mean)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
