@@ -47,8 +47,5 @@ def train(
             raise SystemExit(0) from None  # the first process says why and how
         print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
         raise SystemExit(STOPPED if isinstance(error, Stopped) else NOT_FINITE) from None
-    except torch._dynamo.exc.Unsupported as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"train_args.compile: the model is not one graph ({reason}); leave it False") from None
     if finished is not None and summary is not None:
         finished(config, task, model, summary)
