@@ -61,8 +61,11 @@ class Config:
     runs/<config name> that has this configuration, if there is one, and a new run if there is none."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
+        problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
+        if self.train_args.compile and self.scalegmn_args.symmetry == "hetero":
+            problems.append("train_args.compile: hetero sorts its batches, which is not one graph; leave it False")
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def to_yaml(self) -> str:
         """All fields but `run_dir` and `resume`, such that `--conf` reads them back to an equal configuration."""

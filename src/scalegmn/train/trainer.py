@@ -297,8 +297,9 @@ class Trainer:
             progress.step += 1
             progress.count += len(target)
             progress.loss += loss * len(target)
-            progress.grad_norm += norm
-            progress.grad_norm_max = max(norm, progress.grad_norm_max)
+            if math.isfinite(norm):  # else the step was skipped
+                progress.grad_norm += norm
+                progress.grad_norm_max = max(norm, progress.grad_norm_max)
             progress.wait_seconds += waited
             began, before = time.perf_counter(), began
             progress.train_seconds += began - before
