@@ -3,13 +3,13 @@
 python inr_classification.py --conf configs/digits_cls/scalegmn.yml
 """
 
-from scalegmn.config import Config, read_config
+from scalegmn.config import ScriptConfig, read_config
 from scalegmn.log import user_errors
 from scalegmn.run import train
 from scalegmn.tasks.classification import Classification
 
 
-def build_task(config: Config) -> Classification:
+def build_task(config: ScriptConfig) -> Classification:
     """The task, for models with one output per class."""
     model_config = config.scalegmn_args
     if model_config.output != "vector":
@@ -19,4 +19,4 @@ def build_task(config: Config) -> Classification:
 
 if __name__ == "__main__":
     with user_errors():
-        train(read_config(), build_task)
+        train(read_config(config_class=ScriptConfig), build_task)

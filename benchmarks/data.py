@@ -111,16 +111,17 @@ def main() -> None:
         whole = replace(train, rows=torch.arange(len(train.zoo)), labels=train.zoo.columns["label"])
         some = replace(train, rows=train.rows[:IN_MEMORY], labels=train.labels[:IN_MEMORY])
         generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(some), generator=generator)
         for _ in some.batches():  # into memory
             pass
         noisy = replace(config, augment=AugmentConfig(noise=0.1, translate=0.1))
         found = {
-            "random": rate(lambda: (len(y) for _, y in some.batches(BATCH, generator=generator))),
+            "random": rate(lambda: (len(y) for _, y in some.batches(order.split(BATCH)))),
             "canonical": rate(
-                lambda: (len(y) for _, y in replace(some, removed=("phase",)).batches(BATCH, generator=generator))
+                lambda: (len(y) for _, y in replace(some, removed=("phase",)).batches(order.split(BATCH)))
             ),
             "augmented": rate(
-                lambda: (len(augmented(noisy, x, y, generator)[1]) for x, y in some.batches(BATCH, generator=generator))
+                lambda: (len(augmented(noisy, x, y, generator)[1]) for x, y in some.batches(order.split(BATCH)))
             ),
         }
         before, started = anonymous_bytes(), time.perf_counter()

@@ -1,8 +1,11 @@
 """Networks to test on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
 
@@ -40,3 +43,22 @@ def cnn_spec():
             LayerSpec(5, 2),
         )
     )
+
+
+@pytest.fixture(scope="session")
+def small_home(tmp_path_factory):
+    """A folder with a zoo of 48 random sine networks of 3 classes, and `conf.yml` to train a small model on it."""
+    home = tmp_path_factory.mktemp("home")
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(48, *shape, generator=draw) for shape in ((6, 2), (1, 6))]
+    biases = [torch.randn(48, size, generator=draw) for size in (6, 1)]
+    label = torch.arange(48) % 3
+    splits = {"train": torch.arange(24), "val": torch.arange(24, 36), "test": torch.arange(36, 48)}
+    params = NetParams.from_tensors(weights, biases, "sine", w0=6.0)
+    write_zoo(home / "data" / "zoo", [Networks((params,), {"label": label})], splits, {})
+    (home / "conf.yml").write_text(
+        "data: {dataset_path: data/zoo}\nbatch_size: 8\ntrain_args: {num_epochs: 1}\n"
+        "scalegmn_args: {hidden_dim: 8, num_layers: 2, out_dim: 3}\n"
+    )
+    (home / "inr_classification.py").symlink_to(Path(__file__).parents[1] / "inr_classification.py")
+    return home

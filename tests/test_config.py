@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from scalegmn.zoos.cnns import CnnRecipe
 from scalegmn.zoos.recipes import InrRecipe
 
 ROOT = Path(__file__).parents[1]
-RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name != "zoos")
+RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps"))
 RECIPES = sorted(ROOT.glob("configs/zoos/*.yml"))
 
 
@@ -126,6 +127,40 @@ def test_run_folder_is_named_after_the_config():
     assert Path(with_run_dir(Config(), arguments).run_dir).parent == Path("runs/digits_cls-scalegmn")
     assert Path(with_run_dir(Config(), []).run_dir).parent == Path("runs/default")
     assert with_run_dir(Config(run_dir="own"), arguments).run_dir == "own"
+
+
+def test_auto_finds_the_newest_unfinished_run_of_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(resume="auto", batch_size=7)
+    place = tmp_path / "runs" / "default"
+
+    def found():
+        return Path(with_run_dir(config, []).run_dir)
+
+    assert found().name not in ("1", "2", "3", "4")
+    for name, own, is_finished in (("1", config, 0), ("2", config, 0), ("3", Config(), 0), ("4", config, 1)):
+        (place / name).mkdir(parents=True)
+        (place / name / "config.yml").write_text(own.to_yaml())
+        if is_finished:
+            (place / name / "summary.json").write_text("{}")
+    assert found() == Path("runs/default/2")
+    moved = replace(config, train_args=replace(config.train_args, device="cpu", devices=2))
+    assert with_run_dir(moved, []).run_dir == "runs/default/2"
+    (place / "2" / "summary.json").write_text("{}")
+    assert found() == Path("runs/default/1")
+    (place / "1" / "summary.json").write_text("{}")
+    assert not found().exists()
+    assert with_run_dir(replace(config, run_dir="own"), []).run_dir == "own"
+
+
+def test_run_to_go_on_with(tmp_path):
+    with pytest.raises(ValueError, match=r"--resume: .*nothing is not the folder of a run"):
+        read_config([f"--resume={tmp_path / 'nothing'}"])
+    (tmp_path / "config.yml").write_text(Config(batch_size=7).to_yaml())
+    config = with_run_dir(read_config([f"--resume={tmp_path}"]))
+    assert (config.batch_size, config.run_dir) == (7, str(tmp_path))
+    with pytest.raises(ValueError, match="leave out --run_dir"):
+        with_run_dir(replace(config, run_dir="elsewhere"))
 
 
 def test_scientific_numbers_without_a_dot(tmp_path):
@@ -280,6 +315,10 @@ def test_all_kinds_of_problems_in_one_message():
         assert part in message
 
 
+def test_compiling_hetero_is_refused():
+    assert "hetero sorts its batches" in error(["--train_args.compile=True", "--scalegmn_args.symmetry=hetero"])
+
+
 def test_problems_win_over_print_config():
     assert "batch_size" in error(["--batch_size", "many", "--print_config"])
     assert "batch_size" in error(["--batch_size", "0", "--print_config"])
@@ -292,6 +331,10 @@ def test_problems_win_over_print_config():
         ("optimization.clip_grad_max_norm", "-1"),
         ("optimization.optimizer_args.weight_decay", "-1"),
         ("optimization.optimizer_args.lr", "0"),
+        ("optimization.scheduler_args.plateau_patience", "0"),
+        ("optimization.ema_decay", "1"),
+        ("train_args.devices", "0"),
+        ("train_args.checkpoint_minutes", "-1"),
     ],
 )
 def test_ranges(key, value):

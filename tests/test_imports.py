@@ -27,10 +27,18 @@ ALLOWED = {
     "trained": {"models.base", "spec", "train.checkpoint"},
     "edit": {"config", "data", "log", "models.base", "spec", "symmetry", "tasks", "trained"},
     "predict": {"config", "data", "spec", "symmetry", "tasks", "trained"},
-    "run": {"config", "models.base", "train"},
+    "report": {"cli", "log", "plot"},
+    "sweep": {"cli", "log"},
+    "run": {"config", "log", "models.base", "train"},
     "__init__": {"spec", "config"},
 }
-ONLY_IN = {"wandb": {"log"}, "matplotlib": {"plot"}, "lightning": {"train"}, "jsonargparse": {"cli"}}
+ONLY_IN = {
+    "wandb": {"log"},
+    "matplotlib": {"plot"},
+    "lightning": {"train"},
+    "jsonargparse": {"cli"},
+    "optuna": {"sweep"},
+}
 
 
 def imports(path):

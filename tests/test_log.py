@@ -1,9 +1,12 @@
+import csv
 import json
 import subprocess
+import sys
 
 import pytest
 
-from scalegmn.log import Run, git_commit, user_errors, write_atomic
+from scalegmn.log import Run, TensorBoard, Wandb, WandbConfig, git_commit, read_rows, user_errors, write_atomic
+from scalegmn.plot import learning_curves
 
 
 @pytest.mark.parametrize(("error", "code"), [(ValueError("a\nb"), 2), (FileNotFoundError("c"), 2)])
@@ -34,17 +37,17 @@ def test_write_atomic_leaves_the_old_file_on_failure(tmp_path):
 
 
 def test_unfinished_run_is_begun_anew(tmp_path):
-    run = Run(tmp_path / "run", "a: 1\n", {}, None)
+    run = Run(tmp_path / "run", "a: 1\n", {})
     run.log({"epoch": 0})
     (run.folder / "checkpoints" / "best.safetensors").write_text("stale")
-    again = Run(tmp_path / "run", "a: 2\n", {}, None)
+    again = Run(tmp_path / "run", "a: 2\n", {})
     assert again.metrics() == []
     assert list((again.folder / "checkpoints").iterdir()) == []
     again.log({"epoch": 1})
     again.finish({"test": 1.0})
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"] == 1.0
     with pytest.raises(ValueError, match="finished run"):
-        Run(tmp_path / "run", "", {}, None)
+        Run(tmp_path / "run", "", {})
 
 
 def test_git_commit_is_the_head():
@@ -53,3 +56,47 @@ def test_git_commit_is_the_head():
         pytest.skip("not a git checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert found.removesuffix("-dirty") == head
+
+
+def test_loggers_leave_the_same_numbers(tmp_path, capsys):
+    """Rows that grow a column half-way, read back from every file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path / "run", "a: 1\n", {"a": 1}, [TensorBoard()])
+    rows = [{"epoch": 0, "train_loss": 2.0}, {"epoch": 1, "train_loss": 1.5, "val_loss": 0.25}, {"epoch": 2}]
+    for row in rows:
+        run.log(row)
+    learning_curves(run.folder / "figures" / "curves.png", [{"epoch": 0, "val_loss": 1.0}], 0)
+    run.finish({"test_loss": 0.125, "data": {}})
+    assert run.metrics() == rows
+    with open(run.folder / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{name: float(value) for name, value in line.items() if value} for line in table] == rows
+    assert list(table[0]) == ["epoch", "train_loss", "val_loss"]
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    scalars = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert scalars["train_loss"] == [(0, 2.0), (1, 1.5)]
+    assert scalars["val_loss"] == [(1, 0.25)]
+    assert scalars["final/test_loss"] == [(0, 0.125)]
+    assert events.Images("figures/curves")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert '"a": 1' in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["epoch", "train_loss"]
+    assert [line.split() for line in lines[1:]] == [["0", "2.0000"], ["1", "1.5000"], ["2"]]
+    again = Run(tmp_path / "other", "a: 1\n", {"a": 1})
+    assert not (again.folder / "tensorboard").exists()
+
+
+def test_rows_without_a_line_that_is_being_written(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\n{"epo')
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_missing_package(name, monkeypatch):
+    for module in [module for module in sys.modules if name in module]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    logger = {"tensorboard": TensorBoard, "wandb": lambda: Wandb(WandbConfig())}[name]
+    with pytest.raises(ValueError, match=f"^{name}: not installed; `pip install {name}` or leave --{name} False$"):
+        logger()

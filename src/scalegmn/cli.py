@@ -53,7 +53,8 @@ def parse(
             continue
         contents.append((file, content))
         remarks += [f"{file}: {remark}" for remark in found]
-    given = [(file, key, value) for file, content in contents for key, value in leaves(content)]
+    known = [key for key, _ in parser.get_defaults().items()]  # a field may be a mapping itself
+    given = [(file, key, value) for file, content in contents for key, value in leaves(content, whole=known)]
     given += [("command line", key, value) for key, value in _options(words)]
     problems += _key_problems(parser, given)
     for source, key, value in given:
@@ -113,11 +114,11 @@ def _read(file: str) -> dict[str, Any]:
     return content or {}
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
+def leaves(content: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; those named in `whole` stay together."""
     for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in whole:
+            yield from leaves(value, f"{prefix}{key}.", whole)
         else:
             yield f"{prefix}{key}", value
 

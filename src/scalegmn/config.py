@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -10,9 +11,9 @@ from typing import TypeVar
 
 import yaml
 
-from scalegmn.cli import parse, split_arguments
+from scalegmn.cli import leaves, parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
-from scalegmn.log import Run, WandbConfig
+from scalegmn.log import Run, TensorBoard, Wandb, WandbConfig
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.models.base import Metanetwork
 from scalegmn.official import translate_file
@@ -46,20 +47,47 @@ class Config:
     wandb: bool = False
     """Log to Weights & Biases as well."""
 
+    tensorboard: bool = False
+    """Write TensorBoard event files as well."""
+
     debug: bool = False
     """Try the code out: 16 networks per split."""
 
     run_dir: str | None = None
     """Folder for results; null: runs/<config name>/<time>."""
 
+    resume: str | None = None
+    """Go on with an unfinished run, as if it had never stopped: its folder; or auto: run_dir, or else the newest in
+    runs/<config name> that has this configuration, if there is one, and a new run if there is none."""
+
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
+        problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
+        if self.train_args.compile and self.scalegmn_args.symmetry == "hetero":
+            problems.append("train_args.compile: hetero sorts its batches, which is not one graph; leave it False")
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def to_yaml(self) -> str:
-        """All fields but `run_dir`, such that `--conf` reads them back to an equal configuration."""
-        content = asdict(replace(self, run_dir=None))
+        """All fields but `run_dir` and `resume`, such that `--conf` reads them back to an equal configuration."""
+        content = asdict(replace(self, run_dir=None, resume=None))
         return yaml.safe_dump(_plain({item.name: content[item.name] for item in fields(Config)}), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class ScriptConfig(Config):
+    """A run, or several that differ in their seed."""
+
+    seeds: str | None = None
+    """Numbers such as 0,1,2: a run for each seed, in sub-folders of run_dir, then mean and standard deviation of their
+    test metrics. Runs that are finished are not repeated."""
+
+    dry_run: bool = False
+    """Only say what would be read and trained, with how many parameters, steps and how much memory; write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
 
 
 def _plain(value: object) -> object:
@@ -77,23 +105,40 @@ def read_config(
 ) -> AnyConfig:
     """The configuration from command line words (None: the process's own); see `cli.parse`.
 
-    Published files are translated (`official.translate_file`). Where the class has a field `checkpoint`, a run folder,
-    that run's config.yml comes before all `--conf` files.
+    Published files are translated (`official.translate_file`). The config.yml of a run to go on with (`resume`) and,
+    where the class has a field `checkpoint`, of that run, come before all `--conf` files.
     """
     files, words = split_arguments(arguments)
-    if "checkpoint" in {item.name for item in fields(config_class)}:
-        runs = [word.partition("=")[2] for word in words if word.startswith("--checkpoint=")]
-        files = [str(Path(run) / "config.yml") for run in runs] + files
+    for key in {"resume", "checkpoint"} & {item.name for item in fields(config_class)}:
+        runs = [word.partition("=")[2] for word in words if word.startswith(f"--{key}=")]
+        for run in runs:
+            if run == "auto" and key == "resume":
+                continue
+            if not (Path(run) / "config.yml").is_file():
+                raise ValueError(f"--{key}: {run} is not the folder of a run")
+            files = [str(Path(run) / "config.yml"), *files]
     return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
-    """The configuration with `run_dir` filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`."""
+    """The configuration with `run_dir` filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`; or the
+    run to go on with.
+
+    Raises:
+        ValueError: `run_dir` and `resume` name different folders.
+    """
+    if config.resume not in (None, "auto"):
+        if config.run_dir not in (None, config.resume):
+            raise ValueError(f"--run_dir {config.run_dir}, but --resume {config.resume}: leave out --run_dir")
+        return replace(config, run_dir=config.resume)
     if config.run_dir is not None:
         return config
     files, _ = split_arguments(arguments)
     path = Path(files[-1]).resolve() if files else None
     name = f"{path.parent.name}-{path.stem}" if path else "default"
+    for run in sorted(Path("runs", name).glob("*/config.yml"), reverse=True) if config.resume == "auto" else ():
+        if not (run.parent / "summary.json").exists() and not _changed_keys(config, run):
+            return replace(config, run_dir=str(run.parent))
     folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
     while folder.exists():
         folder = folder.with_name(f"{folder.name}-again")
@@ -101,9 +146,32 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
 
 
 def start_run(config: Config) -> Run:
-    """The run folder of a configuration."""
-    wandb = config.wandb_args if config.wandb else None
-    return Run(Path(config.run_dir), config.to_yaml(), _plain(asdict(config)), wandb)
+    """The run folder of a configuration.
+
+    Raises:
+        ValueError: it cannot be begun there (`Run`), or the run to go on with has another configuration.
+    """
+    folder = Path(config.run_dir)
+    if config.resume is not None and (folder / "config.yml").exists():
+        changed = _changed_keys(config, folder / "config.yml")
+        if changed:
+            raise ValueError(
+                f"--resume: {folder} was started with {', '.join(changed)}; leave it so, or start a new run"
+            )
+    loggers = [TensorBoard()] if config.tensorboard else []
+    loggers += [Wandb(config.wandb_args)] if config.wandb else []
+    return Run(folder, config.to_yaml(), _plain(asdict(config)), loggers, config.resume is not None)
+
+
+def _changed_keys(config: Config, file: Path) -> list[str]:
+    """`key value (found own value)` for each setting that a run's config.yml has and the configuration has not; where a
+    run trains does not count."""
+    stored, own = (dict(leaves(yaml.safe_load(text) or {})) for text in (file.read_text(), config.to_yaml()))
+    return [
+        f"{key} {stored.get(key)} (found {own.get(key)})"
+        for key in {**stored, **own}
+        if key not in ("train_args.device", "train_args.devices") and stored.get(key) != own.get(key)
+    ]
 
 
 def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: NetSpec | None = None) -> Metanetwork:

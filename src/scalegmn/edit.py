@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.config import Config
+from scalegmn.config import ScriptConfig
 from scalegmn.data.inr_zoos import layer_names, read_state_dict, state_dict_of, write_state_dict
 from scalegmn.data.shards import Shards
 from scalegmn.data.zoo_format import Zoo, in_single
@@ -25,7 +25,7 @@ from scalegmn.trained import load_model, run_data
 
 
 @dataclass(frozen=True)
-class EditConfig(Config):
+class EditConfig(ScriptConfig):
     """Train a model that edits INRs, or edit INRs with one that has been trained."""
 
     checkpoint: str | None = None
@@ -51,6 +51,8 @@ class EditConfig(Config):
             raise ValueError("--checkpoint: a trained model edits files (--edit, --out) or its zoo (--export_edited)")
         if self.export_edited is not None and Path(self.export_edited).exists():
             raise ValueError(f"--export_edited: {self.export_edited} exists already")
+        if self.export_edited is not None and self.seeds is not None:
+            raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
         if self.scalegmn_args.output != "parameters":
             raise ValueError(f"scalegmn_args.output: found {self.scalegmn_args.output}, but editing needs parameters")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -19,25 +21,80 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+COSTS = {
+    "networks_per_second": "networks/s",
+    "memory_gb": "peak memory [GB]",
+    "data_wait": "share of time waiting for data",
+}
+"""Columns of metrics.jsonl that say what an epoch costs, and their axes' names."""
+
+
 def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Train and validation curves over epochs, one panel per metric, the best epoch marked.
+    """Metrics, gradient norms and costs over epochs, a panel each, the best epoch marked.
 
     Args:
         path: the PNG.
-        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`.
+        rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`; `grad_norm`, `grad_norm_max`
+            and those of `COSTS` are optional.
         best_epoch: the epoch whose checkpoint was kept.
     """
-    names = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
-    figure = _figure(5 * len(names), 3.6)
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        for split in ("train", "val"):
-            if f"{split}_{name}" in rows[0]:
-                axes.plot([r["epoch"] for r in rows], [r[f"{split}_{name}"] for r in rows], "o-", ms=3, label=split)
+    metrics = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
+    panels = {name: {"train": f"train_{name}", "val": f"val_{name}"} for name in metrics}
+    panels |= {"gradient norm": {"mean": "grad_norm", "largest": "grad_norm_max"}}
+    panels |= {name: {name: key} for key, name in COSTS.items()}
+    panels = {name: {label: key for label, key in own.items() if key in rows[0]} for name, own in panels.items()}
+    panels = {name: own for name, own in panels.items() if own}
+    lines = -(-len(panels) // 3)
+    figure = _figure(5 * min(3, len(panels)), 3.6 * lines)
+    for number, (name, own) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, min(3, len(panels)), number)
+        for label, key in own.items():
+            _curve(axes, rows, key, label=label)
         axes.axvline(best_epoch, color="grey", lw=0.8, ls=":", label="best")
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(name)
-        axes.legend()
+        axes.set(xlabel="epoch", ylabel=name)
+        if name == "gradient norm":
+            axes.set_yscale("log")
+        if name in COSTS.values():
+            axes.set_ylim(bottom=0)
+        else:
+            axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None = None, **style: Any) -> None:
+    """A column over epochs, where rows have it."""
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+    axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label, **style)
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Training loss and validation metrics of several runs over epochs, a panel each, a colour per run.
+
+    Args:
+        runs: name -> lines of metrics.jsonl, of which each run has at least one.
+
+    Returns:
+        A PNG.
+    """
+    keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row)
+    keys = [key for key in keys if key == "train_loss" or key.startswith("val_")]
+    beside = max(1, int(1.8 * len(keys)))  # names in a line of the legend
+    figure = _figure(4.4 * len(keys), 3.5 + 0.25 * -(-len(runs) // beside))
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        for number, (name, rows) in enumerate(runs.items()):
+            style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
+            if any(row.get(key) is not None for row in rows):
+                _curve(axes, rows, key, label=name.replace("$", r"\$"), **style)
+        axes.set(xlabel="epoch", title=key)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=beside, frameon=False)
+    content = BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return content.getvalue()
 
 
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:

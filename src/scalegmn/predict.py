@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scalegmn.config import Config
+from scalegmn.config import ScriptConfig
 from scalegmn.data.inr_zoos import read_network
 from scalegmn.spec import MIXED, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
@@ -19,7 +19,7 @@ from scalegmn.trained import load_model, run_data
 
 
 @dataclass(frozen=True)
-class PredictConfig(Config):
+class PredictConfig(ScriptConfig):
     """Train a model that predicts the test accuracy of networks, or predict with one that has been trained."""
 
     checkpoint: str | None = None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,14 @@ def test_full_disk(mnist):
     assert not list(mnist.rglob("*.tmp"))
     assert not list(mnist.rglob("zoo.json"))
     assert open_data(config(mnist))  # once there is space
+
+
+def test_conversion_may_be_forbidden(mnist):
+    """Then what has been converted is read, and nothing else."""
+    forbidden = replace(config(mnist), convert=False)
+    assert "mnist-inrs: not converted yet" in refused(forbidden, mnist)
+    converted = open_data(config(mnist))
+    assert open_data(forbidden).sha256 == converted.sha256
 
 
 def start(folder, code=CONVERT):

@@ -57,7 +57,10 @@ def test_augmented_training_batches(data):
     """Changed, canonical, with mixed labels where they are mixed; the same for the same seed; others as stored."""
     changed = replace(data, augment=AugmentConfig(noise=0.1, mixup=1.0, translate=0.5))
     task = Classification(changed, 10, 5)
-    epochs = [list(task.train_batches(torch.Generator().manual_seed(seed), torch.device("cpu"))) for seed in (0, 0, 1)]
+    epochs = []
+    for seed in (0, 0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        epochs.append(list(task.train_batches(task.shuffle(generator), generator, torch.device("cpu"))))
     for (first, labels), (again, _) in zip(*epochs[:2], strict=True):
         assert torch.equal(first.flatten(), again.flatten())
         assert (30 * first.biases[0]).abs().max() <= math.pi / 2 + 1e-4
@@ -67,7 +70,7 @@ def test_augmented_training_batches(data):
     plain = Classification(data, 10, 5)
     assert torch.equal(task.splits["val"].read(slice(None)).flatten(), plain.splits["val"].read(slice(None)).flatten())
     model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
-    params, labels = next(plain.train_batches(torch.Generator(), torch.device("cpu")))
+    params, labels = next(plain.train_batches([torch.arange(10)], torch.Generator(), torch.device("cpu")))
     one_hot = torch.nn.functional.one_hot(labels, 5).float()
     torch.testing.assert_close(task.loss(model, params, labels), task.loss(model, params, one_hot))
     with pytest.raises(ValueError, match=r"data.augment.group: phase is removed again .*switch_to_canon False"):

@@ -1,12 +1,19 @@
+import math
+
 import pytest
 import torch
 
 from scalegmn.train.optim import OptimizationConfig, OptimizerConfig, ScheduleConfig, build_optimizer
 
 
+def build(decay, total, warmup=0, patience=10):
+    schedule = ScheduleConfig(warmup, decay, patience)
+    config = OptimizationConfig(optimizer_args=OptimizerConfig(lr=2.0), scheduler_args=schedule)
+    return build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], total)
+
+
 def rates(warmup, decay, steps, total):
-    config = OptimizationConfig(optimizer_args=OptimizerConfig(lr=2.0), scheduler_args=ScheduleConfig(warmup, decay))
-    optimizer, schedule = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], total)
+    optimizer, schedule = build(decay, total, warmup)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -18,4 +25,73 @@ def rates(warmup, decay, steps, total):
 def test_schedules_by_hand():
     assert rates(4, "constant", 6, 6) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
     assert rates(0, "constant", 2, 2) == [2.0, 2.0]
+    assert rates(4, "none", 2, 2) == [2.0, 2.0]
+    assert rates(4, "plateau", 5, 5) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
     assert rates(2, "cosine", 7, 6) == pytest.approx([1.0, 2.0, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
+
+
+def test_one_cycle_by_hand():
+    """20 steps: the peak is at step 0.3 * 20 - 1 = 5, the end at step 19."""
+    found = rates(1000, "one_cycle", 20, 20)
+    assert (found[0], found[5], found[19]) == pytest.approx((2 / 25, 2.0, 2 / 25e4))
+    assert found[2] == pytest.approx(2 - (2 - 2 / 25) * (1 + math.cos(math.pi * 2 / 5)) / 2)
+    assert found[12] == pytest.approx((2 + 2 / 25e4) / 2)
+
+
+def test_one_cycle_is_that_of_torch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2.0, total_steps=50, cycle_momentum=False)
+    expected = []
+    for _ in range(50):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(expected) < 50:
+            reference.step()
+    assert rates(0, "one_cycle", 50, 50) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4])
+def test_one_cycle_of_few_steps(total):
+    assert all(0 < rate <= 2 for rate in rates(0, "one_cycle", total + 1, total))
+
+
+def test_plateau_by_hand():
+    """A tenth after two epochs that are not better, and again after two more; better ones start the count anew."""
+    _, schedule = build("plateau", 100, patience=2)
+    found = []
+    for value in (1, 2, 2, 3, 3, 1, 0, 0, 4):
+        schedule.end_epoch(value)
+        found.append(schedule.lr)
+    assert found == pytest.approx([2, 2, 2, 2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine", "one_cycle", "plateau", "none"])
+def test_schedule_goes_on(decay):
+    _, whole = build(decay, 12, 3, 2)
+    expected, state = [], None
+    for step in range(12):
+        if step == 7:
+            state = whole.state_dict()
+        whole.step()
+        if step % 2:
+            whole.end_epoch(-step)
+        expected.append(whole.lr)
+    _, resumed = build(decay, 12, 3, 2)
+    resumed.load_state_dict(state)
+    for step in range(7, 12):
+        resumed.step()
+        if step % 2:
+            resumed.end_epoch(-step)
+        assert resumed.lr == expected[step]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ScheduleConfig(plateau_patience=0), "scheduler_args.plateau_patience: found 0, expected 1 or more"),
+        (lambda: OptimizationConfig(ema_decay=1.0), "optimization.ema_decay: found 1.0"),
+    ],
+)
+def test_ranges(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

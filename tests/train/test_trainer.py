@@ -2,14 +2,20 @@
 
 import json
 import math
+import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 
 from scalegmn.log import Run
-from scalegmn.train.checkpoint import load_checkpoint, save_checkpoint
+from scalegmn.train.checkpoint import load_checkpoint, read_tensors, state_files, write_tensors
+from scalegmn.train.launch import launch
 from scalegmn.train.optim import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.train.trainer import TrainConfig, backward_in_parts, fit
+from scalegmn.train.trainer import Stopped, TrainConfig, Trainer, backward_in_parts
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
@@ -20,6 +26,7 @@ class Line:
     monitor = "loss"
     maximize = False
     steps_per_epoch = 4
+    data_id = "line"
 
     def __init__(self):
         self.evaluated = []
@@ -28,8 +35,11 @@ class Line:
     def prepare(self, model):
         self.prepared = True
 
-    def train_batches(self, generator, device):
-        for rows in torch.randperm(32, generator=generator).split(8):
+    def shuffle(self, generator):
+        return torch.randperm(32, generator=generator).split(8)
+
+    def train_batches(self, batches, generator, device):
+        for rows in batches:
             yield self.x[rows], 2 * self.x[rows] - 1
 
     def loss(self, model, inputs, target):
@@ -67,13 +77,19 @@ class WorseAfterThreeEpochs(Line):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(tmp_path / "run", "a: 1\n", {"a": 1}, None)
+    return Run(tmp_path / "run", "a: 1\n", {"a": 1})
+
+
+def build(task, run, optimization=FAST, **options):
+    config = TrainConfig(device="cpu", **options)
+    torch.manual_seed(config.seed)
+    fabric = launch(config.device, config.devices, config.precision)
+    return Trainer(fabric, task, OneNumber(), config, optimization, run)
 
 
 def train(task, run, **options):
-    torch.manual_seed(0)
-    model = OneNumber()
-    return model, fit(task, model, TrainConfig(device="cpu", **options), FAST, run)
+    trainer = build(task, run, **options)
+    return trainer.model, trainer.fit()
 
 
 def test_fits_and_writes_everything(run):
@@ -112,7 +128,7 @@ def test_early_stopping_tests_the_best_epoch(run):
 def test_same_seed_same_numbers(tmp_path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run = Run(tmp_path / name, "", {}, None)
+        run = Run(tmp_path / name, "", {})
         train(Line(), run, num_epochs=2, seed=seed)
         losses.append([row["train_loss"] for row in run.metrics()])
     assert losses[0] == losses[1]
@@ -124,7 +140,7 @@ def test_stops_when_the_loss_is_not_finite(run):
         def loss(self, model, inputs, target):
             return super().loss(model, inputs, target) * math.nan
 
-    with pytest.raises(FloatingPointError, match="epoch 0: the training loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"epoch 0, step 0: loss nan, norm .*not_finite.safetensors"):
         train(Diverging(), run, num_epochs=3)
     assert not (run.folder / "summary.json").exists()
 
@@ -133,14 +149,14 @@ def test_finished_run_is_never_overwritten(run):
     train(Line(), run, num_epochs=1)
     before = (run.folder / "metrics.jsonl").read_text()
     with pytest.raises(ValueError, match="holds a finished run"):
-        Run(run.folder, "", {}, None)
+        Run(run.folder, "", {})
     assert (run.folder / "metrics.jsonl").read_text() == before
 
 
 def test_checkpoint_round_trip(tmp_path):
     model, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     model(torch.randn(8, 3))
-    save_checkpoint(tmp_path / "a.safetensors", model, {"epoch": 3})
+    write_tensors(tmp_path / "a.safetensors", model.state_dict(), {"epoch": 3})
     assert load_checkpoint(tmp_path / "a.safetensors", other) == {"epoch": 3}
     assert torch.equal(model.running_mean, other.running_mean)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -163,3 +179,216 @@ def test_parts_add_up_to_the_gradient_of_the_batch():
     torch.testing.assert_close(found, whole.detach(), rtol=1e-12, atol=0)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-15)
+
+
+# Stopping and going on
+
+
+class Noisy(Line):
+    """Targets with noise of every generator; the run is asked to stop in the given step, counted from 1."""
+
+    def __init__(self, stop_at=None):
+        super().__init__()
+        self.steps, self.stop_at, self.trainer = 0, stop_at, None
+
+    def train_batches(self, batches, generator, device):
+        for inputs, target in super().train_batches(batches, generator, device):
+            self.steps += 1
+            if self.steps == self.stop_at:
+                self.trainer.signals.received = "SIGTERM"
+            noise = random.gauss(0, 1) + np.random.normal() + torch.randn(()) + torch.randn((), generator=generator)
+            yield inputs, target + 0.1 * noise
+
+
+MANY = replace(FAST, ema_decay=0.5, scheduler_args=ScheduleConfig(2, "plateau", 1))
+TIMES = ("networks_per_second", "data_wait", "memory_gb", "seconds")
+
+
+def start(folder, stop_at=None, task=None, resume=False, **options):
+    random.seed(0)
+    np.random.seed(0)
+    task = task or Noisy(stop_at)
+    options = {"num_epochs": 3, "patience": 2, **options}
+    task.trainer = build(task, Run(folder, "", {}, None, resume), MANY, **options)
+    return task.trainer
+
+
+def results(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    files = [(folder / "checkpoints" / f"{name}.safetensors").read_bytes() for name in ("best", "last")]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows], files
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 12])
+def test_going_on_equals_never_having_stopped(tmp_path, stop_at):
+    """Within an epoch, after its last step, after the last step of all."""
+    start(tmp_path / "whole").fit()
+    with pytest.raises(Stopped, match=f"SIGTERM after step .* --resume {tmp_path}"):
+        start(tmp_path / "parts", stop_at).fit()
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    resumed = start(tmp_path / "parts", resume=True)
+    summary = resumed.fit()
+    assert resumed.task.steps == 12 - stop_at
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+    assert len(results(tmp_path / "whole")[0]) == 3
+    assert summary["epochs"] == 3
+    assert state_files(tmp_path / "parts") == []
+
+
+def test_early_stopping_goes_on(tmp_path):
+    """The count of epochs without improvement survives."""
+
+    class Worsening(Noisy):
+        def evaluate(self, model, split, device, figures=None):
+            super().evaluate(model, split, device, figures)
+            return {"loss": float(self.trainer.progress.epoch)}
+
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", task=Worsening(7), num_epochs=9).fit()
+    summary = start(tmp_path / "a", task=Worsening(), num_epochs=9, resume=True).fit()
+    assert (summary["epochs"], summary["best_epoch"]) == (3, 0)
+
+
+def test_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
+    start(tmp_path / "whole").fit()
+    with pytest.raises(Stopped):
+        start(tmp_path / "parts", 7).fit()
+    newest, before = state_files(tmp_path / "parts")
+    assert (newest.name, before.name) == ("state-0000000007.safetensors", "state-0000000004.safetensors")
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    resumed = start(tmp_path / "parts", resume=True)
+    resumed.fit()
+    assert f"{newest}: missing or damaged (its checksum differs); trying the one before" in capsys.readouterr().err
+    assert resumed.task.steps == 8
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_all_states_damaged(tmp_path):
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", 7).fit()
+    for path in state_files(tmp_path / "a"):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="all its states are damaged; start a new run"):
+        start(tmp_path / "a", resume=True).fit()
+
+
+def test_what_a_run_does_not_go_on_with(tmp_path):
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", 7).fit()
+    with pytest.raises(ValueError, match="holds an unfinished run; go on with --resume"):
+        start(tmp_path / "a")
+    other = Noisy()
+    other.data_id = "circle"
+    with pytest.raises(ValueError, match="was trained on other data"):
+        start(tmp_path / "a", task=other, resume=True).fit()
+
+
+def test_states_are_saved_as_often_as_wanted(tmp_path):
+    trainer = start(tmp_path / "a", checkpoint_minutes=0.0)
+    trainer.train_epoch()
+    assert [path.stem for path in state_files(tmp_path / "a")] == ["state-0000000004", "state-0000000003"]
+    rare = start(tmp_path / "b")
+    rare.train_epoch()
+    assert state_files(tmp_path / "b") == []
+
+
+# What a step does
+
+
+def test_average_by_hand(run):
+    """The first average is the parameters after the first step; then half of it and half of the new ones."""
+    task = Line()
+    trainer = build(task, run, replace(FAST, ema_decay=0.5), num_epochs=1)
+    seen, plain = [], task.loss
+
+    def loss(model, inputs, target):
+        seen.append(trainer.model.weight.item())
+        return plain(model, inputs, target)
+
+    task.loss = loss
+    trainer.train_epoch()
+    after = [*seen[3::3], trainer.model.weight.item()]  # three parts per batch
+    average = after[0]
+    for weight in after[1:]:
+        average = 0.5 * average + 0.5 * weight
+    assert len(after) == 4
+    task.loss = plain
+    trainer._end_epoch()
+    last, _ = read_tensors(run.folder / "checkpoints" / "last.safetensors")
+    assert last["weight"].item() == pytest.approx(average)
+    val = run.metrics()[0]["val_loss"]
+    with torch.no_grad():
+        expected = (task.x * last["weight"].T + last["bias"] - 2 * task.x + 1).square().mean()
+    assert val == pytest.approx(expected.item())
+
+
+def test_rows_say_how_training_went(run):
+    """Gradient norms before clipping, and what the machine did."""
+    trainer = build(Line(), run, replace(FAST, clip_grad_max_norm=1e-3), num_epochs=1)
+    norms, plain = [], trainer.task.train_batches
+
+    def watched(batches, generator, device):
+        for x, y in plain(batches, generator, device):
+            error = 2 * (trainer.model(x) - y).detach()
+            norms.append(math.hypot((error * x).mean(), error.mean()))
+            yield x, y
+
+    trainer.task.train_batches = watched
+    trainer.fit()
+    (row,) = run.metrics()
+    assert len(norms) == 4
+    assert row["grad_norm"] == pytest.approx(sum(norms) / 4)
+    assert row["grad_norm_max"] == pytest.approx(max(norms))
+    assert 0 < row["data_wait"] < 1
+    assert row["memory_gb"] > 0.01
+
+
+class BadBatch(Noisy):
+    """The loss of the sixth batch is not a number."""
+
+    def loss(self, model, inputs, target):
+        return super().loss(model, inputs, target) * (math.nan if self.steps == 6 else 1)
+
+
+def test_evidence_reproduces_the_step(tmp_path):
+    """The state is that before the step, so that the parameters are unharmed; the rows are the batch's."""
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1: loss nan, norm of the gradient nan; .*not_finite"):
+        start(tmp_path / "a", task=BadBatch()).fit()
+    tensors, facts = read_tensors(tmp_path / "a" / "not_finite.safetensors")
+    assert math.isnan(facts["loss"])
+    good = start(tmp_path / "b")
+    good.train_epoch()
+    good._end_epoch()
+    good.signals.received = "SIGTERM"
+    with pytest.raises(Stopped):
+        good.train_epoch()
+    assert torch.equal(tensors["model.weight"], good.model.weight)
+    again = start(tmp_path / "c", task=BadBatch())
+    again._restore({key: value for key, value in tensors.items() if key != "rows"}, facts)
+    assert torch.equal(again._shuffled()[1], tensors["rows"])
+    again.task.steps = 5
+    with pytest.raises(FloatingPointError, match="epoch 1, step 1: loss nan"):
+        again.train_epoch()
+
+
+def test_overflow_of_a_scaled_loss_skips_the_step(run):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    fabric = Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fabric.launch()
+    config = TrainConfig(device="cpu", precision="fp16-mixed", num_epochs=40)
+    torch.manual_seed(0)
+    trainer = Trainer(fabric, Line(), OneNumber(), config, FAST, run)
+    trainer.model.weight.data.fill_(30.0)
+    trainer.train_epoch()
+    assert trainer.progress.grad_norm == 0  # no step was taken
+    assert trainer.progress.step == 4
+    assert 1 < scaler.get_scale() < 2.0**127
+    assert trainer.model.weight.isfinite().all()
+
+
+def test_precisions_that_a_cpu_lacks():
+    for precision in ("fp16-mixed", "tf32"):
+        with pytest.raises(ValueError, match=f"train_args.precision: {precision} needs a GPU"):
+            TrainConfig(device="cpu", precision=precision).check_device()

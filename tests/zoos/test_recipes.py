@@ -118,6 +118,17 @@ def test_parts_in_turn_make_the_same_zoo(tmp_path, whole):
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
+def test_launchers_say_which_part(monkeypatch):
+    assert InrRecipe().part == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    assert InrRecipe().part == (2, 3)
+    monkeypatch.setenv("RANK", "4")
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    assert InrRecipe().part == (4, 5)
+    assert InrRecipe(shard="0/2").part == (0, 2)
+
+
 @pytest.mark.parametrize("parts", [("0/2", "1/2"), ("0/1", "0/1")])
 def test_processes_at_once_make_the_same_zoo(tmp_path, parts, whole):
     """Also when both are asked for the same."""

@@ -78,6 +78,7 @@ def converted(
     choice: Mapping[str, Any],
     listing: Callable[[], Listing],
     cache_dir: Path | None = None,
+    convert: bool = True,
 ) -> Zoo:
     """The zoo of a published dataset, converted unless it has been; says on stdout when it converts.
 
@@ -91,9 +92,11 @@ def converted(
         choice: all else that decides which networks the zoo holds, and in which splits; plain JSON types.
         listing: goes through the folder; raises `NothingThereError` when it holds none.
         cache_dir: where zoos go; None: `root`, or where that is read-only the user's cache folder.
+        convert: whether it may be converted.
 
     Raises:
-        ValueError: a file is missing, refused or not what it should be; names it. Nothing is left of it.
+        ValueError: a file is missing, refused or not what it should be; names it. Nothing is left of it. Or the dataset
+            has not been converted, and may not be.
     """
     asked = json.dumps([dataset, dict(choice)], sort_keys=True)
     name = f"scalegmn-{dataset}-"
@@ -115,6 +118,8 @@ def converted(
             shutil.rmtree(leftover, ignore_errors=True)
             return zoo
     found.check_files()
+    if not convert:
+        raise ValueError(f"{root}: not converted yet, which --dry_run and --data.convert False leave undone")
     out = made or next((place for place in places if _writable(place.parent)), places[-1])
     with lock(out, lambda: print(f"{out}: another process is converting; waiting for it")):
         _convert(out, root, plan, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,9 @@ class DataConfig:
     cache_dir: str | None = None
     """Where converted datasets go; null: dataset_path, or where that is read-only the user's cache folder."""
 
+    convert: bool = True
+    """Convert a published dataset on first use; false: refuse one that has not been converted."""
+
     switch_to_canon: bool = True
     """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.canonicalize` is canonical
     too."""
@@ -127,7 +130,8 @@ def open_data(config: DataConfig) -> Zoo:
             splits = None
         name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
         listing = partial(mnist_listing, root, splits)
-    return converted(name, root, choice, listing, config.cache_dir and Path(config.cache_dir).expanduser())
+    cache_dir = config.cache_dir and Path(config.cache_dir).expanduser()
+    return converted(name, root, choice, listing, cache_dir, config.convert)
 
 
 def of_activation(zoo: Zoo, name: str) -> Zoo:
@@ -178,14 +182,23 @@ class LabelledNets:
         return canonicalize(in_single(self.zoo.params[self.rows[index]].to(device)), self.removed)
 
     def batches(
-        self, batch_size: int = BLOCK, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+        self, batches: Sequence[Tensor] | int = BLOCK, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[NetParams, Tensor]]:
-        """Batches in order, or shuffled by `generator`; the last may be smaller. Several come from one indexed read."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for index in order.split(max(1, BLOCK // batch_size) * batch_size):
+        """Batches of networks and labels on a device; several come from one indexed read.
+
+        Args:
+            batches: the networks [B] of each batch; or how many a batch has, in order, the last maybe fewer.
+            device: where they go.
+        """
+        if isinstance(batches, int):
+            batches = torch.arange(len(self)).split(batches)
+        at_once = max(1, BLOCK // len(batches[0])) if batches else 1
+        for first in range(0, len(batches), at_once):
+            together = batches[first : first + at_once]
+            index, start = torch.cat(together), 0
             params, labels = self.read(index, device), self.labels[index].to(device)
-            for start in range(0, len(index), batch_size):
-                rows = slice(start, start + batch_size)
+            for batch in together:
+                rows = slice(start, start := start + len(batch))
                 yield params[rows], labels[rows]
 
 

@@ -54,6 +54,9 @@ def linear_of_both_signs(x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> tu
     if isinstance(x, Scaled):
         values = nn.functional.linear(x.values, weight)
         return torch.addcmul(bias, values, x.scale), torch.addcmul(bias, values, x.scale, value=-1)
+    if torch.is_autocast_enabled(x.device.type):  # rounding must not tell x from -x
+        product = nn.functional.linear(x, weight)
+        return bias + product, bias - product
     plus = nn.functional.linear(x, weight, bias)
     return plus, 2 * bias - plus
 

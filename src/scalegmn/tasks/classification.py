@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, augmented
+from scalegmn.data.loader import DataConfig
 from scalegmn.plot import confusion_matrix
 from scalegmn.spec import NetParams
 from scalegmn.tasks.zoo_task import ZooTask
@@ -41,12 +40,9 @@ class Classification(ZooTask):
         self.num_classes = num_classes
         self.announce()
 
-    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
-        """One epoch of shuffled (networks, labels) on a device; labels are probabilities [B, classes] under mixup."""
-        for params, labels in self.splits["train"].batches(self.batch_size, device, generator):
-            if self.data.augment.mixup:
-                labels = nn.functional.one_hot(labels, self.num_classes).to(params.biases[0].dtype)
-            yield augmented(self.data, params, labels, generator)
+    def target(self, labels: Tensor) -> Tensor:
+        """The labels [B], or under mixup their probabilities [B, classes]."""
+        return nn.functional.one_hot(labels, self.num_classes).float() if self.data.augment.mixup else labels
 
     def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
         """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes]."""
@@ -56,7 +52,8 @@ class Classification(ZooTask):
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
     ) -> dict[str, float]:
         """Mean cross-entropy and accuracy over a split; its confusion matrix into the folder `figures`."""
-        logits, labels = self._predict(model, split, device)
+        logits = self.per_network(model, split, device, lambda params, _: model(params).float())
+        labels = self.splits[split].labels
         if figures is not None:
             num_classes = logits.shape[1]
             counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
@@ -65,11 +62,3 @@ class Classification(ZooTask):
             "loss": nn.functional.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
         }
-
-    @torch.no_grad()
-    def _predict(self, model: nn.Module, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Logits [M, classes] and labels [M] of a split, on the CPU."""
-        model.eval()
-        nets = self.splits[split]
-        logits = [model(params).float().cpu() for params, _ in nets.batches(self.batch_size, device)]
-        return torch.cat(logits), nets.labels

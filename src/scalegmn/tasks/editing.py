@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.data.images import SOURCES, Images, load_images
-from scalegmn.data.loader import DataConfig, augmented
+from scalegmn.data.loader import DataConfig
 from scalegmn.data.zoo_format import Zoo
 from scalegmn.nets.siren import render
 from scalegmn.plot import edits
@@ -75,11 +75,9 @@ class Editing(ZooTask):
         self._check_images()
         self.announce()
 
-    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
-        """One epoch of shuffled (networks, edited originals [B, height, width, channels]) on a device."""
-        for params, images in self.splits["train"].batches(self.batch_size, device, generator):
-            targets = self.targets[self.place[images.cpu()]].to(device)
-            yield augmented(self.data, params, targets, generator)
+    def target(self, labels: Tensor) -> Tensor:
+        """The edited originals [B, height, width, channels] of images [B]."""
+        return self.targets[self.place[labels.cpu()]].to(labels.device)
 
     def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
         """Mean squared error over networks, pixels and channels."""
@@ -95,17 +93,16 @@ class Editing(ZooTask):
     ) -> dict[str, float]:
         """Mean squared error over a split; into the folder `figures`: the worst and the median edits, and edits.csv
         with the error of each image."""
-        model.eval()
-        nets, found = self.splits[split], []
-        for params, images in nets.batches(self.batch_size, device):
-            found.append(self.errors(edited(model, params), self.targets[self.place[images.cpu()]].to(device)).cpu())
-        errors = torch.cat(found)
+        nets = self.splits[split]
+        errors = self.per_network(
+            model, split, device, lambda params, images: self.errors(edited(model, params), self.target(images))
+        )
         if figures is not None:
             self._write_table(figures / "edits.csv", split, errors)
             order = errors.argsort(descending=True)
             middle = len(order) // 2
             for name, rows in {"worst": order[:SHOWN], "median": order[middle : middle + SHOWN]}.items():
-                params, target = nets.read(rows, device), self.targets[self.place[nets.labels[rows]]]
+                params, target = nets.read(rows, device), self.target(nets.labels[rows])
                 size = target.shape[1:3]
                 drawn = render(params, *size).cpu(), target, render(edited(model, params), *size).cpu()
                 edits(figures / f"{name}_edits.png", *(images.numpy() for images in drawn), errors[rows].numpy())
@@ -123,7 +120,7 @@ class Editing(ZooTask):
         """
         moments = products = 0
         for params, images in self.splits["train"].batches():
-            x, y = _with_ones(params), self.targets[self.place[images]].flatten(1).double()
+            x, y = _with_ones(params), self.target(images).flatten(1).double()
             moments, products = moments + x.mT @ x, products + x.mT @ y
         ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
         linear = torch.linalg.solve(moments + ridge, products)
@@ -131,7 +128,7 @@ class Editing(ZooTask):
         for split in ("val", "test"):
             errors = {"no_edit": [], "linear_map": []}
             for params, images in self.splits[split].batches():
-                target = self.targets[self.place[images]]
+                target = self.target(images)
                 errors["no_edit"].append(self.errors(params, target))
                 errors["linear_map"].append((_with_ones(params) @ linear - target.flatten(1)).square().mean(1))
             answers[split] = {name: torch.cat(found).mean().item() for name, found in errors.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, LabelledNets, augmented
+from scalegmn.data.loader import DataConfig, LabelledNets
 from scalegmn.plot import predictions
 from scalegmn.spec import ACTIVATIONS, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
@@ -77,16 +76,10 @@ class Generalization(ZooTask):
         self.criterion = LOSSES[loss]
         self.announce()
 
-    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[NetParams, Tensor]]:
-        """One epoch of shuffled (networks, accuracies [B]) on a device."""
-        for params, target in self.splits["train"].batches(self.batch_size, device, generator):
-            yield augmented(self.data, params, target, generator)
-
     def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
         """The mean loss of the networks' accuracies, [B]."""
         return self.criterion(model(inputs)[:, 0], target)
 
-    @torch.no_grad()
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
     ) -> dict[str, float]:
@@ -95,9 +88,8 @@ class Generalization(ZooTask):
         With a folder `figures`: predicted against true accuracies and their calibration go there, and the metrics of
         each activation of a mixed zoo are given too, as `tau_relu`, ...
         """
-        model.eval()
         nets = self.splits[split]
-        logits = torch.cat([model(params)[:, 0].float().cpu() for params, _ in nets.batches(self.batch_size, device)])
+        logits = self.per_network(model, split, device, lambda params, _: model(params)[:, 0].float())
         true, predicted = nets.labels.double().numpy(), logits.double().sigmoid().numpy()
         found = {"loss": self.criterion(logits, nets.labels).item(), **metrics(true, predicted)}
         if figures is not None:

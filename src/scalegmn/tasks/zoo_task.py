@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from scalegmn.data.loader import DataConfig, load_splits, reading
+import torch
+from torch import Tensor, nn
+
+from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
 from scalegmn.models.base import Metanetwork
-from scalegmn.spec import NetSpec
+from scalegmn.spec import NetParams, NetSpec
 
 DEBUG_NETWORKS = 16
 """Networks per split in a debug run."""
@@ -44,6 +48,51 @@ class ZooTask:
     def prepare(self, model: Metanetwork) -> None:
         """Input normalisation from the training split, for models that have it."""
         model.fit_normalization(params for params, _ in self.splits["train"].batches())
+
+    @property
+    def data_id(self) -> str:
+        """The zoo's checksum."""
+        return self.zoo.sha256
+
+    def shuffle(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """One epoch: the rows of the training split in each batch, [B]; the last may be smaller."""
+        return torch.randperm(len(self.splits["train"]), generator=generator).split(self.batch_size)
+
+    def target(self, labels: Tensor) -> Tensor:
+        """What the loss compares with, [B, ...], of a batch's labels [B]."""
+        return labels
+
+    def train_batches(
+        self, batches: Sequence[Tensor], generator: torch.Generator, device: torch.device
+    ) -> Iterator[tuple[NetParams, Tensor]]:
+        """Training batches (networks, targets) of these rows on a device, augmented."""
+        for params, labels in self.splits["train"].batches(batches, device):
+            yield augmented(self.data, params, self.target(labels), generator)
+
+    @torch.no_grad()
+    def per_network(
+        self,
+        model: nn.Module,
+        split: str,
+        device: torch.device,
+        measure: Callable[[NetParams, Tensor], Tensor],
+    ) -> Tensor:
+        """`measure` of the networks and labels of a split, [M, ...] on the CPU, in batches, the model evaluating.
+
+        Processes that train together share the batches and get the same result, that of a single process.
+        """
+        model.eval()
+        batches, rank, world_size = torch.arange(len(self.splits[split])).split(self.batch_size), 0, 1
+        together = torch.distributed.is_initialized()
+        if together:
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        first, last = (len(batches) * end // world_size for end in (rank, rank + 1))
+        found = [measure(*batch).cpu() for batch in self.splits[split].batches(batches[first:last], device)]
+        shares = [found]
+        if together:
+            shares = [None] * world_size
+            torch.distributed.all_gather_object(shares, found)
+        return torch.cat([part for share in shares for part in share])
 
     def identity(self) -> dict[str, Any]:
         """Which zoo was read, and how."""

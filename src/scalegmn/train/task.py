@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,18 +17,26 @@ class Task(Protocol):
         monitor: the metric of the validation split that selects the model.
         maximize: whether larger is better.
         steps_per_epoch: batches per epoch.
+        data_id: names the data; a run goes on with the same only.
     """
 
     monitor: str
     maximize: bool
     steps_per_epoch: int
+    data_id: str
 
     def prepare(self, model: nn.Module) -> None:
         """Sets what the model takes from the training split, such as its input normalisation."""
         ...
 
-    def train_batches(self, generator: torch.Generator, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-        """One epoch of shuffled training batches on a device."""
+    def shuffle(self, generator: torch.Generator) -> Sequence[Tensor]:
+        """One epoch: the rows of the training split, [B] per batch, in an order that `generator` draws."""
+        ...
+
+    def train_batches(
+        self, batches: Sequence[Tensor], generator: torch.Generator, device: torch.device
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """The batches of these rows on a device, augmented; `generator` is drawn from only as each one is asked for."""
         ...
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
@@ -38,7 +46,10 @@ class Task(Protocol):
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
     ) -> dict[str, float]:
-        """Metrics over the whole split, `loss` and `monitor` among them; PNG figures into the folder `figures`."""
+        """Metrics over the whole split, `loss` and `monitor` among them; PNG figures into the folder `figures`.
+
+        Where several processes train, all of them call it, share the work, and get the same.
+        """
         ...
 
     def identity(self) -> dict[str, Any]:

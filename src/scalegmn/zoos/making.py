@@ -46,7 +46,7 @@ class Recipe:
 
     shard: str | None = None
     """i/n: fit only the i-th of n parts, i from 0; the last to finish merges them. null: all, or this process's part
-    under torchrun. The zoo is the same whatever n is."""
+    under torchrun and srun. The zoo is the same whatever n is."""
 
     def common_problems(self, at_least_1: Collection[str] = (), not_negative: Collection[str] = ()) -> list[str]:
         """One sentence per field that is out of range: fields of every recipe, and the named ones."""
@@ -63,7 +63,12 @@ class Recipe:
     @property
     def part(self) -> tuple[int, int]:
         """Which part of how many this process fits."""
-        words = self.shard.split("/") if self.shard else (os.environ.get("RANK", 0), os.environ.get("WORLD_SIZE", 1))
+        if self.shard is not None:
+            words = self.shard.split("/")
+        elif "RANK" in os.environ:
+            words = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        else:
+            words = os.environ.get("SLURM_PROCID", 0), os.environ.get("SLURM_STEP_NUM_TASKS", 1)
         return int(words[0]), int(words[1])
 
     def plan(self) -> dict[str, Any]:
@@ -115,12 +120,13 @@ def fit_shards(
 
 
 def choose_device(name: str) -> str:
-    """`cpu`, or a GPU; under torchrun, each process has its own."""
+    """`cpu`, or a GPU; under torchrun and srun, each process has its own."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: found cuda, but torch sees no GPU; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", 0)
+    return f"cuda:{int(place) % torch.cuda.device_count()}"
 
 
 def choose_images(images: Images, num_images: int | None) -> Tensor:
