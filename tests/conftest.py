@@ -5,6 +5,8 @@ import torch
 
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
+pytest.register_assert_rewrite("contract")
+
 
 @pytest.fixture
 def generator():

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from scalegmn.cli import parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, WandbConfig
-from scalegmn.models import ScaleGMNConfig
-from scalegmn.models.base import Metanetwork
+from scalegmn.models import MODELS, FlatMLPConfig, ScaleGMNConfig
+from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
 from scalegmn.train.optim import OptimizationConfig
@@ -28,8 +28,14 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
+    model: Literal["scalegmn", "mlp"] = "scalegmn"
+    """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
+
     scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
-    """The model, ScaleGMN."""
+    """ScaleGMN."""
+
+    mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
+    """An MLP of all parameters."""
 
     train_args: TrainConfig = field(default_factory=TrainConfig)
     """How long to train, and from which seed."""
@@ -53,13 +59,29 @@ class Config:
     """Folder for results; null: runs/<config name>/<time>."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
+        problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
+        if self.model not in MODELS:
+            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(MODELS)}")
+        for name, model in MODELS.items():
+            if name != self.model and getattr(self, f"{name}_args") != model():
+                problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The section of the chosen model."""
+        return getattr(self, f"{self.model}_args")
+
+    def content(self) -> dict[str, Any]:
+        """All fields of a run but `run_dir`, of models only the chosen one, as lists, dictionaries and plain values."""
+        others = {f"{name}_args" for name in MODELS if name != self.model}
+        content = _plain(asdict(self))
+        return {item.name: content[item.name] for item in fields(Config) if item.name not in others} | {"run_dir": None}
 
     def to_yaml(self) -> str:
-        """All fields but `run_dir`, such that `--conf` reads them back to an equal configuration."""
-        content = asdict(replace(self, run_dir=None))
-        return yaml.safe_dump(_plain({item.name: content[item.name] for item in fields(Config)}), sort_keys=False)
+        """`content`, such that `--conf` reads it back to an equal configuration."""
+        return yaml.safe_dump(self.content(), sort_keys=False)
 
 
 def _plain(value: object) -> object:
@@ -103,7 +125,7 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
 def start_run(config: Config) -> Run:
     """The run folder of a configuration."""
     wandb = config.wandb_args if config.wandb else None
-    return Run(Path(config.run_dir), config.to_yaml(), _plain(asdict(config)), wandb)
+    return Run(Path(config.run_dir), config.to_yaml(), config.content(), wandb)
 
 
 def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: NetSpec | None = None) -> Metanetwork:
@@ -126,4 +148,4 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
         config = parse(Config, words, translate=translate_file)
     if spec is None:
         spec = open_data(config.data).spec
-    return config.scalegmn_args.build(spec)
+    return config.model_config.build(spec)

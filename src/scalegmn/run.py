@@ -32,7 +32,7 @@ def train(
     config.train_args.check_device()
     task = build_task(config)
     torch.manual_seed(config.train_args.seed)
-    model = config.scalegmn_args.build(task.spec)
+    model = config.model_config.build(task.spec)
     run = start_run(config)
     try:
         summary = fit(task, model, config.train_args, config.optimization, run)

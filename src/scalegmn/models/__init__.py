@@ -1,5 +1,10 @@
 """The metanetworks, one file each."""
 
+from scalegmn.models.base import ModelConfig
+from scalegmn.models.flat_mlp import FlatMLPConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
-__all__ = ["ScaleGMNConfig"]
+MODELS: dict[str, type[ModelConfig]] = {model.name: model for model in (ScaleGMNConfig, FlatMLPConfig)}
+"""Name -> configuration; each has a section of this name in a run's configuration."""
+
+__all__ = ["MODELS", "FlatMLPConfig", "ScaleGMNConfig"]
