@@ -1,10 +1,15 @@
 """The metanetworks, one file each."""
 
 from scalegmn.models.base import ModelConfig
+from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
+from scalegmn.models.nfn import NFNConfig
+from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
-MODELS: dict[str, type[ModelConfig]] = {model.name: model for model in (ScaleGMNConfig, FlatMLPConfig)}
+MODELS: dict[str, type[ModelConfig]] = {
+    model.name: model for model in (ScaleGMNConfig, DWSNetConfig, NFNConfig, ProbeGenConfig, FlatMLPConfig)
+}
 """Name -> configuration; each has a section of this name in a run's configuration."""
 
-__all__ = ["MODELS", "FlatMLPConfig", "ScaleGMNConfig"]
+__all__ = ["MODELS", "DWSNetConfig", "FlatMLPConfig", "NFNConfig", "ProbeGenConfig", "ScaleGMNConfig"]

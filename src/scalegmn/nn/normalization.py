@@ -58,3 +58,21 @@ class InputNormalization(nn.Module):
             tuple(weight / scale for weight, scale in zip(weights, self.weight_scales, strict=True)),
             tuple(bias / scale for bias, scale in zip(biases, self.bias_scales, strict=True)),
         )
+
+
+class FeatureBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of each feature over all positions of all networks (Ioffe & Szegedy, 2015).
+
+    A single value, which has no variance, is normalised by the running statistics while training too.
+
+    Args:
+        num_features: f.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., k f] -> the same: k positions of f features each."""
+        rows = x.reshape(-1, self.num_features)
+        if len(rows) > 1 or not self.training:
+            return super().forward(rows).view(x.shape)
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(rows, mean, variance, self.weight, self.bias, eps=self.eps).view(x.shape)
