@@ -4,6 +4,7 @@ import golden
 import pytest
 import torch
 from contract import Contract, build, flat
+from memory import share_of_budget
 
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.spec import LayerSpec, NetSpec
@@ -162,6 +163,27 @@ def test_training_does_not_depend_on_batch_mates_without_batch_norm(random_param
     model = DWSNetConfig(hidden_dim=4, num_heads=2, batch_norm=False).build(spec).double().train()
     params = random_params(spec, 3)
     torch.testing.assert_close(model(params)[:1], model(params[:1]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [DWSNetConfig(), DWSNetConfig(set_layer="deep_set", output="parameters")], ids=str)
+@pytest.mark.parametrize("layout", [[2, 32, 32, 1], [3, 9, 9, 9, 9, 3]], ids=str)
+def test_memory_is_estimated(config, layout, random_params):
+    spec = NetSpec.mlp(layout, "sine")
+    params = random_params(spec, 4).map(lambda tensor: tensor.float())
+    assert 0.1 < share_of_budget(config.build(spec), params) < 1
+
+
+@pytest.mark.parametrize(("output", "scale"), [("vector", 1), ("parameters", 1e-4)])
+def test_published_initial_values(output, scale):
+    model = DWSNetConfig(output=output).build(NetSpec.mlp([2, 8, 8, 1], "sine"))
+    for name, parameter in model.layers[1].named_parameters():
+        if name.endswith("bias"):
+            assert parameter.abs().max() <= 1e-4
+        else:
+            parts = parameter.chunk(3) if "query_key_value" in name else [parameter]
+            b, a = parts[0].shape
+            expected = scale * (2 / (a + b) * 2 * a / b) ** 0.5
+            assert parameter.std().item() == pytest.approx(expected, rel=0.15), name
 
 
 def test_wrong_configurations_and_networks_are_refused():

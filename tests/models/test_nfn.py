@@ -4,6 +4,7 @@ import golden
 import pytest
 import torch
 from contract import Contract, build, flat
+from memory import share_of_budget
 
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.nn.statistics import statistics
@@ -205,6 +206,37 @@ def test_dropout_only_in_training_and_of_whole_channels(random_params):
     assert ((weight == 0).flatten(1, 2).all(1) | (weight == 2).flatten(1, 2).all(1)).all()
     assert set(weight.unique().tolist()) == set(bias.unique().tolist()) == {0.0, 2.0}
     assert not ((bias == 0).all(1) | (bias == 2).all(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "spec"),
+    [
+        (NFNConfig(hidden_dims=(64, 64)), INR),
+        (NFNConfig(hidden_dims=(64, 64), layer="NP", num_bands=3, norm="channels", dropout=0.1), RGB),
+        (NFNConfig(hidden_dims=(16, 16, 5), num_frequencies=0, out_dim=1), ZOO),
+        (NFNConfig(hidden_dims=(32, 32), output="parameters", norm="neurons"), INR),
+    ],
+    ids=str,
+)
+def test_memory_is_estimated(config, spec, random_params):
+    params = random_params(spec, 4).map(lambda tensor: tensor.float())
+    assert 0.3 < share_of_budget(config.build(spec), params) < 1
+
+
+@pytest.mark.parametrize("layer", ["NP", "HNP"])
+def test_published_initial_values(layer):
+    """Maps whose results are added share one bound; at W_1 of HNP each has that of its own."""
+    layers = (
+        NFNConfig(layer=layer, hidden_dims=(64,), num_frequencies=8).build(NetSpec.mlp([2, 8, 8, 1], "sine")).layers
+    )
+    for index, maps in enumerate(layers[1].maps):
+        for own in (maps.weight_maps, maps.bias_maps):
+            alone = layer == "HNP" and index == 0 and own is maps.weight_maps
+            total = sum(linear.in_features for linear in own.values())
+            for linear in own.values():
+                bound = (linear.in_features if alone else total) ** -0.5
+                for parameter in (linear.weight, linear.bias):
+                    assert 0.85 * bound < parameter.abs().max() <= bound
 
 
 def test_wrong_configurations_and_networks_are_refused():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from contract import Contract, build
+from memory import share_of_budget
 
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.nets.cnn import evaluate_cnn
@@ -15,6 +16,7 @@ SPECS = [
     NetSpec((LayerSpec(1, 3, (3, 3), "hetero"), LayerSpec(3, 4, (3, 1), "hetero"), LayerSpec(4, 2))),
     NetSpec((LayerSpec(2, 4, (2, 2), "tanh"), LayerSpec(4, 3, (1, 1)))),
 ]
+CNN = NetSpec((*(LayerSpec(i, 16, (3, 3), "relu") for i in (1, 16, 16)), LayerSpec(16, 10)))
 SMALL = {"num_probes": 6, "latent_dim": 4, "generator_channels": 2, "hidden_dim": 32, "num_linears": 3, "image_size": 8}
 CONFIGS = [
     ProbeGenConfig(**SMALL),
@@ -51,9 +53,8 @@ def test_reads_answers_alone(spec, random_params):
 
 def test_published_generators_are_linear_but_for_one_tanh():
     """Kernels, widths and sizes; the sum of codes gives the sum of images, before the tanh and without biases."""
-    cnn = NetSpec((*(LayerSpec(i, 16, (3, 3), "relu") for i in (1, 16, 16)), LayerSpec(16, 10)))
     for extra in (False, True):
-        model = ProbeGenConfig(padding="valid", extra_generator_layer=extra).build(cnn).double()
+        model = ProbeGenConfig(padding="valid", extra_generator_layer=extra).build(CNN).double()
         assert model.probes().shape == (128, 1, 32, 32)
         assert model.probes().abs().max() < 1
         *layers, last = model.generator
@@ -90,6 +91,14 @@ def test_learns_where_to_look():
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("spec", [NetSpec.mlp([2, 32, 32, 1], "sine"), NetSpec.mlp([2, 4, 1], "hetero"), CNN], ids=str)
+def test_memory_is_estimated(padding, spec, random_params):
+    params = random_params(spec, 32, [1, 2] * 16 if "hetero" in spec.symmetries else None)
+    model = ProbeGenConfig(num_probes=16, padding=padding).build(spec)
+    assert 0.1 < share_of_budget(model, params.map(lambda tensor: tensor.float())) < 1
 
 
 def test_wrong_configurations_and_networks_are_refused():

@@ -195,7 +195,7 @@ class DWSNet(Metanetwork):
     tensors when the hidden axes are reduced (DWSNets, section 5).
 
     Args:
-        config: the hyper-parameters.
+        config: the hyper-parameters; inputs are normalised unless `normalize` is false.
         spec: the input networks.
 
     Raises:

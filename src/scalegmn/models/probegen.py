@@ -21,7 +21,7 @@ _SMALLEST_IMAGE = 4
 """Height and width after the generator's first layer."""
 
 _KEPT = 4
-"""Numbers per neuron's answer that the backward pass keeps; measured."""
+"""Numbers that the backward pass keeps per answer of a neuron, of the networks and of the MLP; measured."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class ProbeGen(Metanetwork):
             self.codes = nn.Parameter(torch.randn(config.num_probes, spec.layout[0], *image))
         hidden = (config.hidden_dim,) * (config.num_linears - 1)
         self.readout = MLP(config.num_probes * spec.layout[-1], hidden, config.out_dim, "relu", layer_norm=False)
-        self._num_answers = config.num_probes * sum(map(math.prod, zip(positions, spec.layout[1:], strict=True)))
+        answers = config.num_probes * sum(map(math.prod, zip(positions, spec.layout[1:], strict=True)))
+        self._num_kept = _KEPT * (answers + sum(hidden))
 
     def probes(self) -> Tensor:
         """[Q, n_0] points or [Q, n_0, height, width] images."""
@@ -130,7 +131,7 @@ class ProbeGen(Metanetwork):
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep all answers of."""
-        return max(1, kept_bytes(device) // (_KEPT * self._num_answers * self.codes.element_size()))
+        return max(1, kept_bytes(device) // (self._num_kept * self.codes.element_size()))
 
 
 def _point_generator(latent_dim: int, num_inputs: int) -> nn.Module:
