@@ -241,7 +241,7 @@ class NeuralGraphModel(Metanetwork):
         """The nodes that are read, [B, n, d] -> [B, n d], or [B, d] where they are pooled."""
         if self.config.pooling == "outputs":
             return outputs.flatten(1)
-        return outputs.amax(1) if self.config.pooling == "max" else outputs.mean(1)
+        return outputs.amax(1) if self.config.pooling == "max" else outputs.mean(1)  # of one node, itself
 
     def read_nodes(self, spec: NetSpec) -> slice:
         """The nodes that the result is read from."""
