@@ -24,7 +24,7 @@ def read(path, activation):
         case = json.loads(file.metadata()["case"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state = {name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")}
-    layers = range(len(case["layer_layout"]) - 1)
+    layers = range(sum(name.startswith("input.weight.") for name in tensors))
     weights, biases = ([tensors[f"input.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias"))
     output = tensors.get("output")
     if output is None:

@@ -13,7 +13,16 @@ import yaml
 from scalegmn.cli import parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, WandbConfig
-from scalegmn.models import MODELS, DWSNetConfig, FlatMLPConfig, NFNConfig, ProbeGenConfig, ScaleGMNConfig
+from scalegmn.models import (
+    MODELS,
+    DWSNetConfig,
+    FlatMLPConfig,
+    NFNConfig,
+    NGGNNConfig,
+    NGTConfig,
+    ProbeGenConfig,
+    ScaleGMNConfig,
+)
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
@@ -28,11 +37,17 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
-    model: Literal["scalegmn", "dwsnet", "nfn", "probegen", "mlp"] = "scalegmn"
+    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "mlp"] = "scalegmn"
     """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
 
     scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
     """ScaleGMN."""
+
+    ng_gnn_args: NGGNNConfig = field(default_factory=NGGNNConfig)
+    """NG-GNN, the graph network of Neural Graphs."""
+
+    ng_t_args: NGTConfig = field(default_factory=NGTConfig)
+    """NG-T, the transformer of Neural Graphs."""
 
     dwsnet_args: DWSNetConfig = field(default_factory=DWSNetConfig)
     """DWSNet."""

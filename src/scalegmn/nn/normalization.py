@@ -59,6 +59,13 @@ class InputNormalization(nn.Module):
             tuple(bias / scale for bias, scale in zip(biases, self.bias_scales, strict=True)),
         )
 
+    def inverse(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+        """Weights and biases that `forward` brings to those given, per layer, of the same shapes; centred only."""
+        return (
+            tuple(w * s + m for w, s, m in zip(weights, self.weight_scales, self.weight_means, strict=True)),
+            tuple(b * s + m for b, s, m in zip(biases, self.bias_scales, self.bias_means, strict=True)),
+        )
+
 
 class FeatureBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of each feature over all positions of all networks (Ioffe & Szegedy, 2015).
