@@ -18,7 +18,7 @@ def share_of_budget(model, params):
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(params)
-    numbers = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+    size = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
     del output
     device = torch.device("cpu")
-    return numbers / len(params) * model.networks_at_once(device) / kept_bytes(device)
+    return size / len(params) * model.networks_at_once(device) / kept_bytes(device)

@@ -241,7 +241,7 @@ def test_published_initial_values(layer):
 
 def test_wrong_configurations_and_networks_are_refused():
     with pytest.raises(
-        ValueError, match=r"hidden_dims: found \[\], expected.*num_bands: found -1.*io_embed: is for NP"
+        ValueError, match=r"hidden_dims: found \[\], expected.*num_bands: found -1.*io_embed: is for layer NP"
     ):
         NFNConfig(hidden_dims=(), num_bands=-1, io_embed=True)
     with pytest.raises(ValueError, match="norm: found channels, but one channel"):

@@ -230,8 +230,10 @@ class DWSNet(Metanetwork):
         for name, parameter in self.layers.named_parameters():
             if name.endswith("bias"):
                 parameter.uniform_(-_BIAS_BOUND, _BIAS_BOUND)
-            else:  # three matrices in one
-                parts = parameter.chunk(3) if "query_key_value" in name else [parameter]
+            else:
+                parts = (
+                    parameter.chunk(3) if "query_key_value" in name else [parameter]
+                )  # each with a width b of its own
                 for part in parts:
                     b, a = part.shape
                     part.normal_(0, scale * math.sqrt(2 / (a + b) * 2 * a / b))

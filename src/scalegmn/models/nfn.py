@@ -95,7 +95,7 @@ class NFNConfig(ModelConfig):
             if getattr(self, key) < 0:
                 problems.append(f"{key}: found {getattr(self, key)}, expected at least 0")
         if self.io_embed and self.layer != "NP":
-            problems.append(f"io_embed: is for NP, but {self.layer} tells inputs and outputs apart; leave it false")
+            problems.append(f"io_embed: is for layer NP, found {self.layer}; leave it false")
         if self.layer_positions and not self.num_bands:
             problems.append("layer_positions: needs num_bands, found 0")
         if self.append_statistics and self.output == "parameters":

@@ -37,6 +37,7 @@ class WeightSpaceFourier(nn.Module):
         return list(map(self._features, weights)), list(map(self._features, biases))
 
     def _features(self, x: Tensor) -> Tensor:
+        """[..., F_l] -> [..., 2m F_l]."""
         angles = 2 * math.pi * self.frequencies[:, None] * x[..., None, :]
         return torch.cat([angles.sin(), angles.cos()], dim=-2).flatten(-2)
 
@@ -172,15 +173,14 @@ class AffineMaps(nn.Module):
 
     def forward(self, reads: Reads) -> tuple[Tensor, Tensor]:
         """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim], 1 along what is not read."""
-        places = {"all": (1, 1), "receiver": (2,), "sender": (1,), "position": ()}  # small ones are added first
-        weight, bias = 0, 0
-        for kind, axes in places.items():
-            if kind in self.weight_maps:
-                term = self.weight_maps[kind](getattr(reads, kind))
-                for axis in axes:
-                    term = term.unsqueeze(axis)
-                weight = weight + term
-        bias = self.bias_maps["all"](reads.all)[:, None]
+        weight, bias = (maps["all"](reads.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
+        weight = weight[:, None]
+        if "receiver" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
+            weight = weight + self.weight_maps["receiver"](reads.receiver)[:, :, None]
+        if "sender" in self.weight_maps:
+            weight = weight + self.weight_maps["sender"](reads.sender)[:, None]
+        if "position" in self.weight_maps:
+            weight = weight + self.weight_maps["position"](reads.position)
         if "receiver" in self.bias_maps:
             bias = bias + self.bias_maps["receiver"](reads.receiver)
         return weight, bias
