@@ -13,7 +13,16 @@ import yaml
 from scalegmn.cli import parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, WandbConfig
-from scalegmn.models import MODELS, FlatMLPConfig, NGGNNConfig, NGTConfig, ScaleGMNConfig
+from scalegmn.models import (
+    MODELS,
+    DWSNetConfig,
+    FlatMLPConfig,
+    NFNConfig,
+    NGGNNConfig,
+    NGTConfig,
+    ProbeGenConfig,
+    ScaleGMNConfig,
+)
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
@@ -28,7 +37,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
-    model: Literal["scalegmn", "ng_gnn", "ng_t", "mlp"] = "scalegmn"
+    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "mlp"] = "scalegmn"
     """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
 
     scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
@@ -39,6 +48,15 @@ class Config:
 
     ng_t_args: NGTConfig = field(default_factory=NGTConfig)
     """NG-T, the transformer of Neural Graphs."""
+
+    dwsnet_args: DWSNetConfig = field(default_factory=DWSNetConfig)
+    """DWSNet."""
+
+    nfn_args: NFNConfig = field(default_factory=NFNConfig)
+    """Neural functional network."""
+
+    probegen_args: ProbeGenConfig = field(default_factory=ProbeGenConfig)
+    """ProbeGen."""
 
     mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
     """An MLP of all parameters."""

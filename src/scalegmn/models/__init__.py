@@ -1,14 +1,35 @@
 """The metanetworks, one file each."""
 
 from scalegmn.models.base import ModelConfig
+from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
+from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
+from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
 MODELS: dict[str, type[ModelConfig]] = {
-    model.name: model for model in (ScaleGMNConfig, NGGNNConfig, NGTConfig, FlatMLPConfig)
+    model.name: model
+    for model in (
+        ScaleGMNConfig,
+        NGGNNConfig,
+        NGTConfig,
+        DWSNetConfig,
+        NFNConfig,
+        ProbeGenConfig,
+        FlatMLPConfig,
+    )
 }
 """Name -> configuration; each has a section of this name in a run's configuration."""
 
-__all__ = ["MODELS", "FlatMLPConfig", "NGGNNConfig", "NGTConfig", "ScaleGMNConfig"]
+__all__ = [
+    "MODELS",
+    "DWSNetConfig",
+    "FlatMLPConfig",
+    "NFNConfig",
+    "NGGNNConfig",
+    "NGTConfig",
+    "ProbeGenConfig",
+    "ScaleGMNConfig",
+]

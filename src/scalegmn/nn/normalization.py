@@ -65,3 +65,21 @@ class InputNormalization(nn.Module):
             tuple(w * s + m for w, s, m in zip(weights, self.weight_scales, self.weight_means, strict=True)),
             tuple(b * s + m for b, s, m in zip(biases, self.bias_scales, self.bias_means, strict=True)),
         )
+
+
+class FeatureBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of each feature over all positions of all networks (Ioffe & Szegedy, 2015).
+
+    A single value, which has no variance, is normalised by the running statistics while training too.
+
+    Args:
+        num_features: f.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., k f] -> the same: k positions of f features each."""
+        rows = x.reshape(-1, self.num_features)
+        if len(rows) > 1 or not self.training:
+            return super().forward(rows).view(x.shape)
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(rows, mean, variance, self.weight, self.bias, eps=self.eps).view(x.shape)
