@@ -9,18 +9,17 @@ from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
-MODELS: dict[str, type[ModelConfig]] = {
-    model.name: model
-    for model in (
-        ScaleGMNConfig,
-        NGGNNConfig,
-        NGTConfig,
-        DWSNetConfig,
-        NFNConfig,
-        ProbeGenConfig,
-        FlatMLPConfig,
-    )
-}
+_CONFIGS = (
+    ScaleGMNConfig,
+    NGGNNConfig,
+    NGTConfig,
+    DWSNetConfig,
+    NFNConfig,
+    ProbeGenConfig,
+    FlatMLPConfig,
+)
+
+MODELS: dict[str, type[ModelConfig]] = {model.name: model for model in _CONFIGS}
 """Name -> configuration; each has a section of this name in a run's configuration."""
 
 __all__ = [

@@ -16,13 +16,13 @@ from scalegmn.nn.statistics import statistics
 from scalegmn.nn.weight_space import (
     Activation,
     ChannelNorm,
-    FourierFeatures,
     HiddenNeuronLayer,
     InputOutputEmbedding,
     NeuronLayer,
     NeuronNorm,
     PointwiseLayer,
     SinusoidalPositions,
+    WeightSpaceFourier,
     WeightSpacePool,
 )
 from scalegmn.spec import NetParams, NetSpec
@@ -136,7 +136,7 @@ class NFN(Metanetwork):
         self.kernels = [torch.Size(layer.kernel or ()).numel() for layer in spec.layers]
         self.layers, dim = nn.ModuleList(), 1
         if config.num_frequencies:
-            self.layers.append(FourierFeatures(config.num_frequencies, config.fourier_scale))
+            self.layers.append(WeightSpaceFourier(config.num_frequencies, config.fourier_scale))
             dim = 2 * config.num_frequencies
         if config.num_bands:
             self.layers.append(SinusoidalPositions(config.num_bands, config.max_frequency, config.layer_positions))

@@ -20,7 +20,7 @@ Features = tuple[list[Tensor], list[Tensor]]
 """Weights and biases, per layer."""
 
 
-class FourierFeatures(nn.Module):
+class WeightSpaceFourier(nn.Module):
     """x -> [sin(2 pi f x), cos(2 pi f x)], m fixed frequencies f ~ N(0, scale^2) (Tancik et al., 2020).
 
     Args:
