@@ -74,7 +74,9 @@ class StatNN(Metanetwork):
         """
         num = params.spec.num_layers
         if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
-            raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}")
+            raise ValueError(
+                f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}"
+            )
         read = self.normalized(params)
         found = statistics(read.weights, read.biases)
         return self.mlp(nn.functional.pad(found, (0, self.mlp.linears[0].in_features - found.shape[1])))
