@@ -22,6 +22,7 @@ from scalegmn.models import (
     NGTConfig,
     ProbeGenConfig,
     ScaleGMNConfig,
+    StatNNConfig,
 )
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
@@ -37,7 +38,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
-    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "mlp"] = "scalegmn"
+    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "statnn", "mlp"] = "scalegmn"
     """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
 
     scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
@@ -57,6 +58,9 @@ class Config:
 
     probegen_args: ProbeGenConfig = field(default_factory=ProbeGenConfig)
     """ProbeGen."""
+
+    statnn_args: StatNNConfig = field(default_factory=StatNNConfig)
+    """An MLP of statistics of the weights."""
 
     mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
     """An MLP of all parameters."""

@@ -19,3 +19,19 @@ def test_schedules_by_hand():
     assert rates(4, "constant", 6, 6) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
     assert rates(0, "constant", 2, 2) == [2.0, 2.0]
     assert rates(2, "cosine", 7, 6) == pytest.approx([1.0, 2.0, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
+
+
+def test_amsgrad_remembers_the_largest_gradient():
+    """After a large gradient, a small one moves a parameter by less than without it."""
+
+    def last_step(amsgrad):
+        config = OptimizationConfig(optimizer_args=OptimizerConfig(weight_decay=0, amsgrad=amsgrad))
+        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer, _ = build_optimizer(config, [parameter], 301)
+        for gradient in [100.0] + 300 * [1e-3]:
+            before = parameter.item()
+            parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+        return before - parameter.item()
+
+    assert last_step(True) == pytest.approx(0.999**150 * last_step(False), rel=1e-3)

@@ -8,6 +8,7 @@ from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.models.statnn import StatNNConfig
 
 _CONFIGS = (
     ScaleGMNConfig,
@@ -16,6 +17,7 @@ _CONFIGS = (
     DWSNetConfig,
     NFNConfig,
     ProbeGenConfig,
+    StatNNConfig,
     FlatMLPConfig,
 )
 
@@ -31,4 +33,5 @@ __all__ = [
     "NGTConfig",
     "ProbeGenConfig",
     "ScaleGMNConfig",
+    "StatNNConfig",
 ]

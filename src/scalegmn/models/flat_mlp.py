@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.nn.edges import kept_bytes
 from scalegmn.nn.mlp import Dropout
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
 from scalegmn.spec import NetParams, NetSpec
 
 
@@ -62,7 +62,7 @@ class FlatMLP(Metanetwork):
         h, d = config.hidden_dim, spec.num_parameters
         layers = [nn.Linear(d, h), nn.ReLU(), Dropout(config.dropout)]
         for _ in range(config.num_hidden):
-            norm = [nn.BatchNorm1d(h)] if config.batch_norm else []
+            norm = [FeatureBatchNorm(h)] if config.batch_norm else []
             layers += [nn.Linear(h, h), *norm, nn.ReLU(), Dropout(config.dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(h, config.out_dim if config.output == "vector" else d))
         if config.output == "parameters":

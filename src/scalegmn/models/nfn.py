@@ -12,7 +12,7 @@ from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.nn.edges import kept_bytes
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.statistics import statistics
+from scalegmn.nn.statistics import NUM_STATISTICS, statistics
 from scalegmn.nn.weight_space import (
     Activation,
     ChannelNorm,
@@ -159,7 +159,7 @@ class NFN(Metanetwork):
         if config.pool == "HNP":
             ends = (spec.layout[0] - 1) * self.kernels[0] + (spec.layout[-1] - 1) * (self.kernels[-1] + 1)
             positions += ends
-        width = dim * positions + (14 * spec.num_layers if config.append_statistics else 0)
+        width = dim * positions + (2 * NUM_STATISTICS * spec.num_layers if config.append_statistics else 0)
         readout_dims, p = (config.readout_dim, config.readout_dim), config.readout_dropout
         self.readout = nn.Sequential(
             Dropout(config.readout_input_dropout), MLP(width, readout_dims, config.out_dim, "relu", False, p)

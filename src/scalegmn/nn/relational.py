@@ -33,8 +33,7 @@ class RelationalAttention(nn.Module):
         num, c = self.num_heads, self.last.in_features // self.num_heads
         q, k, v = linear(x, self.node_linear.weight).unflatten(-1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
         qe, ke, ve, *ue = self.edge_linear.weight.unflatten(0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
-        read = torch.cat([qe, ke, *ue]).flatten(0, 1)
-        parts = linear(e, read).unflatten(-1, (-1, num, c)).unbind(3)  # [B, R, N, H, c] each
+        parts = [linear(e, w.flatten(0, 1)).unflatten(-1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
         scores = ((parts[0] + q[:, rows, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
         shares = (scores * self.scale).softmax(2)
         # what is the same for all components of a head is joined over senders before it meets W_edge

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+NUM_STATISTICS = 7
+"""Of a tensor: mean, variance and five quantiles."""
+
 
 def statistics(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """[B, 14 L]: of W_1, b_1, W_2, .., each [B, ...], mean, variance (unbiased; 0 of a single value) and the quantiles

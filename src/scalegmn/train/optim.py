@@ -21,6 +21,9 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     """Decoupled weight decay."""
 
+    amsgrad: bool = False
+    """Step sizes that never grow again (Reddi et al., 2018), as Neural Graphs and DWSNet were trained."""
+
     def __post_init__(self) -> None:
         problems = [] if self.lr > 0 else [f"lr: found {self.lr}, expected above 0"]
         if not self.weight_decay >= 0:
@@ -69,7 +72,9 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and its schedule for a run of `num_steps` steps."""
     options = config.optimizer_args
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad, fused=True
+    )
     warmup, decay = config.scheduler_args.warmup_steps, config.scheduler_args.decay
 
     def factor(step: int) -> float:
