@@ -49,7 +49,7 @@ class NeuralGraphConfig(ModelConfig):
     kernel."""
 
     activation_embedding: bool = False
-    """A learned vector per activation, added to the hidden neurons that have it; not for sines."""
+    """A learned vector per activation, added to the hidden neurons that have it. There is none for sines."""
 
     pooling: Literal["outputs", "outputs_mean", "mean", "max"] = "outputs"
     """For vectors, what is read: the output nodes, one after the other; their mean; the mean or the maximum of all."""
@@ -111,6 +111,15 @@ class NeuralGraph(nn.Module):
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, but CNNs have no probe features")
         if config.linear_encoder and (config.reverse_edges or not spec.is_cnn):
             raise ValueError(f"{config.section}.linear_encoder: only for CNNs without reverse_edges, found {spec}")
+        if config.output == "parameters" and spec.is_cnn:
+            raise ValueError(
+                f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
+            )
+        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
+        if config.activation_embedding and unknown:
+            raise ValueError(
+                f"{config.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
+            )
         self.config, self.kernel = config, spec.kernel
         self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or spec.num_layers - 1
         options = (config.num_frequencies, config.frequency_scale, config.encoder_layers)
