@@ -11,10 +11,7 @@ from scalegmn.tasks.classification import Classification
 
 def build_task(config: ScriptConfig) -> Classification:
     """The task, for models with one output per class."""
-    model_config = config.scalegmn_args
-    if model_config.output != "vector":
-        raise ValueError(f"scalegmn_args.output: found {model_config.output}, but classification needs vector")
-    return Classification(config.data, config.batch_size, model_config.out_dim, config.debug)
+    return Classification(config.data, config.batch_size, config.model_config, config.debug)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,6 @@ if __name__ == "__main__":
             edit_files(config)
         elif config.checkpoint is not None:
             zoo = open_data(config.data)
-            export_zoo(config, load_model(config.scalegmn_args, Path(config.checkpoint), zoo.spec), zoo)
+            export_zoo(config, load_model(config.model_config, Path(config.checkpoint), zoo.spec), zoo)
         else:
             train(config, build_task, finished)

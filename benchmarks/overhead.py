@@ -47,13 +47,13 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
     config = read_config(["--conf", str(arguments.conf), *words])
     fabric = launch(config.train_args.device, 1, config.train_args.precision)
-    task = FewBatches(config.data, config.batch_size, config.scalegmn_args.out_dim)
+    task = FewBatches(config.data, config.batch_size, config.model_config)
     per_epoch, task.steps_per_epoch = task.steps_per_epoch, arguments.steps
     torch.manual_seed(0)
-    model = config.scalegmn_args.build(task.spec)
+    model = config.model_config.build(task.spec)
     bare = copy.deepcopy(model)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", "", {}, None)
+        run = Run(Path(folder) / "run", "", {})
         trainer = Trainer(fabric, task, model, config.train_args, config.optimization, run)
         task.prepare(bare)
         bare.to(fabric.device).train()

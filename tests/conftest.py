@@ -8,6 +8,8 @@ import torch
 from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
+pytest.register_assert_rewrite("contract")
+
 
 @pytest.fixture
 def generator():

@@ -1,5 +1,5 @@
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ import yaml
 from scalegmn import build_model
 from scalegmn.cli import parse
 from scalegmn.config import Config, read_config, with_run_dir
+from scalegmn.models import MODELS
+from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.train.optim import build_optimizer
 from scalegmn.train.trainer import backward_in_parts
@@ -25,17 +27,17 @@ def test_every_config_round_trips_and_builds(path, tmp_path):
     config = parse(Config, ["--conf", str(path)])
     (tmp_path / "config.yml").write_text(config.to_yaml())
     assert parse(Config, ["--conf", str(tmp_path / "config.yml")]) == config
-    activation = {"scale": "relu", "hetero": "hetero"}.get(config.scalegmn_args.symmetry, "sine")
-    model = config.scalegmn_args.build(NetSpec.mlp([2, 6, 6, 1], activation))
+    assert list(yaml.safe_load(config.to_yaml()))[1:3] == ["model", f"{config.model}_args"]
+    model = config.model_config.build(published_spec(config))
     assert sum(parameter.numel() for parameter in model.parameters()) > 1000
 
 
 def published_spec(config):
     """The architecture of a configuration's zoo."""
-    model = config.scalegmn_args
-    if model.symmetry == "sign" and model.out_dim != 1:
+    model = config.model_config
+    if model.out_dim != 1 or model.output == "parameters":
         return NetSpec.mlp([2, 32, 32, 3 if "cifar" in config.data.dataset_path else 1], "sine")
-    activation = {"scale": "relu", "hetero": "hetero", "sign": "tanh"}[model.symmetry]
+    activation = config.data.activation_function or "hetero"
     hidden = (LayerSpec(i, 16, (3, 3), activation) for i in (1, 16, 16))
     return NetSpec((*hidden, LayerSpec(16, 10)))
 
@@ -48,14 +50,14 @@ def test_every_config_takes_a_training_step(path, random_params):
     own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
     params = random_params(spec, 3, own).map(lambda tensor: tensor.float() / 4)
     torch.manual_seed(0)
-    model = config.scalegmn_args.build(spec)
+    model = config.model_config.build(spec)
     model.fit_normalization([params])
     optimizer, _ = build_optimizer(config.optimization, model.parameters(), 10)
     before = torch.nn.utils.parameters_to_vector(model.parameters())
 
     def loss(part, _):
         output = model(part)
-        if config.scalegmn_args.output == "parameters":
+        if config.model_config.output == "parameters":
             return torch.stack([(change - 1).square().mean() for kind in output for change in kind]).mean()
         return (output - 1).square().mean()
 
@@ -245,7 +247,7 @@ def test_help_explains_every_field(word, capsys):
         parse(Config, [word])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for leaf, _ in leaves(yaml.safe_load(Config().to_yaml())):
+    for leaf, _ in leaves(asdict(Config())):
         described = text.split(f"--{leaf} ", 2)[-1][:400]
         assert "(type:" in described, leaf
         words = described.split("(type:")[0].split()
@@ -270,6 +272,20 @@ def test_print_config(capsys):
     assert printed["scalegmn_args"]["hidden_dim"] == 32
 
 
+def test_models_are_chosen_by_name(tmp_path):
+    for name, section in MODELS.items():
+        assert Config(model=name).model_config == section()
+        assert section().section in Config.__dataclass_fields__
+        (tmp_path / f"{name}.yml").write_text(Config(model=name).to_yaml())
+        assert parse(Config, ["--conf", str(tmp_path / f"{name}.yml")]) == Config(model=name)
+    assert "scalegmn_args: the model is mlp; set model: scalegmn, or remove" in error(
+        ["--model", "mlp", "--scalegmn_args.hidden_dim", "3"]
+    )
+    assert "scalegmn" in error(["--model", "mpl"])
+    with pytest.raises(ValueError, match="model: found 'mpl', expected one of scalegmn, "):
+        Config(model="mpl")
+
+
 def test_build_model(tmp_path):
     conf = ROOT / "configs/mnist_cls/scalegmn_bidir.yml"
     spec = NetSpec.mlp([2, 6, 6, 1], "sine")
@@ -277,6 +293,8 @@ def test_build_model(tmp_path):
     assert (model.config.symmetry, model.config.hidden_dim) == ("permutation", 8)
     config = parse(Config, ["--conf", str(conf)])
     assert build_model(config, spec=spec).config == config.scalegmn_args
+    (tmp_path / "mlp.yml").write_text("model: mlp\n")
+    assert isinstance(build_model(tmp_path / "mlp.yml", spec=spec), FlatMLP)
     with pytest.raises(ValueError, match="no folders mnist_png_training"):
         build_model(conf, [f"data.dataset_path={tmp_path}"])
     with pytest.raises(ValueError, match="overrides"):

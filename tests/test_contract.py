@@ -1,4 +1,4 @@
-"""What every metanetwork must satisfy, in float64, for every configuration."""
+"""ScaleGMN: the contract of every metanetwork, and what only it has."""
 
 import itertools
 from dataclasses import replace
@@ -6,13 +6,14 @@ from dataclasses import replace
 import obvious
 import pytest
 import torch
+from contract import Contract, build
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.nets.siren import render
 from scalegmn.nn.edges import EdgeBlock, Pieces, linear
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import assert_invariant, invariance_error, spread
+from scalegmn.symmetry.checks import assert_invariant, invariance_error
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.editing import edited
 
@@ -95,45 +96,6 @@ def name(config):
 CASES = [pytest.param((c, s), id=f"{name(c)}-{s}") for c in CONFIGS for s in SPECS[c.symmetry]]
 
 
-def build(config, spec):
-    """A model away from its initialisation, where every parameter matters: initial values + noise."""
-    torch.manual_seed(1)
-    model = config.build(spec).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
-    return model
-
-
-@pytest.fixture(params=CASES)
-def case(request):
-    return request.param
-
-
-@pytest.fixture
-def config(case):
-    return case[0]
-
-
-@pytest.fixture
-def spec(case):
-    return case[1]
-
-
-@pytest.fixture
-def nets(spec, random_params):
-    """nets(B): random networks; mixed specs alternate relu and tanh."""
-    activation = [ACTIVATIONS.index(name) for name in ("relu", "tanh")]
-    return lambda num: random_params(spec, num, (activation * num)[:num] if "hetero" in spec.symmetries else None)
-
-
-@pytest.fixture
-def model(config, spec, nets):
-    model = build(config, spec)
-    model.fit_normalization([nets(50)])
-    return model
-
-
 def gradients(model, outputs):
     """Of a function of the outputs in which each of them counts."""
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=outputs.dtype)
@@ -148,67 +110,27 @@ def assert_same(model, found, expected):
         assert (a - b).abs().max() <= 1e-10 * (1 + b.abs().max()), name
 
 
-def test_equals_its_slow_obvious_twin(model, nets):
-    params = nets(5)
-    if params.activation is not None:  # the twin takes odd networks first
-        params = params[params.activation.argsort()]
-    assert_same(model, model(params), obvious.model(model, params))
+class TestScaleGMN(Contract):
+    @pytest.fixture(params=CASES)
+    def case(self, request):
+        return request.param
 
+    def silent(self, config, spec):
+        return spec.is_cnn and config.node_positions in ("none", "product", "net")  # a CNN's input nodes carry 0
 
-@pytest.mark.parametrize("materialize", [True, False])
-def test_equals_itself_in_pieces(model, nets, monkeypatch, materialize):
-    params = nets(5)
-    whole = model(params)
-    pieces = Pieces(num_edges=24, recompute=True, materialize=materialize)
-    monkeypatch.setattr(model, "pieces", lambda *args: pieces)
-    assert_same(model, model(params), whole)
+    def test_equals_its_slow_obvious_twin(self, model, nets):
+        params = nets(5)
+        if params.activation is not None:  # the twin takes odd networks first
+            params = params[params.activation.argsort()]
+        assert_same(model, model(params), obvious.model(model, params))
 
-
-def test_invariant_to_the_symmetry_it_claims(model, config, nets, generator):
-    params = nets(6)
-    assert_invariant(model, params, generator, scale=config.symmetry != "permutation")
-
-
-def test_not_invariant_to_more(model, config, nets, generator):
-    params = nets(6)
-    outputs = model(params)
-    if config.symmetry == "permutation" and "sign" in params.spec.symmetries:  # signs are outside its group
-        assert invariance_error(model, params, generator, permute=False) > 1e-6
-    element = GroupElement.sample(params, generator, permute=False, scale=False)
-    factor = {"scale": -1, "hetero": -3}.get(config.symmetry, 2)  # outside every network's group
-    outside = GroupElement(element.permutations, tuple(factor * q for q in element.scales)).act(params)
-    assert (model(outside) - outputs).abs().max() > 1e-6 * spread(outputs)
-
-
-def test_batched_equals_one_by_one(model, nets):
-    params = nets(5)
-    together = model(params)
-    alone = torch.cat([model(params[index : index + 1]) for index in range(5)])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
-
-
-def test_no_gradient_between_networks(model, config, spec, nets):
-    params = nets(4).map(lambda tensor: tensor.requires_grad_())
-    model.train()
-    model(params)[1].sum().backward()
-    for index, tensor in enumerate((*params.weights, *params.biases)):
-        reached = tensor.grad.flatten(1).abs().amax(1) > 0
-        assert not reached[[0, 2, 3]].any()
-        silent = spec.is_cnn and config.node_positions in ("none", "product", "net")  # a CNN's input nodes carry 0
-        if index < spec.num_layers and not silent:
-            assert reached[1]
-
-
-def test_every_parameter_is_used(model, nets):
-    model.train()
-    model(nets(4)).square().sum().backward()
-    unused = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
-    assert unused == []
-
-
-def test_other_networks_are_refused(model, random_params):
-    with pytest.raises(ValueError, match="the model was built for"):
-        model(random_params(NetSpec.mlp([2, 7, 1], "sine"), 2))
+    @pytest.mark.parametrize("materialize", [True, False])
+    def test_equals_itself_in_pieces(self, model, nets, monkeypatch, materialize):
+        params = nets(5)
+        whole = model(params)
+        pieces = Pieces(num_edges=24, recompute=True, materialize=materialize)
+        monkeypatch.setattr(model, "pieces", lambda *args: pieces)
+        assert_same(model, model(params), whole)
 
 
 def test_symmetry_must_hold_for_the_networks(random_params):

@@ -15,7 +15,7 @@ ALLOWED = {
     "nets": {"spec", "nets"},
     "graphs": {"spec", "nets", "graphs"},
     "nn": {"nn"},
-    "models": {"spec", "symmetry", "graphs", "nn", "models"},
+    "models": {"spec", "symmetry", "nets", "graphs", "nn", "models"},
     "data": {"spec", "log", "symmetry", "graphs", "data"},
     "zoos": {"spec", "log", "plot", "cli", "nets", "data.zoo_format", "data.shards", "data.images", "zoos"},
     "train": {"log", "plot", "train"},

@@ -112,13 +112,13 @@ def main() -> None:
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
         torch.manual_seed(config.train_args.seed)
-        model = config.scalegmn_args.build(zoo.spec).eval()
+        model = config.model_config.build(zoo.spec).eval()
         model.fit_normalization(canonicalize(params, removed) for params, _ in splits["train"].batches())
         if config.checkpoint is not None:
             load_checkpoint(Path(config.checkpoint) / "checkpoints" / "best.safetensors", model)
     params = splits["test"].read(slice(NETWORKS))
-    symmetry = config.scalegmn_args.symmetry
-    claimed = {"permutation", symmetry, *removed} | ({"sign", "scale"} if symmetry == MIXED else set())
+    claimed = {*config.model_config.claims, *removed}
+    claimed |= {MIXED} if claimed >= {"sign", "scale"} else set()
     table = {}
     for dtype in (torch.float32, torch.float64):
         model.to(dtype)

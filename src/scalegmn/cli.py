@@ -56,18 +56,23 @@ def parse(
     known = [key for key, _ in parser.get_defaults().items()]  # a field may be a mapping itself
     given = [(file, key, value) for file, content in contents for key, value in leaves(content, whole=known)]
     given += [("command line", key, value) for key, value in _options(words)]
+    known = dict(parser.get_defaults().items())
     problems += _key_problems(parser, given)
-    for source, key, value in given:
-        if key in dict(parser.get_defaults().items()):
-            problems += _value_problems(parser, config_class, source, key, value)
+    given = [setting for setting in given if setting[1] in known]
+    problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
+    sources = [f"--conf={yaml.safe_dump(content)}" for _, content in contents if content]
+    settings = [word for word in words if word.partition("=")[0] not in EXITS]
+    try:
+        values = parser.parse_args(sources + settings)
+    except ArgumentError as error:  # only now one by one, which takes a while
+        problems += [problem for setting in given for problem in _value_problems(parser, *setting)]
+        problems = problems or [_one_line(error)]
     if problems:
         raise ValueError("; ".join(problems))
     for remark in remarks:
         print(remark, file=sys.stderr)
-    sources = [f"--conf={yaml.safe_dump(content)}" for _, content in contents if content]
-    settings = [word for word in words if word.partition("=")[0] not in EXITS]
     try:
-        config, problems = _instantiate(config_class, parser.parse_args(sources + settings))
+        config, problems = _instantiate(config_class, values)
         if problems:
             raise ValueError("; ".join(problems))
         if settings != words:
@@ -140,21 +145,29 @@ def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]])
 
 def nearest(key: str, known: Collection[str]) -> str:
     """`, did you mean ...?` with the known key nearest to an unknown one, by the whole or the last part; else empty."""
-    last_parts = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key, known, n=1) or [
+    last_parts = {name.rpartition(".")[2]: name for name in reversed(list(known))}  # the first of equal ones
+    near = [last_parts[key]] if key in last_parts else difflib.get_close_matches(key, known, n=1)
+    near = near or [
         last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
     ]
     return f", did you mean {near[0]}?" if near else ""
 
 
-def _value_problems(parser: ArgumentParser, config_class: type, source: str, key: str, value: Any) -> list[str]:
-    """What is wrong with the type of one value."""
+def _null_problems(config_class: type, source: str, key: str, value: Any) -> list[str]:
+    """Whether a null stands where it means nothing."""
+    if value not in (None, "null"):
+        return []
+    owner = config_class
+    *sections, name = key.split(".")
+    for section in sections:
+        owner = get_type_hints(owner)[section]
+    return [] if type(None) in get_args(get_type_hints(owner)[name]) else [f"{source}: {key}: found null"]
+
+
+def _value_problems(parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
+    """What is wrong with the type of one value; nothing with null, which is for `_null_problems`."""
     if value in (None, "null"):
-        owner = config_class
-        *sections, name = key.split(".")
-        for section in sections:
-            owner = get_type_hints(owner)[section]
-        return [] if type(None) in get_args(get_type_hints(owner)[name]) else [f"{source}: {key}: found null"]
+        return []
     try:
         if source == "command line":
             parser.parse_args([f"--{key}={value}"])

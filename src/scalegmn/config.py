@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from scalegmn.cli import leaves, parse, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, TensorBoard, Wandb, WandbConfig
-from scalegmn.models import ScaleGMNConfig
-from scalegmn.models.base import Metanetwork
+from scalegmn.models import (
+    MODELS,
+    DWSNetConfig,
+    FlatMLPConfig,
+    NFNConfig,
+    NGGNNConfig,
+    NGTConfig,
+    ProbeGenConfig,
+    ScaleGMNConfig,
+    StatNNConfig,
+)
+from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
 from scalegmn.train.optim import OptimizationConfig
@@ -29,8 +39,32 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
+    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "statnn", "mlp"] = "scalegmn"
+    """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
+
     scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
-    """The model, ScaleGMN."""
+    """ScaleGMN."""
+
+    ng_gnn_args: NGGNNConfig = field(default_factory=NGGNNConfig)
+    """NG-GNN, the graph network of Neural Graphs."""
+
+    ng_t_args: NGTConfig = field(default_factory=NGTConfig)
+    """NG-T, the transformer of Neural Graphs."""
+
+    dwsnet_args: DWSNetConfig = field(default_factory=DWSNetConfig)
+    """DWSNet."""
+
+    nfn_args: NFNConfig = field(default_factory=NFNConfig)
+    """Neural functional network."""
+
+    probegen_args: ProbeGenConfig = field(default_factory=ProbeGenConfig)
+    """ProbeGen."""
+
+    statnn_args: StatNNConfig = field(default_factory=StatNNConfig)
+    """An MLP of statistics of the weights."""
+
+    mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
+    """An MLP of all parameters."""
 
     train_args: TrainConfig = field(default_factory=TrainConfig)
     """How long to train, and from which seed."""
@@ -62,15 +96,31 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
-        if self.train_args.compile and self.scalegmn_args.symmetry == "hetero":
+        if self.model not in MODELS:
+            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(MODELS)}")
+        for name, model in MODELS.items():
+            if name != self.model and getattr(self, f"{name}_args") != model():
+                problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
+        if self.train_args.compile and not self.model_config.one_graph:
             problems.append("train_args.compile: hetero sorts its batches, which is not one graph; leave it False")
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def model_config(self) -> ModelConfig:
+        """The section of the chosen model."""
+        return getattr(self, f"{self.model}_args")
+
+    def content(self) -> dict[str, Any]:
+        """All fields of a run but `run_dir` and `resume`, of models only the chosen one, as lists, dictionaries and
+        plain values."""
+        others = {f"{name}_args" for name in MODELS if name != self.model}
+        content = _plain(asdict(replace(self, run_dir=None, resume=None)))
+        return {item.name: content[item.name] for item in fields(Config) if item.name not in others}
+
     def to_yaml(self) -> str:
-        """All fields but `run_dir` and `resume`, such that `--conf` reads them back to an equal configuration."""
-        content = asdict(replace(self, run_dir=None, resume=None))
-        return yaml.safe_dump(_plain({item.name: content[item.name] for item in fields(Config)}), sort_keys=False)
+        """`content`, such that `--conf` reads it back to an equal configuration."""
+        return yaml.safe_dump(self.content(), sort_keys=False)
 
 
 @dataclass(frozen=True)
@@ -160,7 +210,7 @@ def start_run(config: Config) -> Run:
             )
     loggers = [TensorBoard()] if config.tensorboard else []
     loggers += [Wandb(config.wandb_args)] if config.wandb else []
-    return Run(folder, config.to_yaml(), _plain(asdict(config)), loggers, config.resume is not None)
+    return Run(folder, config.to_yaml(), config.content(), loggers, config.resume is not None)
 
 
 def _changed_keys(config: Config, file: Path) -> list[str]:
@@ -194,4 +244,4 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
         config = parse(Config, words, translate=translate_file)
     if spec is None:
         spec = open_data(config.data).spec
-    return config.scalegmn_args.build(spec)
+    return config.model_config.build(spec)

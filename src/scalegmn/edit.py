@@ -53,8 +53,7 @@ class EditConfig(ScriptConfig):
             raise ValueError(f"--export_edited: {self.export_edited} exists already")
         if self.export_edited is not None and self.seeds is not None:
             raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
-        if self.scalegmn_args.output != "parameters":
-            raise ValueError(f"scalegmn_args.output: found {self.scalegmn_args.output}, but editing needs parameters")
+        self.model_config.check_output("parameters", "editing")
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -82,7 +81,7 @@ def edit_files(config: EditConfig) -> None:
         ValueError: a file is missing, refused, not a network that the model was trained for, or exists in `out`.
     """
     run, source, out = Path(config.checkpoint), Path(config.edit), Path(config.out)
-    model = load_model(config.scalegmn_args, run, NetSpec.from_dict(run_data(run)["spec"]))
+    model = load_model(config.model_config, run, NetSpec.from_dict(run_data(run)["spec"]))
     files = [(source, out)]
     if source.is_dir():
         found = sorted(path for path in source.rglob("*") if path.suffix in (".pth", ".safetensors"))

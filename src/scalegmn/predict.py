@@ -33,12 +33,7 @@ class PredictConfig(ScriptConfig):
         super().__post_init__()
         if (self.checkpoint is None) != (self.predict is None):
             raise ValueError("--checkpoint RUN and --predict FILE belong together: give both or none")
-        if self.scalegmn_args.output != "vector":
-            found = self.scalegmn_args.output
-            raise ValueError(f"scalegmn_args.output: found {found}, but predicting generalisation needs vector")
-        if self.scalegmn_args.out_dim != 1:
-            found = self.scalegmn_args.out_dim
-            raise ValueError(f"scalegmn_args.out_dim: found {found}, but predicting generalisation needs 1")
+        self.model_config.check_output("vector", "predicting generalisation", out_dim=1)
 
 
 @torch.no_grad()
@@ -60,7 +55,7 @@ def predict_file(config: PredictConfig) -> None:
         params = NetParams.from_tensors(batch[::2], batch[1::2], expected.layers[0].activation, expected.layers[0].w0)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model = load_model(config.scalegmn_args, run, params.spec)
+    model = load_model(config.model_config, run, params.spec)
     read = canonicalize(params, config.data.canonicalize if config.data.switch_to_canon else ())
     accuracy = model(read).sigmoid().item()
     for difference in differences(params, expected, data["log10_weights"]):

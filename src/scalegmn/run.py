@@ -69,7 +69,7 @@ def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: F
 def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[Task, Metanetwork]:
     task = build_task(config)
     torch.manual_seed(config.train_args.seed)
-    return task, config.scalegmn_args.build(task.spec)
+    return task, config.model_config.build(task.spec)
 
 
 def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:

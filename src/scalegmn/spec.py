@@ -8,6 +8,7 @@ Shape letters: B networks, L layers, N nodes, E edges, K kernel values; n = [n_0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -336,6 +337,13 @@ class NetParams:
         """[B, num_parameters]: weight and bias of each layer in turn, row-major."""
         pairs = zip(self.weights, self.biases, strict=True)
         return torch.cat([tensor.flatten(1) for pair in pairs for tensor in pair], dim=1)
+
+    def unflatten(self, flat: Tensor) -> NetParams:
+        """[B, num_parameters], in the order of `flatten`, in the shapes of these networks."""
+        shapes = [shape for layer in self.spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
+        parts = flat.split([math.prod(shape) for shape in shapes], dim=1)
+        tensors = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+        return NetParams(self.spec, tuple(tensors[::2]), tuple(tensors[1::2]), self.activation)
 
     # To the parameter graph and back
 

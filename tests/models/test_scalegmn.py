@@ -43,7 +43,7 @@ def test_dropout_only_in_training(random_params):
 
 
 def test_contradictions_are_named_together():
-    with pytest.raises(ValueError, match=r"hidden_dim: found 0.*mlp_dims: found.*dropout: found 1.5.*update.positions"):
+    with pytest.raises(ValueError, match=r"hidden_dim: found 0.*dropout: found 1.5.*mlp_dims: found.*update.positions"):
         ScaleGMNConfig(
             hidden_dim=0,
             mlp_dims=(),

@@ -11,6 +11,9 @@ from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.spec import NetSpec
 from scalegmn.tasks.classification import Classification
 
+FIVE = ScaleGMNConfig(hidden_dim=4, out_dim=5)
+"""A model for five classes."""
+
 
 @pytest.fixture
 def data(tmp_path, random_params):
@@ -21,9 +24,9 @@ def data(tmp_path, random_params):
 
 
 def test_metrics_are_over_the_whole_split(data):
-    task = Classification(data, 4, 5)
+    task = Classification(data, 4, FIVE)
     assert task.steps_per_epoch == 8
-    model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
+    model = FIVE.build(task.spec)
     found = task.evaluate(model, "val", torch.device("cpu"))
     with torch.no_grad():
         logits = model(task.splits["val"].read(slice(None)))
@@ -33,22 +36,24 @@ def test_metrics_are_over_the_whole_split(data):
 
 
 def test_prepare_normalizes_by_the_training_split(data):
-    task = Classification(data, 4, 5)
-    model = ScaleGMNConfig(hidden_dim=4, out_dim=5, normalize=True).build(task.spec)
+    task = Classification(data, 4, FIVE)
+    model = replace(FIVE, normalize=True).build(task.spec)
     task.prepare(model)
     expected = task.splits["train"].read(slice(None)).weights[0].square().mean().sqrt()
     torch.testing.assert_close(model.normalization.weight_scales[0], expected)
 
 
 def test_debug_and_labels(data):
-    assert len(Classification(data, 4, 5, debug=True).splits["train"]) == 16
+    assert len(Classification(data, 4, FIVE, debug=True).splits["train"]) == 16
     with pytest.raises(ValueError, match=r"out_dim: 4 classes, but the labels .* reach from 0 to 4"):
-        Classification(data, 4, 4)
+        Classification(data, 4, replace(FIVE, out_dim=4))
+    with pytest.raises(ValueError, match=r"scalegmn_args.output: found parameters, but classification needs vector"):
+        Classification(data, 4, replace(FIVE, output="parameters"))
 
 
 def test_confusion_matrix_is_drawn(data, tmp_path):
-    task = Classification(data, 4, 5)
-    model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
+    task = Classification(data, 4, FIVE)
+    model = FIVE.build(task.spec)
     task.evaluate(model, "test", torch.device("cpu"), tmp_path)
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000
 
@@ -56,7 +61,7 @@ def test_confusion_matrix_is_drawn(data, tmp_path):
 def test_augmented_training_batches(data):
     """Changed, canonical, with mixed labels where they are mixed; the same for the same seed; others as stored."""
     changed = replace(data, augment=AugmentConfig(noise=0.1, mixup=1.0, translate=0.5))
-    task = Classification(changed, 10, 5)
+    task = Classification(changed, 10, FIVE)
     epochs = []
     for seed in (0, 0, 1):
         generator = torch.Generator().manual_seed(seed)
@@ -67,13 +72,13 @@ def test_augmented_training_batches(data):
         torch.testing.assert_close(labels.sum(1), torch.ones(10))
         assert ((labels > 0).sum(1) == 2).any()
     assert not torch.equal(epochs[0][0][0].flatten(), epochs[2][0][0].flatten())
-    plain = Classification(data, 10, 5)
+    plain = Classification(data, 10, FIVE)
     assert torch.equal(task.splits["val"].read(slice(None)).flatten(), plain.splits["val"].read(slice(None)).flatten())
-    model = ScaleGMNConfig(hidden_dim=4, out_dim=5).build(task.spec)
+    model = FIVE.build(task.spec)
     params, labels = next(plain.train_batches([torch.arange(10)], torch.Generator(), torch.device("cpu")))
     one_hot = torch.nn.functional.one_hot(labels, 5).float()
     torch.testing.assert_close(task.loss(model, params, labels), task.loss(model, params, one_hot))
     with pytest.raises(ValueError, match=r"data.augment.group: phase is removed again .*switch_to_canon False"):
-        Classification(replace(data, augment=AugmentConfig(group=("phase",))), 10, 5)
+        Classification(replace(data, augment=AugmentConfig(group=("phase",))), 10, FIVE)
     with pytest.raises(ValueError, match=r"data.augment.group: found scale"):
-        Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, 5)
+        Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, FIVE)

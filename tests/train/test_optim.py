@@ -95,3 +95,19 @@ def test_schedule_goes_on(decay):
 def test_ranges(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_amsgrad_remembers_the_largest_gradient():
+    """After a large gradient, a small one moves a parameter by less than without it."""
+
+    def last_step(amsgrad):
+        config = OptimizationConfig(optimizer_args=OptimizerConfig(weight_decay=0, amsgrad=amsgrad))
+        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer, _ = build_optimizer(config, [parameter], 301)
+        for gradient in [100.0] + 300 * [1e-3]:
+            before = parameter.item()
+            parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+        return before - parameter.item()
+
+    assert last_step(True) == pytest.approx(0.999**150 * last_step(False), rel=1e-3)

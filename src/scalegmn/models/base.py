@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from operator import attrgetter
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.spec import NetParams, NetSpec
 
 
 class Metanetwork(nn.Module):
-    """A model whose input is a batch of networks: `model(NetParams)` gives [B, out_dim].
+    """A model whose input is a batch of networks.
+
+    `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
+    in the shapes of the parameters.
 
     Args:
         spec: the input networks.
-        normalize: divide each layer's weights and biases by one scalar each, set by `fit_normalization`.
+        normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
-    def __init__(self, spec: NetSpec, normalize: bool) -> None:
+    def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec
-        self.normalization = InputNormalization(spec.num_layers) if normalize else None
+        self.normalization = normalization
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
         raise NotImplementedError
+
+    def check_shapes(self, spec: NetSpec) -> None:
+        """Raises ValueError unless networks of `spec` have parameters of the shapes that the model was built for."""
+        if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
+            raise ValueError(f"the model was built for {self.spec}, found {spec}")
+
+    def add_scales(self, start: float) -> None:
+        """Learned factors of each layer's changes of weights and of biases."""
+        self.weight_scales = nn.Parameter(torch.full((self.spec.num_layers,), start))
+        self.bias_scales = nn.Parameter(torch.full((self.spec.num_layers,), start))
+
+    def scaled(self, changes: NetParams) -> tuple[list[Tensor], list[Tensor]]:
+        """Changes of weights and of biases, each times the factor of its layer."""
+        return (
+            [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
+            [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
+        )
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation, if the model has one, from batches of training networks."""
@@ -46,6 +67,55 @@ class Metanetwork(nn.Module):
 class ModelConfig:
     """A metanetwork's hyper-parameters; `build` makes the module for one kind of input network."""
 
+    name: ClassVar[str]
+    """What a configuration calls the model: `model: <name>`, with the section `<name>_args`."""
+
+    output: Literal["vector", "parameters"] = "vector"
+    """vector: out_dim numbers per network, invariant; parameters: a change of every weight and bias, equivariant."""
+
+    out_dim: int = 10
+    """For vectors: outputs per network, such as the number of classes."""
+
+    out_scale: float = 0.01
+    """For parameters: the learned factor of each layer's changes starts here."""
+
+    normalize: bool | None = None
+    """Subtract from each layer's weights, and from its biases, their mean over the training split, and divide by their
+    standard deviation; null: as the model was published."""
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """The symmetries of input networks that the model keeps exactly: `permutation`, `sign`, `scale`, `phase`."""
+        raise NotImplementedError
+
+    @property
+    def one_graph(self) -> bool:
+        """Whether `torch.compile` can make one graph of the model."""
+        return True
+
+    @property
+    def section(self) -> str:
+        """The model's section in a configuration."""
+        return f"{self.name}_args"
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """Raises ValueError with all problems, each of which starts with a field, if there are any."""
+        if problems:
+            raise ValueError("; ".join(f"{self.section}.{problem}" for problem in problems))
+
+    def wrong_numbers(self, counts: Sequence[str], probabilities: Sequence[str] = ()) -> list[str]:
+        """One sentence per field (`section.field` inside sections) that is no count from 1, unless null, or no
+        probability of dropping something."""
+        problems = []
+        for name in counts:
+            count = attrgetter(name)(self)
+            if count is not None and count < 1:
+                problems.append(f"{name}: found {count}, expected at least 1")
+        for name in probabilities:
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name}: found {getattr(self, name)}, expected a probability in [0, 1)")
+        return problems
+
     def wrong_choices(self) -> list[str]:
         """One sentence per field whose value is not one of its named ones, also inside sections."""
         problems = []
@@ -55,6 +125,13 @@ class ModelConfig:
                 if get_origin(hint) is Literal and value not in get_args(hint):
                     problems.append(f"{prefix}{name}: found {value!r}, expected one of {get_args(hint)}")
         return problems
+
+    def check_output(self, output: str, task: str, out_dim: int | None = None) -> None:
+        """Raises ValueError unless the model gives what a task needs."""
+        problems = [] if self.output == output else [f"output: found {self.output}, but {task} needs {output}"]
+        if out_dim is not None and self.out_dim != out_dim:
+            problems.append(f"out_dim: found {self.out_dim}, but {task} needs {out_dim}")
+        self.refuse(problems)
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

@@ -30,6 +30,7 @@ from scalegmn.nn.messages import (
     reciprocal,
 )
 from scalegmn.nn.mlp import MLP, Dropout
+from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams, NetSpec
@@ -68,15 +69,18 @@ class EquivariantNetConfig:
 class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
+    name = "scalegmn"
+
+    normalize: bool | None = None
+    """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
+    only for permutation, which hardly learns without."""
+
     symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
     """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos of both,
     `permutation` for none (GMN)."""
 
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
-
-    output: Literal["vector", "parameters"] = "vector"
-    """vector: out_dim numbers per network, invariant; parameters: a change of every weight and bias, equivariant."""
 
     readout: Literal["last_layer", "full_graph"] = "last_layer"
     """For vectors: read the output nodes (and, bidirectional, the input nodes), or all nodes."""
@@ -104,16 +108,6 @@ class ScaleGMNConfig(ModelConfig):
 
     readout_dim: int | None = None
     """Width of the sum over nodes in a full_graph readout; null: hidden_dim."""
-
-    out_dim: int = 10
-    """For vectors: outputs per network, such as the number of classes."""
-
-    out_scale: float = 0.01
-    """For parameters: the learned factor of each layer's changes starts here."""
-
-    normalize: bool | None = None
-    """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
-    only for permutation, which hardly learns without."""
 
     node_positions: Literal["none", "product", "product_sum", "net", "net_sum"] = "product_sum"
     """Positional embeddings P of node types (each input node, each hidden layer, each output node). product: x * P;
@@ -164,28 +158,23 @@ class ScaleGMNConfig(ModelConfig):
     sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("num_layers", "hidden_dim", "out_dim", "readout_dim")}
-        counts |= {
-            f"{name}.num_layers": getattr(self, name).num_layers for name in ("message", "update", "position_net")
-        }
-        problems = self.wrong_choices() + [
-            f"{name}: found {count}, expected at least 1"
-            for name, count in counts.items()
-            if count is not None and count < 1
-        ]
+        counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim"]
+        counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
+        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
             problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
-        for name in ("dropout", "mlp_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name}: found {getattr(self, name)}, expected a probability in [0, 1)")
         for name in ("message", "update"):
             if self.symmetry != "permutation" and getattr(self, name).positions and self.node_positions == "none":
                 problems.append(f"{name}.positions: needs node_positions, found none")
         if self.symmetry != "sign" and self.update_rule != "net":
             problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
         problems += self._position_problems() if self.symmetry != "permutation" else []
-        if problems:
-            raise ValueError("; ".join(f"scalegmn_args.{problem}" for problem in problems))
+        self.refuse(problems)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Permutations and the symmetry; of hetero both, each network its own."""
+        return frozenset({"permutation", *(("sign", "scale") if self.symmetry == MIXED else (self.symmetry,))})
 
     def _position_problems(self) -> list[str]:
         """What contradicts the choice of positional embeddings."""
@@ -202,6 +191,11 @@ class ScaleGMNConfig(ModelConfig):
             io = self.position_net.io
             problems.append(f"position_net.io: {io} is not equivariant on edges into output nodes; use same or layer")
         return problems
+
+    @property
+    def one_graph(self) -> bool:
+        """Not for hetero, which sorts its batches by activation."""
+        return self.symmetry != "hetero"
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
@@ -473,7 +467,7 @@ class ScaleGMN(Metanetwork):
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
         _check_fit(config, spec)
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
-        super().__init__(spec, normalize)
+        super().__init__(spec, InputNormalization(spec.num_layers) if normalize else None)
         self.config = config
         d = config.hidden_dim
         self.node_linear = nn.Linear(1, d, bias=False)
@@ -503,8 +497,7 @@ class ScaleGMN(Metanetwork):
         if config.output == "vector":
             self.readout = _build_readout(config, spec)
         else:
-            self.weight_scales = nn.Parameter(torch.full((spec.num_layers,), config.out_scale))
-            self.bias_scales = nn.Parameter(torch.full((spec.num_layers,), config.out_scale))
+            self.add_scales(config.out_scale)
 
     def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
@@ -551,10 +544,7 @@ class ScaleGMN(Metanetwork):
         changes = NetParams.from_features(params.spec, nodes, changes, params.activation)
         if gauge is not None:
             changes = gauge.inverse().act_on_changes(changes)
-        return (
-            [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
-            [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
-        )
+        return self.scaled(changes)
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and what leads to them.

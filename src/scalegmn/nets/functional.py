@@ -40,22 +40,27 @@ def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Te
     return x
 
 
-def evaluate(params: NetParams, inputs: Tensor) -> Tensor:
-    """The outputs of B multi-layer perceptrons (convolutions: `nets.cnn.evaluate_cnn`).
+def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
+    """What each layer of B multi-layer perceptrons says (convolutions: `nets.cnn.evaluate_cnn`).
 
     Args:
         params: B networks of linear layers.
         inputs: [P, n_0] points for all networks, or [B, P, n_0].
 
     Returns:
-        [B, P, n_L].
+        Per layer l = 1..L, [B, P, n_l].
 
     Raises:
         ValueError: the networks have convolutions.
     """
     if params.spec.is_cnn:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
-    x = inputs
+    found = [inputs]
     for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
-        x = activate_layer(x @ weight.mT + bias[:, None, :], layer, params.activation)
-    return x
+        found.append(activate_layer(found[-1] @ weight.mT + bias[:, None, :], layer, params.activation))
+    return found[1:]
+
+
+def evaluate(params: NetParams, inputs: Tensor) -> Tensor:
+    """The outputs of B multi-layer perceptrons, [B, P, n_L]; arguments and errors as in `activations`."""
+    return activations(params, inputs)[-1]

@@ -9,40 +9,77 @@ from torch import Tensor, nn
 
 
 class InputNormalization(nn.Module):
-    """Divides each layer's weights, and each layer's biases, by one scalar.
+    """Divides each layer's weights, and each layer's biases, by one scalar; centred, subtracts another one before.
 
-    The scalars rescale every network alike, so they commute with permutations and rescalings of neurons. They are
-    buffers, 1 until `fit`, and travel with checkpoints.
+    The scalars change every network alike, so they commute with permutations of neurons and, but for centring, with
+    rescalings. They are buffers, 1 and 0 until `fit`, and travel with checkpoints.
 
     Args:
         num_layers: L.
+        centred: subtract the mean and divide by the standard deviation, rather than by the root mean square.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, centred: bool = False) -> None:
         super().__init__()
+        self.centred = centred
         self.register_buffer("weight_scales", torch.ones(num_layers))
         self.register_buffer("bias_scales", torch.ones(num_layers))
+        if centred:
+            self.register_buffer("weight_means", torch.zeros(num_layers))
+            self.register_buffer("bias_means", torch.zeros(num_layers))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> None:
-        """Sets the scalars to the root mean square of each tensor over all batches (1 where it is zero).
+        """Sets the scalars from each tensor over all batches; what would divide by zero is 1.
 
         Args:
             batches: weights and biases per layer, [B, ...] each.
         """
-        sums, counts = 0, 0
+        sums, squares, counts = 0, 0, 0
         for weights, biases in batches:
-            tensors = (*weights, *biases)
-            sums = sums + torch.stack([tensor.double().square().sum() for tensor in tensors])
+            tensors = [tensor.double() for tensor in (*weights, *biases)]
+            sums = sums + torch.stack([tensor.sum() for tensor in tensors])
+            squares = squares + torch.stack([tensor.square().sum() for tensor in tensors])
             counts = counts + torch.tensor([tensor.numel() for tensor in tensors], device=tensors[0].device)
-        rms = (sums / counts).sqrt()
-        rms = torch.where(rms > 0, rms, 1.0)
-        self.weight_scales.copy_(rms[: len(self.weight_scales)])
-        self.bias_scales.copy_(rms[len(self.weight_scales) :])
+        means = sums / counts if self.centred else torch.zeros_like(sums)
+        scales = (squares / counts - means.square()).clamp_min(0).sqrt()
+        scales = torch.where(scales > 0, scales, 1.0)
+        for kind, part in (("weight", slice(len(self.weight_scales))), ("bias", slice(len(self.weight_scales), None))):
+            getattr(self, f"{kind}_scales").copy_(scales[part])
+            if self.centred:
+                getattr(self, f"{kind}_means").copy_(means[part])
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """Normalised weights and biases, per layer, of the shapes given."""
+        if self.centred:
+            weights = [weight - mean for weight, mean in zip(weights, self.weight_means, strict=True)]
+            biases = [bias - mean for bias, mean in zip(biases, self.bias_means, strict=True)]
         return (
             tuple(weight / scale for weight, scale in zip(weights, self.weight_scales, strict=True)),
             tuple(bias / scale for bias, scale in zip(biases, self.bias_scales, strict=True)),
         )
+
+    def inverse(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+        """Weights and biases that `forward` brings to those given, per layer, of the same shapes; centred only."""
+        return (
+            tuple(w * s + m for w, s, m in zip(weights, self.weight_scales, self.weight_means, strict=True)),
+            tuple(b * s + m for b, s, m in zip(biases, self.bias_scales, self.bias_means, strict=True)),
+        )
+
+
+class FeatureBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of each feature over all positions of all networks (Ioffe & Szegedy, 2015).
+
+    A single value, which has no variance, is normalised by the running statistics while training too.
+
+    Args:
+        num_features: f.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., k f] -> the same: k positions of f features each."""
+        rows = x.reshape(-1, self.num_features)
+        if len(rows) > 1 or not self.training:
+            return super().forward(rows).view(x.shape)
+        mean, variance = self.running_mean, self.running_var
+        return nn.functional.batch_norm(rows, mean, variance, self.weight, self.bias, eps=self.eps).view(x.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.data.loader import DataConfig
+from scalegmn.models.base import ModelConfig
 from scalegmn.plot import confusion_matrix
 from scalegmn.spec import NetParams
 from scalegmn.tasks.zoo_task import ZooTask
@@ -19,25 +20,25 @@ class Classification(ZooTask):
     Args:
         data: which zoo, canonical or not.
         batch_size: networks per batch.
-        num_classes: labels are 0 to num_classes - 1.
+        model: labels are 0 to model.out_dim - 1.
         debug: use only a few networks per split.
 
     Raises:
-        ValueError: the zoo cannot be read, or has other labels.
+        ValueError: the zoo cannot be read, or has other labels, or the model gives no vectors.
     """
 
     monitor = "accuracy"
     maximize = True
 
-    def __init__(self, data: DataConfig, batch_size: int, num_classes: int, debug: bool = False) -> None:
+    def __init__(self, data: DataConfig, batch_size: int, model: ModelConfig, debug: bool = False) -> None:
+        model.check_output("vector", "classification")
         super().__init__(data, "label", batch_size, debug)
-        labels = self.zoo.columns["label"]
-        if labels.min() < 0 or labels.max() >= num_classes:
+        labels, self.num_classes = self.zoo.columns["label"], model.out_dim
+        if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(
-                f"scalegmn_args.out_dim: {num_classes} classes, but the labels of {self.zoo.path} reach from "
+                f"{model.section}.out_dim: {self.num_classes} classes, but the labels of {self.zoo.path} reach from "
                 f"{int(labels.min())} to {int(labels.max())}"
             )
-        self.num_classes = num_classes
         self.announce()
 
     def target(self, labels: Tensor) -> Tensor:

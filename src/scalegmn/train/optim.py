@@ -24,6 +24,9 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     """Decoupled weight decay."""
 
+    amsgrad: bool = False
+    """Step sizes that never grow again (Reddi et al., 2018), as Neural Graphs and DWSNet were trained."""
+
     def __post_init__(self) -> None:
         problems = [] if self.lr > 0 else [f"lr: found {self.lr}, expected above 0"]
         if not self.weight_decay >= 0:
@@ -166,5 +169,7 @@ def build_optimizer(
         fused: one kernel for all parameters; it cannot undo the scaling of a fp16 loss before gradients are clipped.
     """
     options = config.optimizer_args
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad, fused=fused
+    )
     return optimizer, Schedule(optimizer, config.scheduler_args, options.lr, num_steps)

@@ -1,0 +1,279 @@
+"""DWSNet (Navon et al., ICML 2023): linear maps between all weights and biases that permutations of neurons allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.mlp import Dropout
+from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
+from scalegmn.nn.sets import DeepSet, SetAttention, affine, reduced
+from scalegmn.spec import NetParams, NetSpec
+
+_BIAS_BOUND = 1e-4
+"""Biases inside DWS layers start uniform within it."""
+
+_KEPT_PER_PARAMETER, _KEPT_PER_NEURON = 3, 60
+"""Feature vectors that a layer's backward pass keeps per parameter, and per hidden neuron in set layers; measured."""
+
+
+@dataclass(frozen=True)
+class DWSNetConfig(ModelConfig):
+    """DWSNet: every weight and bias tensor reads every other through a map that permutations of neurons allow."""
+
+    name = "dwsnet"
+
+    out_scale: float = 0.0
+    """For parameters: the learned factor of each layer's changes starts here; 0: no factor."""
+
+    hidden_dim: int = 32
+    """Features per weight and bias."""
+
+    num_hidden: int = 4
+    """DWS layers after the first."""
+
+    set_layer: Literal["attention", "deep_set"] = "attention"
+    """The map between tensors that share one layer of hidden neurons."""
+
+    num_heads: int = 8
+    """Heads of the attention; the last layer has one."""
+
+    reduction: Literal["max", "mean"] = "max"
+    """Over the neurons that a tensor has and its reader does not."""
+
+    num_linears: int = 1
+    """Linears in each affine map, with ReLU between."""
+
+    full: bool = False
+    """The maps to the last weights from those before them, and from the biases of all hidden layers but the last: one
+    value per output of the network; false: one for all outputs, as published. The same for networks of one output."""
+
+    batch_norm: bool = True
+    """Before every layer but the first; while training, over the networks that pass through the model at once."""
+
+    dropout: float = 0.0
+    """Before every layer but the first, and before the readout."""
+
+    num_readout_linears: int = 1
+    """For vectors: Linears of the readout, with ReLU between."""
+
+    init_scale: float | None = None
+    """Factor of the weights that DWS layers start with; null: 1 for vectors, 1e-4 for parameters."""
+
+    def __post_init__(self) -> None:
+        counts = ["hidden_dim", "num_hidden", "num_heads", "num_linears", "num_readout_linears", "out_dim"]
+        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
+        if self.init_scale is not None and self.init_scale <= 0:
+            problems.append(f"init_scale: found {self.init_scale}, expected above 0")
+        if self.set_layer == "attention" and self.num_heads > 0 and self.hidden_dim % self.num_heads:
+            problems.append(f"num_heads: found {self.num_heads}, expected a divisor of hidden_dim {self.hidden_dim}")
+        self.refuse(problems)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Permutations of hidden neurons."""
+        return frozenset({"permutation"})
+
+    def build(self, spec: NetSpec) -> DWSNet:
+        """The model for networks of `spec`."""
+        return DWSNet(self, spec)
+
+
+class Axes(NamedTuple):
+    """The axes of one weight or bias tensor."""
+
+    sets: tuple[int, ...]
+    """Hidden node layers, whose neurons permute."""
+
+    fixed: tuple[int, ...]
+    """Input or output layer, whose neurons do not."""
+
+
+class Term(NamedTuple):
+    """One map between two tensors, weights 0..L-1 and biases L..2L-1."""
+
+    source: int
+    target: int
+    kept: tuple[int, ...]
+    """The hidden node layers along which it acts."""
+
+    factor: float
+
+
+def tensor_axes(num_layers: int) -> list[Axes]:
+    """Of W_1..W_L (sender before receiver), then b_1..b_L."""
+    axes = [(layer - 1, layer) for layer in range(1, num_layers + 1)]
+    axes += [(layer,) for layer in range(1, num_layers + 1)]
+    ends = (0, num_layers)
+    return [Axes(tuple(a for a in own if a not in ends), tuple(a for a in own if a in ends)) for own in axes]
+
+
+class DWSLayer(nn.Module):
+    """T' = 1/(2L) sum over all tensors S of map_{S,T}(S) (DWSNets, section 5).
+
+    A tensor T has features [B, *sets, fixed * f]: an axis for each hidden node layer that it has and, in the last axis,
+    f features for each neuron of its input or output layer, neuron by neuron, if it has such a layer. map_{S,T} reduces
+    S over the hidden layers that T lacks, acts along those that they share, and is broadcast over those that S lacks.
+    It is affine where they share none and a set layer where they share one. Between the two hidden layers of
+    S = T = W_l it is the mean of four affine maps: of S, of S reduced over either layer, and over both.
+
+    Args:
+        config: the hyper-parameters.
+        layout: n = (n_0, ..., n_L).
+        in_dim: f.
+        out_dim: f'.
+        num_heads: of the attention.
+    """
+
+    def __init__(self, config: DWSNetConfig, layout: Sequence[int], in_dim: int, out_dim: int, num_heads: int) -> None:
+        super().__init__()
+        last = len(layout) - 1
+        self.reduction, self.axes = config.reduction, tensor_axes(last)
+        self.out_dims = [out_dim * math.prod(layout[a] for a in axes.fixed) for axes in self.axes]
+        self.terms: list[Term] = []
+        self.maps = nn.ModuleList()
+        narrow = {last - 2, *range(last, 2 * last - 2)}  # W_{L-1} and b_1..b_{L-2}, as sources of W_L
+        for source, (own, own_fixed) in enumerate(self.axes):
+            for target, (sets, fixed) in enumerate(self.axes):
+                width = in_dim * math.prod(layout[a] for a in own_fixed)
+                is_narrow = target == last - 1 and source in narrow and not config.full
+                new_width = out_dim if is_narrow else self.out_dims[target]
+                shared = tuple(a for a in own if a in sets)
+                # the published code does not pass the option on
+                apart = not {*own, *own_fixed} & {*sets, *fixed} and (source < last) != (target < last)
+                num_linears = 1 if apart else config.num_linears
+                if len(shared) == 1:
+                    self.terms.append(Term(source, target, shared, 1))
+                    self.maps.append(
+                        SetAttention(width, new_width, num_heads)
+                        if config.set_layer == "attention"
+                        else DeepSet(width, new_width, num_linears, config.reduction)
+                    )
+                else:
+                    kept = [axes for count in range(len(shared) + 1) for axes in combinations(shared, count)]
+                    self.terms += [Term(source, target, axes, 1 / len(kept)) for axes in kept]
+                    self.maps.extend(affine(width, new_width, num_linears) for _ in kept)
+
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Per tensor [B, *sets, fixed * f] -> [B, *sets, fixed * f']."""
+        read: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        sums: list[dict[tuple[int, ...], Tensor]] = [{} for _ in tensors]
+        for (source, target, kept, factor), map_ in zip(self.terms, self.maps, strict=True):
+            if (source, kept) not in read:
+                lacking = tuple(1 + i for i, a in enumerate(self.axes[source].sets) if a not in kept)
+                read[source, kept] = reduced(tensors[source], lacking, self.reduction)
+            new, factor = map_(read[source, kept]), factor / len(tensors)
+            if new.shape[-1] < self.out_dims[target]:  # one value for all outputs
+                new = new.repeat(*(1,) * (new.ndim - 1), self.out_dims[target] // new.shape[-1])
+            old = sums[target].get(kept)
+            sums[target][kept] = factor * new if old is None else torch.add(old, new, alpha=factor)
+        return [self._joined(terms, axes.sets) for terms, axes in zip(sums, self.axes, strict=True)]
+
+    def _joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
+        """The sum of terms [B, *kept, ...], broadcast over the other axes; small ones first."""
+        total: Tensor | None = None
+        for kept in sorted(terms, key=len):
+            new = terms[kept]
+            for index, axis in enumerate(sets):
+                new = new if axis in kept else new.unsqueeze(1 + index)
+            total = new if total is None else total + new
+        return total
+
+
+class DWSNet(Metanetwork):
+    """A function of a network's parameters that is invariant, or equivariant, to permutations of hidden neurons.
+
+    DWS layers with batch normalisation, ReLU and dropout between; for vectors, an affine map of what is left of all
+    tensors when the hidden axes are reduced (DWSNets, section 5).
+
+    Args:
+        config: the hyper-parameters; inputs are normalised unless `normalize` is false.
+        spec: the input networks.
+
+    Raises:
+        ValueError: the networks have convolutions or no hidden layer.
+    """
+
+    def __init__(self, config: DWSNetConfig, spec: NetSpec) -> None:
+        if spec.is_cnn or spec.num_layers < 2:
+            raise ValueError(f"dwsnet_args: expected networks of linear layers, at least one hidden, found {spec}")
+        super().__init__(spec, None if config.normalize is False else InputNormalization(spec.num_layers, centred=True))
+        self.config = config
+        editing = config.output == "parameters"
+        dims = [1, *[config.hidden_dim] * config.num_hidden, 1 if editing else config.hidden_dim]
+        heads = [*[config.num_heads] * config.num_hidden, 1]
+        sizes = zip(dims[:-1], dims[1:], heads, strict=True)
+        self.layers = nn.ModuleList(DWSLayer(config, spec.layout, *args) for args in sizes)
+        norms = range(config.num_hidden if config.batch_norm else 0)
+        self.norms = nn.ModuleList(
+            nn.ModuleList(FeatureBatchNorm(config.hidden_dim) for _ in range(2 * spec.num_layers)) for _ in norms
+        )
+        self.dropout = Dropout(config.dropout)
+        self._init_layers((1e-4 if editing else 1.0) if config.init_scale is None else config.init_scale)
+        self.readout = None
+        if not editing:
+            self.readout = affine(sum(self.layers[-1].out_dims), config.out_dim, config.num_readout_linears)
+        elif config.out_scale:
+            self.add_scales(config.out_scale)
+
+    @torch.no_grad()
+    def _init_layers(self, scale: float) -> None:
+        """W ~ N(0, scale^2 * 2/(a+b) * 2a/b) for W of a -> b, biases within `_BIAS_BOUND`, in all DWS layers."""
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith("bias"):
+                parameter.uniform_(-_BIAS_BOUND, _BIAS_BOUND)
+            else:
+                parts = (
+                    parameter.chunk(3) if "query_key_value" in name else [parameter]
+                )  # each with a width b of its own
+                for part in parts:
+                    b, a = part.shape
+                    part.normal_(0, scale * math.sqrt(2 / (a + b) * 2 * a / b))
+
+    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
+        in the shapes of the parameters.
+
+        Raises:
+            ValueError: the networks are not those that the model was built for.
+        """
+        self.check_shapes(params.spec)
+        tensors = self._tensors(self.normalized(params))
+        tensors = self.layers[0](tensors)
+        for index, layer in enumerate(self.layers[1:]):
+            if self.norms:
+                tensors = [norm(x) for norm, x in zip(self.norms[index], tensors, strict=True)]
+            tensors = layer([self.dropout(torch.relu(x)) for x in tensors])
+        if self.readout is None:
+            changes = self._changes(tensors, params)
+            return self.scaled(changes) if self.config.out_scale else (list(changes.weights), list(changes.biases))
+        rows = (reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in tensors)
+        return self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
+
+    def _tensors(self, params: NetParams) -> list[Tensor]:
+        """The parameters as DWS layers read them."""
+        first, *middle, last = params.weights
+        *hidden, output = params.biases
+        weights = [first, *(weight.mT[..., None] for weight in middle), last.mT]
+        return [*weights, *(bias[..., None] for bias in hidden), output]
+
+    def _changes(self, tensors: Sequence[Tensor], params: NetParams) -> NetParams:
+        """The inverse of `_tensors`."""
+        first, *middle, last = tensors[: self.spec.num_layers]
+        *hidden, output = tensors[self.spec.num_layers :]
+        weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
+        return NetParams(params.spec, weights, (*(bias[..., 0] for bias in hidden), output), params.activation)
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep everything of."""
+        vectors = _KEPT_PER_PARAMETER * self.spec.num_parameters + _KEPT_PER_NEURON * sum(self.spec.layout[1:-1])
+        numbers = len(self.layers) * self.config.hidden_dim * vectors
+        return max(1, kept_bytes(device) // (numbers * next(self.parameters()).element_size()))

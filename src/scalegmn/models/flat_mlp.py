@@ -1,0 +1,87 @@
+"""An MLP of all parameters of a network: the baseline that is blind to every symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.mlp import Dropout
+from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
+from scalegmn.spec import NetParams, NetSpec
+
+
+@dataclass(frozen=True)
+class FlatMLPConfig(ModelConfig):
+    """An MLP of all weights and biases in a row (baseline of DWSNets, section 7, and of NFN, section 4)."""
+
+    name = "mlp"
+
+    hidden_dim: int = 32
+    """Width of the hidden layers."""
+
+    num_hidden: int = 4
+    """Layers of this width after the first."""
+
+    batch_norm: bool = True
+    """BatchNorm before the activation of each of them."""
+
+    dropout: float = 0.0
+    """Dropout after every activation."""
+
+    def __post_init__(self) -> None:
+        counts = ["hidden_dim", "num_hidden", "out_dim"]
+        self.refuse(self.wrong_choices() + self.wrong_numbers(counts, ["dropout"]))
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    def build(self, spec: NetSpec) -> FlatMLP:
+        """The model for networks of `spec`."""
+        return FlatMLP(self, spec)
+
+
+class FlatMLP(Metanetwork):
+    """Linear(D -> h), ReLU, then num_hidden times Linear(h -> h), [BatchNorm], ReLU, and Linear(h -> out_dim or D).
+
+    D parameters in the order of `NetParams.flatten`.
+
+    Args:
+        config: the hyper-parameters; inputs are normalised unless `normalize` is false.
+        spec: the input networks.
+    """
+
+    def __init__(self, config: FlatMLPConfig, spec: NetSpec) -> None:
+        super().__init__(spec, None if config.normalize is False else InputNormalization(spec.num_layers, centred=True))
+        self.config = config
+        h, d = config.hidden_dim, spec.num_parameters
+        layers = [nn.Linear(d, h), nn.ReLU(), Dropout(config.dropout)]
+        for _ in range(config.num_hidden):
+            norm = [FeatureBatchNorm(h)] if config.batch_norm else []
+            layers += [nn.Linear(h, h), *norm, nn.ReLU(), Dropout(config.dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(h, config.out_dim if config.output == "vector" else d))
+        if config.output == "parameters":
+            self.add_scales(config.out_scale)
+
+    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim], or changes of their parameters.
+
+        Raises:
+            ValueError: the networks are not those that the model was built for.
+        """
+        self.check_shapes(params.spec)
+        output = self.layers(self.normalized(params).flatten())
+        if self.config.output == "vector":
+            return output
+        return self.scaled(params.unflatten(output))
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep inputs and hidden layers of."""
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        numbers = linears[0].in_features + 4 * sum(layer.out_features for layer in linears)
+        return max(1, kept_bytes(device) // (numbers * linears[0].weight.element_size()))

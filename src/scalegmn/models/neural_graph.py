@@ -1,0 +1,298 @@
+"""Neural Graphs (Kofinas et al., ICLR 2024): the graph of a network, as NG-GNN and NG-T read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, starmap
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.graphs.probes import probe_features
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.fourier import Encoder
+from scalegmn.nn.mlp import MLP
+from scalegmn.nn.normalization import InputNormalization
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
+
+
+@dataclass(frozen=True)
+class NeuralGraphConfig(ModelConfig):
+    """What NG-GNN and NG-T have in common: the graph, and what is read from it."""
+
+    reverse_edges: bool = False
+    """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
+
+    num_frequencies: int = 128
+    """Fourier features of each weight and bias, m cosines and m sines; 0: the numbers themselves."""
+
+    frequency_scale: float = 1.0
+    """Standard deviation of the frequencies."""
+
+    encoder_layers: int = 1
+    """Linears between these and node and edge features, with SiLU between them."""
+
+    num_probes: int = 0
+    """Learned inputs of the INRs, whose activations become features of their neurons; 0: none."""
+
+    positions: bool = True
+    """A learned vector per input node, hidden layer and output node."""
+
+    max_hidden_layers: int | None = None
+    """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
+    networks of different depths."""
+
+    linear_encoder: bool = False
+    """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
+    kernel."""
+
+    activation_embedding: bool = False
+    """A learned vector per activation, added to the hidden neurons that have it. There is none for sines."""
+
+    pooling: Literal["outputs", "outputs_mean", "mean", "max"] = "outputs"
+    """For vectors, what is read: the output nodes, one after the other; their mean; the mean or the maximum of all."""
+
+    denormalize: bool = False
+    """For parameters: changes are multiplied by the standard deviation, plus the mean, of normalised inputs."""
+
+    dropout: float = 0.2
+    """Dropout on node features (and, in NG-T, edge features) after every update."""
+
+    def problems(self, counts: Sequence[str]) -> list[str]:
+        """What is wrong, also with the named counts of a model's own."""
+        counts = ["encoder_layers", "out_dim", *counts]
+        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
+        for name, least in (("num_frequencies", 0), ("num_probes", 0), ("max_hidden_layers", 1)):
+            found = getattr(self, name)
+            if found is not None and found < least:
+                problems.append(f"{name}: found {found}, expected at least {least}")
+        if self.denormalize and self.normalize is False:
+            problems.append("denormalize: needs normalize, found false")
+        return problems
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Permutations."""
+        return frozenset({"permutation"})
+
+
+class Edges(NamedTuple):
+    """The edges between two node layers in one direction."""
+
+    receivers: slice
+    """The nodes that they go to, R of them."""
+
+    senders: slice
+    """The nodes that they come from, S of them."""
+
+    features: Tensor
+    """[B, R, S, D]."""
+
+
+class NeuralGraph(nn.Module):
+    """Parameters -> node features x [B, N, d], edge features per block, and those of pairs without an edge.
+
+    x_i = V enc(b_i) + probe_i + P[type], e_ij = E enc(w_ij), nodes layer by layer.
+
+    Args:
+        config: the hyper-parameters.
+        spec: the input networks.
+        node_dim, edge_dim: d and d_e.
+
+    Raises:
+        ValueError: options do not fit the networks.
+    """
+
+    def __init__(self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int) -> None:
+        super().__init__()
+        if config.num_probes and spec.is_cnn:
+            raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, but CNNs have no probe features")
+        if config.linear_encoder and (config.reverse_edges or not spec.is_cnn):
+            raise ValueError(f"{config.section}.linear_encoder: only for CNNs without reverse_edges, found {spec}")
+        if config.output == "parameters" and spec.is_cnn:
+            raise ValueError(
+                f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
+            )
+        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
+        if config.activation_embedding and unknown:
+            raise ValueError(
+                f"{config.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
+            )
+        self.config, self.kernel = config, spec.kernel
+        self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or spec.num_layers - 1
+        options = (config.num_frequencies, config.frequency_scale, config.encoder_layers)
+        self.bias_encoder = Encoder(1, node_dim, *options)
+        self.raw_dim = spec.edge_dim * (3 if config.reverse_edges else 1)
+        self.weight_encoder = Encoder(self.raw_dim, edge_dim, *options)
+        self.linear_encoder = Encoder(1, edge_dim, *options) if config.linear_encoder else None
+        self.node_linear = nn.Linear(node_dim, node_dim)
+        self.edge_linear = nn.Linear(edge_dim, edge_dim)
+        self.node_positions = self.activations = self.points = None
+        if config.positions:
+            self.node_positions = nn.Parameter(torch.randn(sum(self.ends) + self.max_hidden, node_dim))
+        if config.activation_embedding:
+            self.activations = nn.Parameter(torch.randn(len(_EMBEDDED), node_dim))
+        if config.num_probes:
+            self.points = nn.Parameter(2 * torch.rand(config.num_probes, spec.layout[0]) - 1)
+            project = (nn.Linear(config.num_probes, node_dim) for _ in spec.layout)
+            self.probe_linears = nn.ModuleList(project)
+            self.probe_norms = nn.ModuleList(nn.LayerNorm(node_dim) for _ in spec.layout)
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless networks of `spec` have a graph that the model can read."""
+        small = max(spec.kernel[0] - self.kernel[0], spec.kernel[1] - self.kernel[1]) <= 0
+        if (spec.layout[0], spec.layout[-1]) != self.ends or spec.num_layers - 1 > self.max_hidden or not small:
+            raise ValueError(
+                f"the model was built for networks from {self.ends[0]} to {self.ends[1]}, of up to {self.max_hidden} "
+                f"hidden layers and kernels up to {self.kernel[0]}x{self.kernel[1]}, found {spec}"
+            )
+        if self.points is not None and spec.num_layers != len(self.probe_linears) - 1:
+            raise ValueError(f"the model was built for {len(self.probe_linears) - 1} layers, found {spec}")
+
+    def forward(self, params: NetParams, stored: NetParams) -> tuple[Tensor, list[Edges], Tensor]:
+        """Nodes [B, N, d], edges, and the features [d_e] of a pair without an edge.
+
+        Args:
+            params: the networks as the model reads them.
+            stored: the networks as they are, for probes.
+        """
+        empty = params.biases[0].new_zeros(self.raw_dim)
+        return self._nodes(params, stored), self._edges(params), self.weight_encoder(empty, self.edge_linear)
+
+    def _nodes(self, params: NetParams, stored: NetParams) -> Tensor:
+        """[B, N, d]."""
+        spec, inputs = params.spec, params.biases[0].new_zeros(len(params), self.ends[0])
+        raw = torch.cat([inputs, *params.biases], dim=1)[..., None]
+        x = self.bias_encoder(raw, self.node_linear)
+        if self.points is not None:
+            found = zip(probe_features(stored, self.points), self.probe_linears, self.probe_norms, strict=True)
+            probes = torch.cat([norm(linear(values)) for values, linear, norm in found], dim=1)
+            x = x + nn.functional.linear(probes, self.node_linear.weight)
+        if self.node_positions is not None:
+            x = x + self.node_positions[_types(spec, self.max_hidden).to(x.device)]
+        if self.activations is not None:
+            x = x + self._activations(params)
+        return x
+
+    def _activations(self, params: NetParams) -> Tensor:
+        """[B or 1, N, d], zero for input and output nodes."""
+        rows = []
+        for layer in params.spec.layers[:-1]:
+            if layer.activation == MIXED:
+                order = torch.tensor([_EMBEDDED.get(name, 0) for name in ACTIVATIONS], device=params.activation.device)
+                row = self.activations[order[params.activation]][:, None]  # [B, 1, d]
+            else:
+                row = self.activations[_EMBEDDED[layer.activation]][None, None]
+            rows.append(row.expand(len(params), layer.out_dim, -1))
+        first, last = (row.new_zeros(len(params), count, row.shape[-1]) for count in self.ends)
+        return torch.cat([first, *rows, last], dim=1)
+
+    def _edges(self, params: NetParams) -> list[Edges]:
+        """One block per weight matrix and direction."""
+        nodes, found = node_slices(params.spec), []
+        for index, (layer, weight) in enumerate(zip(params.spec.layers, params.weights, strict=True)):
+            lower, upper = nodes[index : index + 2]
+            if layer.kernel is None and self.linear_encoder is not None:
+                found.append(Edges(upper, lower, self.linear_encoder(weight[..., None], self.edge_linear)))
+                continue
+            raw = self._padded(weight)
+            if not self.config.reverse_edges:
+                found.append(Edges(upper, lower, self.weight_encoder(raw, self.edge_linear)))
+                continue
+            none = torch.zeros_like(raw)
+            forward, reverse = torch.cat([raw, none, raw], dim=3), torch.cat([none, raw, raw], dim=3).transpose(1, 2)
+            found.append(Edges(upper, lower, self.weight_encoder(forward, self.edge_linear)))
+            found.append(Edges(lower, upper, self.weight_encoder(reverse, self.edge_linear)))
+        return found
+
+    def _padded(self, weight: Tensor) -> Tensor:
+        """[B, n_l, n_{l-1}(, kh, kw)] -> [B, n_l, n_{l-1}, K]: kernels, or single weights, in the middle of zeros."""
+        kernel = weight if weight.ndim == 5 else weight[..., None, None]
+        (top, bottom), (left, right) = (
+            ((most - size) // 2, most - size - (most - size) // 2)
+            for most, size in zip(self.kernel, kernel.shape[3:], strict=True)
+        )
+        return nn.functional.pad(kernel, (left, right, top, bottom)).flatten(3)
+
+
+class NeuralGraphModel(Metanetwork):
+    """What NG-GNN and NG-T do before and after their layers.
+
+    Args:
+        config: the hyper-parameters; inputs are normalised if it says so or, where it does not, unless they are CNNs.
+        spec: the input networks.
+        node_dim, edge_dim: d and d_e.
+        head_dims: hidden widths of the readout of vectors.
+
+    Raises:
+        ValueError: options do not fit the networks.
+    """
+
+    def __init__(
+        self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int, head_dims: Sequence[int]
+    ) -> None:
+        normalize = not spec.is_cnn if config.normalize is None else config.normalize
+        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if normalize else None)
+        self.config = config
+        self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
+        self.readout = None
+        if config.output == "vector":
+            num_read = spec.layout[-1] if config.pooling == "outputs" else 1
+            self.readout = MLP(num_read * node_dim, head_dims, config.out_dim, "relu", layer_norm=False)
+        else:
+            self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
+            self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
+            self.add_scales(config.out_scale)
+
+    def pool(self, outputs: Tensor) -> Tensor:
+        """The nodes that are read, [B, n, d] -> [B, n d], or [B, d] where they are pooled."""
+        if self.config.pooling == "outputs":
+            return outputs.flatten(1)
+        return outputs.amax(1) if self.config.pooling == "max" else outputs.mean(1)  # of one node, itself
+
+    def read_nodes(self, spec: NetSpec) -> slice:
+        """The nodes that the result is read from."""
+        if self.readout is None or self.config.pooling in ("mean", "max"):
+            return slice(0, spec.num_nodes)
+        return node_slices(spec)[-1]
+
+    def changes(
+        self, params: NetParams, weights: Sequence[Tensor], biases: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Changes of weights and biases from what is read of edges and nodes.
+
+        Args:
+            params: the networks.
+            weights: q_e(e) per layer, [B, n_l, n_{l-1}, 1].
+            biases: q_v(x) of all nodes but inputs, [B, N - n_0, 1].
+        """
+        weights = tuple(change.reshape(w.shape) for change, w in zip(weights, params.weights, strict=True))
+        changes = NetParams(
+            params.spec, weights, biases[..., 0].split(params.spec.layout[1:], dim=1), params.activation
+        )
+        if self.config.denormalize:
+            changes = NetParams(
+                params.spec, *self.normalization.inverse(changes.weights, changes.biases), params.activation
+            )
+        return self.scaled(changes)
+
+
+def node_slices(spec: NetSpec) -> list[slice]:
+    """Per node layer 0..L, its nodes among all N."""
+    ends = list(accumulate(spec.layout, initial=0))
+    return list(starmap(slice, pairwise(ends)))
+
+
+_EMBEDDED = {
+    name: index for index, name in enumerate(("identity", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu"))
+}
+"""Activation -> its row in the table of embeddings."""
+
+
+def _types(spec: NetSpec, max_hidden: int) -> Tensor:
+    """[N] long, row of each node among n_0 inputs, `max_hidden` hidden layers and n_L outputs."""
+    first, *hidden, last = spec.layout
+    layers = [torch.full((n,), first + index) for index, n in enumerate(hidden)]
+    return torch.cat([torch.arange(first), *layers, first + max_hidden + torch.arange(last)])

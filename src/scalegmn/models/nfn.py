@@ -1,0 +1,206 @@
+"""Neural functional networks (Zhou et al., NeurIPS 2023): linear layers on weights and biases with ReLU between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.mlp import MLP, Dropout
+from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.statistics import NUM_STATISTICS, statistics
+from scalegmn.nn.weight_space import (
+    Activation,
+    ChannelNorm,
+    HiddenNeuronLayer,
+    InputOutputEmbedding,
+    NeuronLayer,
+    NeuronNorm,
+    PointwiseLayer,
+    SinusoidalPositions,
+    WeightSpaceFourier,
+    WeightSpacePool,
+)
+from scalegmn.spec import NetParams, NetSpec
+
+_KEPT, _KEPT_BY_NORM, _KEPT_BY_FREQUENCIES = 2, 4, 3
+"""Numbers per channel, or per frequency, and parameter of the input networks that the backward pass keeps; measured."""
+
+
+@dataclass(frozen=True)
+class NFNConfig(ModelConfig):
+    """NFN: layers that permutations of neurons allow, applied to all weights and biases of a network."""
+
+    name = "nfn"
+
+    layer: Literal["NP", "HNP", "pointwise"] = "HNP"
+    """NP: permutations of all neurons, inputs and outputs too, unless positions or io_embed tell these apart; HNP:
+    those of hidden neurons only; pointwise: each weight and bias by itself."""
+
+    hidden_dims: tuple[int, ...] = (512, 512, 512)
+    """Channels after each layer; with output parameters, one more layer follows."""
+
+    num_frequencies: int = 128
+    """Gaussian Fourier features of each weight and bias: so many sines and cosines; 0: none."""
+
+    fourier_scale: float = 10.0
+    """Standard deviation of their frequencies."""
+
+    num_bands: int = 0
+    """Sinusoidal positions of inputs and outputs: so many bands; 0: none."""
+
+    max_frequency: float = 10.0
+    """Twice the largest frequency of the bands."""
+
+    layer_positions: bool = False
+    """Positions of layers as well."""
+
+    io_embed: bool = False
+    """NP: learned vectors for inputs and outputs, added before every layer."""
+
+    norm: Literal["none", "channels", "neurons"] = "none"
+    """After every layer: over the channels at each position, or at each hidden neuron over all channels of its first or
+    last weights."""
+
+    dropout: float = 0.0
+    """Between layers: of whole channels of weights, of single entries of biases."""
+
+    pool: Literal["NP", "HNP"] = "HNP"
+    """For vectors: means over all neurons, or over hidden neurons only."""
+
+    append_statistics: bool = False
+    """For vectors: the readout also reads mean, variance and quartiles of each layer's weights and biases."""
+
+    readout_dim: int = 1000
+    """Width of the readout's two hidden layers."""
+
+    readout_dropout: float = 0.0
+    """After each of them."""
+
+    readout_input_dropout: float = 0.0
+    """Before the first of them."""
+
+    def __post_init__(self) -> None:
+        probabilities = ["dropout", "readout_dropout", "readout_input_dropout"]
+        problems = self.wrong_choices() + self.wrong_numbers(["out_dim", "readout_dim"], probabilities)
+        if not self.hidden_dims or min(self.hidden_dims) < 1:
+            problems.append(f"hidden_dims: found {list(self.hidden_dims)}, expected one or more positive widths")
+        elif self.norm != "none" and min(self.hidden_dims) < 2:
+            problems.append(f"norm: found {self.norm}, but one channel has no variance; use none")
+        for key in ("num_frequencies", "num_bands"):
+            if getattr(self, key) < 0:
+                problems.append(f"{key}: found {getattr(self, key)}, expected at least 0")
+        if self.io_embed and self.layer != "NP":
+            problems.append(f"io_embed: is for layer NP, found {self.layer}; leave it false")
+        if self.layer_positions and not self.num_bands:
+            problems.append("layer_positions: needs num_bands, found 0")
+        if self.append_statistics and self.output == "parameters":
+            problems.append("append_statistics: is for vectors, found output parameters")
+        self.refuse(problems)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Permutations of hidden neurons."""
+        return frozenset({"permutation"})
+
+    def build(self, spec: NetSpec) -> NFN:
+        """The model for networks of `spec`."""
+        return NFN(self, spec)
+
+
+class NFN(Metanetwork):
+    """A function of a network's parameters that is invariant, or equivariant, to permutations of hidden neurons.
+
+    [Fourier features], [positions], then linear layer, [norm], ReLU per width; for vectors, a pool and an MLP; for
+    parameters, another linear layer and a learned factor per tensor (NFN, section 2).
+
+    Args:
+        config: the hyper-parameters; inputs are normalised only if `normalize` is true.
+        spec: the input networks.
+
+    Raises:
+        ValueError: the networks have no hidden layer, or convolutions, which the norm is not for.
+    """
+
+    def __init__(self, config: NFNConfig, spec: NetSpec) -> None:
+        if spec.num_layers < 2:
+            raise ValueError(f"nfn_args: expected networks with at least one hidden layer, found {spec}")
+        if config.norm == "neurons" and spec.is_cnn:
+            raise ValueError(f"nfn_args.norm: neurons is for linear layers, found {spec}; use channels")
+        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if config.normalize else None)
+        self.config = config
+        self.kernels = [torch.Size(layer.kernel or ()).numel() for layer in spec.layers]
+        self.layers, dim = nn.ModuleList(), 1
+        if config.num_frequencies:
+            self.layers.append(WeightSpaceFourier(config.num_frequencies, config.fourier_scale))
+            dim = 2 * config.num_frequencies
+        if config.num_bands:
+            self.layers.append(SinusoidalPositions(config.num_bands, config.max_frequency, config.layer_positions))
+            dim += 2 * config.num_bands + 1
+        for width in config.hidden_dims:
+            self._add_layer(dim, width)
+            if config.norm == "channels":
+                self.layers.append(ChannelNorm(self.kernels, width))
+            elif config.norm == "neurons":
+                self.layers.append(NeuronNorm(spec.layout, width))
+            self.layers.append(Activation(config.dropout))
+            dim = width
+        self.readout = None
+        if config.output == "parameters":
+            self._add_layer(dim, 1)
+            self.add_scales(config.out_scale)
+            return
+        self.pool = WeightSpacePool(self.kernels, config.pool == "HNP")
+        positions = sum(self.kernels) + spec.num_layers
+        if config.pool == "HNP":
+            ends = (spec.layout[0] - 1) * self.kernels[0] + (spec.layout[-1] - 1) * (self.kernels[-1] + 1)
+            positions += ends
+        width = dim * positions + (2 * NUM_STATISTICS * spec.num_layers if config.append_statistics else 0)
+        readout_dims, p = (config.readout_dim, config.readout_dim), config.readout_dropout
+        self.readout = nn.Sequential(
+            Dropout(config.readout_input_dropout), MLP(width, readout_dims, config.out_dim, "relu", False, p)
+        )
+
+    def _add_layer(self, in_dim: int, out_dim: int) -> None:
+        """One linear layer."""
+        layout = self.spec.layout
+        if self.config.io_embed:
+            self.layers.append(InputOutputEmbedding(layout, self.kernels, in_dim))
+        if self.config.layer == "pointwise":
+            self.layers.append(PointwiseLayer(self.kernels, in_dim, out_dim))
+        else:
+            kind = NeuronLayer if self.config.layer == "NP" else HiddenNeuronLayer
+            self.layers.append(kind(layout, self.kernels, in_dim, out_dim))
+
+    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
+        in the shapes of the parameters.
+
+        Raises:
+            ValueError: the networks are not those that the model was built for.
+        """
+        self.check_shapes(params.spec)
+        read = self.normalized(params)
+        features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]
+        for layer in self.layers:
+            features = layer(*features)
+        if self.readout is None:
+            weights, biases = features
+            weights = (w.reshape(old.shape) for w, old in zip(weights, params.weights, strict=True))
+            biases = (bias[..., 0] for bias in biases)
+            return self.scaled(NetParams(params.spec, tuple(weights), tuple(biases), params.activation))
+        pooled = self.pool(*features)
+        if self.config.append_statistics:
+            pooled = torch.cat([pooled, statistics(read.weights, read.biases)], dim=1)
+        return self.readout(pooled)
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep everything of."""
+        per_channel = _KEPT + (0 if self.config.norm == "none" else _KEPT_BY_NORM)
+        numbers = per_channel * sum(self.config.hidden_dims) + _KEPT_BY_FREQUENCIES * self.config.num_frequencies
+        numbers *= self.spec.num_parameters
+        return max(1, kept_bytes(device) // (numbers * next(self.parameters()).element_size()))

@@ -1,0 +1,178 @@
+"""NG-GNN: a graph network on neural graphs (Kofinas et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.neural_graph import Edges, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.nn.edges import kept_bytes, tensor_bytes
+from scalegmn.nn.mlp import Dropout
+from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
+from scalegmn.spec import NetParams, NetSpec
+
+Scaler = Literal["identity", "amplification", "attenuation"]
+
+
+@dataclass(frozen=True)
+class NGGNNConfig(NeuralGraphConfig):
+    """NG-GNN: PNA with edge updates and modulated messages on the neural graph."""
+
+    name = "ng_gnn"
+
+    hidden_dim: int = 32
+    """Width of node and edge features."""
+
+    num_layers: int = 4
+    """Message passing layers."""
+
+    modulation: Literal["film", "gate", "concat"] = "film"
+    """How edges enter messages: gamma * m + beta, sigmoid(gamma) * m, or beside the nodes."""
+
+    scalers: tuple[Scaler, ...] = ("identity", "amplification")
+    """Factors of the aggregates by a node's number of messages."""
+
+    mean_log_degree: float | None = None
+    """Mean of log(incoming edges + 1) over the nodes of the data; null: that of the networks, without reverse edges."""
+
+    reverse_edges: bool = True
+    """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
+
+    frequency_scale: float = 3.0
+    """Standard deviation of the frequencies."""
+
+    def __post_init__(self) -> None:
+        problems = self.problems(["hidden_dim", "num_layers"])
+        if not self.scalers or not set(self.scalers) <= set(Scaler.__args__):
+            problems.append(f"scalers: found {list(self.scalers)}, expected some of {', '.join(Scaler.__args__)}")
+        if self.mean_log_degree is not None and not self.mean_log_degree > 0:
+            problems.append(f"mean_log_degree: found {self.mean_log_degree}, expected above 0")
+        self.refuse(problems)
+
+    def build(self, spec: NetSpec) -> NGGNN:
+        """The model for networks of `spec`."""
+        return NGGNN(self, spec)
+
+
+class NGGNNLayer(nn.Module):
+    """x' = O U [x, a, ...], a the aggregate of messages, without what follows it.
+
+    Args:
+        config: the hyper-parameters.
+        mean_log_degree: as in `Aggregate`.
+    """
+
+    def __init__(self, config: NGGNNConfig, mean_log_degree: float) -> None:
+        super().__init__()
+        d = config.hidden_dim
+        self.message = Message(d, config.modulation)
+        self.aggregate = Aggregate(config.scalers, mean_log_degree)
+        self.update = nn.Linear((1 + NUM_AGGREGATORS * len(config.scalers)) * d, d)
+        self.last = nn.Linear(d, d)
+
+    def forward(self, x: Tensor, edges: Sequence[Edges], receivers: Sequence[slice]) -> Tensor:
+        """New features of some node layers.
+
+        Args:
+            x: [B, N, d].
+            edges: blocks of what `Message.edge_map` makes of edges.
+            receivers: the node layers.
+
+        Returns:
+            [B, their nodes, d].
+        """
+        to, sent = self.message.ends(x)
+        rows = []
+        for nodes in receivers:
+            messages = [
+                self.message(block.features, to[:, nodes], sent[:, block.senders])
+                for block in edges
+                if block.receivers == nodes
+            ]
+            rows.append(torch.cat([x[:, nodes], self.aggregate(messages, x[:, nodes])], dim=-1))
+        return nn.functional.linear(torch.cat(rows, dim=1), *joined(self.last, self.update))
+
+
+class NGGNN(NeuralGraphModel):
+    """Messages and edge updates on the neural graph, then a readout of the output nodes, or of all nodes and edges.
+
+    It reads networks of other widths than `spec`, and, with `max_hidden_layers`, of other depths.
+
+    Args:
+        config: the hyper-parameters.
+        spec: the input networks.
+
+    Raises:
+        ValueError: options do not fit the networks.
+    """
+
+    def __init__(self, config: NGGNNConfig, spec: NetSpec) -> None:
+        d = config.hidden_dim
+        super().__init__(config, spec, d, d, (d, d))
+        sizes = zip((0, *spec.layout), spec.layout, strict=False)
+        mean = sum(size * log(degree + 1) for degree, size in sizes) / spec.num_nodes
+        mean = mean if config.mean_log_degree is None else config.mean_log_degree
+        between = range(config.num_layers - 1)
+        self.layers = nn.ModuleList(NGGNNLayer(config, mean) for _ in range(config.num_layers))
+        self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
+        self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim], or changes of their parameters.
+
+        Raises:
+            ValueError: the model cannot read such networks.
+        """
+        self.graph.check(params.spec)
+        x, edges, _ = self.graph(self.normalized(params), params)
+        nodes = node_slices(params.spec)
+        read = nodes if self.read_nodes(params.spec).start == 0 else nodes[-1:]  # what the result is read from
+        inner = None  # the Linear that makes edge features of what the blocks hold
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            maps = [layer.message.edge_map(inner)]
+            if not last:
+                maps.append(joined(self.edge_updates[index].edge_linear, inner))
+            weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
+            sizes = [len(own) for own, _ in maps]
+            used = [block for block in edges if not last or block.receivers in read]
+            parts = [nn.functional.linear(block.features, weight, bias).split(sizes, dim=-1) for block in used]
+            messages = [block._replace(features=own[0]) for block, own in zip(used, parts, strict=True)]
+            new = layer(x, messages, read if last else nodes)
+            if last:
+                return self._read(params, new, edges, inner)
+            x = self.dropout(nn.functional.silu(self.norms[index](new)))
+            update = self.edge_updates[index]
+            to, sent = update.receiver_linear(x), update.sender_linear(x)
+            needed = read if index == len(self.layers) - 2 else nodes
+            edges = [
+                block._replace(features=update(own[1], to[:, block.receivers], sent[:, block.senders]))
+                for block, own in zip(used, parts, strict=True)
+                if block.receivers in needed
+            ]
+            inner = update.last
+        raise AssertionError("a model has at least one layer")
+
+    def _read(
+        self, params: NetParams, x: Tensor, edges: Sequence[Edges], inner: nn.Linear | None
+    ) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """The result, from the nodes that it reads, and from edges `inner(h)`."""
+        if self.readout is not None:
+            return self.readout(self.pool(x))
+        forward = [block.features for block in edges if block.senders.start < block.receivers.start]
+        first = self.edge_readout.linears[0]
+        changes = [self.edge_readout.rest(nn.functional.linear(h, *joined(first, inner))) for h in forward]
+        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as make full use of the machine, if the backward pass can keep everything of them."""
+        directions = 2 if self.config.reverse_edges else 1
+        size = directions * self.spec.num_edges * self.config.hidden_dim * self.layers[0].last.weight.element_size()
+        kept = 12 * self.config.num_layers + 2 * self.config.num_frequencies // self.config.hidden_dim + 1
+        return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))

@@ -1,0 +1,177 @@
+"""ProbeGen (Kahana et al., ICLR 2025): what networks answer to learned inputs, without reading their weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nets.cnn import evaluate_cnn
+from scalegmn.nets.functional import evaluate
+from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.mlp import MLP
+from scalegmn.spec import NetParams, NetSpec
+
+_SMALLEST_IMAGE = 4
+"""Height and width after the generator's first layer."""
+
+_KEPT = 4
+"""Numbers that the backward pass keeps per answer of a neuron, of the networks and of the MLP; measured."""
+
+
+@dataclass(frozen=True)
+class ProbeGenConfig(ModelConfig):
+    """ProbeGen: an MLP of what a network answers to generated inputs; invariant to all that keeps its function."""
+
+    name = "probegen"
+
+    num_probes: int = 128
+    """Inputs sent through each network."""
+
+    generator: Literal["deep_linear", "none"] = "deep_linear"
+    """deep_linear: probes are learned codes that went through linear layers in a row; none: they are learned themselves
+    (vanilla probing)."""
+
+    latent_dim: int = 32
+    """Width of the codes, and of the generator's hidden layer for INRs."""
+
+    generator_channels: int = 16
+    """For CNNs: channels of the generator at full size; twice as many at half of it, and so on."""
+
+    extra_generator_layer: bool = False
+    """For CNNs: one more layer, before the generator's last doubling."""
+
+    image_size: int = 32
+    """For CNNs: height and width of the images that they read."""
+
+    stride: int = 2
+    """For CNNs: of every convolution."""
+
+    padding: Literal["same", "valid"] = "same"
+    """For CNNs: zeros around the input of every convolution such that only the stride makes it smaller, or none."""
+
+    hidden_dim: int = 256
+    """Width of the MLP."""
+
+    num_linears: int = 6
+    """Linears of the MLP."""
+
+    def __post_init__(self) -> None:
+        counts = ["num_probes", "latent_dim", "generator_channels", "stride", "hidden_dim", "out_dim"]
+        problems = self.wrong_choices() + self.wrong_numbers(counts)
+        if self.num_linears < 2:
+            problems.append(f"num_linears: found {self.num_linears}, expected at least 2")
+        doublings = math.log2(max(self.image_size, 1) / _SMALLEST_IMAGE)
+        if self.generator == "deep_linear" and (doublings < 1 or doublings % 1):
+            problems.append(f"image_size: found {self.image_size}, but a generator doubles 4: use 8, 16, 32, ..")
+        if self.output != "vector":
+            problems.append(f"output: found {self.output}, but probing changes no network; use vector")
+        if self.normalize:
+            problems.append("normalize: found true, but probes go through networks as they are; leave it null")
+        self.refuse(problems)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """All that keeps a network's function."""
+        return frozenset({"permutation", "sign", "scale", "phase"})
+
+    def build(self, spec: NetSpec) -> ProbeGen:
+        """The model for networks of `spec`."""
+        return ProbeGen(self, spec)
+
+
+class ProbeGen(Metanetwork):
+    """MLP([f(p_1), ..., f(p_Q)]) of a network f, for probes p_q = generator(z_q) (Kahana et al., 2025).
+
+    Args:
+        config: the hyper-parameters.
+        spec: the input networks.
+
+    Raises:
+        ValueError: the networks' convolutions do not fit the images, or follow linear layers.
+    """
+
+    def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
+        positions = _positions(config, spec)
+        super().__init__(spec, None)
+        self.config = config
+        d, image = config.latent_dim, (config.image_size, config.image_size) if spec.is_cnn else ()
+        self.generator = None
+        if config.generator == "deep_linear":
+            self.codes = nn.Parameter(torch.randn(config.num_probes, d, *(1 for _ in image)))
+            self.generator = _image_generator(config, spec.layout[0]) if image else _point_generator(d, spec.layout[0])
+        else:
+            self.codes = nn.Parameter(torch.randn(config.num_probes, spec.layout[0], *image))
+        hidden = (config.hidden_dim,) * (config.num_linears - 1)
+        self.readout = MLP(config.num_probes * spec.layout[-1], hidden, config.out_dim, "relu", layer_norm=False)
+        answers = config.num_probes * sum(map(math.prod, zip(positions, spec.layout[1:], strict=True)))
+        self._num_kept = _KEPT * (answers + sum(hidden))
+
+    def probes(self) -> Tensor:
+        """[Q, n_0] points or [Q, n_0, height, width] images."""
+        return self.codes if self.generator is None else self.generator(self.codes)
+
+    def forward(self, params: NetParams) -> Tensor:
+        """B networks -> [B, out_dim].
+
+        Raises:
+            ValueError: the networks are not those that the model was built for.
+        """
+        self.check_shapes(params.spec)
+        if self.spec.is_cnn:
+            answers = evaluate_cnn(params, self.probes(), self.config.stride, self.config.padding)
+        else:
+            answers = evaluate(params, self.probes())
+        return self.readout(answers.flatten(1))
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep all answers of."""
+        return max(1, kept_bytes(device) // (self._num_kept * self.codes.element_size()))
+
+
+def _point_generator(latent_dim: int, num_inputs: int) -> nn.Module:
+    """[Q, latent_dim] -> [Q, n_0]."""
+    return nn.Sequential(nn.Linear(latent_dim, latent_dim), nn.Linear(latent_dim, num_inputs))
+
+
+def _image_generator(config: ProbeGenConfig, num_channels: int) -> nn.Module:
+    """[Q, latent_dim, 1, 1] -> [Q, n_0, height, width] within (-1, 1): transposed convolutions, then one tanh."""
+    size, w = config.image_size, config.generator_channels
+    width = w * size // _SMALLEST_IMAGE
+    layers: list[nn.Module] = [nn.ConvTranspose2d(config.latent_dim, width, _SMALLEST_IMAGE)]
+    while width > w:
+        if config.extra_generator_layer and width == 2 * w:
+            layers.append(nn.ConvTranspose2d(width, width, 3, padding=1))
+        layers.append(nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1))
+        width //= 2
+    return nn.Sequential(*layers, nn.ConvTranspose2d(w, num_channels, 3, padding=1), nn.Tanh())
+
+
+def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
+    """Per layer, at how many positions it answers to a probe.
+
+    Raises:
+        ValueError: a convolution is larger than its input, or follows a linear layer.
+    """
+    if not spec.is_cnn:
+        return [1] * spec.num_layers
+    positions, sizes = [], [config.image_size] * 2
+    for index, layer in enumerate(spec.layers):
+        if layer.kernel is None:
+            sizes = [1, 1]  # their mean
+        elif index and spec.layers[index - 1].kernel is None:
+            raise ValueError(f"probegen_args: found a convolution, layer {index}, after a linear layer, in {spec}")
+        elif config.padding == "same":
+            sizes = [math.ceil(size / config.stride) for size in sizes]
+        else:
+            sizes = [(size - k) // config.stride + 1 for size, k in zip(sizes, layer.kernel, strict=True)]
+            if min(sizes) < 1:
+                size = config.image_size
+                raise ValueError(f"probegen_args.image_size: {size} is too small for {spec} without padding")
+        positions.append(math.prod(sizes))
+    return positions

@@ -1,0 +1,87 @@
+"""StatNN: an MLP of statistics of a network's weights and biases (Unterthiner et al., 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.mlp import MLP
+from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.statistics import NUM_STATISTICS, statistics
+from scalegmn.spec import NetParams, NetSpec
+
+
+@dataclass(frozen=True)
+class StatNNConfig(ModelConfig):
+    """An MLP of the mean, variance and quantiles of each layer's weights and biases."""
+
+    name = "statnn"
+
+    hidden_dim: int = 1000
+    """Width of both hidden layers."""
+
+    max_hidden_layers: int | None = None
+    """Hidden layers that there is room for; null: as many as the networks have. More than they have: the model reads
+    networks of different depths, and statistics of layers that a network lacks are 0."""
+
+    dropout: float = 0.0
+    """Dropout after every activation."""
+
+    def __post_init__(self) -> None:
+        counts = ["hidden_dim", "out_dim", "max_hidden_layers"]
+        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
+        if self.output != "vector":
+            problems.append(f"output: found {self.output}, but statistics say nothing of single parameters; use vector")
+        self.refuse(problems)
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Permutations."""
+        return frozenset({"permutation"})
+
+    def build(self, spec: NetSpec) -> StatNN:
+        """The model for networks of `spec`."""
+        return StatNN(self, spec)
+
+
+class StatNN(Metanetwork):
+    """Per layer the statistics of weights and biases, then Linear, ReLU, Linear, ReLU, Linear.
+
+    It reads networks of any widths and, with `max_hidden_layers`, of other depths.
+
+    Args:
+        config: the hyper-parameters; inputs are read as they are unless `normalize` is true.
+        spec: the input networks.
+    """
+
+    def __init__(self, config: StatNNConfig, spec: NetSpec) -> None:
+        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if config.normalize else None)
+        self.config = config
+        self.max_layers = (config.max_hidden_layers or spec.num_layers - 1) + 1
+        hidden = (config.hidden_dim, config.hidden_dim)
+        in_dim = 2 * NUM_STATISTICS * self.max_layers
+        self.mlp = MLP(in_dim, hidden, config.out_dim, "relu", layer_norm=False, dropout=config.dropout)
+
+    def forward(self, params: NetParams) -> Tensor:
+        """B networks -> [B, out_dim].
+
+        Raises:
+            ValueError: the networks have too many layers.
+        """
+        num = params.spec.num_layers
+        if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
+            raise ValueError(
+                f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}"
+            )
+        read = self.normalized(params)
+        found = statistics(read.weights, read.biases)
+        return self.mlp(nn.functional.pad(found, (0, self.mlp.linears[0].in_features - found.shape[1])))
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """As many as the backward pass can keep sorted parameters and hidden layers of."""
+        numbers = 4 * self.spec.num_parameters + 8 * self.config.hidden_dim
+        return max(1, kept_bytes(device) // (numbers * self.mlp.linears[0].weight.element_size()))

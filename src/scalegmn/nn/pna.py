@@ -1,0 +1,128 @@
+"""Principal neighbourhood aggregation (Corso et al., NeurIPS 2020) with edge features, on dense blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+NUM_AGGREGATORS = 4
+"""Mean, minimum, maximum and standard deviation."""
+
+_LEAST_VARIANCE = 1e-5
+"""Smaller ones count as none."""
+
+
+def joined(outer: nn.Linear, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of outer(inner(x)); of `outer` where there is no inner one."""
+    if inner is None:
+        return outer.weight, outer.bias
+    return outer.weight @ inner.weight, outer(inner.bias)
+
+
+class Message(nn.Module):
+    """m_ij = gamma_ij * M [x_j, x_i] + beta_ij, [gamma, beta] = A e_ij (Neural Graphs, section 3; Perez et al., 2018).
+
+    `gate`: sigmoid(gamma) for gamma and no beta; `concat`: M [x_j, x_i, A e_ij]. Receiver j, sender i.
+
+    Args:
+        dim: width d of nodes, edges and messages.
+        modulation: `film`, `gate` or `concat`.
+    """
+
+    def __init__(self, dim: int, modulation: str) -> None:
+        super().__init__()
+        self.dim, self.modulation = dim, modulation
+        self.edge_linear = nn.Linear(dim, 2 * dim if modulation == "film" else dim)
+        self.linear = nn.Linear(3 * dim if modulation == "concat" else 2 * dim, dim)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What messages read of nodes [B, n, d] as receivers and as senders: their parts of M."""
+        receiver, sender = self.linear.weight[:, : 2 * self.dim].chunk(2, dim=1)
+        return linear(x, receiver, self.linear.bias), linear(x, sender)
+
+    def edge_map(self, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of what messages read of edges `inner(h)`, as a map of h."""
+        weight, bias = joined(self.edge_linear, inner)
+        if self.modulation != "concat":
+            return weight, bias
+        own = self.linear.weight[:, 2 * self.dim :]
+        return own @ weight, own @ bias
+
+    def forward(self, read: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
+        """What `edge_map` makes of edges [B, R, S, ..], `ends` [B, R, d] and [B, S, d] -> [B, R, S, d]."""
+        ends = receivers[:, :, None] + senders[:, None]
+        if self.modulation == "film":
+            gamma, beta = read.chunk(2, dim=-1)
+            return torch.addcmul(beta, gamma, ends)
+        return read.sigmoid() * ends if self.modulation == "gate" else read + ends
+
+
+class Aggregate(nn.Module):
+    """[mean, min, max, std] of a node's messages, times each scaler (PNA, eqs. 5 to 8); zero where there are none.
+
+    Scalers, of nodes with n messages: identity 1, amplification log(n + 1) / delta, attenuation delta / log(n + 1).
+
+    Args:
+        scalers: their names, in order.
+        mean_log_degree: delta, the mean of log(n + 1) over the nodes of the data.
+    """
+
+    def __init__(self, scalers: Sequence[str], mean_log_degree: float) -> None:
+        super().__init__()
+        self.scalers = scalers
+        self.register_buffer("mean_log_degree", torch.tensor(mean_log_degree))
+
+    def forward(self, messages: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Messages in blocks [B, R, S, d] with the same receivers -> [B, R, scalers 4 d]; `like` [B, R, d] if none."""
+        if not messages:
+            return like.new_zeros(*like.shape[:2], len(self.scalers) * NUM_AGGREGATORS * like.shape[2])
+        degree = sum(block.shape[2] for block in messages)
+        mean = sum(block.sum(2) for block in messages) / degree
+        variance = sum(block.square().sum(2) for block in messages) / degree - mean.square()
+        deviation = torch.where(variance > _LEAST_VARIANCE, variance.clamp_min(_LEAST_VARIANCE).sqrt(), 0)
+        least = torch.stack([block.amin(2) for block in messages]).amin(0)
+        most = torch.stack([block.amax(2) for block in messages]).amax(0)
+        joint = torch.cat([mean, least, most, deviation], dim=-1)
+        share = torch.log(torch.full_like(self.mean_log_degree, degree) + 1) / self.mean_log_degree
+        factors = {"identity": 1, "amplification": share, "attenuation": 1 / share}
+        return torch.cat([joint * factors[name] for name in self.scalers], dim=-1)
+
+
+class GraphNorm(nn.Module):
+    """g * (x - mean) / (sd + 1e-5) + c, over all nodes and features of each network (Neural Graphs' code, "layernorm").
+
+    Args:
+        dim: width of nodes.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, d] -> the same shape."""
+        variance, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
+        return (x - mean) / (variance.sqrt() + 1e-5) * self.weight + self.bias
+
+
+class EdgeUpdate(nn.Module):
+    """e_ij <- R SiLU(C e_ij + S x_i + D x_j), sender i, receiver j (Neural Graphs, section 3).
+
+    Args:
+        dim: width of nodes and edges.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.edge_linear = nn.Linear(dim, dim)
+        self.sender_linear = nn.Linear(dim, dim)
+        self.receiver_linear = nn.Linear(dim, dim)
+        self.last = nn.Linear(dim, dim)
+
+    def forward(self, read: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
+        """C e [B, R, S, d], D x [B, R, d], S x [B, S, d] -> [B, R, S, d] before R, `last`, which what follows joins."""
+        return silu(read + receivers[:, :, None] + senders[:, None])

@@ -1,0 +1,388 @@
+"""Layers on the weights and biases of a network, equivariant to permutations of its neurons (NFN, Zhou et al., 2023).
+
+Shape letters: B networks, l = 1..L layers of n_l neurons, c channels, F_l kernel values (1 for linear layers). Weights
+W_l are [B, n_l, n_{l-1}, c F_l], their last axis channel by channel; biases b_l are [B, n_l, c]. Modules take and give
+lists of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.nn.mlp import Dropout
+
+Features = tuple[list[Tensor], list[Tensor]]
+"""Weights and biases, per layer."""
+
+
+class WeightSpaceFourier(nn.Module):
+    """x -> [sin(2 pi f x), cos(2 pi f x)], m fixed frequencies f ~ N(0, scale^2) (Tancik et al., 2020).
+
+    Args:
+        num_frequencies: m.
+        scale: standard deviation of the frequencies.
+    """
+
+    def __init__(self, num_frequencies: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(num_frequencies))
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """Weights [B, n_l, n_{l-1}, F_l] and biases [B, n_l, 1] -> 2m channels."""
+        return list(map(self._features, weights)), list(map(self._features, biases))
+
+    def _features(self, x: Tensor) -> Tensor:
+        """[..., F_l] -> [..., 2m F_l]."""
+        angles = 2 * math.pi * self.frequencies[:, None] * x[..., None, :]
+        return torch.cat([angles.sin(), angles.cos()], dim=-2).flatten(-2)
+
+
+class SinusoidalPositions(nn.Module):
+    """Appends 2b + 1 channels that tell inputs, outputs and, if asked for, layers apart (NFN, section 2.4).
+
+    phi(t) = [sin(pi f_1 t), .., sin(pi f_b t), cos(pi f_1 t), .., cos(pi f_b t), t], f from 1 to max_frequency / 2, of
+    the inputs at W_1 and of the outputs at W_L and b_L, each counted from -1 to 1; elsewhere zeros. `layers` adds phi
+    of the layer, counted likewise, to all of a layer.
+
+    Args:
+        num_bands: b.
+        max_frequency: twice the largest f.
+        layers: whether to add phi of the layer.
+    """
+
+    def __init__(self, num_bands: int, max_frequency: float, layers: bool) -> None:
+        super().__init__()
+        self.num_bands, self.max_frequency, self.layers = num_bands, max_frequency, layers
+        self.dim = 2 * num_bands + 1
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> c + 2b + 1 channels."""
+        last = len(weights) - 1
+        depth = self._phi(last + 1, biases[0])
+        new_weights, new_biases = [], []
+        for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            position = depth[index] if self.layers else torch.zeros_like(depth[index])
+            at_weight, at_bias = position[None, None], position[None]
+            if index == 0:
+                at_weight = at_weight + self._phi(weight.shape[2], weight)
+            if index == last:
+                outputs = self._phi(weight.shape[1], weight)
+                at_weight, at_bias = at_weight + outputs[:, None], at_bias + outputs
+            at_weight = at_weight.repeat_interleave(weight.shape[-1] // bias.shape[-1], dim=-1)  # for all kernel values
+            new_weights.append(torch.cat([weight, at_weight.expand(*weight.shape[:3], -1)], dim=-1))
+            new_biases.append(torch.cat([bias, at_bias.expand(*bias.shape[:2], -1)], dim=-1))
+        return new_weights, new_biases
+
+    def _phi(self, count: int, like: Tensor) -> Tensor:
+        """[count, 2b + 1]."""
+        options = {"dtype": like.dtype, "device": like.device}
+        t = torch.linspace(-1, 1, count, **options)[:, None]
+        angles = math.pi * torch.linspace(1, self.max_frequency / 2, self.num_bands, **options) * t
+        return torch.cat([angles.sin(), angles.cos(), t], dim=-1)
+
+
+class InputOutputEmbedding(nn.Module):
+    """Adds a learned vector to W_1 for each input, and to W_L and b_L for each output ("NP-PosEmb", NFN, section 3.1).
+
+    Args:
+        layout: n = (n_0, ..., n_L).
+        kernels: F_1..F_L.
+        dim: c.
+    """
+
+    def __init__(self, layout: Sequence[int], kernels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.first_weight = nn.Parameter(torch.randn(layout[0], dim * kernels[0]))
+        self.last_weight = nn.Parameter(torch.randn(layout[-1], 1, dim * kernels[-1]))
+        self.last_bias = nn.Parameter(torch.randn(layout[-1], dim))
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
+        weights, biases = list(weights), list(biases)
+        weights[0] = weights[0] + self.first_weight
+        weights[-1] = weights[-1] + self.last_weight
+        biases[-1] = biases[-1] + self.last_bias
+        return weights, biases
+
+
+class PointwiseLayer(nn.Module):
+    """W_l' = P_l W_l, b_l' = B_l b_l: an affine map per tensor, at every position.
+
+    Args:
+        kernels: F_1..F_L.
+        in_dim: c.
+        out_dim: c'.
+    """
+
+    def __init__(self, kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight_maps = nn.ModuleList(nn.Linear(in_dim * f, out_dim * f) for f in kernels)
+        self.bias_maps = nn.ModuleList(nn.Linear(in_dim, out_dim) for _ in kernels)
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
+        return (
+            [linear(weight) for linear, weight in zip(self.weight_maps, weights, strict=True)],
+            [linear(bias) for linear, bias in zip(self.bias_maps, biases, strict=True)],
+        )
+
+
+class Reads(NamedTuple):
+    """What the new weights and biases of one layer are affine maps of; None: not read."""
+
+    position: Tensor | None
+    """The weights, [B, n_l, n_{l-1}, ...]."""
+
+    sender: Tensor | None
+    """rho_l, [B, n_{l-1}, ...]."""
+
+    receiver: Tensor | None
+    """kappa_l, [B, n_l, ...]."""
+
+    all: Tensor
+    """g, [B, ...]."""
+
+
+class AffineMaps(nn.Module):
+    """W' = P W + R rho + C kappa + G g and b' = B kappa + H g for one layer, without what is not read.
+
+    Args:
+        reads: tensors of the widths that are read.
+        weight_dim: width of W'.
+        bias_dim: width of b'.
+        jointly: the maps that make up W' start within 1 / sqrt(the sum of their input widths), like those of b'; else
+            each within that of its own.
+    """
+
+    def __init__(self, reads: Reads, weight_dim: int, bias_dim: int, jointly: bool = True) -> None:
+        super().__init__()
+        widths = {kind: tensor.shape[-1] for kind, tensor in reads._asdict().items() if tensor is not None}
+        self.weight_maps = nn.ModuleDict({kind: nn.Linear(width, weight_dim) for kind, width in widths.items()})
+        self.bias_maps = nn.ModuleDict(
+            {kind: nn.Linear(width, bias_dim) for kind, width in widths.items() if kind in ("receiver", "all")}
+        )
+        for maps in (self.weight_maps, self.bias_maps) if jointly else (self.bias_maps,):
+            bound = sum(linear.in_features for linear in maps.values()) ** -0.5
+            for parameter in maps.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, reads: Reads) -> tuple[Tensor, Tensor]:
+        """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim], 1 along what is not read."""
+        weight, bias = (maps["all"](reads.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
+        weight = weight[:, None]
+        if "receiver" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
+            weight = weight + self.weight_maps["receiver"](reads.receiver)[:, :, None]
+        if "sender" in self.weight_maps:
+            weight = weight + self.weight_maps["sender"](reads.sender)[:, None]
+        if "position" in self.weight_maps:
+            weight = weight + self.weight_maps["position"](reads.position)
+        if "receiver" in self.bias_maps:
+            bias = bias + self.bias_maps["receiver"](reads.receiver)
+        return weight, bias
+
+
+class NeuronLayer(nn.Module):
+    """The linear layer that permutations of all neurons allow, "NP" (NFN, section 2.2).
+
+    W_l' = P_l W_l + R_l rho_l (at each sender) + C_l kappa_l (at each receiver) + G_l g,  b_l' = B_l kappa_l + H_l g,
+    where rho_l = [mean of W_l over receivers, mean of W_{l-1} over senders, b_{l-1}], kappa_l = [mean of W_l over
+    senders, b_l, mean of W_{l+1} over receivers], as far as they exist, and g has the means of all weights and biases.
+
+    Args:
+        layout: n = (n_0, ..., n_L).
+        kernels: F_1..F_L.
+        in_dim: c.
+        out_dim: c'.
+    """
+
+    def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        reads = self.read(*_empty(layout, kernels, in_dim))
+        self.maps = nn.ModuleList(AffineMaps(x, out_dim * f, out_dim) for x, f in zip(reads, kernels, strict=True))
+
+    @staticmethod
+    def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
+        """What each layer's maps read."""
+        over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
+        g = _everywhere(over_receivers, biases)
+        reads = []
+        for index, weight in enumerate(weights):
+            sender = [over_receivers[index]]
+            if index:
+                sender += [over_senders[index - 1], biases[index - 1]]
+            receiver = [over_senders[index], biases[index], *over_receivers[index + 1 : index + 2]]
+            reads.append(Reads(weight, torch.cat(sender, -1), torch.cat(receiver, -1), g))
+        return reads
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
+        new = [maps(reads) for maps, reads in zip(self.maps, self.read(weights, biases), strict=True)]
+        return [weight for weight, _ in new], [bias for _, bias in new]
+
+
+class HiddenNeuronLayer(nn.Module):
+    """The linear layer that permutations of hidden neurons allow, but for two terms, "HNP" (NFN, section 2.2).
+
+    Between hidden layers like `NeuronLayer`. W_1 and W_L are read and written whole at each hidden neuron: vec W_1[i],
+    vec W_L[:, j], channels before inputs or outputs. W_1' = C_1 kappa_1 + G_1 g, kappa_1 = [vec W_1[i], mean of W_2
+    over receivers, b_1]; W_L' = R_L rho_L + G_L g, rho_L = [vec W_L[:, j], mean of W_{L-1} over senders]; b_L' = H_L g.
+    rho_2 and kappa_{L-1} hold vec W_1[i] and vec W_L[:, j], too (for L = 2: rho_L and kappa_1), and g what is left of
+    vec W_1, vec W_L and b_L when hidden neurons are averaged. As published, rho_L lacks b_{L-1}, and b_L' reads only g.
+
+    Args:
+        layout: n = (n_0, ..., n_L), L > 1.
+        kernels: F_1..F_L.
+        in_dim: c.
+        out_dim: c'.
+    """
+
+    def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        reads, last = self.read(*_empty(layout, kernels, in_dim)), len(kernels) - 1
+        self.num_inputs, self.num_outputs = layout[0], layout[-1]
+        self.maps = nn.ModuleList()
+        for index, f in enumerate(kernels):
+            ends = {0: layout[0], last: layout[-1]}.get(index, 1)
+            biases = out_dim * (layout[-1] if index == last else 1)
+            self.maps.append(AffineMaps(reads[index], out_dim * f * ends, biases, jointly=index > 0))
+
+    @staticmethod
+    def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
+        """What each layer's maps read."""
+        last = len(weights) - 1
+        over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
+        first_whole = weights[0].mT.flatten(2)  # [B, n_1, c F_1 n_0]
+        last_whole = weights[last].permute(0, 2, 3, 1).flatten(2)  # [B, n_{L-1}, c F_L n_L]
+        ends = [over_receivers[0], over_senders[last], biases[last]]
+        g = torch.cat([_everywhere(over_receivers, biases), *(x.mT.flatten(1) for x in ends)], -1)
+        reads = []
+        for index, weight in enumerate(weights):
+            if index == 0:
+                sender, receiver = [], [first_whole, over_receivers[1], biases[0]]
+            elif index == last:
+                sender, receiver = [last_whole, over_senders[last - 1]], []
+            else:
+                sender = [over_receivers[index], over_senders[index - 1], biases[index - 1]]
+                receiver = [over_senders[index], biases[index], over_receivers[index + 1]]
+            sender += [first_whole] if index == 1 else []
+            receiver += [last_whole] if index == last - 1 else []
+            between = weight if 0 < index < last else None
+            reads.append(Reads(between, *(torch.cat(x, -1) if x else None for x in (sender, receiver)), g))
+        return reads
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
+        new = [maps(reads) for maps, reads in zip(self.maps, self.read(weights, biases), strict=True)]
+        weights, biases = [weight for weight, _ in new], [bias for _, bias in new]
+        weights[0] = weights[0][:, :, 0].unflatten(-1, (-1, self.num_inputs)).mT
+        weights[-1] = weights[-1][:, 0].unflatten(-1, (-1, self.num_outputs)).permute(0, 3, 1, 2)
+        biases[-1] = biases[-1][:, 0].unflatten(-1, (-1, self.num_outputs)).mT
+        return weights, biases
+
+
+def _empty(layout: Sequence[int], kernels: Sequence[int], dim: int) -> Features:
+    """Features without content, to tell widths."""
+    sizes = zip(layout[1:], layout[:-1], kernels, strict=True)
+    weights = [torch.empty(1, n, m, dim * f, device="meta") for n, m, f in sizes]
+    return weights, [torch.empty(1, n, dim, device="meta") for n in layout[1:]]
+
+
+def _everywhere(over_receivers: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """The means of all weights and all biases of each layer, [B, sum of widths]."""
+    return torch.cat([x.mean(1) for x in (*over_receivers, *biases)], -1)
+
+
+class ChannelNorm(nn.Module):
+    """gamma (x - mean) / (sd + 1e-5) + beta over the channels at each position, sd unbiased, gamma and beta per tensor.
+
+    Args:
+        kernels: F_1..F_L.
+        dim: c.
+    """
+
+    def __init__(self, kernels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        widths = [*(dim * f for f in kernels), *(dim for _ in kernels)]
+        self.gammas = nn.ParameterList(torch.ones(width) for width in widths)
+        self.betas = nn.ParameterList(torch.zeros(width) for width in widths)
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
+        new = []
+        for x, gamma, beta in zip((*weights, *biases), self.gammas, self.betas, strict=True):
+            sd, mean = torch.std_mean(x, dim=-1, keepdim=True)
+            new.append(torch.addcmul(beta, gamma, (x - mean) / (sd + 1e-5)))
+        return new[: len(weights)], new[len(weights) :]
+
+
+class NeuronNorm(nn.Module):
+    """LayerNorm over all channels at each hidden neuron: of W_1 with its inputs, of W_L with its outputs; of b_L over
+    everything, and of all else at each position over the channels ("ParamLayerNorm", NFN's code).
+
+    Args:
+        layout: n = (n_0, ..., n_L), all layers linear.
+        dim: c.
+    """
+
+    def __init__(self, layout: Sequence[int], dim: int) -> None:
+        super().__init__()
+        num_layers = len(layout) - 1
+        shapes = [(layout[0], dim), *[(dim,)] * (num_layers - 2), (layout[-1], dim)]
+        self.weight_norms = nn.ModuleList(map(nn.LayerNorm, shapes))
+        self.bias_norms = nn.ModuleList(map(nn.LayerNorm, [*[(dim,)] * (num_layers - 1), (layout[-1], dim)]))
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c] and [B, n_l, c] -> the same."""
+        weights = [*weights[:-1], weights[-1].transpose(1, 2)]
+        *weights, last = (norm(x) for norm, x in zip(self.weight_norms, weights, strict=True))
+        return [*weights, last.transpose(1, 2)], [norm(x) for norm, x in zip(self.bias_norms, biases, strict=True)]
+
+
+class Activation(nn.Module):
+    """ReLU, then, while training, dropout of whole channels of weights and of single entries of biases.
+
+    Args:
+        dropout: the probability.
+    """
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = Dropout(dropout)
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
+        weights = [weight.relu() for weight in weights]
+        if self.dropout.p and self.training:
+            weights = [w * self.dropout(w.new_ones(len(w), 1, 1, w.shape[-1])) for w in weights]
+        return weights, [self.dropout(bias.relu()) for bias in biases]
+
+
+class WeightSpacePool(nn.Module):
+    """The means of every weight and bias tensor over neurons, with all their channels (NFN, section 2.3).
+
+    Args:
+        kernels: F_1..F_L.
+        hidden: over hidden neurons only: each input of W_1 and each output of W_L and b_L is kept; else over all.
+    """
+
+    def __init__(self, kernels: Sequence[int], hidden: bool) -> None:
+        super().__init__()
+        self.kernels, self.hidden = kernels, hidden
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> [B, c * positions], channel by channel; positions of W_1, b_1,
+        W_2, .., each by neuron, then kernel value."""
+        last, parts = len(weights) - 1, []
+        for index, (weight, bias, f) in enumerate(zip(weights, biases, self.kernels, strict=True)):
+            weight_rows, bias_rows = weight.mean((1, 2))[:, None], bias.mean(1)[:, None]
+            if self.hidden and index == 0:
+                weight_rows = weight.mean(1)
+            if self.hidden and index == last:
+                weight_rows, bias_rows = weight.mean(2), bias
+            parts += [weight_rows.unflatten(-1, (-1, f)).transpose(1, 2).flatten(2), bias_rows.mT]
+        return torch.cat(parts, dim=2).flatten(1)

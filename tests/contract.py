@@ -1,0 +1,119 @@
+"""What every metanetwork must satisfy, in float64, for every configuration: a suite that each model's tests inherit."""
+
+import pytest
+import torch
+
+from scalegmn.check import outputs_on
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.checks import relative_change
+from scalegmn.symmetry.groups import GroupElement
+
+
+def build(config, spec):
+    """A model away from its initialisation, where every parameter matters: initial values + noise."""
+    torch.manual_seed(1)
+    model = config.build(spec).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def flat(output):
+    """[B, numbers] of either kind of output."""
+    tensors = [output] if isinstance(output, torch.Tensor) else [*output[0], *output[1]]
+    return torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+
+
+@torch.no_grad()
+def error(model, params, element):
+    """How far the outputs move with the networks, relative to the spread between networks; changes are moved back."""
+    pairs = zip(outputs_on(model, params, (), element), outputs_on(model, params, ()), strict=True)
+    return max(relative_change(moved, outputs) for moved, outputs in pairs)
+
+
+class Contract:
+    """A subclass says what `case` is: (config, spec), one per parameter of the fixture."""
+
+    @pytest.fixture
+    def config(self, case):
+        return case[0]
+
+    @pytest.fixture
+    def spec(self, case):
+        return case[1]
+
+    @pytest.fixture
+    def nets(self, spec, random_params):
+        """nets(B): random networks; mixed specs alternate relu and tanh."""
+        activation = [ACTIVATIONS.index(name) for name in ("relu", "tanh")]
+        return lambda num: random_params(spec, num, (activation * num)[:num] if "hetero" in spec.symmetries else None)
+
+    @pytest.fixture
+    def model(self, config, spec, nets):
+        model = build(config, spec)
+        model.fit_normalization([nets(50)])
+        return model
+
+    def silent(self, config, spec):
+        """Whether the first weights are multiplied by features that are zero."""
+        return False
+
+    def test_keeps_the_symmetries_it_claims(self, model, config, nets, generator):
+        if not config.claims:
+            pytest.skip("claims nothing")
+        permute, scale = "permutation" in config.claims, bool(config.claims & {"sign", "scale"})
+        params = nets(6)
+        for _ in range(3):
+            element = GroupElement.sample(params, generator, permute=permute, scale=scale)
+            assert error(model, params, element) <= 1e-9
+
+    def test_keeps_no_more(self, model, config, nets, generator):
+        params = nets(6)
+        if "permutation" not in config.claims:
+            assert error(model, params, GroupElement.sample(params, generator, scale=False)) > 1e-6
+        element = GroupElement.sample(params, generator, permute=False)
+        if not config.claims & {"sign", "scale"} and any((q != 1).any() for q in element.scales):
+            assert error(model, params, element) > 1e-6
+        unchanged = GroupElement.sample(params, generator, permute=False, scale=False)
+        factor = {"scale": -1, "hetero": -3}.get(params.spec.symmetries[0], 2)  # outside every network's group
+        outside = GroupElement(unchanged.permutations, tuple(factor * q for q in unchanged.scales))
+        assert error(model, params, outside) > 1e-6
+
+    def test_a_broken_model_is_caught(self, model, config, nets, generator):
+        """One that tells the first hidden neuron from the others."""
+        if "permutation" not in config.claims:
+            pytest.skip("claims nothing that could be broken so")
+
+        def broken(params):
+            first = params.biases[0].clone()
+            first[:, 0] += 1
+            return model(NetParams(params.spec, params.weights, (first, *params.biases[1:]), params.activation))
+
+        params = nets(6)
+        assert error(broken, params, GroupElement.sample(params, generator, scale=False)) > 1e-6
+
+    def test_batched_equals_one_by_one(self, model, nets):
+        params = nets(5)
+        together = flat(model(params))
+        alone = torch.cat([flat(model(params[index : index + 1])) for index in range(5)])
+        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+    def test_no_gradient_between_networks(self, model, config, spec, nets):
+        params = nets(4).map(lambda tensor: tensor.requires_grad_())
+        flat(model(params))[1].sum().backward()
+        for index, tensor in enumerate((*params.weights, *params.biases)):
+            reached = tensor.grad.flatten(1).abs().amax(1) > 0
+            assert not reached[[0, 2, 3]].any()
+            if index < spec.num_layers and not self.silent(config, spec):
+                assert reached[1]
+
+    def test_every_parameter_is_used(self, model, nets):
+        flat(model(nets(4))).square().sum().backward()
+        unused = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+        assert unused == []
+
+    def test_other_networks_are_refused(self, model, random_params):
+        others = NetSpec((LayerSpec(5, 7, (2, 2), "tanh"), LayerSpec(7, 6)))
+        with pytest.raises(ValueError, match="the model was built for"):
+            model(random_params(others, 2))

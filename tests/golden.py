@@ -1,0 +1,44 @@
+"""Inputs, parameters and outputs of published models, float64 (tests/fixtures/<model>)."""
+
+import json
+from pathlib import Path
+
+import torch
+from contract import flat
+from safetensors import safe_open
+
+from scalegmn.spec import NetParams
+from scalegmn.symmetry.checks import spread
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def cases(model):
+    """The files of a model."""
+    return sorted((FIXTURES / model).glob("*.safetensors"))
+
+
+def read(path, activation):
+    """What the case is, its parameters by published name, input networks, output [B, numbers]."""
+    with safe_open(path, "pt") as file:
+        case = json.loads(file.metadata()["case"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = {name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")}
+    layers = range(sum(name.startswith("input.weight.") for name in tensors))
+    weights, biases = ([tensors[f"input.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias"))
+    output = tensors.get("output")
+    if output is None:
+        output = [[tensors[f"output.delta.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias")]
+    return case, state, NetParams.from_tensors(weights, biases, activation), flat(output)
+
+
+def assert_published(model, state, params, output, count):
+    """The model, given published parameters by our names, has their output, their number and no others."""
+    model.double().eval()
+    expected = model.state_dict()
+    assert set(state) == set(expected)
+    model.load_state_dict({name: tensor.reshape(expected[name].shape) for name, tensor in state.items()})
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert (flat(model(params)) - output).abs().max() < 1e-10 * spread(output)
+    alone = torch.cat([flat(model(params[index : index + 1])) for index in range(len(params))])
+    assert (alone - output).abs().max() < 1e-10 * spread(output)

@@ -1,0 +1,24 @@
+"""What a model keeps for its backward pass."""
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from scalegmn.nn.edges import kept_bytes
+
+
+def share_of_budget(model, params):
+    """Of the bytes that a backward pass may keep, the share that `networks_at_once` networks take."""
+    model.train()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other takes its place
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(params)
+    size = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
+    del output
+    device = torch.device("cpu")
+    return size / len(params) * model.networks_at_once(device) / kept_bytes(device)

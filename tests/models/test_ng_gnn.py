@@ -1,0 +1,155 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import golden
+import neural_graphs
+import pytest
+import torch
+from contract import Contract, build
+from torch import nn
+
+from scalegmn.models.ng_gnn import NGGNNConfig
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.checks import assert_invariant
+
+RENAMES = [
+    (r"^gnn\.convs\.(\d+)\.edge_encoder\.", r"layers.\1.message.edge_linear."),
+    (r"^gnn\.convs\.(\d+)\.pre_nns\.0\.0\.", r"layers.\1.message.linear."),
+    (r"^gnn\.convs\.(\d+)\.post_nns\.0\.0\.", r"layers.\1.update."),
+    (r"^gnn\.convs\.(\d+)\.lin\.", r"layers.\1.last."),
+    (r"^gnn\.convs\.(\d+)\.aggr_module\.avg_deg_log$", r"layers.\1.aggregate.mean_log_degree"),
+    (r"^gnn\.norms\.", "norms."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_e\.", r"edge_updates.\1.edge_linear."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_s\.", r"edge_updates.\1.sender_linear."),
+    (r"^gnn\.edge_update\.(\d+)\.lin_t\.", r"edge_updates.\1.receiver_linear."),
+    (r"^gnn\.edge_update\.(\d+)\.lin1\.", r"edge_updates.\1.last."),
+]
+UNUSED = [r"avg_deg_lin$", r"proj_mlp_edge_in\."]
+
+
+def config_of(case):
+    """Our configuration of a published model."""
+    published, backbone = case["hyper_parameters"], case["hyper_parameters"]["gnn_backbone"]
+    return NGGNNConfig(
+        hidden_dim=published["d_hid"],
+        num_layers=backbone["num_layers"],
+        modulation="film" if backbone["modulate_edges"] else "concat",
+        scalers=tuple(backbone["scalers"]),
+        **neural_graphs.options(case),
+    )
+
+
+CASES = [path for path in golden.cases("ng_gnn") if "mixed" not in path.stem]
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_published_outputs(path):
+    activation = "relu" if "cnn" in path.stem else "sine"
+    case, state, params, output = golden.read(path, activation)
+    embeds = case["hyper_parameters"]["graph_constructor"].get("use_act_embed") and case["activations"][0] is not None
+    unused = UNUSED if embeds else [*UNUSED, r"act_emb\."]
+    idle = sum(state[name].numel() for name in case["parameters_without_influence"])
+    model = config_of(case).build(params.spec)
+    found = neural_graphs.ours(case, state, RENAMES, unused)
+    golden.assert_published(model, found, params, output, case["parameter_count"] - idle)
+
+
+ZOO = NetSpec((*(LayerSpec(i, o, (3, 3), "relu") for i, o in pairwise([1, 16, 16, 16])), LayerSpec(16, 10)))
+PARK_NETS = NetSpec((LayerSpec(3, 8, (7, 7), "gelu"), LayerSpec(8, 16, (3, 3), "hetero"), LayerSpec(16, 10)))
+COLOURS = NetSpec.mlp([2, 32, 32, 3], "sine")
+EDITING = NGGNNConfig(hidden_dim=128, num_frequencies=0, output="parameters")
+PARK = NGGNNConfig(out_dim=1, reverse_edges=False, hidden_dim=64, max_hidden_layers=5, activation_embedding=True)
+CNN = NGGNNConfig(hidden_dim=256, linear_encoder=True, out_dim=1, reverse_edges=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "spec", "count"),
+    [
+        (NGGNNConfig(), neural_graphs.INR, 92_010),
+        (NGGNNConfig(num_probes=64), neural_graphs.INR, 100_714),
+        (NGGNNConfig(), COLOURS, 94_122),
+        (EDITING, neural_graphs.INR, 1_186_696),
+        (replace(EDITING, num_probes=64), neural_graphs.INR, 1_221_128),
+        (CNN, ZOO, 5_587_969 - 65_792 - 1_792),  # without the idle ones
+        (PARK, PARK_NETS, 369_025),
+    ],
+)
+def test_published_parameter_counts(config, spec, count):
+    assert neural_graphs.count(config, spec) == count
+
+
+SMALL = NGGNNConfig(hidden_dim=6, num_layers=3, num_frequencies=5, frequency_scale=0.2, out_dim=4)
+MLPS = [NetSpec.mlp([2, 5, 4, 2], "sine", 2.0), NetSpec.mlp([2, 5, 1], "relu")]
+CNNS = [NetSpec((LayerSpec(1, 3, (3, 3), "hetero"), LayerSpec(3, 4, (3, 1), "hetero"), LayerSpec(4, 2)))]
+CONFIGS = [
+    SMALL,
+    replace(SMALL, reverse_edges=False, pooling="outputs_mean", modulation="gate"),
+    replace(SMALL, num_frequencies=0, encoder_layers=2, pooling="mean", modulation="concat", num_layers=1),
+    replace(SMALL, normalize=False, pooling="max", scalers=("attenuation",)),
+]
+INR_CONFIGS = [
+    replace(SMALL, num_probes=3),
+    replace(SMALL, output="parameters"),
+    replace(SMALL, output="parameters", reverse_edges=False, num_probes=3, denormalize=True, num_layers=2),
+]
+CNN_CONFIGS = [replace(SMALL, reverse_edges=False, linear_encoder=True, activation_embedding=True)]
+
+
+class TestNGGNN(Contract):
+    @pytest.fixture(
+        params=[
+            *((config, spec) for config in CONFIGS for spec in (*MLPS, *CNNS)),
+            *((config, spec) for config in INR_CONFIGS for spec in MLPS),
+            *((config, spec) for config in CNN_CONFIGS for spec in CNNS),
+        ],
+    )
+    def case(self, request):
+        return request.param
+
+
+DEEP = NetSpec((*(LayerSpec(i, o, (k, k), "relu") for i, o, k in ((1, 4, 5), (4, 2, 3), (2, 5, 1))), LayerSpec(5, 2)))
+WIDE = NetSpec((LayerSpec(1, 6, (3, 3), "relu"), LayerSpec(6, 2)))
+
+
+@pytest.mark.parametrize("pooling", ["outputs", "mean"])
+def test_other_depths_widths_and_kernels(pooling, random_params, generator):
+    """With room for more layers, a network is read by its own graph, as by a model that was built for it."""
+    config = replace(SMALL, normalize=False, pooling=pooling, max_hidden_layers=3, mean_log_degree=1.5)
+    model = build(config, DEEP)
+    params = random_params(WIDE, 6)
+    kernel = nn.functional.pad(params.weights[0], (1, 1, 1, 1))
+    padded = NetParams.from_tensors([kernel, params.weights[1]], params.biases, "relu")
+    twin = config.build(padded.spec).double().eval()
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(params), twin(padded), rtol=1e-10, atol=1e-12)
+    assert_invariant(model, params, generator, scale=False)
+    with pytest.raises(
+        ValueError, match=r"networks from 1 to 2, of up to 3 hidden layers and kernels up to 5x5, found"
+    ):
+        model(random_params(NetSpec.mlp([1, 3, 3, 3, 3, 2], "relu"), 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "message"),
+    [
+        ({"num_probes": 3}, WIDE, r"num_probes: found 3, but CNNs have no probe features"),
+        ({"linear_encoder": True}, MLPS[0], r"linear_encoder: only for CNNs"),
+        ({"activation_embedding": True}, MLPS[0], r"activation_embedding: there is none for sine"),
+        ({"output": "parameters"}, WIDE, r"output: found parameters, but changes of kernels"),
+        ({"denormalize": True, "normalize": False}, MLPS[0], r"denormalize: needs normalize, found false"),
+        ({"num_frequencies": -1, "dropout": 1}, MLPS[0], r"dropout: found 1, .*num_frequencies: found -1"),
+        ({"hidden_dim": 0, "scalers": ()}, MLPS[0], r"hidden_dim: found 0, .*; ng_gnn_args.scalers: found \[\]"),
+    ],
+)
+def test_options_that_do_not_fit(options, spec, message):
+    with pytest.raises(ValueError, match=rf"ng_gnn_args.*{message}"):
+        NGGNNConfig(**options).build(spec)
+
+
+def test_parts_follow_the_size():
+    """Larger networks pass fewer at a time."""
+    found = [
+        NGGNNConfig().build(NetSpec.mlp([2, n, n, 1], "sine")).networks_at_once(torch.device("cpu"))
+        for n in (8, 32, 512)
+    ]
+    assert found[0] > found[1] > found[2] == 1

@@ -1,0 +1,78 @@
+from itertools import pairwise
+
+import golden
+import pytest
+import torch
+from contract import Contract
+from safetensors import safe_open
+
+from scalegmn.models.statnn import StatNNConfig
+from scalegmn.nn.statistics import NUM_STATISTICS
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
+
+(CNN,) = (path for path in golden.cases("statnn") if path.stem == "statnn-cnn")
+(MIXED,) = (path for path in golden.cases("statnn") if path.stem == "statnn-mixed")
+
+
+def ours(state):
+    """Published parameters by our names: the Linears in order of index."""
+    names = sorted({int(name.split(".")[1]) for name in state})
+    return {
+        f"mlp.linears.{place}.{kind}": state[f"hypernetwork.{index}.{kind}"]
+        for place, index in enumerate(names)
+        for kind in ("weight", "bias")
+    }
+
+
+def test_published_outputs():
+    case, state, params, output = golden.read(CNN, "relu")
+    model = StatNNConfig(hidden_dim=12, out_dim=1).build(params.spec)
+    golden.assert_published(model, ours(state), params, output.logit(), case["parameter_count"])
+
+
+def test_published_outputs_of_mixed_architectures():
+    """There all statistics of weights come before those of biases."""
+    tensors = {}
+    with safe_open(MIXED, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = ours({name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")})
+    first = state["mlp.linears.0.weight"]
+    state["mlp.linears.0.weight"] = first.unflatten(1, (2, 6, NUM_STATISTICS)).transpose(1, 2).flatten(1)
+    for k, output in enumerate(tensors["output"]):
+        depth = sum(name.startswith(f"net{k}.weight.") for name in tensors)
+        weights, biases = ([tensors[f"net{k}.{kind}.{i}"][None] for i in range(depth)] for kind in ("weight", "bias"))
+        params = NetParams.from_tensors(weights, biases, "relu")
+        model = StatNNConfig(hidden_dim=12, out_dim=1, max_hidden_layers=5).build(params.spec).double()
+        model.load_state_dict(state)
+        torch.testing.assert_close(model(params)[0], output, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("layers", "kernel", "count"), [(None, (3, 3), 1_059_001), (5, (7, 7), 1_087_001)])
+def test_published_parameter_counts(layers, kernel, count):
+    spec = NetSpec((*(LayerSpec(i, o, kernel, "relu") for i, o in pairwise([1, 16, 16, 16])), LayerSpec(16, 10)))
+    model = StatNNConfig(out_dim=1, max_hidden_layers=layers).build(spec)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+SPECS = [
+    NetSpec.mlp([2, 5, 4, 2], "sine", 6.0),
+    NetSpec((LayerSpec(1, 3, (3, 3), "hetero"), LayerSpec(3, 4, (3, 1), "hetero"), LayerSpec(4, 2))),
+]
+CONFIGS = [StatNNConfig(hidden_dim=20), StatNNConfig(hidden_dim=20, normalize=True, out_dim=2)]
+
+
+class TestStatNN(Contract):
+    @pytest.fixture(params=[(config, spec) for config in CONFIGS for spec in SPECS])
+    def case(self, request):
+        return request.param
+
+    def test_other_networks_are_refused(self, model, random_params):
+        """Other widths are not others."""
+        params = random_params(NetSpec.mlp([3, 4, 2, 2, 5], "relu"), 2)
+        with pytest.raises(ValueError, match="the model was built for 3 layers"):
+            model(params)
+
+
+def test_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"statnn_args.output: found parameters, but .*; use vector"):
+        StatNNConfig(output="parameters")
