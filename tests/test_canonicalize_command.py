@@ -11,6 +11,7 @@ import torch
 from scalegmn import canonicalize
 from scalegmn.data.loader import DataConfig, load_splits
 from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
+from scalegmn.models import ScaleGMNConfig
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.tasks.classification import Classification
 
@@ -106,7 +107,7 @@ def test_what_a_run_says_it_reads(zoo, command, tmp_path, capsys):
         (zoo, {"switch_to_canon": False}, "as stored"),
         (tmp_path / "zoo_canon", {"switch_to_canon": False}, "as stored (canonical: phase)"),
     ):
-        task = Classification(DataConfig(str(path), **options), 4, 10)
+        task = Classification(DataConfig(str(path), **options), 4, ScaleGMNConfig())
         assert capsys.readouterr().out.endswith(f", {expected}\n")
         found = task.identity()
         assert (found["read"], found["zoo"], found["sha256"]) == (expected, str(path), open_zoo(path).sha256)

@@ -210,8 +210,9 @@ from scalegmn.tasks.classification import Classification
 if "RANK" in os.environ:
     torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)
-task = Classification(DataConfig("zoo"), 4, 3)
-model = ScaleGMNConfig(hidden_dim=8, num_layers=2, out_dim=3).build(task.spec)
+config = ScaleGMNConfig(hidden_dim=8, num_layers=2, out_dim=3)
+task = Classification(DataConfig("zoo"), 4, config)
+model = config.build(task.spec)
 metrics = task.evaluate(model, sys.argv[1], torch.device("cpu"))
 if os.environ.get("RANK", "0") == sys.argv[2]:
     print("metrics", metrics)

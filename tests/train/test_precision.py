@@ -26,10 +26,10 @@ def build(tmp_path, symmetry, direction="bidirectional", **options):
     splits = dict(zip(("train", "val", "test"), torch.arange(45).split(15), strict=True))
     if not (tmp_path / "zoo").exists():
         write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.arange(45) % 3})], splits, {})
-    task = Classification(DataConfig(str(tmp_path / "zoo")), 15, 3)
+    model = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16, num_layers=2, out_dim=3)
+    task = Classification(DataConfig(str(tmp_path / "zoo")), 15, model)
     config = TrainConfig(device="cpu", num_epochs=2, **options)
     torch.manual_seed(0)
-    model = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16, num_layers=2, out_dim=3)
     run = Run(tmp_path / "-".join(map(str, options.values())), "", {})
     fabric = launch(config.device, config.devices, config.precision)
     return Trainer(fabric, task, model.build(task.spec), config, OptimizationConfig(), run)
