@@ -44,8 +44,8 @@ def words(run_dir, **options):
     return [str(ROOT / "inr_classification.py"), *(f"--{key}={value}" for key, value in settings.items())]
 
 
-def start(home, *command, launcher=(sys.executable,)):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(home, *command, launcher=(sys.executable,), **environment):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*launcher, *command], cwd=home, env=environment, **pipes)
 
@@ -200,6 +200,21 @@ def test_two_processes_stop_and_go_on(home):
     assert "found 1 processes, expected 2" in alone[2]
     run(home, str(ROOT / "inr_classification.py"), "--resume=stopped")
     assert_same(home / "stopped", home / "both")
+
+
+@pytest.mark.slow
+def test_srun(home):
+    """Two tasks with what srun tells them; SLURM's signal stops both, and the highest exit code says so."""
+    job = {"SLURM_JOB_ID": "12345", "SLURM_NODELIST": "127.0.0.1", "SLURM_NODEID": "0"}
+    job |= dict.fromkeys(("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_TASKS"), "2")
+    job |= dict.fromkeys(("SLURM_NNODES", "SLURM_STEP_NUM_NODES"), "1")
+    command = words("srun", **{"train_args.num_epochs": 400})
+    tasks = [start(home, *command, **job, SLURM_PROCID=str(k), SLURM_LOCALID=str(k)) for k in range(2)]
+    wait_for_rows(tasks[0], home / "srun", 1)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    assert [finish(task)[0] for task in tasks] == [75, 0]
+    assert state_files(home / "srun")
 
 
 EVALUATE = """

@@ -159,14 +159,13 @@ def read_config(
     where the class has a field `checkpoint`, of that run, come before all `--conf` files.
     """
     files, words = split_arguments(arguments)
-    for key in {"resume", "checkpoint"} & {item.name for item in fields(config_class)}:
-        runs = [word.partition("=")[2] for word in words if word.startswith(f"--{key}=")]
-        for run in runs:
-            if run == "auto" and key == "resume":
-                continue
-            if not (Path(run) / "config.yml").is_file():
-                raise ValueError(f"--{key}: {run} is not the folder of a run")
-            files = [str(Path(run) / "config.yml"), *files]
+    keys = {"resume", "checkpoint"} & {item.name for item in fields(config_class)}
+    for key, _, run in (word.partition("=") for word in words):
+        if key.removeprefix("--") in keys and (key, run) != ("--resume", "auto"):
+            file = Path(run, "config.yml")
+            if not file.is_file():
+                raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
+            files = [str(file), *files]
     return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
 
 

@@ -17,7 +17,7 @@ from scalegmn.train.trainer import InPrecision, TrainConfig, Trainer
 KINDS = {"sign": "sine", "scale": "relu", "hetero": ("tanh", "relu", "relu") * 15}
 
 
-def build(tmp_path, symmetry, direction="bidirectional", **options):
+def build(tmp_path, symmetry, direction="bidirectional", num_layers=2, **options):
     """A trainer on 15 networks per split, of three classes."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(45, *shape, generator=generator) / 2 for shape in ((5, 2), (4, 5), (1, 4))]
@@ -26,7 +26,8 @@ def build(tmp_path, symmetry, direction="bidirectional", **options):
     splits = dict(zip(("train", "val", "test"), torch.arange(45).split(15), strict=True))
     if not (tmp_path / "zoo").exists():
         write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.arange(45) % 3})], splits, {})
-    model = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16, num_layers=2, out_dim=3)
+    sizes = {"hidden_dim": 16, "num_layers": num_layers, "out_dim": 3}
+    model = ScaleGMNConfig(symmetry=symmetry, direction=direction, **sizes)
     task = Classification(DataConfig(str(tmp_path / "zoo")), 15, model)
     config = TrainConfig(device="cpu", num_epochs=2, **options)
     torch.manual_seed(0)
@@ -72,9 +73,8 @@ def test_parts_leave_training_as_it_is(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_is_the_same(tmp_path):
-    plain, compiled = (build(tmp_path, "sign", "forward", compile=choice) for choice in (False, True))
+    plain, compiled = (build(tmp_path, "sign", "forward", 1, compile=choice) for choice in (False, True))
     for trainer in (plain, compiled):
-        trainer.fit()
-    for first, second in zip(plain.run.metrics(), compiled.run.metrics(), strict=True):
-        assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-4)
-        assert first["val_loss"] == pytest.approx(second["val_loss"], rel=1e-4)
+        trainer.train_epoch()
+    assert compiled.progress.loss == pytest.approx(plain.progress.loss, rel=1e-5)
+    assert compiled.progress.grad_norm == pytest.approx(plain.progress.grad_norm, rel=1e-4)
