@@ -14,7 +14,8 @@ all medians over the rounds.
 Counted work: two operations per multiply-add of all matrix products that are left when each is done once per node
 where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
 computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
-number times a vector needs no products of its own (`Scaled`), so doing that shows as efficiency.
+number times a vector needs no products of its own (`Scaled`), so doing that shows as efficiency. Of models other than
+ScaleGMN it is what their matrix products do as they are written.
 """
 
 import argparse
@@ -28,8 +29,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from scalegmn.config import build_model
+from scalegmn.models.base import Metanetwork
 from scalegmn.models.scalegmn import ScaleGMN
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
 from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
@@ -57,6 +60,12 @@ CASES = {
     "relu_cnn_bidir": ("cifar10/scalegmn_relu_bidir.yml", cnn("relu")),
     "hetero_bidir": ("cifar10/scalegmn_hetero_bidir.yml", cnn("hetero")),
     "editing_bidir": ("mnist_editing/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "ng_gnn": ("mnist_cls/ng_gnn.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "ng_gnn_editing": ("mnist_editing/ng_gnn.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "ng_gnn_cnn": ("cifar10/ng_gnn.yml", cnn("relu")),
+    "ng_t": ("mnist_cls/ng_t.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "ng_t_editing": ("mnist_editing/ng_t.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "ng_t_cnn": ("cifar10/ng_t.yml", cnn("relu")),
 }
 
 
@@ -178,7 +187,17 @@ def mean_square(output: Tensor | tuple[list[Tensor], list[Tensor]]) -> Tensor:
     return torch.stack([part.square().mean() for part in parts]).sum()
 
 
-def build_step(model: ScaleGMN, params: NetParams, arguments: argparse.Namespace) -> Callable[[], None]:
+def counted_work(model: Metanetwork) -> float:
+    """Of one network, forward."""
+    if isinstance(model, ScaleGMN):
+        return forward_work(model)
+    device = next(model.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(random_networks(model.spec, 1, device))
+    return counter.get_total_flops() / 2
+
+
+def build_step(model: Metanetwork, params: NetParams, arguments: argparse.Namespace) -> Callable[[], None]:
     """One training step, or one forward pass."""
     device = params.biases[0].device
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -240,7 +259,7 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
         rates.append(matrix_rate())
         shares.append(1 / (steps[-1] * (rates[-2] + rates[-1]) / 2))  # the machine's rate changes from second to second
     rate, seconds = statistics.median(rates), statistics.median(steps)
-    work = 2 * forward_work(model) * (1 if arguments.inference else 3)
+    work = 2 * counted_work(model) * (1 if arguments.inference else 3)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     else:

@@ -1,5 +1,7 @@
 """Each module against its equation: exact symmetry in float64, and a slow twin that follows the formula literally."""
 
+import math
+
 import obvious
 import pytest
 import torch
@@ -24,6 +26,7 @@ from scalegmn.nn.messages import (
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.pna import Aggregate, GraphNorm
 from scalegmn.nn.positional import PositionalEmbedding
 
 D = 6
@@ -292,3 +295,36 @@ def test_input_normalization():
     close(new_weights[0].square().mean(), torch.tensor(1.0))
     assert torch.equal(new_biases[1], biases[1])
     assert "weight_scales" in module.state_dict()
+
+
+def test_centred_normalization_and_back():
+    module = InputNormalization(1, centred=True)
+    weights, biases = [3 + 2 * torch.randn(50, 4, 2)], [torch.ones(50, 4)]
+    module.fit([(weights[0][None, :20], biases[0][None, :20]), (weights[0][None, 20:], biases[0][None, 20:])])
+    new_weights, new_biases = module(weights, biases)
+    close(new_weights[0].mean(), torch.tensor(0.0))
+    close(new_weights[0].square().mean(), torch.tensor(1.0))
+    assert torch.equal(new_biases[0], torch.zeros(50, 4))  # nothing is divided by zero
+    back = module.inverse(new_weights, new_biases)
+    close(back[0][0], weights[0])
+    close(back[1][0], biases[0])
+
+
+def test_aggregates_by_hand():
+    """One node with messages 1, 5 and 3 in two blocks, and one with none."""
+    module = Aggregate(("identity", "attenuation"), 2.0)
+    messages = [torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1), torch.tensor([3.0]).reshape(1, 1, 1, 1)]
+    expected = torch.tensor([3.0, 1.0, 5.0, (8 / 3) ** 0.5])
+    found = module(messages, torch.ones(1, 1, 1))[0, 0]
+    close(found, torch.cat([expected, expected * 2 / math.log(4)]))
+    alone = module(messages[1:], torch.ones(1, 1, 1))[0, 0]
+    assert alone[3] == 0  # no deviation of one message
+    assert torch.equal(module([], torch.ones(1, 1, 1)), torch.zeros(1, 1, 8))
+
+
+def test_graph_norm_is_of_one_network():
+    x = 3 * torch.randn(4, 5, D) + 1
+    module = GraphNorm(D)
+    found = module(x)
+    for one, own in zip(x, found, strict=True):
+        close(own, (one - one.mean()) / (one.std(correction=0) + 1e-5))

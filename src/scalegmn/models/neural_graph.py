@@ -42,7 +42,7 @@ class NeuralGraphConfig(ModelConfig):
 
     max_hidden_layers: int | None = None
     """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
-    networks of different depths."""
+    networks of different depths, if it has no num_probes and does not normalize."""
 
     linear_encoder: bool = False
     """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
@@ -115,11 +115,6 @@ class NeuralGraph(nn.Module):
             raise ValueError(
                 f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
             )
-        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
-        if config.activation_embedding and unknown:
-            raise ValueError(
-                f"{config.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
-            )
         self.config, self.kernel = config, spec.kernel
         self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or spec.num_layers - 1
         options = (config.num_frequencies, config.frequency_scale, config.encoder_layers)
@@ -139,17 +134,6 @@ class NeuralGraph(nn.Module):
             project = (nn.Linear(config.num_probes, node_dim) for _ in spec.layout)
             self.probe_linears = nn.ModuleList(project)
             self.probe_norms = nn.ModuleList(nn.LayerNorm(node_dim) for _ in spec.layout)
-
-    def check(self, spec: NetSpec) -> None:
-        """Raises ValueError unless networks of `spec` have a graph that the model can read."""
-        small = max(spec.kernel[0] - self.kernel[0], spec.kernel[1] - self.kernel[1]) <= 0
-        if (spec.layout[0], spec.layout[-1]) != self.ends or spec.num_layers - 1 > self.max_hidden or not small:
-            raise ValueError(
-                f"the model was built for networks from {self.ends[0]} to {self.ends[1]}, of up to {self.max_hidden} "
-                f"hidden layers and kernels up to {self.kernel[0]}x{self.kernel[1]}, found {spec}"
-            )
-        if self.points is not None and spec.num_layers != len(self.probe_linears) - 1:
-            raise ValueError(f"the model was built for {len(self.probe_linears) - 1} layers, found {spec}")
 
     def forward(self, params: NetParams, stored: NetParams) -> tuple[Tensor, list[Edges], Tensor]:
         """Nodes [B, N, d], edges, and the features [d_e] of a pair without an edge.
@@ -245,6 +229,28 @@ class NeuralGraphModel(Metanetwork):
             self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
             self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
             self.add_scales(config.out_scale)
+        self.check(spec)
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        graph, options, depth = self.graph, self.config, spec.num_layers - 1
+        if (
+            not 1 <= depth <= graph.max_hidden
+            or (spec.layout[0], spec.layout[-1]) != graph.ends
+            or (max(a - b for a, b in zip(spec.kernel, graph.kernel, strict=True)) > 0)
+        ):
+            raise ValueError(
+                f"the model was built for networks from {graph.ends[0]} to {graph.ends[1]}, of 1 to {graph.max_hidden} "
+                f"hidden layers (max_hidden_layers) and kernels up to {graph.kernel[0]}x{graph.kernel[1]}, found {spec}"
+            )
+        if depth != self.spec.num_layers - 1 and (graph.points is not None or self.normalization is not None):
+            name = "num_probes" if graph.points is not None else "normalize"
+            raise ValueError(f"{options.section}.{name}: the model was built for {self.spec}, found {spec}")
+        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
+        if options.activation_embedding and unknown:
+            raise ValueError(
+                f"{options.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
+            )
 
     def pool(self, outputs: Tensor) -> Tensor:
         """The nodes that are read, [B, n, d] -> [B, n d], or [B, d] where they are pooled."""

@@ -129,45 +129,32 @@ class NGGNN(NeuralGraphModel):
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.graph.check(params.spec)
+        self.check(params.spec)
         x, edges, _ = self.graph(self.normalized(params), params)
         nodes = node_slices(params.spec)
         read = nodes if self.read_nodes(params.spec).start == 0 else nodes[-1:]  # what the result is read from
         inner = None  # the Linear that makes edge features of what the blocks hold
-        for index, layer in enumerate(self.layers):
-            last = index == len(self.layers) - 1
-            maps = [layer.message.edge_map(inner)]
-            if not last:
-                maps.append(joined(self.edge_updates[index].edge_linear, inner))
-            weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
-            sizes = [len(own) for own, _ in maps]
-            used = [block for block in edges if not last or block.receivers in read]
-            parts = [nn.functional.linear(block.features, weight, bias).split(sizes, dim=-1) for block in used]
-            messages = [block._replace(features=own[0]) for block, own in zip(used, parts, strict=True)]
-            new = layer(x, messages, read if last else nodes)
-            if last:
-                return self._read(params, new, edges, inner)
-            x = self.dropout(nn.functional.silu(self.norms[index](new)))
-            update = self.edge_updates[index]
+        for index, (norm, update) in enumerate(zip(self.norms, self.edge_updates, strict=True)):
+            layer = self.layers[index]
+            maps = [layer.message.edge_map(inner), joined(update.edge_linear, inner)]
+            to_messages, to_edges = _mapped(edges, maps)
+            x = self.dropout(nn.functional.silu(norm(layer(x, to_messages, nodes))))
             to, sent = update.receiver_linear(x), update.sender_linear(x)
-            needed = read if index == len(self.layers) - 2 else nodes
+            needed = read if index == len(self.norms) - 1 else nodes
             edges = [
-                block._replace(features=update(own[1], to[:, block.receivers], sent[:, block.senders]))
-                for block, own in zip(used, parts, strict=True)
+                block._replace(features=update(block.features, to[:, block.receivers], sent[:, block.senders]))
+                for block in to_edges
                 if block.receivers in needed
             ]
             inner = update.last
-        raise AssertionError("a model has at least one layer")
-
-    def _read(
-        self, params: NetParams, x: Tensor, edges: Sequence[Edges], inner: nn.Linear | None
-    ) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """The result, from the nodes that it reads, and from edges `inner(h)`."""
+        last = self.layers[-1]
+        (to_messages,) = _mapped(edges, [last.message.edge_map(inner)])
+        x = last(x, to_messages, read)
         if self.readout is not None:
             return self.readout(self.pool(x))
-        forward = [block.features for block in edges if block.senders.start < block.receivers.start]
-        first = self.edge_readout.linears[0]
-        changes = [self.edge_readout.rest(nn.functional.linear(h, *joined(first, inner))) for h in forward]
+        forward = [block for block in edges if block.senders.start < block.receivers.start]
+        (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
+        changes = [self.edge_readout.rest(block.features) for block in to_readout]
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
 
     def networks_at_once(self, device: torch.device) -> int:
@@ -176,3 +163,14 @@ class NGGNN(NeuralGraphModel):
         size = directions * self.spec.num_edges * self.config.hidden_dim * self.layers[0].last.weight.element_size()
         kept = 12 * self.config.num_layers + 2 * self.config.num_frequencies // self.config.hidden_dim + 1
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))
+
+
+def _mapped(edges: Sequence[Edges], maps: Sequence[tuple[Tensor, Tensor]]) -> list[list[Edges]]:
+    """What each map (weight, bias) makes of the edges, all in one product per block."""
+    weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
+    sizes = [len(own) for own, _ in maps]
+    found = [nn.functional.linear(block.features, weight, bias).split(sizes, dim=-1) for block in edges]
+    return [
+        [block._replace(features=parts[index]) for block, parts in zip(edges, found, strict=True)]
+        for index in range(len(maps))
+    ]

@@ -110,7 +110,7 @@ class NGT(NeuralGraphModel):
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.graph.check(params.spec)
+        self.check(params.spec)
         x, edges, none = self.graph(self.normalized(params), params)
         e = _all_pairs(edges, none, x.shape[1])
         whole, read = slice(0, x.shape[1]), self.read_nodes(params.spec)
