@@ -53,7 +53,7 @@ def main() -> None:
     model = config.scalegmn_args.build(task.spec)
     bare = copy.deepcopy(model)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", "", {}, None)
+        run = Run(Path(folder) / "run", "", {})
         trainer = Trainer(fabric, task, model, config.train_args, config.optimization, run)
         task.prepare(bare)
         bare.to(fabric.device).train()

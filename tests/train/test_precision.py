@@ -30,7 +30,7 @@ def build(tmp_path, symmetry, direction="bidirectional", **options):
     config = TrainConfig(device="cpu", num_epochs=2, **options)
     torch.manual_seed(0)
     model = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16, num_layers=2, out_dim=3)
-    run = Run(tmp_path / "-".join(map(str, options.values())), "", {}, None)
+    run = Run(tmp_path / "-".join(map(str, options.values())), "", {})
     fabric = launch(config.device, config.devices, config.precision)
     return Trainer(fabric, task, model.build(task.spec), config, OptimizationConfig(), run)
 

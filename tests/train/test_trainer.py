@@ -209,7 +209,7 @@ def start(folder, stop_at=None, task=None, resume=False, **options):
     np.random.seed(0)
     task = task or Noisy(stop_at)
     options = {"num_epochs": 3, "patience": 2, **options}
-    task.trainer = build(task, Run(folder, "", {}, None, resume), MANY, **options)
+    task.trainer = build(task, Run(folder, "", {}, resume=resume), MANY, **options)
     return task.trainer
 
 
