@@ -38,7 +38,7 @@ def main(run: Path) -> None:
         raise SystemExit(f"error: {zoo.path} is not the zoo that {run} was trained on; make it again")
     features = {name: nets.read(slice(None)).flatten().numpy() for name, nets in splits.items()}
     labels = {name: nets.labels.numpy() for name, nets in splits.items()}
-    rows = [("ScaleGMN", summary["test_accuracy"], summary["parameters"], summary["seconds"])]
+    rows = [(config.model, summary["test_accuracy"], summary["parameters"], summary["seconds"])]
     for name, estimator in BASELINES.items():
         started = time.perf_counter()
         model = make_pipeline(StandardScaler(), estimator)

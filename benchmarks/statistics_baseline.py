@@ -56,7 +56,7 @@ def main(run: Path) -> None:
     found = metrics(targets["test"].astype(np.float64), predicted)
     seconds = time.perf_counter() - started
     rows = [
-        ("ScaleGMN", *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"]),
+        (config.model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"]),
         (f"statistics, {trees} trees", found["tau"], found["r2"], found["mae"], seconds),
     ]
     columns = ("model", "test_tau", "test_r2", "test_mae", "seconds")

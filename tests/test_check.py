@@ -171,3 +171,16 @@ def test_each_layers_changes_are_compared_with_their_own_spread(random_params, g
     assert errors["permutation"] < 1e-12
     constant = report(lambda p: (p.weights, [torch.zeros_like(b) for b in p.biases]), params, generator)
     assert not any(error <= 1e-9 for error in constant.values())
+
+
+@pytest.mark.parametrize(("model", "claimed"), [("ng_gnn", "yes"), ("statnn", "yes"), ("mlp", "no")])
+def test_other_models_are_judged_by_what_they_claim(monkeypatch, capsys, zoo, tmp_path, model, claimed):
+    settings = {"model": model, f"{model}_args": {"hidden_dim": 8}, "data": {"dataset_path": zoo("relu")}}
+    (tmp_path / "conf.yml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(sys, "argv", ["check", "--conf", str(tmp_path / "conf.yml"), "--data.switch_to_canon=false"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    output = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0, output
+    assert lines(output, "permutation")[0].split()[1] == claimed
+    assert lines(output, "scale")[0].split()[1] == "no"

@@ -66,7 +66,7 @@ def test_flat_baselines(home, finished):
     result = run(ROOT / "benchmarks" / "flat_baselines.py", finished, cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (finished / "baselines.jsonl").read_text().splitlines()]
-    assert [row["model"] for row in rows] == ["ScaleGMN", "logistic regression", "MLP, 256-128"]
+    assert [row["model"] for row in rows] == ["scalegmn", "logistic regression", "MLP, 256-128"]
     assert rows[0]["test_accuracy"] == json.loads((finished / "summary.json").read_text())["test_accuracy"]
 
 
@@ -124,6 +124,16 @@ def test_published_file(home):
     assert (config["scalegmn_args"]["hidden_dim"], config["batch_size"]) == (8, published["batch_size"])
 
 
+def test_another_model(home):
+    """Its section alone is kept."""
+    words = ["--data.dataset_path", "data/digits_inr", "--debug", "True", "--train_args.num_epochs", "1"]
+    result = classify(home, *words, "--run_dir", "runs/ng_gnn", conf="configs/digits_cls/ng_gnn.yml")
+    assert result.returncode == 0, result.stderr
+    config = yaml.safe_load((home / "runs/ng_gnn/config.yml").read_text())
+    assert config["model"] == "ng_gnn"
+    assert [key for key in config if key.endswith("gnn_args")] == ["ng_gnn_args"]
+
+
 def test_wandb_is_not_imported_unless_switched_on(home):
     code = "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]; runpy.run_path({!r}, run_name='__main__')\n".format(
         str(ROOT / "inr_classification.py")
@@ -154,6 +164,7 @@ def assert_refused(result, *parts):
         (["--data.dataset_path", "data/relu"], ["scalegmn_args.symmetry", "relu", "use scale"]),
         (["--scalegmn_args.out_dim", "3"], ["scalegmn_args.out_dim: 3 classes"]),
         (["--conf", "missing.yml"], ["missing.yml", "no such file"]),
+        (["--model", "ng_gnn"], ["scalegmn_args: the model is ng_gnn; set model: scalegmn, or remove this section"]),
     ],
 )
 def test_bad_input(home, words, parts):

@@ -6,6 +6,7 @@ import neural_graphs
 import pytest
 import torch
 from contract import Contract, build
+from memory import share_of_budget
 from torch import nn
 
 from scalegmn.models.ng_gnn import NGGNNConfig
@@ -39,7 +40,11 @@ def config_of(case):
     )
 
 
-CASES = [path for path in golden.cases("ng_gnn") if "mixed" not in path.stem]
+CASES = golden.cases("ng_gnn")
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 8
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -153,3 +158,10 @@ def test_parts_follow_the_size():
         for n in (8, 32, 512)
     ]
     assert found[0] > found[1] > found[2] == 1
+
+
+@pytest.mark.parametrize("config", [NGGNNConfig(), replace(EDITING, num_probes=8)], ids=["vector", "parameters"])
+def test_memory_is_estimated(config, random_params, monkeypatch):
+    monkeypatch.setattr("scalegmn.models.ng_gnn.tensor_bytes", lambda device: 2**60)  # what is kept decides
+    params = random_params(neural_graphs.INR, 2).map(lambda tensor: tensor.float())
+    assert 0.3 < share_of_budget(config.build(neural_graphs.INR), params) < 1

@@ -6,6 +6,7 @@ import neural_graphs
 import pytest
 import torch
 from contract import Contract, build
+from memory import share_of_budget
 from torch import nn
 
 from scalegmn.models.ng_t import NGTConfig
@@ -49,7 +50,11 @@ def config_of(case):
     )
 
 
-CASES = [path for path in golden.cases("ng_t") if "mixed" not in path.stem]
+CASES = golden.cases("ng_t")
+
+
+def test_all_cases_are_there():
+    assert len(CASES) == 7
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -186,3 +191,10 @@ def test_parts_follow_the_size():
         NGTConfig().build(NetSpec.mlp([2, n, n, 1], "sine")).networks_at_once(torch.device("cpu")) for n in (8, 32, 512)
     ]
     assert found[0] > found[1] > found[2] == 1
+
+
+@pytest.mark.parametrize("config", [NGTConfig(), replace(EDITING, num_probes=8)], ids=["vector", "parameters"])
+def test_memory_is_estimated(config, random_params, monkeypatch):
+    monkeypatch.setattr("scalegmn.models.ng_t.tensor_bytes", lambda device: 2**60)  # what is kept decides
+    params = random_params(neural_graphs.INR, 2).map(lambda tensor: tensor.float())
+    assert 0.3 < share_of_budget(config.build(neural_graphs.INR), params) < 1

@@ -134,7 +134,7 @@ class NGT(NeuralGraphModel):
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
         config, bytes_each = self.config, self.layers[0].linear.weight.element_size()
         pairs = self.spec.num_nodes**2 * bytes_each
-        kept = config.num_layers * (8 * config.attention_dim + 6 * config.edge_hidden_dim + 8 * config.edge_dim)
+        kept = config.num_layers * (5 * config.attention_dim + 4 * config.edge_hidden_dim + 8 * config.edge_dim)
         at_once = tensor_bytes(device) // (pairs * config.attention_dim)
         return max(1, min(at_once, kept_bytes(device) // (pairs * kept)))
 
