@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIME := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo demo-editing demo-generalization test lint
+.PHONY: setup demo demo-editing demo-generalization test test-slow lint
 
 setup: .venv/installed
 
@@ -27,7 +27,10 @@ demo-generalization: setup
 	$(BIN)/python benchmarks/statistics_baseline.py runs/demo-generalization/$(TIME)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

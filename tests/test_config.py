@@ -42,7 +42,13 @@ def published_spec(config):
     return NetSpec((*hidden, LayerSpec(16, 10)))
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def sized(path):
+    """A configuration by its name; the published NFNs have up to 135 million parameters."""
+    slow = path.stem == "nfn" and "digits" not in path.parent.name
+    return pytest.param(path, id=f"{path.parent.name}-{path.stem}", marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("path", map(sized, RUNS))
 def test_every_config_takes_a_training_step(path, random_params):
     """At its full size, on networks of the published architecture."""
     config = parse(Config, ["--conf", str(path)])
