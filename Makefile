@@ -23,7 +23,7 @@ demo-editing: setup
 
 demo-generalization: setup
 	$(BIN)/python -m scalegmn.zoos.cnns --conf configs/zoos/digits_cnn.yml
-	$(BIN)/python predicting_generalization.py --conf configs/digits_cnn/scalegmn_hetero_bidir.yml --run_dir runs/demo-generalization/$(TIME)
+	$(BIN)/python predicting_generalization.py --conf configs/digits_cnn/scalegmn_hetero.yml --run_dir runs/demo-generalization/$(TIME)
 	$(BIN)/python benchmarks/statistics_baseline.py runs/demo-generalization/$(TIME)
 
 test: setup
