@@ -121,7 +121,7 @@ def backward_in_parts(
         loss: (inputs, target) -> the mean over them.
         inputs: a batch that can be sliced, or one process's share of it.
         target: [B, ...].
-        at_once: networks in a part.
+        at_once: networks in a part, at most.
         backward: adds the gradient of a scalar to the parameters'.
         batch_size: networks of the whole batch, over which the mean is taken; None: B.
 
@@ -129,8 +129,10 @@ def backward_in_parts(
         The mean loss, or the share's part of it, detached.
     """
     total = torch.zeros((), device=target.device)
-    for start in range(0, len(target), at_once):
-        part = slice(start, start + at_once)
+    num_parts = max(1, math.ceil(len(target) / at_once))
+    size = max(1, math.ceil(len(target) / num_parts))  # as even as can be, for the largest decides on memory
+    for start in range(0, len(target), size):
+        part = slice(start, start + size)
         share = loss(inputs[part], target[part]) * (len(target[part]) / (batch_size or len(target)))
         backward(share)
         total = total + share.detach()
