@@ -4,7 +4,8 @@ python benchmarks/statistics_baseline.py RUN
 
 Mean, variance and quantiles 0, 1/4, 1/2, 3/4, 1 of each layer's weights and of its biases, and in a mixed zoo the
 activation, with scikit-learn's gradient boosting; same zoo, same splits; the number of trees is chosen by tau on the
-validation split. Prints a table and appends it to RUN/baselines.jsonl.
+validation split. Once of the weights as they are, and once of canonical ones, from which the scale of relu neurons is
+removed: what a function-invariant model can know. Prints a table and appends it to RUN/baselines.jsonl.
 """
 
 import json
@@ -21,6 +22,7 @@ from scalegmn.cli import parse
 from scalegmn.config import Config
 from scalegmn.data.loader import load_splits
 from scalegmn.spec import NetParams
+from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.generalization import metrics
 from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
 
@@ -37,15 +39,8 @@ def statistics(params: NetParams) -> np.ndarray:
     return torch.cat(columns, 1).numpy()
 
 
-def main(run: Path) -> None:
-    """Fits the baseline on the data of a finished run and prints the table."""
-    config = parse(Config, ["--conf", str(run / "config.yml")])
-    summary = json.loads((run / "summary.json").read_text())
-    zoo, splits = load_splits(config.data, "test_accuracy", DEBUG_NETWORKS if config.debug else None)
-    if zoo.sha256 != summary["data"]["sha256"]:
-        raise SystemExit(f"error: {zoo.path} is not the zoo that {run} was trained on; make it again")
-    features = {name: statistics(nets.read(slice(None))) for name, nets in splits.items()}
-    targets = {name: nets.labels.numpy() for name, nets in splits.items()}
+def boosted(kind: str, features: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> tuple[str | float, ...]:
+    """Name, test tau, R^2 and MAE, and seconds of gradient boosting, from features and targets per split."""
     started = time.perf_counter()
     model = GradientBoostingRegressor(
         n_estimators=TREES, max_depth=DEPTH, learning_rate=LEARNING_RATE, subsample=0.5, random_state=0
@@ -53,16 +48,27 @@ def main(run: Path) -> None:
     scores = [kendalltau(targets["val"], found).statistic for found in model.staged_predict(features["val"])]
     trees = int(np.nanargmax(scores)) + 1
     predicted = list(model.staged_predict(features["test"]))[trees - 1].clip(0, 1)
-    found = metrics(targets["test"].astype(np.float64), predicted)
-    seconds = time.perf_counter() - started
-    rows = [
-        (config.model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"]),
-        (f"statistics, {trees} trees", found["tau"], found["r2"], found["mae"], seconds),
-    ]
+    found = metrics(targets["test"], predicted)
+    return f"{kind}, {trees} trees", found["tau"], found["r2"], found["mae"], time.perf_counter() - started
+
+
+def main(run: Path) -> None:
+    """Fits the baseline on the data of a finished run and prints the table."""
+    config = parse(Config, ["--conf", str(run / "config.yml")])
+    summary = json.loads((run / "summary.json").read_text())
+    zoo, splits = load_splits(config.data, "test_accuracy", DEBUG_NETWORKS if config.debug else None)
+    if zoo.sha256 != summary["data"]["sha256"]:
+        raise SystemExit(f"error: {zoo.path} is not the zoo that {run} was trained on; make it again")
+    networks = {name: nets.read(slice(None)) for name, nets in splits.items()}
+    targets = {name: nets.labels.double().numpy() for name, nets in splits.items()}
+    rows = [(config.model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"])]
+    for kind, removed in (("statistics", ()), ("without scale", ("scale",))):
+        features = {name: statistics(canonicalize(params, removed)) for name, params in networks.items()}
+        rows.append(boosted(kind, features, targets))
     columns = ("model", "test_tau", "test_r2", "test_mae", "seconds")
     with open(run / "baselines.jsonl", "a") as file:
         file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
-    print(f"\nTest accuracy of {len(predicted):,} networks, predicted from their weights\n")
+    print(f"\nTest accuracy of {len(targets['test']):,} networks, predicted from their weights\n")
     print(f"{'model':<24}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
     for name, tau, r2, mae, took in rows:
         print(f"{name:<24}{tau:>8.3f}{r2:>8.3f}{mae:>8.3f}{took:>9.0f}")
