@@ -97,6 +97,27 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     return content.getvalue()
 
 
+def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float]], name: str) -> None:
+    """A metric against the seconds that training takes, a labelled point per model.
+
+    Args:
+        path: the PNG.
+        points: model -> seconds, mean and standard deviation of the metric.
+        name: of the metric.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for number, (model, (seconds, mean, std)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+        axes.errorbar(seconds, mean, yerr=std, fmt="o", capsize=3)
+        place = {"xytext": (6, 6 if number % 2 else -12), "textcoords": "offset points"}  # neighbours apart
+        axes.annotate(model.replace("$", r"\$"), (seconds, mean), fontsize=9, **place)
+    axes.set(xscale="log", xlabel="seconds of one run", ylabel=name)
+    axes.margins(x=0.2, y=0.15)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     """Counts [true class, predicted class] as an image with numbers."""
     size = 2 + 0.45 * len(counts)
