@@ -137,12 +137,8 @@ def test_killed_comparison_goes_on(home, compare):
     assert "epochs at most 30; then mean" in text
     picture = matplotlib.image.imread(home / "out/figure.png")
     assert picture.std() > 0
-    for changed, message in (
-        ({"common": {"batch_size": 4}}, "out/gmn/seed_0 was trained with batch_size 8 (found 4)"),
-        ({"common": {"data.activation_function": "sine"}, "models": {"a": {"conf": "conf.yml"}}}, ""),
-    ):
-        if message:
-            assert_refused(compare({**content, **changed}), message)
+    changed = compare({**content, "common": {"batch_size": 4}})
+    assert_refused(changed, "out/gmn/seed_0 was trained with batch_size 8 (found 4)")
     again = compare(content, "--seeds=[0,1,2]")
     assert again[0] == 0
     assert again[1].strip().startswith("| model")  # nothing was trained
@@ -188,9 +184,12 @@ def test_tuning_and_failures(home, compare):
         ({"models": {"a/b": {"conf": "c.yml"}}}, "models.a/b: found a name that is no folder's"),
         ({"models": {"a": "c.yml"}}, "models.a: found c.yml, expected {conf: FILE}"),
         ({"models": {"a": {"batch_size": 2}}}, "models.a: found {'batch_size': 2}, expected {conf: FILE}"),
-        ({"common": {"run_dir": "x"}}, "models.a: run_dir: not in a comparison"),
-        ({"common": {"train_args": {"seed": 1}}}, "models.a: train_args.seed: not in a comparison, use seeds"),
-        ({"common": {"batch_size": 1}, "tune": {"batch_size": [2]}}, "models.a: batch_size: found among its settings"),
+        ({"common": {"run_dir": "x"}}, "run_dir: not in a comparison"),
+        ({"common": {"train_args": {"seed": 1}}}, "train_args.seed: not in a comparison, use seeds"),
+        (
+            {"common": {"batch_size": 1}, "tune": {"batch_size": [2]}},
+            "batch_size: found in tune and in the settings of a",
+        ),
         ({"tune": {"batch_size": 2}}, "tune.batch_size: found 2, expected a list of different values"),
         ({"tune": {"batch_size": [2, 2]}}, "tune.batch_size: found [2, 2], expected a list of different values"),
         ({"seeds": ()}, "seeds: found [], expected different numbers from 0 on"),

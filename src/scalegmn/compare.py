@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scalegmn.cli import leaves, parse
 from scalegmn.config import Config, changed_keys, read_config
 from scalegmn.log import user_errors, write_atomic, write_csv
@@ -71,11 +73,10 @@ class CompareConfig:
                 problems.append(f"models.{name}: found {entry}, expected {{conf: FILE}} and settings")
                 continue
             settings = self.settings(name)
-            problems += [f"models.{name}: {key}: not in a comparison" for key in OUR_KEYS if key in settings]
-            if "train_args.seed" in settings:
-                problems.append(f"models.{name}: train_args.seed: not in a comparison, use seeds")
+            problems += [f"{key}: not in a comparison" for key in OUR_KEYS if key in settings]
+            problems += ["train_args.seed: not in a comparison, use seeds"] if "train_args.seed" in settings else []
             both = [key for key in self.tune if key in settings]
-            problems += [f"models.{name}: {key}: found among its settings and in tune, expected one" for key in both]
+            problems += [f"{key}: found in tune and in the settings of {name}, expected in one of them" for key in both]
         for key, values in self.tune.items():
             if not isinstance(values, list) or not values or len({*map(word, values)}) < len(values):
                 problems.append(f"tune.{key}: found {values}, expected a list of different values")
@@ -84,7 +85,7 @@ class CompareConfig:
         if self.processes < 1:
             problems.append(f"processes: found {self.processes}, expected at least 1")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("; ".join(dict.fromkeys(problems)))
 
     @property
     def threads(self) -> int:
@@ -294,7 +295,7 @@ def row(model: str, tuned: Mapping[str, Any], runs: Sequence[Planned]) -> dict[s
     for key in finished[0] if finished else ():
         values = [one[key] for one in finished]
         if key.startswith(("test_", "val_")):
-            spread = statistics.stdev(values) if len(values) > 1 else None
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # which knows nan
             found |= {key: statistics.fmean(values), f"{key}_std": spread}
         else:
             found[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)

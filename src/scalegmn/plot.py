@@ -107,12 +107,19 @@ def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float
     """
     figure = _figure(7, 4.5)
     axes = figure.subplots()
-    for number, (model, (seconds, mean, std)) in enumerate(sorted(points.items(), key=lambda point: point[1])):
-        axes.errorbar(seconds, mean, yerr=std, fmt="o", capsize=3)
-        place = {"xytext": (6, 6 if number % 2 else -12), "textcoords": "offset points"}  # neighbours apart
-        axes.annotate(model.replace("$", r"\$"), (seconds, mean), fontsize=9, **place)
+    order = sorted(points.items(), key=lambda point: point[1][1])
+    for number, (model, (seconds, mean, std)) in enumerate(order):
+        axes.errorbar(seconds, mean, yerr=std, fmt="o", capsize=3, color=f"C{number}")
+        axes.annotate(  # beside the axes: points may be close to each other
+            model.replace("$", r"\$"),
+            (seconds, mean),
+            xytext=(1.04, (number + 0.5) / len(order)),
+            textcoords="axes fraction",
+            va="center",
+            color=f"C{number}",
+            arrowprops={"arrowstyle": "-", "color": f"C{number}", "lw": 0.6},
+        )
     axes.set(xscale="log", xlabel="seconds of one run", ylabel=name)
-    axes.margins(x=0.2, y=0.15)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
