@@ -18,7 +18,7 @@ from scalegmn.zoos.cnns import CnnRecipe
 from scalegmn.zoos.recipes import InrRecipe
 
 ROOT = Path(__file__).parents[1]
-RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps"))
+RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps", "compare"))
 RECIPES = sorted(ROOT.glob("configs/zoos/*.yml"))
 
 

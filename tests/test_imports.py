@@ -28,7 +28,9 @@ ALLOWED = {
     "edit": {"config", "data", "log", "models.base", "spec", "symmetry", "tasks", "trained"},
     "predict": {"config", "data", "spec", "symmetry", "tasks", "trained"},
     "report": {"cli", "log", "plot"},
-    "sweep": {"cli", "log"},
+    "scripts": set(),
+    "sweep": {"cli", "log", "scripts"},
+    "compare": {"cli", "config", "log", "plot", "report", "scripts"},
     "run": {"config", "log", "models.base", "train"},
     "__init__": {"spec", "config"},
 }

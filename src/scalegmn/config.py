@@ -186,7 +186,7 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
     path = Path(files[-1]).resolve() if files else None
     name = f"{path.parent.name}-{path.stem}" if path else "default"
     for run in sorted(Path("runs", name).glob("*/config.yml"), reverse=True) if config.resume == "auto" else ():
-        if not (run.parent / "summary.json").exists() and not _changed_keys(config, run):
+        if not (run.parent / "summary.json").exists() and not changed_keys(config, run):
             return replace(config, run_dir=str(run.parent))
     folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
     while folder.exists():
@@ -202,7 +202,7 @@ def start_run(config: Config) -> Run:
     """
     folder = Path(config.run_dir)
     if config.resume is not None and (folder / "config.yml").exists():
-        changed = _changed_keys(config, folder / "config.yml")
+        changed = changed_keys(config, folder / "config.yml")
         if changed:
             raise ValueError(
                 f"--resume: {folder} was started with {', '.join(changed)}; leave it so, or start a new run"
@@ -212,7 +212,7 @@ def start_run(config: Config) -> Run:
     return Run(folder, config.to_yaml(), config.content(), loggers, config.resume is not None)
 
 
-def _changed_keys(config: Config, file: Path) -> list[str]:
+def changed_keys(config: Config, file: Path) -> list[str]:
     """`key value (found own value)` for each setting that a run's config.yml has and the configuration has not; where a
     run trains does not count."""
     stored, own = (dict(leaves(yaml.safe_load(text) or {})) for text in (file.read_text(), config.to_yaml()))

@@ -97,6 +97,34 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     return content.getvalue()
 
 
+def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float]], name: str) -> None:
+    """A metric against the seconds that training takes, a labelled point per model.
+
+    Args:
+        path: the PNG.
+        points: model -> seconds, mean and standard deviation of the metric.
+        name: of the metric.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    order = sorted(points.items(), key=lambda point: point[1][1])
+    for number, (model, (seconds, mean, std)) in enumerate(order):
+        axes.errorbar(seconds, mean, yerr=std, fmt="o", capsize=3, color=f"C{number}")
+        axes.annotate(  # beside the axes: points may be close to each other
+            model.replace("$", r"\$"),
+            (seconds, mean),
+            xytext=(1.04, (number + 0.5) / len(order)),
+            textcoords="axes fraction",
+            va="center",
+            color=f"C{number}",
+            arrowprops={"arrowstyle": "-", "color": f"C{number}", "lw": 0.6},
+        )
+    axes.set(xscale="log", xlabel="seconds of one run", ylabel=name)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     """Counts [true class, predicted class] as an image with numbers."""
     size = 2 + 0.45 * len(counts)

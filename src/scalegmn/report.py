@@ -104,7 +104,7 @@ def find_runs(folders: Sequence[Path]) -> list[Found]:
         if not configs:
             raise ValueError(f"{folder}: no config.yml there nor one folder below; expected the folder of a run")
         paths |= dict.fromkeys(config.parent for config in configs)
-    return [_read(path, name) for path, name in zip(paths, _names(list(paths)), strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, _names(list(paths)), strict=True)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -116,8 +116,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-length:]) for part in parts]
 
 
-def _read(folder: Path, name: str) -> Found:
-    """A run; raises ValueError with the name of a damaged file."""
+def read_run(folder: Path, name: str) -> Found:
+    """A run, under a name; raises ValueError with the name of a damaged file."""
     path = folder / "config.yml"
     try:
         config = dict(leaves(yaml.safe_load(path.read_text())))

@@ -7,36 +7,26 @@ command goes on where it stopped. `--export wandb` writes the sweep for Weights 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 
 from scalegmn.cli import parse
 from scalegmn.log import read_rows, user_errors, write_atomic, write_csv
+from scalegmn.scripts import OUR_KEYS, POLL_SECONDS, last_line, only_here, started, word, words
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
-
-POLL_SECONDS = 0.2
-"""Between two looks at a trial's metrics."""
-
-OUR_KEYS = ("run_dir", "resume", "seeds", "dry_run", "checkpoint")
-"""What a sweep itself says to the script, or what makes no single run of it."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +88,7 @@ class SweepConfig:
 
     def command(self, values: dict[str, Any]) -> list[str]:
         """The words of a run of the script with these values of the parameters."""
-        files = [f"--conf={file}" for file in self.base]
-        return [self.script, *files, *(f"--{key}={_word(value)}" for key, value in {**self.settings, **values}.items())]
+        return [self.script, *words(self.base, {**self.settings, **values})]
 
 
 def _problems(values: Any) -> list[str]:
@@ -129,11 +118,6 @@ def _ends(kind: str, ends: Sequence[Any]) -> list[Any]:
 def _choices(values: list[Any]) -> list[Any]:
     """The values of a list as Optuna keeps them: lists and mappings as JSON."""
     return [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
-
-
-def _word(value: Any) -> str:
-    """A value on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 DISTRIBUTIONS = {"uniform": "uniform", "log_uniform": "log_uniform_values", "int": "int_uniform"}
@@ -166,8 +150,8 @@ def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
             ((kind, ends),) = values.items()
             low, high = _ends(kind, ends)
             parameters[key] = {"distribution": DISTRIBUTIONS[kind], "min": low, "max": high}
-    script, *words = config.command({})
-    command = ["${env}", "${interpreter}", "${program}", *words, "--wandb=True", "${args}"]
+    script, *settings = config.command({})
+    command = ["${env}", "${interpreter}", "${program}", *settings, "--wandb=True", "${args}"]
     found = {
         "program": script,
         "method": {"tpe": "bayes"}.get(config.method, config.method),
@@ -194,7 +178,7 @@ def run_sweep(config: SweepConfig) -> None:
     if not Path(config.script).is_file():
         raise ValueError(f"script: {config.script}: no such file")
     folder = Path(config.folder)
-    with _only_here(folder):
+    with only_here(folder, "sweep"):
         _check_plan(config, folder)
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
@@ -228,17 +212,6 @@ def run_sweep(config: SweepConfig) -> None:
     print(f"results: {folder}/results.csv; python -m scalegmn.report {folder} compares the runs")
 
 
-@contextmanager
-def _only_here(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes from running its sweep at the same time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"{folder}: another process runs this sweep") from None
-
-
 def _check_plan(config: SweepConfig, folder: Path) -> None:
     """Stores what the sweep is, or compares with what is stored; a new one is tried out on the script's own parser."""
     plan = {key: value for key, value in asdict(config).items() if key not in ("num_trials", "folder", "export")}
@@ -254,7 +227,7 @@ def _check_plan(config: SweepConfig, folder: Path) -> None:
     command = [sys.executable, *config.command(example), "--print_config"]
     tried = subprocess.run(command, capture_output=True, text=True)
     if tried.returncode != 0:
-        raise ValueError(f"{config.script}: {_last_line(tried.stderr)}")
+        raise ValueError(f"{config.script}: {last_line(tried.stderr)}")
     write_atomic(path, text)
 
 
@@ -275,8 +248,7 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
     values, log = suggested(config, trial), run.with_name(f"{run.name}.log")
     epochs = -1
     if not (run / "summary.json").exists():  # it does when the sweep was killed right after
-        command = [sys.executable, *config.command(values), f"--run_dir={run}", "--resume=auto"]
-        with open(log, "w") as output, _started(command, output) as process:
+        with started([*config.command(values), f"--run_dir={run}", "--resume=auto"], log) as process:
             over = False
             while not over:
                 over = process.poll() is not None
@@ -288,7 +260,7 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
                         return
                 time.sleep(0 if over else POLL_SECONDS)
         if process.returncode != 0:
-            trial.set_user_attr("error", _last_line(log.read_text()))  # tells it from an interrupted one
+            trial.set_user_attr("error", last_line(log.read_text()))  # tells it from an interrupted one
             study.tell(trial, state=TrialState.FAIL)
             return
     summary = json.loads((run / "summary.json").read_text())
@@ -296,20 +268,6 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
     numbers = {key: summary[key] for key in summary if key.startswith("test_") or key in ("best_epoch", "seconds")}
     trial.set_user_attr("results", numbers)
     study.tell(trial, value)
-
-
-@contextmanager
-def _started(command: Sequence[str], output: Any) -> Iterator[subprocess.Popen]:
-    """A process that ends with the block; and, on Linux, with this process, however that ends."""
-    before = None
-    if sys.platform == "linux":
-        before = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=before)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
@@ -324,12 +282,6 @@ def _metric(config: SweepConfig, found: dict[str, Any], path: Path) -> float:
         known = ", ".join(name for name in found if name.startswith("val_"))
         raise ValueError(f"metric: no {config.metric} in {path}, found {known}")
     return found[config.metric]
-
-
-def _last_line(text: str) -> str:
-    """The last line of an output, in which errors are."""
-    lines = text.strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "no output"
 
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
@@ -356,7 +308,7 @@ def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _line(config: SweepConfig, row: dict[str, Any]) -> str:
     """A trial in words."""
-    values = "  ".join(f"--{key}={_word(row[key])}" for key in config.parameters if key in row)
+    values = "  ".join(f"--{key}={word(row[key])}" for key in config.parameters if key in row)
     value = "" if row[config.metric] is None else f"  {config.metric} {row[config.metric]:.4f}"
     return f"{row['trial']}  {row['state']}{value}  {row.get('error', values)}"
 

@@ -419,6 +419,7 @@ class Trainer:
         summary = {
             **{f"test_{name}": value for name, value in test.items()},
             **{key: value for key, value in progress.best.items() if key != "epoch"},
+            "monitor": {"name": self.task.monitor, "maximize": self.task.maximize},
             "best_epoch": best_epoch,
             "epochs": progress.epoch,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
