@@ -56,7 +56,9 @@ def write(home, content):
     text = "data: {dataset_path: data/zoo}\nbatch_size: 8\nmodel: mlp\n"
     text += "mlp_args: {hidden_dim: 9, num_hidden: 1, out_dim: 3}\n"
     (home / "mlp.yml").write_text(text)
-    (home / "compare.yml").write_text(yaml.safe_dump({"models": models, "seeds": [0], "out": "out", **content}))
+    (home / "compare.yml").write_text(
+        yaml.safe_dump({"models": models, "seeds": [0], "out": "out", **content}, sort_keys=False)
+    )
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_killed_comparison_goes_on(home, compare):
     assert "epochs at most 10; then mean" in text
     picture = matplotlib.image.imread(home / "out/figure.png")
     assert picture.std() > 0
-    changed = compare({**content, "common": {"batch_size": 4}})
+    changed = compare({**content, "common": {**content["common"], "batch_size": 4}})
     assert_refused(changed, "out/mlp/seed_0 was trained with batch_size 8 (found 4)")
     again = compare(content, "--seeds=[0,1]")
     assert again[0] == 0
