@@ -60,7 +60,7 @@ def parse(
     problems += _key_problems(parser, given)
     given = [setting for setting in given if setting[1] in known]
     problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
-    sources = [f"--conf={yaml.safe_dump(content)}" for _, content in contents if content]
+    sources = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in contents if content]
     settings = [word for word in words if word.partition("=")[0] not in EXITS]
     try:
         values = parser.parse_args(sources + settings)

@@ -117,7 +117,7 @@ def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float
             textcoords="axes fraction",
             va="center",
             color=f"C{number}",
-            arrowprops={"arrowstyle": "-", "color": f"C{number}", "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "color": f"C{number}", "lw": 0.6, "relpos": (0, 0.5)},
         )
     axes.set(xscale="log", xlabel="seconds of one run", ylabel=name)
     axes.grid(alpha=0.3)
