@@ -8,7 +8,7 @@ import yaml
 
 from scalegmn import build_model
 from scalegmn.cli import parse
-from scalegmn.config import Config, read_config, with_run_dir
+from scalegmn.config import Config, ScriptConfig, read_config, start_run, with_run_dir
 from scalegmn.models import MODELS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
@@ -169,6 +169,15 @@ def test_run_to_go_on_with(tmp_path):
     assert (config.batch_size, config.run_dir) == (7, str(tmp_path))
     with pytest.raises(ValueError, match="leave out --run_dir"):
         with_run_dir(replace(config, run_dir="elsewhere"))
+    with pytest.raises(ValueError, match="resume: seeds go on where they stopped without it; give their --run_dir"):
+        ScriptConfig(seeds="0,1", resume="auto")
+
+
+@pytest.mark.parametrize("text", ["a: [1\n b: {", "- 1\n", b"\xff\xfe\xff"])
+def test_damaged_configuration_of_a_run_to_go_on_with(tmp_path, text):
+    (tmp_path / "config.yml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"config.yml: (not YAML|found a list)"):
+        start_run(Config(run_dir=str(tmp_path), resume="auto"))
 
 
 def test_scientific_numbers_without_a_dot(tmp_path):

@@ -50,6 +50,33 @@ def test_unfinished_run_is_begun_anew(tmp_path):
         Run(tmp_path / "run", "", {})
 
 
+@pytest.mark.parametrize("name", ["checkpoints/epoch3.ckpt", "figures/a.png", "metrics.csv", "config.yml", "wandb/a"])
+def test_files_of_something_else_are_left_alone(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name.split('/')[0]} of something else; choose another --run_dir"):
+        Run(tmp_path, "a: 1\n", {})
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_folder_that_cannot_be_made(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=rf"--run_dir: .*{name} cannot be written \(.*\); choose another"):
+        Run(tmp_path / name, "a: 1\n", {})
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    run = Run(tmp_path / "run", "a: 1\n", {})
+    (run.folder / "checkpoints" / "state-0000000001.safetensors").write_text("whole")
+    for name in ("metrics.csv.0.tmp", "checkpoints/last.safetensors.0.tmp"):
+        (run.folder / name).write_text("half")
+    again = Run(tmp_path / "run", "a: 1\n", {}, resume=True)
+    assert list(again.folder.rglob("*.tmp")) == []
+    assert (again.folder / "checkpoints" / "state-0000000001.safetensors").read_text() == "whole"
+
+
 def test_git_commit_is_the_head():
     found = git_commit()
     if found is None:
@@ -85,6 +112,36 @@ def test_loggers_leave_the_same_numbers(tmp_path, capsys):
     assert [line.split() for line in lines[1:]] == [["0", "2.0000"], ["1", "1.5000"], ["2"]]
     again = Run(tmp_path / "other", "a: 1\n", {"a": 1})
     assert not (again.folder / "tensorboard").exists()
+
+
+def test_epochs_that_are_run_again_are_logged_once(tmp_path):
+    """Two epochs, of which a resumed run knows one."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path / "run", "a: 1\n", {"a": 1}, [TensorBoard()])
+    run.log({"epoch": 0, "val_loss": 3.0})
+    run.log({"epoch": 1, "val_loss": 2.0})
+    (run.folder / "checkpoints" / "state-0000000001.safetensors").touch()
+    again = Run(tmp_path / "run", "a: 1\n", {"a": 1}, [TensorBoard()], resume=True)
+    again.rewind(1)
+    again.log({"epoch": 1, "val_loss": 1.0})
+    again.finish({})
+    assert again.metrics() == [{"epoch": 0, "val_loss": 3.0}, {"epoch": 1, "val_loss": 1.0}]
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("val_loss")] == [(0, 3.0), (1, 1.0)]
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.slow
+def test_wandb_goes_on_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for epoch in (0, 1):
+        logger = Wandb(WandbConfig())
+        logger.start(tmp_path, {})
+        logger.log({"epoch": epoch})
+        logger.finish({}, [])
+    names = [path.name for path in tmp_path.glob("wandb/*run-*")]
+    assert len({name.rpartition("-")[2] for name in names}) == 1, names
 
 
 def test_rows_without_a_line_that_is_being_written(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -78,20 +79,25 @@ def test_command(runs, tmp_path, monkeypatch, capsys):
         main()
 
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "<b>second", runs / "whole")
     report(runs / "third", "--out=one.html")
     assert "1 run, 1 unfinished" in (tmp_path / "one.html").read_text()
     report(runs / "first", runs / "third", "--out=one.html")  # ours: written anew
     assert "2 runs, 1 unfinished" in (tmp_path / "one.html").read_text()
+    report(Path("runs/first"), runs / "first", "--out=one.html")  # the same run
+    assert "<title>scalegmn: 1 run<" in (tmp_path / "one.html").read_text()
     (tmp_path / "own.html").write_text("mine")
     (runs / "first" / "summary.json").write_text("{")
     (runs / "third" / "metrics.jsonl").write_text('{"val_loss": 1}\n')
+    (runs / "<b>second" / "metrics.jsonl").write_text("5\n")
     capsys.readouterr()
     for words, message in (
         ([runs / "third", "--out=own.html"], "own.html exists already, and is no report"),
         ([tmp_path / "nothing"], "nothing: no config.yml"),
         ([runs / "first"], "first/summary.json: damaged"),
         ([runs / "third"], "third/metrics.jsonl: damaged (a line without epoch)"),
-        ([runs / "<b>second", "--out=missing/report.html"], "cannot be written (No such file"),
+        ([runs / "<b>second"], "second/metrics.jsonl: damaged"),
+        ([runs / "whole", "--out=missing/report.html"], "cannot be written (No such file"),
     ):
         with pytest.raises(SystemExit) as stop:
             report(*words)

@@ -144,7 +144,7 @@ def test_a_second_interruption_ends_at_once(home):
 def test_killed_at_any_moment(home):
     """kill -9 at twenty random moments of one run that is resumed each time: it ends as the one that nobody killed."""
     folder, moments, kills = home / "killed", random.Random(0), 0
-    settings = {**RANDOM, "train_args.num_epochs": 20, "train_args.checkpoint_minutes": 0.0}
+    settings = {**RANDOM, "train_args.num_epochs": 50, "train_args.checkpoint_minutes": 0.0}
     run(home, *words("unharmed", **settings))
     while kills < 20:
         before = state_files(folder)

@@ -161,6 +161,8 @@ def test_failed_and_pruned_trials(home, sweep):
     assert re.search(r"^best: trial-\d+  finished  val_x 5.0000  --x=5$", out, re.MULTILINE), out
     failed = sweep({**content, "parameters": {"x": [7]}, "folder": "failed"})
     assert_refused(failed, "failed: seven; the same command goes on")
+    again = sweep({**content, "parameters": {"x": [7]}, "folder": "failed"})
+    assert_refused(again, "failed: all trials failed; failed/results.csv says why")
     other = sweep({**content, "parameters": {"x": [1]}, "folder": "other", "metric": "val_y"})
     assert_refused(other, "no val_y in other/trial-000/metrics.jsonl, found val_x")
 

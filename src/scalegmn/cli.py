@@ -45,7 +45,7 @@ def parse(
     parser.add_class_arguments(config_class, None)
     contents, remarks, problems = [], [], []
     for file in files:
-        content, found = _read(file), []
+        content, found = read_yaml(file), []
         try:
             content, found = (content, []) if translate is None else translate(content)
         except ValueError as error:
@@ -105,8 +105,9 @@ def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], 
     return files, words
 
 
-def _read(file: str) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file of settings; raises ValueError with its name."""
+    file = str(file)
     if not Path(file).is_file():
         near = difflib.get_close_matches(file, map(str, Path().glob("configs/*/*.yml")), n=1)
         raise ValueError(f"--conf {file}: no such file" + (f"; did you mean {near[0]}?" if near else ""))

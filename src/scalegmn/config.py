@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from scalegmn.cli import leaves, parse, split_arguments
+from scalegmn.cli import leaves, parse, read_yaml, split_arguments
 from scalegmn.data.loader import DataConfig, open_data
 from scalegmn.log import Run, TensorBoard, Wandb, WandbConfig
 from scalegmn.models import (
@@ -138,6 +138,8 @@ class ScriptConfig(Config):
         super().__post_init__()
         if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
             raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        if self.seeds is not None and self.resume is not None and self.run_dir is None:
+            raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
 
 def _plain(value: object) -> object:
@@ -215,7 +217,7 @@ def start_run(config: Config) -> Run:
 def changed_keys(config: Config, file: Path) -> list[str]:
     """`key value (found own value)` for each setting that a run's config.yml has and the configuration has not; where a
     run trains does not count."""
-    stored, own = (dict(leaves(yaml.safe_load(text) or {})) for text in (file.read_text(), config.to_yaml()))
+    stored, own = (dict(leaves(content)) for content in (read_yaml(file), config.content()))
     return [
         f"{key} {stored.get(key)} (found {own.get(key)})"
         for key in {**stored, **own}

@@ -25,6 +25,9 @@ from PIL import Image
 STATES = "checkpoints/state-*.safetensors"
 """What an unfinished run can go on from, in its folder."""
 
+OURS = ("config.yml", "metrics.jsonl", "metrics.csv", "checkpoints", "figures", "tensorboard", "wandb")
+"""What a run that begins removes from its folder."""
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
@@ -130,6 +133,9 @@ class Logger:
     def log(self, row: Mapping[str, Any]) -> None:
         """One epoch: name -> number."""
 
+    def rewind(self, num_epochs: int) -> None:
+        """Forgets the rows after so many epochs, which will come again."""
+
     def finish(self, summary: Mapping[str, Any], figures: Sequence[Path]) -> None:
         """After the last row, with the run's summary and its PNG figures."""
 
@@ -170,6 +176,10 @@ class JsonLines(Logger):
         """Appends a line."""
         with open(self._path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def rewind(self, num_epochs: int) -> None:
+        """Keeps so many lines."""
+        write_atomic(self._path, "".join(self._path.read_text().splitlines(keepends=True)[:num_epochs]))
 
 
 class Csv(Logger):
@@ -214,8 +224,8 @@ class TensorBoard(Logger):
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Opens an event file, with the configuration as text."""
-        self._writer = self._open(str(folder / "tensorboard"))
-        self._writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
+        self._folder, self._config = str(folder / "tensorboard"), f"```\n{json.dumps(config, indent=2)}\n```"
+        self._begin(None)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """A scalar per number, at the row's epoch."""
@@ -223,6 +233,15 @@ class TensorBoard(Logger):
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, row["epoch"])
         self._writer.flush()
+
+    def rewind(self, num_epochs: int) -> None:
+        """Opens another event file, which hides later epochs of those before it."""
+        self._writer.close()
+        self._begin(num_epochs)
+
+    def _begin(self, purge_step: int | None) -> None:
+        self._writer = self._open(self._folder, purge_step=purge_step)
+        self._writer.add_text("config", self._config)
 
     def finish(self, summary: Mapping[str, Any], figures: Sequence[Path]) -> None:
         """The summary's numbers as `final/<name>`, and the figures."""
@@ -253,9 +272,11 @@ class Wandb(Logger):
         self._wandb, self._where = wandb, where
 
     def start(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Begins a wandb run that keeps its files in the run folder."""
+        """Begins a wandb run that keeps its files in the run folder, or goes on with the one that has files there."""
         name = self._where.name or "/".join(folder.parts[-2:])
-        options = {**asdict(self._where), "name": name, "tags": list(self._where.tags)}
+        before = [path.name.rpartition("-")[2] for path in folder.glob("wandb/*run-*")]
+        options = {**asdict(self._where), "name": name, "tags": list(self._where.tags), "resume": "allow"}
+        options |= {"id": before[0]} if before else {}
         try:
             self._run = self._wandb.init(dir=str(folder), config=dict(config), **options)
         except self._wandb.errors.Error as error:
@@ -263,8 +284,8 @@ class Wandb(Logger):
             raise ValueError(f"wandb: {error}; {remedy}") from None
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Sends a row."""
-        self._run.log(dict(row))
+        """Sends a row, unless its epoch was sent before the run stopped."""
+        self._run.log(dict(row), step=row["epoch"])
 
     def finish(self, summary: Mapping[str, Any], figures: Sequence[Path]) -> None:
         """Sends the figures, and the summary as `final/<name>`."""
@@ -292,7 +313,7 @@ class Run:
 
     Raises:
         ValueError: the folder holds a finished run, or an unfinished one whose state would be lost, or another process
-            is training in it.
+            is training in it, or files of something else are there, or it cannot be written.
     """
 
     def __init__(
@@ -309,23 +330,30 @@ class Run:
         if has_state and not resume:
             remedy = f"go on with --resume {folder}, or choose another --run_dir"
             raise ValueError(f"{folder} holds an unfinished run; {remedy}")
-        folder.mkdir(parents=True, exist_ok=True)
+        if not has_state and not (folder / ".lock").exists():  # which each run has until it is finished
+            others = [name for name in OURS if (folder / name).exists()]
+            if others:
+                raise ValueError(f"{folder} holds {', '.join(others)} of something else; choose another --run_dir")
         self._lock = FileLock(folder / ".lock", is_singleton=True)  # the system frees it when the process dies
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(f"{folder}: another process is training there") from None
+        except OSError as error:
+            raise ValueError(f"--run_dir: {folder} cannot be written ({error.strerror}); choose another") from None
         self.folder = folder
         self._commit = git_commit()
         if not has_state:
-            for name in ("checkpoints", "figures", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)  # of an unfinished run
+            for name in OURS:  # of an unfinished run
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
             for name in ("checkpoints", "figures"):
                 (folder / name).mkdir()
-            for name in ("metrics.jsonl", "metrics.csv"):
-                (folder / name).unlink(missing_ok=True)
             write_atomic(folder / "config.yml", config_yaml)
-        for path in folder.glob("checkpoints/*.tmp"):  # of a process that was killed while it wrote
+        for path in [*folder.glob("*.tmp"), *folder.glob("checkpoints/*.tmp")]:  # of a process that was killed
             path.unlink()
         self._loggers = [Console(), JsonLines(), Csv(), *loggers]
         for logger in self._loggers:
@@ -338,8 +366,8 @@ class Run:
 
     def rewind(self, num_epochs: int) -> None:
         """Forgets what was logged after so many epochs, to log it again."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        write_atomic(self.folder / "metrics.jsonl", "".join(lines[:num_epochs]))
+        for logger in self._loggers:
+            logger.rewind(num_epochs)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What has been logged so far."""

@@ -98,18 +98,18 @@ def find_runs(folders: Sequence[Path]) -> list[Found]:
     Raises:
         ValueError: a folder holds none, or a file of one is damaged.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         configs = [folder / "config.yml"] if (folder / "config.yml").exists() else sorted(folder.glob("*/config.yml"))
         if not configs:
             raise ValueError(f"{folder}: no config.yml there nor one folder below; expected the folder of a run")
-        paths |= dict.fromkeys(config.parent for config in configs)
-    return [read_run(path, name) for path, name in zip(paths, _names(list(paths)), strict=True)]
+        paths |= {config.parent.resolve(): config.parent for config in configs}
+    return [read_run(path, name) for path, name in zip(paths.values(), _names(list(paths)), strict=True)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """As much of the end of each path as tells them all apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.parts for path in paths]
     length = 1
     while len({part[-length:] for part in parts}) < len(parts):
         length += 1
@@ -126,8 +126,8 @@ def read_run(folder: Path, name: str) -> Found:
         if any("epoch" not in row for row in rows):
             raise ValueError("a line without epoch")
         path = folder / "summary.json"
-        summary = json.loads(path.read_text()) if path.exists() else None
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        summary = dict(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())})") from None
     return Found(name, folder, config, rows, summary)
 

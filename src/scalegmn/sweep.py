@@ -207,6 +207,10 @@ def run_sweep(config: SweepConfig) -> None:
                 raise ValueError(f"{folder}: {rows[-1]['error']}; the same command goes on with the next trial")
     _write(folder, rows)
     finished = [row for row in rows if row["state"] == "finished"]
+    if not finished:
+        raise ValueError(
+            f"{folder}: all trials failed; {folder}/results.csv says why, a larger --num_trials tries others"
+        )
     best = (max if config.maximize else min)(finished, key=lambda row: row[config.metric])
     print(f"best: {_line(config, best)}")
     print(f"results: {folder}/results.csv; python -m scalegmn.report {folder} compares the runs")

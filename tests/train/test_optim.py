@@ -65,6 +65,16 @@ def test_plateau_by_hand():
     assert found == pytest.approx([2, 2, 2, 2, 2, 0.2, 0.2, 0.02, 0.02])
 
 
+def test_plateau_after_a_result_that_is_not_a_number():
+    """It counts as not better, and is not remembered as the best."""
+    _, schedule = build("plateau", 100, patience=2)
+    found = []
+    for value in (math.nan, 1, 2, math.nan, 3, 4):
+        schedule.end_epoch(value)
+        found.append(schedule.lr)
+    assert found == [2.0] * 6
+
+
 @pytest.mark.parametrize("decay", ["constant", "cosine", "one_cycle", "plateau", "none"])
 def test_schedule_goes_on(decay):
     _, whole = build(decay, 12, 3, 2)

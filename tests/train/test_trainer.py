@@ -285,6 +285,16 @@ def test_what_a_run_does_not_go_on_with(tmp_path):
         start(tmp_path / "a", task=other, resume=True).fit()
 
 
+def test_state_of_another_model(tmp_path):
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", 7).fit()
+    for path in state_files(tmp_path / "a"):
+        tensors, facts = read_tensors(path)
+        write_tensors(path, {**tensors, "model.weight": torch.zeros(1, 2)}, facts)
+    with pytest.raises(ValueError, match="its state is of another model or version; start a new run"):
+        start(tmp_path / "a", resume=True).fit()
+
+
 def test_states_are_saved_as_often_as_wanted(tmp_path):
     trainer = start(tmp_path / "a", checkpoint_minutes=0.0)
     trainer.train_epoch()

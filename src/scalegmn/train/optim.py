@@ -136,7 +136,7 @@ class Schedule:
         """After every epoch, with a validation result of which larger is better."""
         state = self._state
         state["since_best"] = 0 if value > state["best"] else state["since_best"] + 1
-        state["best"] = max(value, state["best"])
+        state["best"] = max(state["best"], value)  # this way round a NaN is never the best
         if self._config.decay == "plateau" and state["since_best"] >= self._config.plateau_patience:
             state["reduction"] *= PLATEAU_FACTOR
             state["since_best"] = 0

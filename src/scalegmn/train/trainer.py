@@ -255,13 +255,15 @@ class Trainer:
         Raises:
             Stopped: by a signal; the step was finished and the state saved.
             FloatingPointError: the loss or the gradient of a step is not finite; what reproduces it was saved.
-            ValueError: the state in the run folder is damaged, or of other data or another number of processes.
+            ValueError: the state in the run folder is damaged, or of other data, another model or another number of
+                processes.
         """
         with ending_together(self.fabric):
             state = None if self.run is None else self._read_state()
         state = self.fabric.broadcast(state)
         if state is not None:
-            self._restore(*state)
+            with ending_together(self.fabric):
+                self._restore(*state)
         with self.signals:
             while self.progress.epoch < self.config.num_epochs and self._since_best() < self.config.patience:
                 self.train_epoch()
@@ -516,9 +518,12 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Goes on from a state."""
-        self.progress = Progress(**facts["progress"])
+        try:
+            self.progress = Progress(**facts["progress"])
+            self.model.load_state_dict(split_names(tensors, "model"))
+        except (KeyError, TypeError, RuntimeError):
+            raise ValueError("--resume: its state is of another model or version; start a new run") from None
         self._seconds_before = self.progress.seconds
-        self.model.load_state_dict(split_names(tensors, "model"))
         if self.average is not None:
             self.average.load_state_dict(split_names(tensors, "average"))
         self.best = split_names(tensors, "best")
