@@ -1,14 +1,14 @@
 """Residual connections tie neurons: what moves together leaves the function unchanged, what does not changes it."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from contract import without_residuals
 
 from scalegmn.nets.cnn import evaluate_cnn
 from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec, Tie
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec, Tie
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -51,12 +51,6 @@ def change_of_function(params, moved):
     return ((after - before).abs().max() / before.abs().max()).item()
 
 
-def untied(params):
-    """The same weights, as those of networks without residual connections."""
-    layers = tuple(replace(layer, residual=None) for layer in params.spec.layers)
-    return NetParams(NetSpec(layers), params.weights, params.biases, params.activation)
-
-
 def test_ties_by_hand():
     spec = spec_of(LAYOUT, ["relu", "relu", "relu", "tanh", "identity"], SOURCES)
     # hidden sizes 4 6 5 3 6: layers 0, 2, 3, 4 share channels 0..2; layer 3 has no channel 3, layer 0 no channel 4
@@ -90,7 +84,7 @@ def test_action_leaves_the_function_unchanged(activations, own, kernel, random_p
 @pytest.mark.parametrize(("activations", "own"), NETS)
 def test_ignoring_the_ties_changes_it(activations, own, kernel, random_params, generator):
     params = draw(random_params, activations, own, kernel)
-    loose = untied(params)
+    loose = without_residuals(params)
     permuted = GroupElement.sample(loose, generator, scale=False)
     assert change_of_function(loose, permuted.act(loose)) < 1e-10
     assert change_of_function(params, permuted.act(params)) > 1e-3

@@ -133,6 +133,12 @@ class ModelConfig:
             problems.append(f"out_dim: found {self.out_dim}, but {task} needs {out_dim}")
         self.refuse(problems)
 
+    def refuse_residuals(self, spec: NetSpec) -> None:
+        """Raises ValueError for networks with residual connections, which not every model knows of."""
+        if spec.residuals:
+            models = "ng_gnn, ng_t, statnn or probegen"
+            raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
+
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.
 
