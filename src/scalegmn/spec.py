@@ -117,6 +117,7 @@ class NetSpec:
                 )
             if layer.residual is not None:
                 self._check_residual(index, layer)
+        _ = self.ties  # now: torch.compile cannot trace the lock of a cached property that is still to be computed
 
     def _check_residual(self, index: int, layer: LayerSpec) -> None:
         """Raises ValueError unless a layer's residual connection comes from a hidden layer of its kind, before the one
@@ -395,6 +396,15 @@ class NetParams:
         if indices is not None:
             indices = indices.to(weights[0].device)
         return cls(NetSpec(tuple(layers)), tuple(weights), tuple(biases), indices)
+
+    @classmethod
+    def cat(cls, parts: Sequence[NetParams]) -> NetParams:
+        """All networks of several batches of one spec, in order."""
+        assert all(part.spec == parts[0].spec for part in parts)
+        weights = zip(*(part.weights for part in parts), strict=True)
+        biases = zip(*(part.biases for part in parts), strict=True)
+        activation = None if parts[0].activation is None else torch.cat([part.activation for part in parts])
+        return cls(parts[0].spec, tuple(map(torch.cat, weights)), tuple(map(torch.cat, biases)), activation)
 
     def __len__(self) -> int:
         return len(self.biases[0])

@@ -55,6 +55,7 @@ def test_published_outputs_of_mixed_architectures():
     model.load_state_dict(neural_graphs.ours(case, state, RENAMES, UNUSED))
     assert sum(parameter.numel() for parameter in model.parameters()) == case["parameter_count"]
     assert (torch.cat([model(params) for params in nets]) - output).abs().max() < 1e-10 * output.std()
+    assert (model(nets) - output).abs().max() < 1e-10 * output.std()
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -39,6 +39,7 @@ def test_published_outputs_of_mixed_architectures():
     model.load_state_dict(state)
     assert sum(parameter.numel() for parameter in model.parameters()) == case["parameter_count"]
     assert (torch.cat([model(params) for params in nets]) - output).abs().max() < 1e-10 * output.std()
+    assert (model(nets) - output).abs().max() < 1e-10 * output.std()
 
 
 @pytest.mark.parametrize(("layers", "kernel", "count"), [(None, (3, 3), 1_059_001), (5, (7, 7), 1_087_001)])

@@ -42,7 +42,7 @@ class NeuralGraphConfig(ModelConfig):
 
     max_hidden_layers: int | None = None
     """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
-    networks of different depths, if it has no num_probes and does not normalize."""
+    networks of different depths, if it has no num_probes, does not normalize, and gives vectors."""
 
     linear_encoder: bool = False
     """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
@@ -264,9 +264,14 @@ class NeuralGraphModel(Metanetwork):
                 f"the model was built for networks from {graph.ends[0]} to {graph.ends[1]}, of 1 to {graph.max_hidden} "
                 f"hidden layers (max_hidden_layers) and kernels up to {graph.kernel[0]}x{graph.kernel[1]}, found {spec}"
             )
-        if depth != self.spec.num_layers - 1 and (graph.points is not None or self.normalization is not None):
-            name = "num_probes" if graph.points is not None else "normalize"
-            raise ValueError(f"{options.section}.{name}: the model was built for {self.spec}, found {spec}")
+        by_layer = {
+            "num_probes": graph.points is not None,
+            "normalize": self.normalization is not None,
+            "output": self.readout is None,
+        }
+        bound = [name for name, given in by_layer.items() if given]
+        if depth != self.spec.num_layers - 1 and bound:
+            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
         unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
         if options.activation_embedding and unknown:
             raise ValueError(

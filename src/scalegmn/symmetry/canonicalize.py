@@ -56,7 +56,7 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
         parts = []
         for tie in spec.ties:
             if index == tie.layers[0]:
-                parts.append(torch.where(_is_homogeneous(params, tie), own[:, tie.channels], 1))
+                parts.append(_where_homogeneous(params, tie, own[:, tie.channels]))
             elif index in tie.layers:
                 parts.append(scales[tie.layers[0]][:, tie.channels])
         scales.append(torch.cat(parts, dim=1))
@@ -64,13 +64,13 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     return GroupElement(tuple(permutations), tuple(scales))
 
 
-def _is_homogeneous(params: NetParams, tie: Tie) -> Tensor:
-    """[B, 1] or []: whether positive factors commute with all activations of a tie."""
-    device, kind = params.biases[0].device, params.spec.tie_symmetry(tie)
+def _where_homogeneous(params: NetParams, tie: Tie, q: Tensor) -> Tensor:
+    """q [B, n] of a tie's neurons; 1 where positive factors do not commute with all of its activations."""
+    kind = params.spec.tie_symmetry(tie)
     if kind != MIXED:
-        return torch.tensor(kind == "scale", device=device)
+        return q if kind == "scale" else torch.ones_like(q)
     found = [params.spec.tie_symmetry(tie, name) == "scale" for name in ACTIVATIONS]
-    return torch.tensor(found, device=device)[params.activation][:, None]
+    return torch.where(torch.tensor(found, device=q.device)[params.activation][:, None], q, 1)
 
 
 TO_CANONICAL: dict[str, Callable[[NetParams], GroupElement | PhaseShift]] = {
