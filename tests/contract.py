@@ -1,5 +1,7 @@
 """What every metanetwork must satisfy, in float64, for every configuration: a suite that each model's tests inherit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,19 @@ def error(model, params, element):
     """How far the outputs move with the networks, relative to the spread between networks; changes are moved back."""
     pairs = zip(outputs_on(model, params, (), element), outputs_on(model, params, ()), strict=True)
     return max(relative_change(moved, outputs) for moved, outputs in pairs)
+
+
+def without_residuals(params):
+    """The same weights, as those of networks without residual connections."""
+    layers = tuple(replace(layer, residual=None) for layer in params.spec.layers)
+    return NetParams(NetSpec(layers), params.weights, params.biases, params.activation)
+
+
+def assert_ties_are_seen(model, params, generator):
+    """Permutations that tear apart what residual connections tie change the output, and so does their absence."""
+    loose = without_residuals(params)
+    assert error(model, params, GroupElement.sample(loose, generator, scale=False)) > 1e-6
+    assert (flat(model(params)) - flat(model(loose))).abs().max() > 1e-6
 
 
 class Contract:

@@ -7,7 +7,7 @@ import torch
 from contract import flat
 from safetensors import safe_open
 
-from scalegmn.spec import NetParams
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.checks import spread
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,6 +30,27 @@ def read(path, activation):
     if output is None:
         output = [[tensors[f"output.delta.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias")]
     return case, state, NetParams.from_tensors(weights, biases, activation), flat(output)
+
+
+def read_mixed(path):
+    """The same of networks with architectures of their own: what the case is, parameters, networks, output [B, 1]."""
+    with safe_open(path, "pt") as file:
+        case = json.loads(file.metadata()["case"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = {name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")}
+    nets = []
+    for k, layout in enumerate(case["layer_layouts"]):
+        depth = len(layout) - 1
+        weights, biases = ([tensors[f"net{k}.{kind}.{i}"][None] for i in range(depth)] for kind in ("weight", "bias"))
+        names = case.get("activations", {k: ["relu"] * (depth - 1)})[k]
+        names = [*("identity" if name == "none" else name for name in names), "identity"]
+        sources = [*case.get("residual_source", {k: [-1] * (depth - 1)})[k], -1]
+        layers = (
+            LayerSpec(w.shape[2], w.shape[1], tuple(w.shape[3:]) or None, name, residual=None if s < 0 else s)
+            for w, name, s in zip(weights, names, sources, strict=True)
+        )
+        nets.append(NetParams(NetSpec(tuple(layers)), tuple(weights), tuple(biases)))
+    return case, state, nets, tensors["output"]
 
 
 def assert_published(model, state, params, output, count):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -120,3 +122,45 @@ def test_from_tensors_names_the_problem(change, message):
         biases[index] = tensor
     with pytest.raises(ValueError, match=message):
         NetParams.from_tensors(weights, biases, change.get("activation", "relu"))
+
+
+RESIDUAL = NetSpec(
+    (
+        LayerSpec(3, 4, (3, 3), "relu"),
+        LayerSpec(4, 5, (5, 5), "identity"),
+        LayerSpec(5, 6, (3, 3), "tanh", residual=0),
+        LayerSpec(6, 2),
+    )
+)
+
+
+def test_residual_connections():
+    assert RESIDUAL.residuals == ((0, 2, 4),)
+    assert str(RESIDUAL) == "CNN [3, 4, 5, 6, 2] (identity, relu, tanh, residual 0 -> 2)"
+    assert NetSpec.from_dict(RESIDUAL.to_dict()) == RESIDUAL
+    assert RESIDUAL.with_activation("relu").residuals == RESIDUAL.residuals
+
+
+def test_descriptions_from_before_residual_connections(cnn_spec):
+    content = cnn_spec.to_dict()
+    for layer in content["layers"]:
+        del layer["residual"]
+    assert NetSpec.from_dict(content) == cnn_spec
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (2, {"residual": 1}, "layer 2: residual: found 1, expected a hidden layer from 0 to 0"),
+        (2, {"residual": -1}, "layer 2: residual: found -1, expected a hidden layer"),
+        (2, {"residual": "a"}, "layer 2: residual: found 'a', expected a hidden layer"),
+        (1, {"residual": 0}, "layer 1: residual: found 0, expected null"),
+        (3, {"residual": 0}, "layer 3: residual: found 0, expected null"),
+        (2, {"kernel": None}, "layer 2: residual: found 0, but only one of the two layers is a convolution"),
+    ],
+)
+def test_residual_connections_from_nowhere(index, change, message):
+    layers = list(RESIDUAL.layers)
+    layers[index] = replace(layers[index], **change)
+    with pytest.raises(ValueError, match=message):
+        NetSpec(tuple(layers))

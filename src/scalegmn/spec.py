@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ ACTIVATION_SYMMETRY = {
     "gelu": "permutation",
     "silu": "permutation",
     "sigmoid": "permutation",
+    "identity": "scale",
 }
-"""Activation -> the scalars that commute with it: `sign` {-1, 1}, `scale` positive reals, `permutation` {1}."""
+"""Activation -> the scalars that commute with it: `sign` {-1, 1}, `scale` positive reals, `permutation` {1}. All
+commute with an identity; here it has those of relu."""
 
 ACTIVATIONS = tuple(ACTIVATION_SYMMETRY)
 """Hidden activations; `NetParams.activation` holds indices into this tuple."""
@@ -40,12 +42,16 @@ MIXED = "hetero"
 class LayerSpec:
     """One layer, x -> sigma(W x + b), or sigma(w0 (W x + b)) for a sine.
 
+    A residual connection adds the activations x_s of an earlier hidden layer before the activation: the first
+    min(n_s, n_l) channels of W x + b + x_s.
+
     Args:
         in_dim: neurons (or channels) that it reads, n_{l-1}.
         out_dim: neurons (or channels) that it has, n_l.
         kernel: (kh, kw) of a convolution; None for a linear layer.
-        activation: one of `ACTIVATIONS`, `"identity"` (the last layer), or `"hetero"` where networks differ.
+        activation: one of `ACTIVATIONS` (of the last layer, `"identity"`), or `"hetero"` where networks differ.
         w0: the frequency of the sines; 1 where there are none.
+        residual: s, the hidden layer, counted from 0, that a residual connection comes from; None: there is none.
     """
 
     in_dim: int
@@ -53,6 +59,7 @@ class LayerSpec:
     kernel: tuple[int, int] | None = None
     activation: str = "identity"
     w0: float = 1.0
+    residual: int | None = None
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -60,15 +67,33 @@ class LayerSpec:
         return (self.out_dim, self.in_dim, *(self.kernel or ()))
 
 
+class Residual(NamedTuple):
+    """A residual connection: channel c of one hidden layer is added to channel c of a later one, for c < channels."""
+
+    source: int
+    receiver: int
+    channels: int
+
+
+class Tie(NamedTuple):
+    """Neurons that residual connections bind together: for each c in `channels`, channel c of all `layers`."""
+
+    layers: tuple[int, ...]
+    """Hidden layers, counted from 0, ascending."""
+
+    channels: slice
+
+
 @dataclass(frozen=True)
 class NetSpec:
-    """The frozen, hashable description of a feed-forward network.
+    """The frozen, hashable description of a feed-forward network, with residual connections or without.
 
     x_l = sigma_l(W_l x_{l-1} + b_l) for l = 1..L-1, output W_L x_{L-1} + b_L. Its parameter graph has one node per
     neuron or channel, input and output included, layer by layer, and one edge j -> i per weight W_l[i, j].
 
     Raises:
-        ValueError: the layers do not form a chain, or an activation is unknown; the message names the layer.
+        ValueError: the layers do not form a chain, an activation is unknown, or a residual connection leads from
+            nowhere; the message names the layer.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -90,6 +115,21 @@ class NetSpec:
                     f"layer {index}: reads {layer.in_dim} neurons, but layer {index - 1} has "
                     f"{self.layers[index - 1].out_dim}"
                 )
+            if layer.residual is not None:
+                self._check_residual(index, layer)
+        _ = self.ties  # now: torch.compile cannot trace the lock of a cached property that is still to be computed
+
+    def _check_residual(self, index: int, layer: LayerSpec) -> None:
+        """Raises ValueError unless a layer's residual connection comes from a hidden layer of its kind, before the one
+        that it reads anyway."""
+        sources = range(index - 1) if index < len(self.layers) - 1 else range(0)
+        if layer.residual not in sources:
+            expected = f"a hidden layer from 0 to {sources[-1]}" if sources else "null"
+            raise ValueError(f"layer {index}: residual: found {layer.residual!r}, expected {expected}")
+        if (layer.kernel is None) != (self.layers[layer.residual].kernel is None):
+            raise ValueError(
+                f"layer {index}: residual: found {layer.residual}, but only one of the two layers is a convolution"
+            )
 
     @classmethod
     def mlp(cls, layout: Sequence[int], activation: str, w0: float = 30.0) -> NetSpec:
@@ -119,7 +159,9 @@ class NetSpec:
 
     def __str__(self) -> str:
         activations = sorted({layer.activation for layer in self.layers[:-1]})
-        return f"{'CNN' if self.is_cnn else 'MLP'} {list(self.layout)} ({', '.join(activations) or 'linear'})"
+        residuals = "".join(f", residual {source} -> {receiver}" for source, receiver, _ in self.residuals)
+        kind = "CNN" if self.is_cnn else "MLP"
+        return f"{kind} {list(self.layout)} ({', '.join(activations) or 'linear'}{residuals})"
 
     # Sizes
 
@@ -218,9 +260,53 @@ class NetSpec:
 
     @property
     def symmetries(self) -> tuple[str, ...]:
-        """Per hidden layer, the largest group that leaves the function unchanged: `sign`, `scale`, `permutation`
-        or `hetero` (each network its own)."""
+        """Per hidden layer, the scalars that commute with its activation: `sign`, `scale`, `permutation` or `hetero`
+        (each network its own). They leave the function unchanged where no residual connection ties the layer."""
         return tuple(ACTIVATION_SYMMETRY.get(layer.activation, MIXED) for layer in self.layers[:-1])
+
+    @property
+    def residuals(self) -> tuple[Residual, ...]:
+        """The residual connections, by receiver."""
+        return tuple(
+            Residual(layer.residual, index, min(layer.out_dim, self.layers[layer.residual].out_dim))
+            for index, layer in enumerate(self.layers)
+            if layer.residual is not None
+        )
+
+    @cached_property
+    def ties(self) -> tuple[Tie, ...]:
+        """Which hidden neurons must move together so that the function is unchanged; every one is in one tie.
+
+        A residual connection adds channel c to channel c: the two have one permutation and one scalar. So channel c of
+        all layers that such connections join, among those that have a channel c, is one component. Two components can
+        be exchanged if and only if they consist of the same layers; these are one tie, and their channels are a range,
+        since layers only fall out as c grows. In the order of first layer, then channel.
+        """
+        hidden, found = self.layout[1:-1], {}
+        for first, last in pairwise(sorted({0, *hidden})):
+            joined = {layer: {layer} for layer, size in enumerate(hidden) if size > first}
+            for source, receiver, channels in self.residuals:
+                if channels > first:
+                    both = joined[source] | joined[receiver]
+                    joined |= dict.fromkeys(both, both)
+            for layers in {tuple(sorted(layers)) for layers in joined.values()}:
+                start = found[layers].start if layers in found else first
+                found[layers] = slice(start, last)
+        return tuple(sorted((Tie(*tie) for tie in found.items()), key=lambda tie: (tie.layers[0], tie.channels.start)))
+
+    def tie_symmetry(self, tie: Tie, own: str = MIXED) -> str:
+        """The scalars that commute with the activations of all layers of a tie; one for all of them.
+
+        Args:
+            tie: one of `ties`.
+            own: the network's activation in layers where networks differ.
+        """
+        names = {self.layers[layer].activation for layer in tie.layers}
+        if MIXED in names and own == MIXED:
+            return MIXED
+        names = {own if name == MIXED else name for name in names} - {"identity"}  # which commutes with all scalars
+        kinds = {ACTIVATION_SYMMETRY[name] for name in names} or {"scale"}
+        return kinds.pop() if len(kinds) == 1 else "permutation"
 
 
 def _activation_indices(activation: str | Sequence[str], num_networks: int) -> tuple[str, Tensor | None]:
@@ -310,6 +396,15 @@ class NetParams:
         if indices is not None:
             indices = indices.to(weights[0].device)
         return cls(NetSpec(tuple(layers)), tuple(weights), tuple(biases), indices)
+
+    @classmethod
+    def cat(cls, parts: Sequence[NetParams]) -> NetParams:
+        """All networks of several batches of one spec, in order."""
+        assert all(part.spec == parts[0].spec for part in parts)
+        weights = zip(*(part.weights for part in parts), strict=True)
+        biases = zip(*(part.biases for part in parts), strict=True)
+        activation = None if parts[0].activation is None else torch.cat([part.activation for part in parts])
+        return cls(parts[0].spec, tuple(map(torch.cat, weights)), tuple(map(torch.cat, biases)), activation)
 
     def __len__(self) -> int:
         return len(self.biases[0])

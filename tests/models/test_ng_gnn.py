@@ -5,7 +5,7 @@ import golden
 import neural_graphs
 import pytest
 import torch
-from contract import Contract, build
+from contract import Contract, assert_ties_are_seen, build
 from memory import share_of_budget
 from torch import nn
 
@@ -40,11 +40,22 @@ def config_of(case):
     )
 
 
-CASES = golden.cases("ng_gnn")
+*CASES, MIXED = sorted(golden.cases("ng_gnn"), key=lambda path: path.stem.endswith("mixed"))
 
 
 def test_all_cases_are_there():
     assert len(CASES) == 8
+
+
+def test_published_outputs_of_mixed_architectures():
+    """Residual connections, kernels from 3 to 7, activations by layer, identities among them."""
+    case, state, nets, output = golden.read_mixed(MIXED)
+    config = replace(config_of(case), max_hidden_layers=5, activation_embedding=True)
+    model = config.build(nets[1].spec).double().eval()
+    model.load_state_dict(neural_graphs.ours(case, state, RENAMES, UNUSED))
+    assert sum(parameter.numel() for parameter in model.parameters()) == case["parameter_count"]
+    assert (torch.cat([model(params) for params in nets]) - output).abs().max() < 1e-10 * output.std()
+    assert (model(nets) - output).abs().max() < 1e-10 * output.std()
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -100,12 +111,40 @@ INR_CONFIGS = [
 CNN_CONFIGS = [replace(SMALL, reverse_edges=False, linear_encoder=True, activation_embedding=True)]
 
 
+RESIDUAL = [
+    NetSpec(
+        (*NetSpec.mlp([2, 5, 4, 1], "tanh").layers[:2], LayerSpec(4, 3, None, "relu", residual=0), LayerSpec(3, 2))
+    ),
+    NetSpec(
+        (
+            LayerSpec(1, 3, (3, 3), "hetero"),
+            LayerSpec(3, 4, (3, 1), "hetero"),
+            LayerSpec(4, 5, (1, 1), "hetero", residual=0),
+            LayerSpec(5, 4, (3, 3), "identity", residual=1),
+            LayerSpec(4, 2),
+        )
+    ),
+]
+RESIDUAL_CASES = [
+    *((SMALL, spec) for spec in RESIDUAL),
+    (replace(SMALL, output="parameters"), RESIDUAL[0]),
+    (replace(SMALL, pooling="mean", reverse_edges=False), RESIDUAL[1]),
+]
+
+
+@pytest.mark.parametrize(("config", "spec"), RESIDUAL_CASES)
+def test_residual_connections_are_seen(config, spec, random_params, generator):
+    params = random_params(spec, 6, [1, 2] * 3 if "hetero" in spec.symmetries else None)
+    assert_ties_are_seen(build(config, spec), params, generator)
+
+
 class TestNGGNN(Contract):
     @pytest.fixture(
         params=[
             *((config, spec) for config in CONFIGS for spec in (*MLPS, *CNNS)),
             *((config, spec) for config in INR_CONFIGS for spec in MLPS),
             *((config, spec) for config in CNN_CONFIGS for spec in CNNS),
+            *RESIDUAL_CASES,
         ],
     )
     def case(self, request):

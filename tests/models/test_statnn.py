@@ -4,11 +4,10 @@ import golden
 import pytest
 import torch
 from contract import Contract
-from safetensors import safe_open
 
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.nn.statistics import NUM_STATISTICS
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.spec import LayerSpec, NetSpec
 
 (CNN,) = (path for path in golden.cases("statnn") if path.stem == "statnn-cnn")
 (MIXED,) = (path for path in golden.cases("statnn") if path.stem == "statnn-mixed")
@@ -32,19 +31,15 @@ def test_published_outputs():
 
 def test_published_outputs_of_mixed_architectures():
     """There all statistics of weights come before those of biases."""
-    tensors = {}
-    with safe_open(MIXED, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    state = ours({name.removeprefix("state."): t for name, t in tensors.items() if name.startswith("state.")})
+    case, state, nets, output = golden.read_mixed(MIXED)
+    state = ours(state)
     first = state["mlp.linears.0.weight"]
     state["mlp.linears.0.weight"] = first.unflatten(1, (2, 6, NUM_STATISTICS)).transpose(1, 2).flatten(1)
-    for k, output in enumerate(tensors["output"]):
-        depth = sum(name.startswith(f"net{k}.weight.") for name in tensors)
-        weights, biases = ([tensors[f"net{k}.{kind}.{i}"][None] for i in range(depth)] for kind in ("weight", "bias"))
-        params = NetParams.from_tensors(weights, biases, "relu")
-        model = StatNNConfig(hidden_dim=12, out_dim=1, max_hidden_layers=5).build(params.spec).double()
-        model.load_state_dict(state)
-        torch.testing.assert_close(model(params)[0], output, rtol=0, atol=1e-10)
+    model = StatNNConfig(hidden_dim=12, out_dim=1, max_hidden_layers=5).build(nets[0].spec).double()
+    model.load_state_dict(state)
+    assert sum(parameter.numel() for parameter in model.parameters()) == case["parameter_count"]
+    assert (torch.cat([model(params) for params in nets]) - output).abs().max() < 1e-10 * output.std()
+    assert (model(nets) - output).abs().max() < 1e-10 * output.std()
 
 
 @pytest.mark.parametrize(("layers", "kernel", "count"), [(None, (3, 3), 1_059_001), (5, (7, 7), 1_087_001)])

@@ -23,13 +23,23 @@ CNNS = [
         ["relu", "sine", "gelu"],
     ),
 ]
+RESIDUAL = (
+    LayerSpec(2, 4, (3, 3), "gelu"),
+    LayerSpec(4, 3, (7, 7), "relu"),
+    LayerSpec(3, 6, (5, 5), "tanh", residual=0),
+    LayerSpec(6, 5, (3, 3), "identity", residual=1),
+    LayerSpec(5, 4, None, "sigmoid"),
+    LayerSpec(4, 3, None, "relu"),
+    LayerSpec(3, 6, None, "silu", residual=4),
+    LayerSpec(6, 2),
+)
 
 
 def one_by_one(params, images, stride, padding):
     """The obvious way: one network after the other, padded to ceil(size / stride) positions."""
     outputs = []
     for b in range(len(params)):
-        x = images
+        x, said = images, []
         for index, layer in enumerate(params.spec.layers):
             weight, bias = params.weights[index][b], params.biases[index][b]
             if layer.kernel is not None:
@@ -43,8 +53,12 @@ def one_by_one(params, images, stride, padding):
                 x = conv2d(x, weight, bias, stride)
             else:
                 x = linear(x, weight, bias)
+            if layer.residual is not None:
+                for channel in range(min(x.shape[1], said[layer.residual].shape[1])):
+                    x[:, channel] += said[layer.residual][:, channel]
             own = layer.activation
             x = activate(x, ACTIVATIONS[params.activation[b]] if own == MIXED else own, layer.w0)
+            said.append(x)
             following = params.spec.layers[index + 1 : index + 2]
             if layer.kernel is not None and (not following or following[0].kernel is None):
                 x = x.mean((2, 3))
@@ -61,6 +75,15 @@ def test_evaluate_cnn_equals_torch_networks_one_by_one(layers, names, stride, pa
     found = evaluate_cnn(params, images, stride, padding)
     assert found.shape == (3, 4, layers[-1].out_dim)
     torch.testing.assert_close(found, one_by_one(params, images, stride, padding), rtol=1e-12, atol=1e-12)
+
+
+def test_residual_connections(random_params):
+    params = random_params(NetSpec(RESIDUAL), 3)
+    images = torch.randn(4, 2, 9, 8, dtype=torch.float64)
+    found = evaluate_cnn(params, images, stride=1)
+    torch.testing.assert_close(found, one_by_one(params, images, 1, "same"), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="joins images of 5x4 and 2x1 pixels; use stride 1 and padding same"):
+        evaluate_cnn(params, images)
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,12 @@ def test_aggregates_by_hand():
     alone = module(messages[1:], torch.ones(1, 1, 1))[0, 0]
     assert alone[3] == 0  # no deviation of one message
     assert torch.equal(module([], torch.ones(1, 1, 1)), torch.zeros(1, 1, 8))
+    both = module([torch.cat([messages[0], messages[1].expand(1, 1, 2, 1)], 1), messages[1]], torch.ones(1, 2, 1))[0]
+    close(both[0], found)  # of two nodes, the first has one message more
+    close(
+        both[1],
+        torch.tensor([3.0, 3.0, 3.0, 0.0]).repeat(2) * torch.tensor([1.0, 2 / math.log(3)]).repeat_interleave(4),
+    )
 
 
 def test_graph_norm_is_of_one_network():

@@ -66,6 +66,8 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
     ]
     if config.flip and not spec.is_cnn:
         problems.append(f"data.augment.flip: found True, expected False for {spec}, which has no kernels")
+    if config.mixup and spec.residuals:
+        problems.append(f"data.augment.mixup: found {config.mixup}, expected 0 for {spec}, which cannot be aligned")
     admitted = [*dict.fromkeys(("permutation", *spec.symmetries))]
     if any(layer.activation == "sine" for layer in spec.layers):
         admitted.append("phase")

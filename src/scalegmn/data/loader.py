@@ -215,8 +215,8 @@ def augmented(
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
     as they are stored, still have."""
-    having = {"phase": {"sine", MIXED}, "scale": {"relu", "leaky_relu", MIXED}}
-    found = {layer.activation for params in zoo.nets for layer in params.spec.layers}
+    having = {"phase": {"sine", MIXED}, "scale": {"relu", "leaky_relu", "identity", MIXED}}
+    found = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
     wanted = config.canonicalize if config.switch_to_canon else ()
     return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)
 

@@ -18,7 +18,8 @@ class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
     `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
-    in the shapes of the parameters.
+    in the shapes of the parameters. `model([NetParams, ...])` gives [sum of B, out_dim] of networks of several
+    architectures, in order, if the model reads them.
 
     Args:
         spec: the input networks.
@@ -29,6 +30,29 @@ class Metanetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.normalization = normalization
+
+    def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """What the model says of networks of one architecture, or of several: each as alone, those of equal specs in
+        one pass.
+
+        Raises:
+            ValueError: the model cannot read such networks, or changes of parameters are asked for of several
+                architectures.
+        """
+        if isinstance(nets, NetParams):
+            return super().__call__(nets)
+        places: dict[NetSpec, list[int]] = {}
+        for place, params in enumerate(nets):
+            places.setdefault(params.spec, []).append(place)
+        outputs = [torch.empty(0)] * len(nets)
+        for own in places.values():
+            parts = [nets[place] for place in own]
+            together = super().__call__(NetParams.cat(parts))
+            if not isinstance(together, Tensor):
+                raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
+            for place, output in zip(own, together.split([len(part) for part in parts]), strict=True):
+                outputs[place] = output
+        return torch.cat(outputs)
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
@@ -132,6 +156,12 @@ class ModelConfig:
         if out_dim is not None and self.out_dim != out_dim:
             problems.append(f"out_dim: found {self.out_dim}, but {task} needs {out_dim}")
         self.refuse(problems)
+
+    def refuse_residuals(self, spec: NetSpec) -> None:
+        """Raises ValueError for networks with residual connections, which not every model knows of."""
+        if spec.residuals:
+            models = "ng_gnn, ng_t, statnn or probegen"
+            raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

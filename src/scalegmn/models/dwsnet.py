@@ -199,10 +199,11 @@ class DWSNet(Metanetwork):
         spec: the input networks.
 
     Raises:
-        ValueError: the networks have convolutions or no hidden layer.
+        ValueError: the networks have convolutions, residual connections or no hidden layer.
     """
 
     def __init__(self, config: DWSNetConfig, spec: NetSpec) -> None:
+        config.refuse_residuals(spec)
         if spec.is_cnn or spec.num_layers < 2:
             raise ValueError(f"dwsnet_args: expected networks of linear layers, at least one hidden, found {spec}")
         super().__init__(spec, None if config.normalize is False else InputNormalization(spec.num_layers, centred=True))
@@ -246,6 +247,7 @@ class DWSNet(Metanetwork):
             ValueError: the networks are not those that the model was built for.
         """
         self.check_shapes(params.spec)
+        self.config.refuse_residuals(params.spec)
         tensors = self._tensors(self.normalized(params))
         tensors = self.layers[0](tensors)
         for index, layer in enumerate(self.layers[1:]):

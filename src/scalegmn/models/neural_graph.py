@@ -42,7 +42,7 @@ class NeuralGraphConfig(ModelConfig):
 
     max_hidden_layers: int | None = None
     """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
-    networks of different depths, if it has no num_probes and does not normalize."""
+    networks of different depths, if it has no num_probes, does not normalize, and gives vectors."""
 
     linear_encoder: bool = False
     """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
@@ -79,22 +79,31 @@ class NeuralGraphConfig(ModelConfig):
 
 
 class Edges(NamedTuple):
-    """The edges between two node layers in one direction."""
+    """The edges between two node layers in one direction: of weights between all nodes, of a residual connection
+    between the first nodes of both layers, one by one."""
 
     receivers: slice
     """The nodes that they go to, R of them."""
 
     senders: slice
-    """The nodes that they come from, S of them."""
+    """The nodes that they come from, S of them; as many as receivers, each of which has one, if `residual`."""
 
     features: Tensor
-    """[B, R, S, D]."""
+    """[B, R, S, D]; [B, R, 1, D] if `residual`."""
+
+    residual: bool = False
+
+    def ends(self, to: Tensor, sent: Tensor) -> Tensor:
+        """What edges read of nodes as receivers plus what they read of them as senders, [B, N, D] each -> [B, R, S, D];
+        [B, R, 1, D] if `residual`."""
+        return to[:, self.receivers, None] + sent[:, self.senders].unsqueeze(2 if self.residual else 1)
 
 
 class NeuralGraph(nn.Module):
     """Parameters -> node features x [B, N, d], edge features per block, and those of pairs without an edge.
 
-    x_i = V enc(b_i) + probe_i + P[type], e_ij = E enc(w_ij), nodes layer by layer.
+    x_i = V enc(b_i) + probe_i + P[type], e_ij = E enc(w_ij), nodes layer by layer. An edge of a residual connection is
+    like that of the weight 1.
 
     Args:
         config: the hyper-parameters.
@@ -174,22 +183,34 @@ class NeuralGraph(nn.Module):
         return torch.cat([first, *rows, last], dim=1)
 
     def _edges(self, params: NetParams) -> list[Edges]:
-        """One block per weight matrix and direction."""
+        """One block per weight matrix or residual connection, and direction."""
         nodes, found = node_slices(params.spec), []
-        for index, (layer, weight) in enumerate(zip(params.spec.layers, params.weights, strict=True)):
-            lower, upper = nodes[index : index + 2]
+        for lower, upper, layer, weight in zip(nodes[:-1], nodes[1:], params.spec.layers, params.weights, strict=True):
             if layer.kernel is None and self.linear_encoder is not None:
                 found.append(Edges(upper, lower, self.linear_encoder(weight[..., None], self.edge_linear)))
-                continue
-            raw = self._padded(weight)
-            if not self.config.reverse_edges:
-                found.append(Edges(upper, lower, self.weight_encoder(raw, self.edge_linear)))
-                continue
-            none = torch.zeros_like(raw)
-            forward, reverse = torch.cat([raw, none, raw], dim=3), torch.cat([none, raw, raw], dim=3).transpose(1, 2)
-            found.append(Edges(upper, lower, self.weight_encoder(forward, self.edge_linear)))
-            found.append(Edges(lower, upper, self.weight_encoder(reverse, self.edge_linear)))
+            else:
+                found += self._in_directions(Edges(upper, lower, self._padded(weight)))
+        for source, receiver, channels in params.spec.residuals:
+            lower, upper = (
+                slice(start, start + channels) for start in (nodes[s + 1].start for s in (source, receiver))
+            )
+            raw = self._padded(params.biases[0].new_ones(len(params), channels, 1))
+            found += self._in_directions(Edges(upper, lower, raw, residual=True))
         return found
+
+    def _in_directions(self, raw: Edges) -> list[Edges]:
+        """The edges of raw features, and those against them."""
+        w = raw.features
+        if not self.config.reverse_edges:
+            return [raw._replace(features=self.weight_encoder(w, self.edge_linear))]
+        none = torch.zeros_like(w)
+        forward, reverse = torch.cat([w, none, w], dim=3), torch.cat([none, w, w], dim=3)
+        if not raw.residual:
+            reverse = reverse.transpose(1, 2)
+        return [
+            raw._replace(features=self.weight_encoder(forward, self.edge_linear)),
+            Edges(raw.senders, raw.receivers, self.weight_encoder(reverse, self.edge_linear), raw.residual),
+        ]
 
     def _padded(self, weight: Tensor) -> Tensor:
         """[B, n_l, n_{l-1}(, kh, kw)] -> [B, n_l, n_{l-1}, K]: kernels, or single weights, in the middle of zeros."""
@@ -243,9 +264,14 @@ class NeuralGraphModel(Metanetwork):
                 f"the model was built for networks from {graph.ends[0]} to {graph.ends[1]}, of 1 to {graph.max_hidden} "
                 f"hidden layers (max_hidden_layers) and kernels up to {graph.kernel[0]}x{graph.kernel[1]}, found {spec}"
             )
-        if depth != self.spec.num_layers - 1 and (graph.points is not None or self.normalization is not None):
-            name = "num_probes" if graph.points is not None else "normalize"
-            raise ValueError(f"{options.section}.{name}: the model was built for {self.spec}, found {spec}")
+        by_layer = {
+            "num_probes": graph.points is not None,
+            "normalize": self.normalization is not None,
+            "output": self.readout is None,
+        }
+        bound = [name for name, given in by_layer.items() if given]
+        if depth != self.spec.num_layers - 1 and bound:
+            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
         unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
         if options.activation_embedding and unknown:
             raise ValueError(

@@ -123,10 +123,11 @@ class NFN(Metanetwork):
         spec: the input networks.
 
     Raises:
-        ValueError: the networks have no hidden layer, or convolutions, which the norm is not for.
+        ValueError: the networks have no hidden layer, residual connections, or convolutions, which the norm is not for.
     """
 
     def __init__(self, config: NFNConfig, spec: NetSpec) -> None:
+        config.refuse_residuals(spec)
         if spec.num_layers < 2:
             raise ValueError(f"nfn_args: expected networks with at least one hidden layer, found {spec}")
         if config.norm == "neurons" and spec.is_cnn:
@@ -184,6 +185,7 @@ class NFN(Metanetwork):
             ValueError: the networks are not those that the model was built for.
         """
         self.check_shapes(params.spec)
+        self.config.refuse_residuals(params.spec)
         read = self.normalized(params)
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]
         for layer in self.layers:

@@ -90,9 +90,9 @@ class NGGNNLayer(nn.Module):
         rows = []
         for nodes in receivers:
             messages = [
-                self.message(block.features, to[:, nodes], sent[:, block.senders])
+                self.message(block.features, block.ends(to, sent))
                 for block in edges
-                if block.receivers == nodes
+                if block.receivers.start == nodes.start  # residual connections go to the first nodes
             ]
             rows.append(torch.cat([x[:, nodes], self.aggregate(messages, x[:, nodes])], dim=-1))
         return nn.functional.linear(torch.cat(rows, dim=1), *joined(self.last, self.update))
@@ -114,9 +114,7 @@ class NGGNN(NeuralGraphModel):
     def __init__(self, config: NGGNNConfig, spec: NetSpec) -> None:
         d = config.hidden_dim
         super().__init__(config, spec, d, d, (d, d))
-        sizes = zip((0, *spec.layout), spec.layout, strict=False)
-        mean = sum(size * log(degree + 1) for degree, size in sizes) / spec.num_nodes
-        mean = mean if config.mean_log_degree is None else config.mean_log_degree
+        mean = _mean_log_degree(spec) if config.mean_log_degree is None else config.mean_log_degree
         between = range(config.num_layers - 1)
         self.layers = nn.ModuleList(NGGNNLayer(config, mean) for _ in range(config.num_layers))
         self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
@@ -140,11 +138,11 @@ class NGGNN(NeuralGraphModel):
             to_messages, to_edges = _mapped(edges, maps)
             x = self.dropout(nn.functional.silu(norm(layer(x, to_messages, nodes))))
             to, sent = update.receiver_linear(x), update.sender_linear(x)
-            needed = read if index == len(self.norms) - 1 else nodes
+            needed = {layer.start for layer in (read if index == len(self.norms) - 1 else nodes)}
             edges = [
-                block._replace(features=update(block.features, to[:, block.receivers], sent[:, block.senders]))
+                block._replace(features=update(block.features, block.ends(to, sent)))
                 for block in to_edges
-                if block.receivers in needed
+                if block.receivers.start in needed
             ]
             inner = update.last
         last = self.layers[-1]
@@ -152,7 +150,7 @@ class NGGNN(NeuralGraphModel):
         x = last(x, to_messages, read)
         if self.readout is not None:
             return self.readout(self.pool(x))
-        forward = [block for block in edges if block.senders.start < block.receivers.start]
+        forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
         (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
         changes = [self.edge_readout.rest(block.features) for block in to_readout]
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
@@ -163,6 +161,15 @@ class NGGNN(NeuralGraphModel):
         size = directions * self.spec.num_edges * self.config.hidden_dim * self.layers[0].last.weight.element_size()
         kept = 12 * self.config.num_layers + 2 * self.config.num_frequencies // self.config.hidden_dim + 1
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))
+
+
+def _mean_log_degree(spec: NetSpec) -> float:
+    """The mean of log(incoming edges + 1) over all nodes."""
+    degrees = [[before] * size for before, size in zip((0, *spec.layout), spec.layout, strict=False)]
+    for _, receiver, channels in spec.residuals:
+        for channel in range(channels):
+            degrees[receiver + 1][channel] += 1
+    return sum(log(degree + 1) for layer in degrees for degree in layer) / spec.num_nodes
 
 
 def _mapped(edges: Sequence[Edges], maps: Sequence[tuple[Tensor, Tensor]]) -> list[list[Edges]]:

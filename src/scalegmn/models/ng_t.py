@@ -143,5 +143,9 @@ def _all_pairs(edges: Sequence[Edges], none: Tensor, num_nodes: int) -> Tensor:
     """[B, N, N, d_e], e_ij of sender i and receiver j; `none` [d_e] where there is no edge."""
     e = none.repeat(len(edges[0].features), num_nodes, num_nodes, 1)
     for block in edges:
-        e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
+        if block.residual:
+            index = torch.arange(num_nodes, device=e.device)
+            e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
+        else:
+            e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
     return e

@@ -93,7 +93,8 @@ class ProbeGen(Metanetwork):
         spec: the input networks.
 
     Raises:
-        ValueError: the networks' convolutions do not fit the images, or follow linear layers.
+        ValueError: the networks' convolutions do not fit the images or follow linear layers, or their residual
+            connections join images of different sizes.
     """
 
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
@@ -156,7 +157,8 @@ def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
     """Per layer, at how many positions it answers to a probe.
 
     Raises:
-        ValueError: a convolution is larger than its input, or follows a linear layer.
+        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection joins
+            images of different sizes.
     """
     if not spec.is_cnn:
         return [1] * spec.num_layers
@@ -174,4 +176,8 @@ def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
                 size = config.image_size
                 raise ValueError(f"probegen_args.image_size: {size} is too small for {spec} without padding")
         positions.append(math.prod(sizes))
+    for source, receiver, _ in spec.residuals:
+        if positions[source] != positions[receiver]:
+            found = f"stride {config.stride} and padding {config.padding}"
+            raise ValueError(f"probegen_args.stride: found {found}, expected 1 and same for {spec}")
     return positions

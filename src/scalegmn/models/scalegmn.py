@@ -461,7 +461,8 @@ class ScaleGMN(Metanetwork):
         spec: the input networks.
 
     Raises:
-        ValueError: the symmetry does not hold for the networks' activations, or they have no hidden layer.
+        ValueError: the symmetry does not hold for the networks' activations, or they have no hidden layer or residual
+            connections.
     """
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
@@ -668,7 +669,8 @@ def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> list[LayerReads]:
 
 
 def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
-    """Raises ValueError when the symmetry is not one of the networks'."""
+    """Raises ValueError when the symmetry is not one of the networks', or they have residual connections."""
+    config.refuse_residuals(spec)
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
     covered = {"permutation": {*ACTIVATION_SYMMETRY.values(), MIXED}, MIXED: {"sign", "scale", MIXED}}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from scalegmn.nets.functional import activate_layer, evaluate
+from scalegmn.nets.functional import activate_layer, evaluate, with_residual
 from scalegmn.spec import NetParams, NetSpec
 
 
 def evaluate_cnn(
     params: NetParams, images: Tensor, stride: int = 2, padding: Literal["same", "valid"] = "same"
 ) -> Tensor:
-    """The outputs of B CNNs: x_l = sigma_l(W_l * x_{l-1} + b_l), mean over positions, then linear layers.
+    """The outputs of B CNNs: x_l = sigma_l(W_l * x_{l-1} + b_l [+ x_s]), mean over positions, then linear layers.
 
     All networks are evaluated at once, each as one group of a convolution's channels.
 
@@ -29,7 +30,8 @@ def evaluate_cnn(
         [B, P, n_L]; the pooled channels where the last layer is a convolution.
 
     Raises:
-        ValueError: the first layer is linear, or a convolution follows a linear layer.
+        ValueError: the first layer is linear, a convolution follows a linear layer, or a residual connection joins
+            images of different sizes.
     """
     spec, num_networks = params.spec, len(params)
     num_convolutions = sum(layer.kernel is not None for layer in spec.layers)
@@ -37,6 +39,7 @@ def evaluate_cnn(
         kinds = ", ".join("linear" if layer.kernel is None else "convolution" for layer in spec.layers)
         raise ValueError(f"expected convolutions, then linear layers, found {kinds}")
     x = images  # [P, n_0, height, width], then [P, B n_l, height, width]
+    sources, found = {residual.source for residual in spec.residuals}, {}
     for index in range(num_convolutions):
         layer, weight, bias = spec.layers[index], params.weights[index], params.biases[index]
         if padding == "same":
@@ -48,12 +51,21 @@ def evaluate_cnn(
         groups = num_networks if index else 1
         z = conv2d(x, weight.flatten(0, 1), bias.flatten(), stride, groups=groups)
         by_network = z.unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l, height, width]
-        x = activate_layer(by_network, layer, params.activation).transpose(0, 1).flatten(1, 2)
+        if layer.residual is not None:
+            by_network = with_residual(by_network, found[layer.residual])
+        by_network = activate_layer(by_network, layer, params.activation)
+        if index in sources:
+            found[index] = by_network
+        x = by_network.transpose(0, 1).flatten(1, 2)
     pooled = x.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l]
     if num_convolutions == spec.num_layers:
         return pooled
     tail = slice(num_convolutions, None)
-    linear = NetParams(NetSpec(spec.layers[tail]), params.weights[tail], params.biases[tail], params.activation)
+    layers = (
+        layer if layer.residual is None else replace(layer, residual=layer.residual - num_convolutions)
+        for layer in spec.layers[tail]
+    )
+    linear = NetParams(NetSpec(tuple(layers)), params.weights[tail], params.biases[tail], params.activation)
     return evaluate(linear, pooled)
 
 

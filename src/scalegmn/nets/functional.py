@@ -40,6 +40,23 @@ def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Te
     return x
 
 
+def with_residual(z: Tensor, x: Tensor) -> Tensor:
+    """z_c + x_c for the channels c that both have, z_c for others.
+
+    Args:
+        z: [B, P, n_l, ...], what a residual connection is added to.
+        x: [B, P, n_s, ...], what its source says.
+
+    Raises:
+        ValueError: their images differ in size.
+    """
+    if z.shape[3:] != x.shape[3:]:
+        sizes = " and ".join("x".join(map(str, part.shape[3:])) for part in (x, z))
+        raise ValueError(f"a residual connection joins images of {sizes} pixels; use stride 1 and padding same")
+    channels = min(z.shape[2], x.shape[2])
+    return torch.cat([z[:, :, :channels] + x[:, :, :channels], z[:, :, channels:]], dim=2)
+
+
 def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     """What each layer of B multi-layer perceptrons says (convolutions: `nets.cnn.evaluate_cnn`).
 
@@ -55,10 +72,14 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     """
     if params.spec.is_cnn:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
-    found = [inputs]
+    x, found = inputs, []
     for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
-        found.append(activate_layer(found[-1] @ weight.mT + bias[:, None, :], layer, params.activation))
-    return found[1:]
+        z = x @ weight.mT + bias[:, None, :]
+        if layer.residual is not None:
+            z = with_residual(z, found[layer.residual])
+        x = activate_layer(z, layer, params.activation)
+        found.append(x)
+    return found
 
 
 def evaluate(params: NetParams, inputs: Tensor) -> Tensor:

@@ -51,9 +51,9 @@ class Message(nn.Module):
         own = self.linear.weight[:, 2 * self.dim :]
         return own @ weight, own @ bias
 
-    def forward(self, read: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
-        """What `edge_map` makes of edges [B, R, S, ..], `ends` [B, R, d] and [B, S, d] -> [B, R, S, d]."""
-        ends = receivers[:, :, None] + senders[:, None]
+    def forward(self, read: Tensor, ends: Tensor) -> Tensor:
+        """What `edge_map` makes of edges [B, R, S, ..], and the sum of what `ends` makes of either end, [B, R, S, d] ->
+        [B, R, S, d]."""
         if self.modulation == "film":
             gamma, beta = read.chunk(2, dim=-1)
             return torch.addcmul(beta, gamma, ends)
@@ -76,17 +76,23 @@ class Aggregate(nn.Module):
         self.register_buffer("mean_log_degree", torch.tensor(mean_log_degree))
 
     def forward(self, messages: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Messages in blocks [B, R, S, d] with the same receivers -> [B, R, scalers 4 d]; `like` [B, R, d] if none."""
+        """Messages in blocks [B, r, S, d], to the first r of R nodes -> [B, R, scalers 4 d]; `like` is [B, R, d]."""
         if not messages:
             return like.new_zeros(*like.shape[:2], len(self.scalers) * NUM_AGGREGATORS * like.shape[2])
-        degree = sum(block.shape[2] for block in messages)
-        mean = sum(block.sum(2) for block in messages) / degree
-        variance = sum(block.square().sum(2) for block in messages) / degree - mean.square()
+
+        def to_all(rows: Tensor, value: float = 0.0) -> Tensor:
+            """[.., r, d] -> [.., R, d], `value` where a block has no messages."""
+            missing = like.shape[1] - rows.shape[-2]
+            return nn.functional.pad(rows, (0, 0, 0, missing), value=value) if missing else rows
+
+        degree = sum(to_all(self.mean_log_degree.new_full((b.shape[1], 1), b.shape[2])) for b in messages)  # [R, 1]
+        mean = sum(to_all(block.sum(2)) for block in messages) / degree
+        variance = sum(to_all(block.square().sum(2)) for block in messages) / degree - mean.square()
         deviation = torch.where(variance > _LEAST_VARIANCE, variance.clamp_min(_LEAST_VARIANCE).sqrt(), 0)
-        least = torch.stack([block.amin(2) for block in messages]).amin(0)
-        most = torch.stack([block.amax(2) for block in messages]).amax(0)
+        least = torch.stack([to_all(block.amin(2), torch.inf) for block in messages]).amin(0)
+        most = torch.stack([to_all(block.amax(2), -torch.inf) for block in messages]).amax(0)
         joint = torch.cat([mean, least, most, deviation], dim=-1)
-        share = torch.log(torch.full_like(self.mean_log_degree, degree) + 1) / self.mean_log_degree
+        share = torch.log(degree + 1) / self.mean_log_degree
         factors = {"identity": 1, "amplification": share, "attenuation": 1 / share}
         return torch.cat([joint * factors[name] for name in self.scalers], dim=-1)
 
@@ -123,6 +129,6 @@ class EdgeUpdate(nn.Module):
         self.receiver_linear = nn.Linear(dim, dim)
         self.last = nn.Linear(dim, dim)
 
-    def forward(self, read: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
-        """C e [B, R, S, d], D x [B, R, d], S x [B, S, d] -> [B, R, S, d] before R, `last`, which what follows joins."""
-        return silu(read + receivers[:, :, None] + senders[:, None])
+    def forward(self, read: Tensor, ends: Tensor) -> Tensor:
+        """C e and S x_i + D x_j, [B, R, S, d] -> [B, R, S, d] before R, `last`, which what follows joins."""
+        return silu(read + ends)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, Tie
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
 
@@ -16,7 +16,8 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
     """The element that removes the phase symmetry of sine layers, sin(w0 z + k pi) = (-1)^k sin(w0 z).
 
     k = floor(w0 b / pi + 1/2);  b -> b - k pi / w0;  the neuron's outgoing weights times (-1)^k.
-    Afterwards |w0 b| <= pi / 2. Layers without a sine, and the last layer's bias, stay.
+    Afterwards |w0 b| <= pi / 2. Layers without a sine, neurons that residual connections read, and the last layer's
+    bias, stay.
     """
     turns = []
     for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
@@ -24,6 +25,8 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
         if layer.activation == MIXED:
             k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
         turns.append(k if layer.activation in ("sine", MIXED) else torch.zeros_like(k))
+    for source, _, channels in params.spec.residuals:
+        turns[source][:, :channels] = 0
     return PhaseShift(tuple(turns))
 
 
@@ -43,22 +46,31 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     """The element that removes the scale symmetry of relu and leaky relu layers, sigma(q z) = q sigma(z) for q > 0.
 
     Each hidden neuron's incoming [W, b] is divided by its norm, and its outgoing weights are multiplied by it, layer by
-    layer. Neurons whose incoming weights and bias are zero, and layers of other activations, stay.
+    layer. Neurons that residual connections tie have one factor, from the first of them. Neurons whose incoming weights
+    and bias are zero, and those of other activations, stay.
     """
-    permutations, scales = [], []
-    for index, layer in enumerate(params.spec.layers[:-1]):
-        q = torch.ones_like(params.biases[index])  # [B, n_l]
-        name = ACTIVATION_SYMMETRY.get(layer.activation, MIXED)
-        if name in ("scale", MIXED):
-            norm = incoming_norm(params, index, *scales[-1:])
-            q = 1 / torch.where(norm > 0, norm, 1)
-            if name == MIXED:
-                homogeneous = [kind == "scale" for kind in map(ACTIVATION_SYMMETRY.get, ACTIVATIONS)]
-                own = torch.tensor(homogeneous, device=q.device)[params.activation]
-                q = torch.where(own[:, None], q, 1)
-        scales.append(q)
-        permutations.append(torch.arange(layer.out_dim, device=q.device).expand(q.shape))
+    spec, permutations, scales = params.spec, [], []
+    for index, layer in enumerate(spec.layers[:-1]):
+        norm = incoming_norm(params, index, *scales[-1:])
+        own = 1 / torch.where(norm > 0, norm, 1)  # [B, n_l]
+        parts = []
+        for tie in spec.ties:
+            if index == tie.layers[0]:
+                parts.append(_where_homogeneous(params, tie, own[:, tie.channels]))
+            elif index in tie.layers:
+                parts.append(scales[tie.layers[0]][:, tie.channels])
+        scales.append(torch.cat(parts, dim=1))
+        permutations.append(torch.arange(layer.out_dim, device=own.device).expand(own.shape))
     return GroupElement(tuple(permutations), tuple(scales))
+
+
+def _where_homogeneous(params: NetParams, tie: Tie, q: Tensor) -> Tensor:
+    """q [B, n] of a tie's neurons; 1 where positive factors do not commute with all of its activations."""
+    kind = params.spec.tie_symmetry(tie)
+    if kind != MIXED:
+        return q if kind == "scale" else torch.ones_like(q)
+    found = [params.spec.tie_symmetry(tie, name) == "scale" for name in ACTIVATIONS]
+    return torch.where(torch.tensor(found, device=q.device)[params.activation][:, None], q, 1)
 
 
 TO_CANONICAL: dict[str, Callable[[NetParams], GroupElement | PhaseShift]] = {

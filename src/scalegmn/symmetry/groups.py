@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class GroupElement:
     """One element g = (P_l, q_l) per network and hidden layer l = 1..L-1.
 
     W_l -> P_l diag(q_l) W_l diag(q_{l-1})^-1 P_{l-1}^T,   b_l -> P_l diag(q_l) b_l,   P and q trivial at 0 and L.
-    The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3).
+    The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3) and neurons that residual connections
+    tie move together (`NetSpec.ties`).
 
     Attributes:
         permutations: per hidden layer [B, n_l] long; new neuron i is old neuron `permutations[l][b, i]`.
@@ -38,23 +39,29 @@ class GroupElement:
     ) -> GroupElement:
         """A random element of the group that each network's own activations admit.
 
-        Permutations are redrawn until they are not the identity (where n_l > 1). Scalars are +-1 for odd
-        activations and 10**u, u uniform in [-decades, decades], for homogeneous ones.
+        Neurons that are tied move together. Permutations of a tie's channels are redrawn until they are not the
+        identity (where there are two channels). Scalars are +-1 for odd activations and 10**u, u uniform in
+        [-decades, decades], for homogeneous ones.
         """
-        permutations, scales = [], []
-        for layer, name in zip(params.spec.layers[:-1], params.spec.symmetries, strict=True):
-            shape = (len(params), layer.out_dim)
-            permutations.append(_permutation(shape, generator) if permute else _identity(shape))
+        spec = params.spec
+        permutations = [_identity((len(params), size)) for size in spec.layout[1:-1]]
+        scales = [torch.ones(p.shape).double() for p in permutations]
+        for tie in spec.ties:
+            channels = tie.channels
+            shape = (len(params), channels.stop - channels.start)
+            permutation = _permutation(shape, generator) if permute else _identity(shape)
             signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
             powers = torch.exp(math.log(10) * decades * (torch.rand(shape, generator=generator).double() * 2 - 1))
             choices = {"sign": signs, "scale": powers, "permutation": torch.ones(shape).double()}
-            if not scale:
-                name = "permutation"
-            if name == MIXED:
-                own = [ACTIVATION_SYMMETRY[ACTIVATIONS[index]] for index in params.activation.tolist()]
-                scales.append(torch.stack([choices[kind][row] for row, kind in enumerate(own)]))
+            kind = spec.tie_symmetry(tie) if scale else "permutation"
+            if kind == MIXED:
+                own = [spec.tie_symmetry(tie, ACTIVATIONS[index]) for index in params.activation.tolist()]
+                factors = torch.stack([choices[kind][row] for row, kind in enumerate(own)])
             else:
-                scales.append(choices[name])
+                factors = choices[kind]
+            for layer in tie.layers:
+                permutations[layer][:, channels] = channels.start + permutation
+                scales[layer][:, channels] = factors
         reference = params.biases[0]
         return cls(
             tuple(permutation.to(reference.device) for permutation in permutations),
@@ -114,10 +121,10 @@ class GroupElement:
 class PhaseShift:
     """Whole half-turns of sine neurons: b -> b + k pi / w0, outgoing weights times (-1)^k.
 
-    The function is unchanged, since sin(z + k pi) = (-1)^k sin(z).
+    The function is unchanged, since sin(z + k pi) = (-1)^k sin(z), if no residual connection reads the neuron.
 
     Attributes:
-        turns: per hidden layer, k [B, n_l]; 0 where the activation is not a sine.
+        turns: per hidden layer, k [B, n_l]; 0 where the activation is not a sine or a residual connection reads it.
     """
 
     turns: tuple[Tensor, ...]
@@ -133,6 +140,8 @@ class PhaseShift:
             elif layer.activation != "sine":
                 k = torch.zeros_like(k)
             turns.append(k)
+        for source, _, channels in params.spec.residuals:
+            turns[source][:, :channels] = 0
         return cls(tuple(turns))
 
     def inverse(self) -> PhaseShift:

@@ -1,0 +1,140 @@
+"""Residual connections tie neurons: what moves together leaves the function unchanged, what does not changes it."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from contract import without_residuals
+
+from scalegmn.nets.cnn import evaluate_cnn
+from scalegmn.nets.functional import evaluate
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec, Tie
+from scalegmn.symmetry.align import align
+from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
+
+
+def spec_of(layout, activations, residual, kernel=None):
+    """Hidden layers of one kind, then a linear layer; a connection per hidden layer or None."""
+    *hidden, last = pairwise(layout)
+    parts = zip(hidden, activations, residual, strict=True)
+    layers = (LayerSpec(i, o, kernel, name, 3.0 if name == "sine" else 1.0, s) for (i, o), name, s in parts)
+    return NetSpec((*layers, LayerSpec(*last)))
+
+
+# narrow to wide, wide to narrow, two connections from one layer, a chain of three
+LAYOUT, SOURCES = [2, 4, 6, 5, 3, 6, 2], [None, None, 0, 0, 2]
+NETS = [
+    (["relu"] * 5, None),
+    (["sine"] * 5, None),
+    (["leaky_relu", "relu", "identity", "relu", "relu"], None),
+    (["relu", "tanh", "tanh", "gelu", "identity"], None),
+    (["hetero"] * 5, ["relu", "tanh", "gelu"]),
+    (["hetero", "relu", "tanh", "hetero", "identity"], ["relu", "tanh", "leaky_relu"]),
+]
+
+
+def draw(random_params, activations, own, kernel=None):
+    params = random_params(spec_of(LAYOUT, activations, SOURCES, kernel), 3, own and [*map(ACTIVATIONS.index, own)])
+    return params.map(lambda tensor: tensor / 2)
+
+
+def change_of_function(params, moved):
+    """The largest change of an output, beside the largest output."""
+    torch.manual_seed(0)
+    if params.spec.is_cnn:
+        images = torch.randn(4, 2, 6, 5, dtype=torch.float64)
+        before, after = (evaluate_cnn(nets, images, stride=1) for nets in (params, moved))
+    else:
+        points = torch.randn(20, 2, dtype=torch.float64)
+        before, after = evaluate(params, points), evaluate(moved, points)
+    return ((after - before).abs().max() / before.abs().max()).item()
+
+
+def test_ties_by_hand():
+    spec = spec_of(LAYOUT, ["relu", "relu", "relu", "tanh", "identity"], SOURCES)
+    # hidden sizes 4 6 5 3 6: layers 0, 2, 3, 4 share channels 0..2; layer 3 has no channel 3, layer 0 no channel 4
+    assert spec.ties == (
+        Tie((0, 2, 3, 4), slice(0, 3)),
+        Tie((0, 2, 4), slice(3, 4)),
+        Tie((1,), slice(0, 6)),
+        Tie((2, 4), slice(4, 5)),
+        Tie((4,), slice(5, 6)),
+    )
+    assert [spec.tie_symmetry(tie) for tie in spec.ties] == ["permutation", *["scale"] * 4]
+    # layer 2 joins 0 and 3 where it has the channel; where it has not, they are on their own
+    spec = spec_of([1, 3, 5, 2, 1, 3, 1], ["relu"] * 5, [None, None, 0, None, 2])
+    assert spec.ties[:3] == (Tie((0, 2, 4), slice(0, 2)), Tie((0,), slice(2, 3)), Tie((1,), slice(0, 5)))
+    assert NetSpec.mlp([2, 3, 4, 1], "relu").ties == (Tie((0,), slice(0, 3)), Tie((1,), slice(0, 4)))
+
+
+@pytest.mark.parametrize("kernel", [None, (3, 3)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(("activations", "own"), NETS)
+def test_action_leaves_the_function_unchanged(activations, own, kernel, random_params, generator):
+    params = draw(random_params, activations, own, kernel)
+    element = GroupElement.sample(params, generator)
+    assert change_of_function(params, element.act(params)) < 1e-10
+    assert change_of_function(params, GroupElement.sample(params, generator, scale=False).act(params)) < 1e-10
+    for layer, permutation in enumerate(element.permutations):
+        assert (permutation.sort(1).values == torch.arange(params.spec.layout[layer + 1])).all()
+        assert (permutation != permutation.sort(1).values).any(1).all()
+
+
+@pytest.mark.parametrize("kernel", [None, (3, 3)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(("activations", "own"), NETS)
+def test_ignoring_the_ties_changes_it(activations, own, kernel, random_params, generator):
+    params = draw(random_params, activations, own, kernel)
+    loose = without_residuals(params)
+    permuted = GroupElement.sample(loose, generator, scale=False)
+    assert change_of_function(loose, permuted.act(loose)) < 1e-10
+    assert change_of_function(params, permuted.act(params)) > 1e-3
+    scaled = GroupElement.sample(loose, generator, permute=False)
+    assert change_of_function(params, scaled.act(params)) > 1e-3
+
+
+def test_scalars_are_common_to_a_tie(random_params, generator):
+    """And as large as its activations admit: identities commute with all, relu and tanh together with 1 only."""
+    kinds = {
+        "relu": (True, True),
+        "tanh": (False, True),
+        "identity": (True, True),
+        "gelu": (False, False),
+    }
+    for name, (scaled, moved) in kinds.items():
+        params = random_params(spec_of([2, 9, 2, 9, 1], [name, "relu", "identity"], [None, None, 0]), 2)
+        first, _, last = GroupElement.sample(params, generator).scales
+        assert torch.equal(first, last)
+        assert (first.abs() != 1).any().item() == scaled
+        assert (first != 1).any().item() == moved
+    params = random_params(spec_of([2, 9, 2, 9, 1], ["tanh", "relu", "relu"], [None, None, 0]), 2)
+    assert all((scales == 1).all() for scales in GroupElement.sample(params, generator).scales[::2])
+
+
+@pytest.mark.parametrize("kernel", [None, (3, 3)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(("activations", "own"), [net for net in NETS if net[0][0] != "sine"])
+def test_canonical_scale(activations, own, kernel, random_params, generator):
+    params = draw(random_params, activations, own, kernel)
+    canonical = canonicalize_scale(params)
+    assert change_of_function(params, canonical) < 1e-10
+    positive = GroupElement.sample(params, generator, permute=False)
+    positive = GroupElement(positive.permutations, tuple(q.abs() for q in positive.scales))
+    again = canonicalize_scale(positive.act(params))
+    torch.testing.assert_close(again.flatten(), canonical.flatten(), rtol=1e-10, atol=1e-12)
+
+
+def test_phase(random_params, generator):
+    """Neurons that are read by a residual connection keep their phase."""
+    params = draw(random_params, ["sine"] * 5, None)
+    shift = PhaseShift.sample(params, generator)
+    assert change_of_function(params, shift.act(params)) < 1e-10
+    assert [k.any().item() for k in shift.turns] == [False, True, False, True, True]
+    canonical = canonicalize_phase(params)
+    assert change_of_function(params, canonical) < 1e-10
+    assert not torch.equal(canonical.biases[1], params.biases[1])
+    torch.testing.assert_close(canonicalize_phase(shift.act(params)).flatten(), canonical.flatten())
+
+
+def test_alignment_is_refused(random_params):
+    params = draw(random_params, ["relu"] * 5, None)
+    with pytest.raises(ValueError, match=r"residual connections tie them, in MLP .*residual 0 -> 2"):
+        align(params, params)
