@@ -8,7 +8,7 @@ import torch
 from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
-pytest.register_assert_rewrite("contract")
+pytest.register_assert_rewrite("commands", "contract")
 
 
 @pytest.fixture

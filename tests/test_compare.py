@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import yaml
+from commands import assert_refused, run_main
 from filelock import FileLock
 
 from scalegmn.compare import CompareConfig, main, plan
@@ -67,23 +68,9 @@ def compare(home, monkeypatch, capsys):
 
     def run(content, *words):
         write(home, content)
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["compare", "--conf=compare.yml", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return run_main(main, ["--conf=compare.yml", *words], home, monkeypatch, capsys)
 
     return run
-
-
-def assert_refused(result, message):
-    """Exit code 2, and one line with the message."""
-    code, _, error = result
-    assert (code, error.count("\n")) == (2, 1), error
-    assert message in error
 
 
 def read_csv(path):

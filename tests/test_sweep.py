@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import assert_refused, run_main
 
 from scalegmn.cli import parse
 from scalegmn.sweep import SweepConfig, main, wandb_sweep
@@ -35,23 +36,9 @@ def sweep(home, monkeypatch, capsys):
 
     def run(content, *words):
         write(home, content)
-        monkeypatch.chdir(home)
-        monkeypatch.setattr(sys, "argv", ["sweep", "--conf=sweep.yml", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return run_main(main, ["--conf=sweep.yml", *words], home, monkeypatch, capsys)
 
     return run
-
-
-def assert_refused(result, message):
-    """Exit code 2, and one line with the message."""
-    code, _, error = result
-    assert (code, error.count("\n")) == (2, 1), error
-    assert message in error
 
 
 def tables(home):
