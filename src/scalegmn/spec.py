@@ -89,7 +89,8 @@ class NetSpec:
     """The frozen, hashable description of a feed-forward network, with residual connections or without.
 
     x_l = sigma_l(W_l x_{l-1} + b_l) for l = 1..L-1, output W_L x_{L-1} + b_L. Its parameter graph has one node per
-    neuron or channel, input and output included, layer by layer, and one edge j -> i per weight W_l[i, j].
+    neuron or channel, input and output included, layer by layer, and one edge j -> i per weight W_l[i, j]; residual
+    connections, which have no parameters, are not in it (neural graphs add them).
 
     Raises:
         ValueError: the layers do not form a chain, an activation is unknown, or a residual connection leads from

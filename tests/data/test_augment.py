@@ -370,3 +370,11 @@ def test_alignment_is_what_mixup_needs(random_params, target, generator):
     plain = moved.map(lambda w: 0.5 * w + 0.5 * w.roll(1, 0))
     size = [(p.flatten() - moved.flatten()).norm(dim=1) for p in (mixed, plain)]
     assert (size[0] < size[1]).all()
+
+
+def test_mixup_needs_networks_without_residual_connections():
+    *hidden, last = NetSpec.mlp([2, 4, 4, 4, 1], "sine").layers
+    spec = NetSpec((*hidden[:2], replace(hidden[2], residual=0), last))
+    with pytest.raises(ValueError, match=r"data.augment.mixup: found 0.5, expected 0 for MLP .*residual 0 -> 2"):
+        check_augment(AugmentConfig(mixup=0.5), spec)
+    check_augment(AugmentConfig(noise=0.1, group=("permutation", "sign")), spec)

@@ -104,8 +104,9 @@ def test_description_that_is_not_json(zoo):
 
 @pytest.fixture
 def mixed(tmp_path, random_params):
-    """Networks 0 to 4 of one architecture and 5 to 7 of another, from three parts."""
-    sirens = random_params(NetSpec.mlp([2, 4, 1], "sine"), 5)
+    """Networks 0 to 4 of one architecture and 5 to 7 of another, from three parts; one with a residual connection."""
+    first, second, last = NetSpec.mlp([2, 4, 4, 1], "sine").layers
+    sirens = random_params(NetSpec((first, second, LayerSpec(4, 4, None, "sine", 30.0, residual=0), last)), 5)
     cnns = random_params(NetSpec((LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 2))), 3).to(torch.float16)
     label = torch.arange(8)
     parts = [

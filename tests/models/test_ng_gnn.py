@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import pairwise
+from math import log
 
 import golden
 import neural_graphs
@@ -130,6 +131,12 @@ RESIDUAL_CASES = [
     (replace(SMALL, output="parameters"), RESIDUAL[0]),
     (replace(SMALL, pooling="mean", reverse_edges=False), RESIDUAL[1]),
 ]
+
+
+def test_residual_connections_count_as_incoming_edges():
+    """Of [2, 5, 4, 3, 2]: 5 nodes read 2 others, 4 read 5, 3 read 4 and one of the first layer, 2 read 3."""
+    expected = (5 * log(3) + 4 * log(6) + 3 * log(6) + 2 * log(4)) / 16
+    assert SMALL.build(RESIDUAL[0]).layers[0].aggregate.mean_log_degree.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("config", "spec"), RESIDUAL_CASES)

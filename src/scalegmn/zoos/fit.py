@@ -206,11 +206,7 @@ def fit_sirens(
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
     return Fitted(
-        NetParams(
-            params.spec,
-            tuple(map(torch.cat, zip(*(part.params.weights for part in parts), strict=True))),
-            tuple(map(torch.cat, zip(*(part.params.biases for part in parts), strict=True))),
-        ),
+        NetParams.cat([part.params for part in parts]),
         torch.cat([part.mse for part in parts]),
         torch.cat([part.steps for part in parts]),
     )
