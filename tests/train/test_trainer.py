@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -233,6 +235,18 @@ def test_going_on_equals_never_having_stopped(tmp_path, stop_at):
     assert len(results(tmp_path / "whole")[0]) == 3
     assert summary["epochs"] == 3
     assert state_files(tmp_path / "parts") == []
+
+
+def test_a_signal_during_the_test_does_not_stop_it(tmp_path):
+    class Signalled(Noisy):
+        def evaluate(self, model, split, device, figures=None):
+            if split == "test":
+                os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
+            return super().evaluate(model, split, device, figures)
+
+    trainer = start(tmp_path / "a", task=Signalled())
+    assert trainer.fit()["epochs"] == 3
+    assert trainer.signals.received == "SIGUSR1"
 
 
 def test_early_stopping_goes_on(tmp_path):

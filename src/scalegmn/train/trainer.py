@@ -268,9 +268,9 @@ class Trainer:
             while self.progress.epoch < self.config.num_epochs and self._since_best() < self.config.patience:
                 self.train_epoch()
                 self._end_epoch()
-        if self.progress.epoch < self.config.num_epochs:
-            print(f"no better validation {self.task.monitor} for {self.config.patience} epochs: stopped")
-        return self._test()
+            if self.progress.epoch < self.config.num_epochs:
+                print(f"no better validation {self.task.monitor} for {self.config.patience} epochs: stopped")
+            return self._test()  # a signal does not stop it: little is left to do
 
     def train_epoch(self) -> None:
         """The steps of an epoch that are not done yet."""
