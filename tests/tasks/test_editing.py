@@ -105,6 +105,8 @@ def test_options_that_do_not_fit_are_refused(data):
         Editing(replace(data, style_function="increase_contrast"), 8)
     with pytest.raises(ValueError, match=r"data.augment.rotate: edited originals do not follow it"):
         Editing(replace(data, augment=AugmentConfig(rotate=3.0)), 8)
+    with pytest.raises(ValueError, match=r"data.augment.relabel: edited originals do not follow it"):
+        Editing(replace(data, augment=AugmentConfig(relabel=True)), 8)
 
 
 def test_published_layout(tmp_path, generator):

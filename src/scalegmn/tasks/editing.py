@@ -56,9 +56,9 @@ class Editing(ZooTask):
     maximize = False
 
     def __init__(self, data: DataConfig, batch_size: int, debug: bool = False) -> None:
-        moving = [name for name in ("translate", "rotate", "mixup") if getattr(data.augment, name)]
+        moving = [name for name in ("translate", "rotate", "relabel", "mixup") if getattr(data.augment, name)]
         if moving:
-            raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it 0 for editing")
+            raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it out for editing")
         super().__init__(data, "image", batch_size, debug)
         style = STYLES[data.style_function]
         if self.spec.layout[-1] != style.channels:
