@@ -253,7 +253,7 @@ def main() -> None:
             raise ValueError(f"--out: {arguments.out} exists already, and is no report")
         runs = find_runs(arguments.runs)
         write_atomic(arguments.out, page(runs))
-        print(f"{arguments.out}: {len(runs)} runs")
+        print(f"{arguments.out}: {len(runs)} run{'s' * (len(runs) != 1)}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ PARK = NGTConfig(
     max_hidden_layers=5,
     activation_embedding=True,
 )
-WIDE = {"node_dim": 128, "edge_dim": 64, "attention_dim": 256, "node_hidden_dim": 256, "edge_hidden_dim": 128}
+PUBLISHED_ZOO = {"node_dim": 128, "edge_dim": 64, "attention_dim": 256, "node_hidden_dim": 256, "edge_hidden_dim": 128}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ WIDE = {"node_dim": 128, "edge_dim": 64, "attention_dim": 256, "node_hidden_dim"
         (NGTConfig(), COLOURS, 393_098),
         (EDITING, neural_graphs.INR, 391_112),
         (replace(EDITING, num_probes=64), neural_graphs.INR, 408_392),
-        (NGTConfig(readout_dim=256, out_dim=1, **WIDE), ZOO, 1_807_873 - 896),  # without the idle ones
+        (NGTConfig(readout_dim=256, out_dim=1, **PUBLISHED_ZOO), ZOO, 1_807_873 - 896),  # without the idle ones
         (PARK, PARK_NETS, 92_705),
     ],
 )
@@ -185,16 +185,12 @@ class TestNGT(Contract):
         return request.param
 
 
-DEEP = NetSpec((*(LayerSpec(i, o, (k, k), "relu") for i, o, k in ((1, 4, 5), (4, 2, 3), (2, 5, 1))), LayerSpec(5, 2)))
-WIDE = NetSpec((LayerSpec(1, 6, (3, 3), "relu"), LayerSpec(6, 2)))
-
-
 @pytest.mark.parametrize("pooling", ["outputs", "mean"])
 def test_other_depths_widths_and_kernels(pooling, random_params, generator):
     """With room for more layers, a network is read by its own graph, as by a model that was built for it."""
     config = replace(SMALL, normalize=False, pooling=pooling, max_hidden_layers=3)
-    model = build(config, DEEP)
-    params = random_params(WIDE, 6)
+    model = build(config, neural_graphs.DEEP)
+    params = random_params(neural_graphs.WIDE, 6)
     kernel = nn.functional.pad(params.weights[0], (1, 1, 1, 1))
     padded = NetParams.from_tensors([kernel, params.weights[1]], params.biases, "relu")
     twin = config.build(padded.spec).double().eval()
@@ -204,16 +200,16 @@ def test_other_depths_widths_and_kernels(pooling, random_params, generator):
     with pytest.raises(ValueError, match=r"networks from 1 to 2, of 1 to 3 hidden layers .* up to 5x5, found"):
         model(random_params(NetSpec.mlp([1, 3, 3, 3, 3, 2], "relu"), 2))
     with pytest.raises(ValueError, match="normalize: the model was built for CNN"):
-        build(replace(config, normalize=True), DEEP)(params)
+        build(replace(config, normalize=True), neural_graphs.DEEP)(params)
 
 
 @pytest.mark.parametrize(
     ("options", "spec", "message"),
     [
-        ({"num_probes": 3}, WIDE, r"num_probes: found 3, but CNNs have no probe features"),
+        ({"num_probes": 3}, neural_graphs.WIDE, r"num_probes: found 3, but CNNs have no probe features"),
         ({"linear_encoder": True}, MLPS[0], r"linear_encoder: only for CNNs"),
         ({"activation_embedding": True}, MLPS[0], r"activation_embedding: there is none for sine"),
-        ({"output": "parameters"}, WIDE, r"output: found parameters, but changes of kernels"),
+        ({"output": "parameters"}, neural_graphs.WIDE, r"output: found parameters, but changes of kernels"),
         ({"denormalize": True, "normalize": False}, MLPS[0], r"denormalize: needs normalize, found false"),
         ({"num_frequencies": -1, "dropout": 1}, MLPS[0], r"dropout: found 1, .*num_frequencies: found -1"),
         ({"attention_dim": 10, "num_heads": 4}, MLPS[0], r"attention_dim: found 10, expected a multiple of 4"),
