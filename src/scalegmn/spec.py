@@ -178,7 +178,7 @@ class NetSpec:
             refuse(f"every size must be at least 1, found weight {layer.weight_shape}")
         if layer.in_dim % layer.groups or layer.out_dim % layer.groups:
             refuse(f"groups: found {layer.groups} of {layer.in_dim} and {layer.out_dim} channels, expected a divisor")
-        if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups or last):
+        if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups):
             refuse(f"norm: found {layer.norm!r} of {layer.groups} groups, expected one of {NORMS}, channel by channel")
         earlier = {"reads": layer.reads, "residual": layer.residual, "tied": layer.tied}
         if layer.attention is not None:
@@ -194,9 +194,7 @@ class NetSpec:
             query, key, heads = layer.attention
             widths = {self.layers[query].out_dim, self.layers[key].out_dim}
             if heads < 1 or len(widths) > 1 or any(width % heads for width in (*widths, layer.out_dim)):
-                refuse(
-                    f"attention: found {heads} heads for queries and keys of {sorted(widths)}, values of {layer.out_dim}"
-                )
+                refuse(f"attention: found {heads} heads of queries, keys {sorted(widths)} and values {layer.out_dim}")
         added = self.layers[layer.residual] if self.is_chain and layer.residual not in (None, -1) else layer
         if (layer.kernel is None) != (added.kernel is None):
             refuse(f"residual: found {layer.residual}, but only one of the two layers is a convolution")
@@ -429,10 +427,11 @@ class NetSpec:
         """Which hidden neurons must be permuted together; those that may not be permuted at all are in none.
 
         A residual connection adds channel c to channel c; a normalisation layer or a depthwise convolution reads one
-        channel for each; attention multiplies channel c of queries and of keys: the two have one permutation. So channel
-        c of all layers that are so joined, among those that have a channel c, is one component. Two components can be
-        exchanged if and only if they consist of the same layers (and blocks); these are one tie, and their channels are
-        a range, since layers only fall out as c grows. In the order of first layer, then channel.
+        channel for each; attention multiplies channel c of queries and of keys; a tied layer has the columns of another
+        one's rows: the two have one permutation. So channel c of all layers that are so joined, among those that have
+        a channel c, is one component. Two components can be exchanged if and only if they consist of the same layers;
+        these are one tie, and their channels are a range, since layers only fall out as c grows. Blocks of channels
+        (groups, heads) stay together. In the order of first layer, then channel.
         """
         links = list(self.residuals)
         for index, layer in enumerate(self.layers):
@@ -440,15 +439,17 @@ class NetSpec:
                 links.append(Residual(self.sender(index), index, layer.out_dim))
             if layer.attention is not None:
                 links.append(Residual(layer.attention[1], layer.attention[0], self.layers[layer.attention[0]].out_dim))
-        blocks: dict[int, set[int]] = {}
-        for layer, count in self._blocks:
-            blocks.setdefault(layer, set()).add(count)
+            if layer.tied is not None:
+                links.append(Residual(layer.tied, self.sender(index), layer.in_dim))
+        blocks = self._blocks
         ties = []
         for tie in self._tied(links):
-            found = set().union(*(blocks.get(layer, ()) for layer in tie.layers))
-            if len(found) > 1 or (found and any(self._width(one) != tie.channels.stop for one in tie.layers)):
-                raise ValueError(f"layer {tie.layers[0]}: its channels are cut into {sorted(found)} blocks at once")
-            ties.append(tie._replace(blocks=found.pop() if found else 1))
+            count = math.lcm(*(number for layer in tie.layers for number in blocks.get(layer, ())))
+            if count > 1 and any(self._width(layer) != tie.channels.stop for layer in tie.layers):
+                raise ValueError(
+                    f"layer {tie.layers[0]}: its channels are cut into {count} blocks, those tied to it not"
+                )
+            ties.append(tie._replace(blocks=count))
         return tuple(ties)
 
     @cached_property
@@ -472,23 +473,25 @@ class NetSpec:
         ties = (Tie(*tie) for tie in found.items() if not fixed & set(tie[0]))
         return tuple(sorted(ties, key=lambda tie: (tie.layers[0], tie.channels.start)))
 
-    @property
-    def _blocks(self) -> list[tuple[int, int]]:
-        """(layer, number of blocks) of layers whose channels are cut into blocks."""
-        found = []
+    @cached_property
+    def _blocks(self) -> dict[int, set[int]]:
+        """Layer -> into how many blocks its channels are cut, by whatever cuts them."""
+        found: dict[int, set[int]] = {}
         for index, layer in enumerate(self.layers):
+            counts = [(self.sender(index), layer.norm_groups)]
             if layer.groups > 1 and not layer.is_diagonal:
-                found += [(self.sender(index), layer.groups), (index, layer.groups)]
-            if layer.norm_groups > 1:
-                found += [(self.sender(index), layer.norm_groups)]
-            if layer.attention is not None and layer.attention[2] > 1:
-                found += [(source, layer.attention[2]) for source in (*layer.attention[:2], index)]
+                counts += [(self.sender(index), layer.groups), (index, layer.groups)]
+            if layer.attention is not None:
+                counts += [(one, layer.attention[2]) for one in (*layer.attention[:2], index)]
+            for place, count in counts:
+                if count > 1:
+                    found.setdefault(place, set()).add(count)
         return found
 
     @cached_property
     def block_order(self) -> dict[int, int]:
-        """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay, as blocks of the input
-        and of the output do.
+        """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay: blocks of the input and
+        of the output, and of layers that are cut in two ways.
 
         Both sides of a grouped convolution, and queries, keys and values, have one order of groups or heads.
         """
@@ -499,8 +502,11 @@ class NetSpec:
             if layer.attention is not None:
                 links.append((layer.attention[0], index))
         links += [(tie.layers[0], layer) for tie in self.ties for layer in tie.layers]
-        tied = {layer for tie in self.ties for layer in tie.layers}
-        order = {layer: layer if layer in tied else -1 for link in links for layer in link}
+        free = set()
+        for tie in self.ties:
+            if len(set().union(*(self._blocks.get(layer, ()) for layer in tie.layers))) < 2:
+                free |= set(tie.layers)
+        order = {layer: layer if layer in free else -1 for link in links for layer in link}
         for _ in order:
             for one, other in links:
                 order[one] = order[other] = min(order[one], order[other])
@@ -540,8 +546,10 @@ class NetSpec:
             return MIXED
         names = {own if name == MIXED else name for name in names} - {"identity"}  # which commutes with all scalars
         kinds = {ACTIVATION_SYMMETRY[name] for name in names} or {"scale"}
-        if set(tie.layers) & self._transposed:  # q and 1 / q must be equal
-            kinds = {"sign"} if not names else kinds - {"scale"}
+        for pair in self._transposed:  # q of one is 1 / q of the other
+            if set(pair) & set(tie.layers):
+                odd = kinds == {"sign"} or not names
+                kinds = {"sign"} if odd and set(pair) <= set(tie.layers) else set()
         return kinds.pop() if len(kinds) == 1 else "permutation"
 
     @cached_property
@@ -550,11 +558,11 @@ class NetSpec:
         pairs = [layer.attention[:2] for layer in self.layers if layer.attention is not None]
         return frozenset({key for _, key in pairs} | {q for q, key in pairs if self.reciprocal_layers.get(key) != q})
 
-    @cached_property
-    def _transposed(self) -> frozenset[int]:
-        """Layers whose weights another layer has, transposed; and what that one reads."""
-        pairs = [(layer.tied, self.sender(index)) for index, layer in enumerate(self.layers) if layer.tied is not None]
-        return frozenset(layer for pair in pairs for layer in pair)
+    @property
+    def _transposed(self) -> list[tuple[int, int]]:
+        """Pairs of layers: one whose weights a later one has, transposed, and what that one reads."""
+        layers = enumerate(self.layers)
+        return [(layer.tied, self.sender(index)) for index, layer in layers if layer.tied is not None]
 
 
 def _senders(layer: LayerSpec) -> Tensor:
