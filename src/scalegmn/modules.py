@@ -1,7 +1,7 @@
 """Networks as PyTorch modules: from a module to `NetParams`, and back.
 
-The module is exported once (`torch.export`) and its graph of operations is followed with *numbers of neurons* in place of
-activations: each value is an integer tensor of the activation's shape that says which neuron each element belongs to.
+The module is exported once (`torch.export`) and its graph of operations is followed with *numbers of neurons* in place
+of activations: each value is an integer tensor of the activation's shape that says which neuron each element belongs to.
 What only moves elements (views, transposes, splits, concatenations) is then simply done to these numbers, and to the
 numbers of a parameter's elements; what computes becomes a layer.
 """
@@ -39,7 +39,7 @@ def from_module(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> 
 
 
 def to_module(params: NetParams, module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn.Module:
-    """A copy of a module with the parameters of one network, of the module's own architecture: the way back, to the bit.
+    """A copy of a module with the parameters of one network of its architecture: the way back, to the bit.
 
     Args:
         params: one network.
