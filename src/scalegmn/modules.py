@@ -1,7 +1,7 @@
 """Networks as PyTorch modules: from a module to `NetParams`, and back.
 
 The module is exported once (`torch.export`) and its graph of operations is followed with *numbers of neurons* in place
-of activations: each value is an integer tensor of the activation's shape that says which neuron each element belongs to.
+of activations: each value is an integer tensor of the activation's shape, which says whose neuron each element is.
 What only moves elements (views, transposes, splits, concatenations) is then simply done to these numbers, and to the
 numbers of a parameter's elements; what computes becomes a layer.
 """
