@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -18,8 +18,8 @@ class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
     `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
-    in the shapes of the parameters. `model([NetParams, ...])` gives [sum of B, out_dim] of networks of several
-    architectures, in order, if the model reads them.
+    in the shapes of the parameters. `model([NetParams, ...])`, or `model(MixedNets)`, gives [sum of B, out_dim] of
+    networks of several architectures, in order, if the model reads them.
 
     Args:
         spec: the input networks.
@@ -31,7 +31,7 @@ class Metanetwork(nn.Module):
         self.spec = spec
         self.normalization = normalization
 
-    def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def __call__(self, nets: NetParams | Iterable[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """What the model says of networks of one architecture, or of several: each as alone, those of equal specs in
         one pass.
 
@@ -41,6 +41,7 @@ class Metanetwork(nn.Module):
         """
         if isinstance(nets, NetParams):
             return super().__call__(nets)
+        nets = list(nets)
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
@@ -58,8 +59,9 @@ class Metanetwork(nn.Module):
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
         raise NotImplementedError
 
-    def check_shapes(self, spec: NetSpec) -> None:
-        """Raises ValueError unless networks of `spec` have parameters of the shapes that the model was built for."""
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`. Here: if their parameters have the shapes
+        that it was built for."""
         if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
             raise ValueError(f"the model was built for {self.spec}, found {spec}")
 
@@ -93,6 +95,9 @@ class ModelConfig:
 
     name: ClassVar[str]
     """What a configuration calls the model: `model: <name>`, with the section `<name>_args`."""
+
+    mixes: ClassVar[bool] = False
+    """Whether the model reads networks of several architectures."""
 
     output: Literal["vector", "parameters"] = "vector"
     """vector: out_dim numbers per network, invariant; parameters: a change of every weight and bias, equivariant."""
@@ -162,6 +167,24 @@ class ModelConfig:
         if spec.residuals:
             models = "ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
+
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
+        """The model for a zoo's networks: of one architecture as `build` makes it; for several, built for the spec that
+        covers them.
+
+        Args:
+            architectures: all that the model is to read, and how many training networks have them.
+
+        Raises:
+            ValueError: it cannot read one of them.
+        """
+        if len(architectures) > 1 and not self.mixes:
+            found = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
+            raise ValueError(f"model: {found}; use scalegmn, ng_gnn, ng_t or statnn")
+        model = self.build(NetSpec.covering(architectures))
+        for spec in architectures if len(architectures) > 1 else ():
+            model.check(spec)
+        return model
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

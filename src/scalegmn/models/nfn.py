@@ -184,7 +184,7 @@ class NFN(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check_shapes(params.spec)
+        self.check(params.spec)
         self.config.refuse_residuals(params.spec)
         read = self.normalized(params)
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]

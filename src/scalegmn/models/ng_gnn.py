@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import log
 from typing import Literal
 
@@ -24,6 +24,7 @@ class NGGNNConfig(NeuralGraphConfig):
     """NG-GNN: PNA with edge updates and modulated messages on the neural graph."""
 
     name = "ng_gnn"
+    mixes = True
 
     hidden_dim: int = 32
     """Width of node and edge features."""
@@ -38,7 +39,8 @@ class NGGNNConfig(NeuralGraphConfig):
     """Factors of the aggregates by a node's number of messages."""
 
     mean_log_degree: float | None = None
-    """Mean of log(incoming edges + 1) over the nodes of the data; null: that of the networks, without reverse edges."""
+    """Mean of log(incoming edges + 1) over the nodes of the data; null: that of the training networks, without reverse
+    edges."""
 
     reverse_edges: bool = True
     """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
@@ -53,6 +55,12 @@ class NGGNNConfig(NeuralGraphConfig):
         if self.mean_log_degree is not None and not self.mean_log_degree > 0:
             problems.append(f"mean_log_degree: found {self.mean_log_degree}, expected above 0")
         self.refuse(problems)
+
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> NGGNN:
+        """As in `ModelConfig`; `mean_log_degree` is that of the training networks."""
+        if len(architectures) == 1 or self.mean_log_degree is not None:
+            return super().build_for(architectures)
+        return replace(self, mean_log_degree=_mean_log_degree(architectures)).build_for(architectures)
 
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`."""
@@ -114,7 +122,7 @@ class NGGNN(NeuralGraphModel):
     def __init__(self, config: NGGNNConfig, spec: NetSpec) -> None:
         d = config.hidden_dim
         super().__init__(config, spec, d, d, (d, d))
-        mean = _mean_log_degree(spec) if config.mean_log_degree is None else config.mean_log_degree
+        mean = _mean_log_degree({spec: 1}) if config.mean_log_degree is None else config.mean_log_degree
         between = range(config.num_layers - 1)
         self.layers = nn.ModuleList(NGGNNLayer(config, mean) for _ in range(config.num_layers))
         self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
@@ -163,13 +171,19 @@ class NGGNN(NeuralGraphModel):
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))
 
 
-def _mean_log_degree(spec: NetSpec) -> float:
-    """The mean of log(incoming edges + 1) over all nodes."""
+def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:
+    """The mean of log(incoming edges + 1) over all nodes of all networks, so many of each architecture."""
+    total = sum(count * _sum_of_log_degrees(spec) for spec, count in architectures.items())
+    return total / sum(count * spec.num_nodes for spec, count in architectures.items())
+
+
+def _sum_of_log_degrees(spec: NetSpec) -> float:
+    """The sum of log(incoming edges + 1) over the nodes of one network."""
     degrees = [[before] * size for before, size in zip((0, *spec.layout), spec.layout, strict=False)]
     for _, receiver, channels in spec.residuals:
         for channel in range(channels):
             degrees[receiver + 1][channel] += 1
-    return sum(log(degree + 1) for layer in degrees for degree in layer) / spec.num_nodes
+    return sum(log(degree + 1) for layer in degrees for degree in layer)
 
 
 def _mapped(edges: Sequence[Edges], maps: Sequence[tuple[Tensor, Tensor]]) -> list[list[Edges]]:

@@ -21,6 +21,7 @@ class NGTConfig(NeuralGraphConfig):
     """NG-T: attention among all nodes of the neural graph, connected or not, with features of each pair."""
 
     name = "ng_t"
+    mixes = True
 
     node_dim: int = 64
     """Width of node features."""

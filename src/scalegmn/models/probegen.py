@@ -123,7 +123,7 @@ class ProbeGen(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check_shapes(params.spec)
+        self.check(params.spec)
         if self.spec.is_cnn:
             answers = evaluate_cnn(params, self.probes(), self.config.stride, self.config.padding)
         else:

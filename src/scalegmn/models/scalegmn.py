@@ -70,6 +70,7 @@ class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
     name = "scalegmn"
+    mixes = True
 
     normalize: bool | None = None
     """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:

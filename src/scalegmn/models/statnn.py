@@ -20,6 +20,7 @@ class StatNNConfig(ModelConfig):
     """An MLP of the mean, variance and quantiles of each layer's weights and biases."""
 
     name = "statnn"
+    mixes = True
 
     hidden_dim: int = 1000
     """Width of both hidden layers."""
@@ -72,14 +73,16 @@ class StatNN(Metanetwork):
         Raises:
             ValueError: the networks have too many layers.
         """
-        num = params.spec.num_layers
-        if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
-            raise ValueError(
-                f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}"
-            )
+        self.check(params.spec)
         read = self.normalized(params)
         found = statistics(read.weights, read.biases)
         return self.mlp(nn.functional.pad(found, (0, self.mlp.linears[0].in_features - found.shape[1])))
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        num = spec.num_layers
+        if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
+            raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {spec}")
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep sorted parameters and hidden layers of."""
