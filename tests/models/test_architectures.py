@@ -1,14 +1,18 @@
 """Networks of several architectures in one call."""
 
+from dataclasses import replace
+from math import log
+
 import pytest
 import torch
 from contract import build
 
+from scalegmn.models import DWSNetConfig, FlatMLPConfig, NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.spec import LayerSpec, NetSpec
+from scalegmn.spec import LayerSpec, MixedNets, NetSpec
 
 SPECS = [
     NetSpec((LayerSpec(2, 4, (3, 3), "relu"), LayerSpec(4, 3, (5, 5), "gelu"), LayerSpec(3, 5))),
@@ -71,3 +75,31 @@ def test_what_cannot_be_read_is_refused(random_params):
         ValueError, match=r"ng_gnn_args.output: the model was built for MLP .*, found MLP \[2, 3, 3, 1\]"
     ):
         config.build(mlps[0].spec).double()(mlps[2])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_models_are_built_for_what_covers_all(config, random_params):
+    """As deep as the deepest, with the largest kernels, whatever the order; `MixedNets` are read like a list."""
+    config, nets = replace(config, max_hidden_layers=None), nets_of(random_params)
+    model = config.build_for(dict.fromkeys(SPECS, 1)).double().eval()
+    assert torch.equal(model(MixedNets.of(nets)), model(nets))
+    with pytest.raises(ValueError, match="the model was built for"):
+        replace(config, max_hidden_layers=2).build_for(dict.fromkeys(SPECS, 1))
+
+
+@pytest.mark.parametrize("config", [DWSNetConfig(), NFNConfig(), FlatMLPConfig()], ids=lambda config: config.name)
+def test_models_of_one_architecture_say_so(config):
+    with pytest.raises(ValueError, match=rf"model: {config.name} reads networks of one architecture, found 3; use sca"):
+        config.build_for(dict.fromkeys(SPECS, 1))
+    mlp = NetSpec.mlp([2, 4, 1], "relu")
+    assert config.build_for({mlp: 7}).spec is mlp
+
+
+def test_mean_log_degree_is_that_of_the_training_networks():
+    """Of MLPs 2-4-1 and, three times, 2-3-3-1: 4 nodes with 2 edges and 1 with 4; 3 with 2, 3 with 3 and 1 with 3."""
+    counts = {NetSpec.mlp([2, 4, 1], "relu"): 1, NetSpec.mlp([2, 3, 3, 1], "relu"): 3}
+    model = NGGNNConfig(hidden_dim=4, normalize=False).build_for(counts)
+    expected = (4 * log(3) + log(5) + 3 * (3 * log(3) + 4 * log(4))) / (7 + 3 * 9)
+    assert model.layers[0].aggregate.mean_log_degree.item() == pytest.approx(expected)
+    given = NGGNNConfig(hidden_dim=4, normalize=False, mean_log_degree=1.5).build_for(counts)
+    assert given.layers[0].aggregate.mean_log_degree.item() == 1.5
