@@ -6,6 +6,7 @@ from contract import build
 
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
+from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.spec import LayerSpec, NetSpec
@@ -27,6 +28,7 @@ CONFIGS = [
     NGGNNConfig(hidden_dim=6, num_frequencies=5, max_hidden_layers=4, mean_log_degree=1.5, activation_embedding=True),
     NGTConfig(**WIDTHS, num_frequencies=5, max_hidden_layers=4, activation_embedding=True),
     StatNNConfig(hidden_dim=20, max_hidden_layers=4),
+    ProbeGenConfig(num_probes=6, hidden_dim=16, num_linears=3, image_size=8, stride=1),
 ]
 
 
@@ -51,12 +53,13 @@ def test_together_equals_one_by_one(config, random_params):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_equal_architectures_pass_together(random_params):
+def test_equal_architectures_pass_together(random_params, monkeypatch):
     model, nets = build(CONFIGS[2], SPECS[2]), nets_of(random_params)
-    passes = []
-    model.register_forward_hook(lambda module, args, output: passes.append(len(args[0])))
+    forward, passed = model.forward_mixed, []
+    monkeypatch.setattr(model, "forward_mixed", lambda parts: passed.append(list(map(len, parts))) or forward(parts))
     model(nets)
-    assert passes == [5, 2, 2]
+    assert passed == [[5, 2, 2]]
+    assert torch.equal(model(nets[:1]), model(nets[0]))
 
 
 def test_what_cannot_be_read_is_refused(random_params):

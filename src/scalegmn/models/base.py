@@ -26,14 +26,16 @@ class Metanetwork(nn.Module):
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
+    config: ModelConfig
+    """Every model keeps its own."""
+
     def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec
         self.normalization = normalization
 
     def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """What the model says of networks of one architecture, or of several: each as alone, those of equal specs in
-        one pass.
+        """What the model says of networks of one architecture, or of several: each as alone.
 
         Raises:
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
@@ -41,18 +43,25 @@ class Metanetwork(nn.Module):
         """
         if isinstance(nets, NetParams):
             return super().__call__(nets)
+        if self.config.output == "parameters":
+            raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
-        outputs = [torch.empty(0)] * len(nets)
-        for own in places.values():
-            parts = [nets[place] for place in own]
-            together = super().__call__(NetParams.cat(parts))
-            if not isinstance(together, Tensor):
-                raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
-            for place, output in zip(own, together.split([len(part) for part in parts]), strict=True):
-                outputs[place] = output
-        return torch.cat(outputs)
+        order = [place for own in places.values() for place in own]
+        parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
+        found = super().__call__(parts[0]) if len(parts) == 1 else self.forward_mixed(parts)
+        outputs = dict(zip(order, found.split([len(nets[place]) for place in order]), strict=True))
+        return torch.cat([outputs[place] for place in range(len(nets))])
+
+    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
+        """Vectors of networks of several architectures, each of which comes once, in order: [sum of B, out_dim]. Here
+        in a pass for each of them.
+
+        Raises:
+            ValueError: the model cannot read such networks.
+        """
+        return torch.cat([super(Metanetwork, self).__call__(params) for params in nets])
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""

@@ -88,6 +88,8 @@ class ProbeGenConfig(ModelConfig):
 class ProbeGen(Metanetwork):
     """MLP([f(p_1), ..., f(p_Q)]) of a network f, for probes p_q = generator(z_q) (Kahana et al., 2025).
 
+    It reads networks of any widths and depths with as many inputs and outputs as those of `spec`.
+
     Args:
         config: the hyper-parameters.
         spec: the input networks.
@@ -121,14 +123,28 @@ class ProbeGen(Metanetwork):
         """B networks -> [B, out_dim].
 
         Raises:
-            ValueError: the networks are not those that the model was built for.
+            ValueError: the networks have other inputs or outputs than those that the model was built for.
         """
-        self.check_shapes(params.spec)
-        if self.spec.is_cnn:
-            answers = evaluate_cnn(params, self.probes(), self.config.stride, self.config.padding)
-        else:
-            answers = evaluate(params, self.probes())
-        return self.readout(answers.flatten(1))
+        return self.forward_mixed([params])
+
+    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
+        """As in `Metanetwork`: probes are generated, and answers read, once; architectures answer in turn."""
+        probes, answers = self.probes(), []
+        for params in nets:
+            self.check(params.spec)
+            if self.spec.is_cnn:
+                answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
+            else:
+                answers.append(evaluate(params, probes))
+        return self.readout(torch.cat(answers).flatten(1))
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        own = self.spec
+        if (spec.is_cnn, spec.layout[0], spec.layout[-1]) != (own.is_cnn, own.layout[0], own.layout[-1]):
+            kind = "CNN" if own.is_cnn else "MLP"
+            raise ValueError(f"the model was built for {kind}s from {own.layout[0]} to {own.layout[-1]}, found {spec}")
+        _positions(self.config, spec)
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep all answers of."""

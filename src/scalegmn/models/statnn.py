@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +73,22 @@ class StatNN(Metanetwork):
         Raises:
             ValueError: the networks have too many layers.
         """
-        num = params.spec.num_layers
+        return self.forward_mixed([params])
+
+    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
+        """As in `Metanetwork`, in one pass."""
+        for params in nets:
+            self.check(params.spec)
+        read = [self.normalized(params) for params in nets]
+        rows = statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
+        width = self.mlp.linears[0].in_features
+        return self.mlp(torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]))
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        num = spec.num_layers
         if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
-            raise ValueError(
-                f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}"
-            )
-        read = self.normalized(params)
-        found = statistics(read.weights, read.biases)
-        return self.mlp(nn.functional.pad(found, (0, self.mlp.linears[0].in_features - found.shape[1])))
+            raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {spec}")
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep sorted parameters and hidden layers of."""
