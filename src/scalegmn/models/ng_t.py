@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.models.neural_graph import Edges, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
 from scalegmn.nn.edges import kept_bytes, tensor_bytes
 from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.spec import NetParams, NetSpec
@@ -111,9 +110,10 @@ class NGT(NeuralGraphModel):
             ValueError: the model cannot read such networks.
         """
         self.check(params.spec)
-        x, edges, none = self.graph(self.normalized(params), params)
-        e = _all_pairs(edges, none, x.shape[1])
-        whole, read = slice(0, x.shape[1]), self.read_nodes(params.spec)
+        graph = self.graph(self.normalized(params), params)
+        x, e = graph.x, _all_pairs(graph)
+        whole = slice(0, x.shape[1])
+        read = whole if self.reads_all else graph.outputs
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
             e = nn.functional.pad(e, (0, 0, 1, 0, 1, 0))
@@ -125,7 +125,7 @@ class NGT(NeuralGraphModel):
             if layer.edge_update is not None:
                 e = layer.edge_update(x, e, read if index == last - 1 and self.readout is not None else whole)
         if self.readout is not None:
-            return self.readout(self.pool(x))
+            return self.readout(self.pool(x, graph))
         nodes = node_slices(params.spec)
         changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
@@ -139,10 +139,11 @@ class NGT(NeuralGraphModel):
         return max(1, min(at_once, kept_bytes(device) // (pairs * kept)))
 
 
-def _all_pairs(edges: Sequence[Edges], none: Tensor, num_nodes: int) -> Tensor:
-    """[B, N, N, d_e], e_ij of sender i and receiver j; `none` [d_e] where there is no edge."""
-    e = none.repeat(len(edges[0].features), num_nodes, num_nodes, 1)
-    for block in edges:
+def _all_pairs(graph: Graph) -> Tensor:
+    """[B, N, N, d_e], e_ij of sender i and receiver j."""
+    num_networks, num_nodes, _ = graph.x.shape
+    e = graph.none.repeat(num_networks, num_nodes, num_nodes, 1)
+    for block in graph.edges:
         if block.residual:
             index = torch.arange(num_nodes, device=e.device)
             e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
