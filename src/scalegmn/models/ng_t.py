@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -13,6 +14,9 @@ from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphMo
 from scalegmn.nn.edges import kept_bytes, tensor_bytes
 from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.spec import NetParams, NetSpec
+
+_LEAST_SHARE = 0.75
+"""Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
 
 
 @dataclass(frozen=True)
@@ -111,24 +115,72 @@ class NGT(NeuralGraphModel):
         """
         self.check(params.spec)
         graph = self.graph(self.normalized(params), params)
-        x, e = graph.x, _all_pairs(graph)
-        whole = slice(0, x.shape[1])
-        read = whole if self.reads_all else graph.outputs
-        if self.token is not None:
-            x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
-            e = nn.functional.pad(e, (0, 0, 1, 0, 1, 0))
-            whole, read = slice(0, x.shape[1]), slice(0, 1)
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            rows = read if index == last else whole  # the last layer computes what the result reads, no more
-            x = layer(x, e[:, rows] if e.shape[1] == e.shape[2] else e, rows)
-            if layer.edge_update is not None:
-                e = layer.edge_update(x, e, read if index == last - 1 and self.readout is not None else whole)
+        read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
+        x, e = self._through_layers(graph.x, _all_pairs(graph), read)
         if self.readout is not None:
             return self.readout(self.pool(x, graph))
         nodes = node_slices(params.spec)
         changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+
+    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
+        """As in `Metanetwork`: networks of about the same size pass together, filled up to the largest of them."""
+        outputs = [torch.empty(0)] * len(nets)
+        for places in _alike([params.spec.num_nodes for params in nets]):
+            own = [nets[place] for place in places]
+            together = self._filled_up(own) if len(own) > 1 else self(own[0])
+            for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
+                outputs[place] = output
+        return torch.cat(outputs)
+
+    def _filled_up(self, nets: Sequence[NetParams]) -> Tensor:
+        """Networks of several architectures -> [sum of B, out_dim], in one pass."""
+        for params in nets:
+            self.check(params.spec)
+        graph = self.graph.indexed([self.normalized(params) for params in nets], nets)
+        places, size = _places(graph)
+        shape = (graph.num_networks, size)
+        x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
+        real = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        real.view(-1)[places] = True
+        senders, receivers = places[torch.cat([block.index for block in graph.edges], dim=1)]
+        features = torch.cat([block.features[0] for block in graph.edges])
+        e = graph.none.repeat(shape[0] * size * size, 1).index_copy(0, senders * size + receivers % size, features)
+        e = e.unflatten(0, (*shape, size))
+        read = slice(0, size if self.reads_all else self.spec.layout[-1])
+        x, _ = self._through_layers(x, e, read, real)
+        if self.reads_all:
+            x = x.flatten(0, 1)[places]
+        return self.readout(self.pool(x, graph))
+
+    def _through_layers(self, x: Tensor, e: Tensor, read: slice, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """New nodes and edges.
+
+        Args:
+            x: nodes, [B, N, d].
+            e: edges, [B, N, N, d_e], e_ij of sender i and receiver j.
+            read: the nodes that the result is read from, R of them, if there is no token.
+            real: [B, N], which nodes there are, where networks differ in their number.
+
+        Returns:
+            [B, R or 1, d] and, for changes of parameters, [B, N, N, d_e].
+        """
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
+            e = nn.functional.pad(e, (0, 0, 1, 0, 1, 0))
+            real = None if real is None else nn.functional.pad(real, (1, 0), value=True)
+            read = slice(0, 1)
+        whole, last = slice(0, x.shape[1]), len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            rows = read if index == last else whole  # the last layer computes what the result reads, no more
+            e = e[:, rows] if e.shape[1] == e.shape[2] else e
+            if real is not None:  # what is not there has no share, but 0 times infinity is no number
+                x = x.masked_fill(~real[..., None], 0)
+                e = e.masked_fill(~(real[:, rows, None] & real[:, None])[..., None], 0)
+            x = layer(x, e, rows, real)
+            if layer.edge_update is not None:
+                e = layer.edge_update(x, e, read if index == last - 1 and self.readout is not None else whole)
+        return x, e
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
@@ -150,3 +202,25 @@ def _all_pairs(graph: Graph) -> Tensor:
         else:
             e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
     return e
+
+
+def _alike(sizes: Sequence[int]) -> list[list[int]]:
+    """Places of numbers of nodes, in groups in which the least is at least `_LEAST_SHARE` of the largest."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        if not groups or sizes[place] < _LEAST_SHARE * sizes[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def _places(graph: Graph) -> tuple[Tensor, int]:
+    """Where nodes are among those of networks that are filled up to the largest, [N] long, and its size: network by
+    network, output nodes first."""
+    by_network = graph.network.argsort(stable=True)
+    sizes = graph.network.bincount(minlength=graph.num_networks)
+    size = int(sizes.max())
+    holes = size * torch.arange(len(sizes), device=sizes.device) - sizes.cumsum(0) + sizes  # before each network
+    places = torch.empty_like(by_network)
+    places[by_network] = torch.arange(len(places), device=sizes.device) + holes.repeat_interleave(sizes)
+    return places, size
