@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.spec import NetParams, NetSpec
+
+ONE_ARCHITECTURE = "changes of parameters have their networks' shapes; pass one architecture at a time"
+"""What is said of a call with several, where they are asked for."""
 
 
 class Metanetwork(nn.Module):
@@ -26,8 +29,8 @@ class Metanetwork(nn.Module):
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
-    config: ModelConfig
-    """Every model keeps its own."""
+    one_pass: ClassVar[bool] = False
+    """Whether `forward` also takes batches of several specs, in one pass."""
 
     def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
@@ -35,7 +38,8 @@ class Metanetwork(nn.Module):
         self.normalization = normalization
 
     def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """What the model says of networks of one architecture, or of several: each as alone.
+        """What the model says of networks of one architecture, or of several: each as alone, all in one pass, or those
+        of equal specs.
 
         Raises:
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
@@ -43,25 +47,17 @@ class Metanetwork(nn.Module):
         """
         if isinstance(nets, NetParams):
             return super().__call__(nets)
-        if self.config.output == "parameters":
-            raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
-        order = [place for own in places.values() for place in own]
         parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
-        found = super().__call__(parts[0]) if len(parts) == 1 else self.forward_mixed(parts)
-        outputs = dict(zip(order, found.split([len(nets[place]) for place in order]), strict=True))
-        return torch.cat([outputs[place] for place in range(len(nets))])
-
-    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
-        """Vectors of networks of several architectures, each of which comes once, in order: [sum of B, out_dim]. Here
-        in a pass for each of them.
-
-        Raises:
-            ValueError: the model cannot read such networks.
-        """
-        return torch.cat([super(Metanetwork, self).__call__(params) for params in nets])
+        together = self.one_pass and len(parts) > 1
+        outputs = [super().__call__(parts)] if together else [super(Metanetwork, self).__call__(part) for part in parts]
+        if not all(isinstance(output, Tensor) for output in outputs):
+            raise ValueError(ONE_ARCHITECTURE)
+        order = [place for own in places.values() for place in own]
+        found = torch.cat(outputs).split([len(nets[place]) for place in order])
+        return torch.cat([output for _, output in sorted(zip(order, found, strict=True), key=itemgetter(0))])
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""

@@ -44,7 +44,7 @@ class NeuralGraphConfig(ModelConfig):
 
     max_hidden_layers: int | None = None
     """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
-    networks of different depths, if it has no num_probes, does not normalize, and gives vectors."""
+    networks of different depths, if it has no num_probes and gives vectors."""
 
     linear_encoder: bool = False
     """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
@@ -349,8 +349,9 @@ class NeuralGraphModel(Metanetwork):
         self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int, head_dims: Sequence[int]
     ) -> None:
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
-        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if normalize else None)
-        self.config = config
+        max_layers = (config.max_hidden_layers or spec.num_layers - 1) + 1
+        super().__init__(spec, InputNormalization(max_layers, centred=True) if normalize else None)
+        self.config, self.one_pass = config, config.output == "vector"
         self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
         self.readout = None
         if config.output == "vector":
@@ -376,7 +377,6 @@ class NeuralGraphModel(Metanetwork):
             )
         by_layer = {
             "num_probes": graph.points is not None,
-            "normalize": self.normalization is not None,
             "output": self.readout is None,
         }
         bound = [name for name, given in by_layer.items() if given]
@@ -387,6 +387,19 @@ class NeuralGraphModel(Metanetwork):
             raise ValueError(
                 f"{options.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
             )
+
+    def read_graph(self, nets: NetParams | Sequence[NetParams]) -> Graph:
+        """The graph of networks of one architecture in blocks, that of several as parts.
+
+        Raises:
+            ValueError: the model cannot read such networks.
+        """
+        if isinstance(nets, NetParams):
+            self.check(nets.spec)
+            return self.graph(self.normalized(nets), nets)
+        for params in nets:
+            self.check(params.spec)
+        return self.graph.indexed([self.normalized(params) for params in nets], nets)
 
     def pool(self, nodes: Tensor, graph: Graph) -> Tensor:
         """What is read, of B networks: [B, n d], or [B, d] where nodes are pooled.

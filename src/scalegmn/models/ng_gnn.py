@@ -121,28 +121,20 @@ class NGGNN(NeuralGraphModel):
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """B networks -> [B, out_dim], or changes of their parameters.
 
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.check(params.spec)
-        graph = self.graph(self.normalized(params), params)
+        graph = self.read_graph(nets)
         x, edges, inner = self._through_layers(graph)
         if self.readout is not None:
             return self.readout(self.pool(x, graph))
         forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
         (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
         changes = [self.edge_readout.rest(block.features) for block in to_readout]
-        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
-
-    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
-        """As in `Metanetwork`, in one pass."""
-        for params in nets:
-            self.check(params.spec)
-        graph = self.graph.indexed([self.normalized(params) for params in nets], nets)
-        return self.readout(self.pool(self._through_layers(graph)[0], graph))
+        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
 
     def _through_layers(self, graph: Graph) -> tuple[Tensor, Sequence[Edges | IndexedEdges], nn.Linear | None]:
         """The nodes that are read [B, n, d], edges, and the Linear that makes their features of what they hold."""

@@ -15,7 +15,7 @@ from scalegmn.nn.edges import kept_bytes, tensor_bytes
 from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.spec import NetParams, NetSpec
 
-_LEAST_SHARE = 0.75
+_LEAST_SHARE = 0.85
 """Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
 
 
@@ -107,26 +107,28 @@ class NGT(NeuralGraphModel):
                 )
             )
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """B networks -> [B, out_dim], or changes of their parameters.
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim], or changes of their parameters. Of several architectures, those of about the same
+        size pass together, filled up to the largest of them.
 
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.check(params.spec)
-        graph = self.graph(self.normalized(params), params)
+        if not isinstance(nets, NetParams):
+            return self._several(nets)
+        graph = self.read_graph(nets)
         read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
         x, e = self._through_layers(graph.x, _all_pairs(graph), read)
         if self.readout is not None:
             return self.readout(self.pool(x, graph))
-        nodes = node_slices(params.spec)
+        nodes = node_slices(nets.spec)
         changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
-        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
 
-    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
-        """As in `Metanetwork`: networks of about the same size pass together, filled up to the largest of them."""
+    def _several(self, nets: Sequence[NetParams]) -> Tensor:
+        """`forward` of several architectures."""
         outputs = [torch.empty(0)] * len(nets)
-        for places in _alike([params.spec.num_nodes for params in nets]):
+        for places in _by_size(nets, self._pairs_at_once(nets[0].biases[0].device)):
             own = [nets[place] for place in places]
             together = self._filled_up(own) if len(own) > 1 else self(own[0])
             for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
@@ -134,10 +136,8 @@ class NGT(NeuralGraphModel):
         return torch.cat(outputs)
 
     def _filled_up(self, nets: Sequence[NetParams]) -> Tensor:
-        """Networks of several architectures -> [sum of B, out_dim], in one pass."""
-        for params in nets:
-            self.check(params.spec)
-        graph = self.graph.indexed([self.normalized(params) for params in nets], nets)
+        """`forward` of several architectures, all at once."""
+        graph = self.read_graph(nets)
         places, size = _places(graph)
         shape = (graph.num_networks, size)
         x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
@@ -174,21 +174,22 @@ class NGT(NeuralGraphModel):
         for index, layer in enumerate(self.layers):
             rows = read if index == last else whole  # the last layer computes what the result reads, no more
             e = e[:, rows] if e.shape[1] == e.shape[2] else e
-            if real is not None:  # what is not there has no share, but 0 times infinity is no number
-                x = x.masked_fill(~real[..., None], 0)
-                e = e.masked_fill(~(real[:, rows, None] & real[:, None])[..., None], 0)
-            x = layer(x, e, rows, real)
+            x = _without_padding(layer(x, e, rows, real), real, rows)
             if layer.edge_update is not None:
-                e = layer.edge_update(x, e, read if index == last - 1 and self.readout is not None else whole)
+                rows = read if index == last - 1 and self.readout is not None else whole
+                e = _without_padding(layer.edge_update(x, e, rows), real, rows)
         return x, e
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
-        config, bytes_each = self.config, self.layers[0].linear.weight.element_size()
-        pairs = self.spec.num_nodes**2 * bytes_each
+        config, pairs = self.config, self.spec.num_nodes**2
         kept = config.num_layers * (5 * config.attention_dim + 4 * config.edge_hidden_dim + 8 * config.edge_dim)
-        at_once = tensor_bytes(device) // (pairs * config.attention_dim)
-        return max(1, min(at_once, kept_bytes(device) // (pairs * kept)))
+        kept_pairs = kept_bytes(device) // (kept * self.layers[0].linear.weight.element_size())
+        return max(1, min(self._pairs_at_once(device), kept_pairs) // pairs)
+
+    def _pairs_at_once(self, device: torch.device) -> int:
+        """Pairs of nodes that make full use of the machine."""
+        return tensor_bytes(device) // (self.config.attention_dim * self.layers[0].linear.weight.element_size())
 
 
 def _all_pairs(graph: Graph) -> Tensor:
@@ -204,11 +205,24 @@ def _all_pairs(graph: Graph) -> Tensor:
     return e
 
 
-def _alike(sizes: Sequence[int]) -> list[list[int]]:
-    """Places of numbers of nodes, in groups in which the least is at least `_LEAST_SHARE` of the largest."""
+def _without_padding(x: Tensor, real: Tensor | None, rows: slice) -> Tensor:
+    """Features of some nodes [B, R, d], or of pairs [B, R, N, d], zero where a node is not `real` [B, N]."""
+    if real is None:
+        return x
+    there = real[:, rows] if x.ndim == 3 else real[:, rows, None] & real[:, None]
+    return x.masked_fill(~there[..., None], 0)
+
+
+def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
+    """Places of architectures that pass together, filled up to the largest of them: not much smaller ones, and no more
+    than `most_pairs` pairs of nodes in all."""
     groups: list[list[int]] = []
-    for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        if not groups or sizes[place] < _LEAST_SHARE * sizes[groups[-1][0]]:
+    for place in sorted(range(len(nets)), key=lambda place: -nets[place].spec.num_nodes):
+        size = nets[place].spec.num_nodes
+        if groups:
+            largest = nets[groups[-1][0]].spec.num_nodes
+            num_networks = sum(len(nets[other]) for other in (*groups[-1], place))
+        if not groups or size < _LEAST_SHARE * largest or num_networks * largest**2 > most_pairs:
             groups.append([])
         groups[-1].append(place)
     return groups

@@ -99,6 +99,8 @@ class ProbeGen(Metanetwork):
             connections join images of different sizes.
     """
 
+    one_pass = True
+
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
         positions = _positions(config, spec)
         super().__init__(spec, None)
@@ -119,18 +121,14 @@ class ProbeGen(Metanetwork):
         """[Q, n_0] points or [Q, n_0, height, width] images."""
         return self.codes if self.generator is None else self.generator(self.codes)
 
-    def forward(self, params: NetParams) -> Tensor:
-        """B networks -> [B, out_dim].
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor:
+        """B networks -> [B, out_dim]. Networks of several architectures answer in turn, to probes generated once.
 
         Raises:
             ValueError: the networks have other inputs or outputs than those that the model was built for.
         """
-        return self.forward_mixed([params])
-
-    def forward_mixed(self, nets: Sequence[NetParams]) -> Tensor:
-        """As in `Metanetwork`: probes are generated, and answers read, once; architectures answer in turn."""
         probes, answers = self.probes(), []
-        for params in nets:
+        for params in [nets] if isinstance(nets, NetParams) else nets:
             self.check(params.spec)
             if self.spec.is_cnn:
                 answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
