@@ -197,7 +197,7 @@ class NFN(Metanetwork):
             return self.scaled(NetParams(params.spec, tuple(weights), tuple(biases), params.activation))
         pooled = self.pool(*features)
         if self.config.append_statistics:
-            pooled = torch.cat([pooled, statistics(read.weights, read.biases)], dim=1)
+            pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
         return self.readout(pooled)
 
     def networks_at_once(self, device: torch.device) -> int:
