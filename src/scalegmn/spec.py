@@ -448,19 +448,23 @@ class NetParams:
         inputs = self.biases[0].new_full((len(self), self.spec.layout[0]), self.spec.input_value)
         return [layer[..., None] for layer in (inputs, *self.biases)]
 
-    def edge_features(self) -> list[Tensor]:
+    def edge_features(self, kernel: tuple[int, int] | None = None) -> list[Tensor]:
         """Raw edge features, per block [B, n_l, n_{l-1}, K].
 
         K = 1: the weight. CNNs: the kernel centred in the largest kernel with zeros around, flattened; a linear
         layer's weight stands in component 0.
+
+        Args:
+            kernel: the largest kernel (kh, kw), of K values; None: the largest of these networks.
         """
+        kernel = kernel or self.spec.kernel
         return [
-            weight.new_zeros(*weight.shape[:3], self.spec.edge_dim).index_copy_(
+            weight.new_zeros(*weight.shape[:3], math.prod(kernel)).index_copy_(
                 3, slots.to(weight.device), weight.flatten(3) if weight.ndim == 5 else weight[..., None]
             )
-            if len(slots) < self.spec.edge_dim
+            if len(slots) < math.prod(kernel)
             else weight.reshape(*weight.shape[:3], -1)
-            for weight, slots in zip(self.weights, _kernel_slots(self.spec), strict=True)
+            for weight, slots in zip(self.weights, _kernel_slots(self.spec, kernel), strict=True)
         ]
 
     @classmethod
@@ -470,7 +474,7 @@ class NetParams:
         """The inverse of `node_features` and `edge_features` (same shapes)."""
         weights = tuple(
             block[..., slots.to(block.device)].reshape(len(block), *layer.weight_shape)
-            for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec), strict=True)
+            for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec, spec.kernel), strict=True)
         )
         return cls(spec, weights, tuple(layer[..., 0] for layer in nodes[1:]), activation)
 
@@ -525,9 +529,9 @@ class NetParams:
         return cls.from_features(spec, nodes, edges, activation)
 
 
-def _kernel_slots(spec: NetSpec) -> list[Tensor]:
-    """Per layer, which of the K raw edge values its weights fill: a centred window, or component 0."""
-    height, width = spec.kernel
+def _kernel_slots(spec: NetSpec, kernel: tuple[int, int]) -> list[Tensor]:
+    """Per layer, which of the K raw edge values its weights fill: a window centred in `kernel`, or component 0."""
+    height, width = kernel
     grid = torch.arange(height * width).reshape(height, width)
     slots = []
     for layer in spec.layers:
