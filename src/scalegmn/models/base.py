@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.spec import NetParams, NetSpec
+
+ONE_ARCHITECTURE = "changes of parameters have their networks' shapes; pass one architecture at a time"
+"""What is said of a call with several, where they are asked for."""
 
 
 class Metanetwork(nn.Module):
@@ -26,14 +29,17 @@ class Metanetwork(nn.Module):
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
+    one_pass: ClassVar[bool] = False
+    """Whether `forward` also takes batches of several specs, in one pass."""
+
     def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec
         self.normalization = normalization
 
     def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """What the model says of networks of one architecture, or of several: each as alone, those of equal specs in
-        one pass.
+        """What the model says of networks of one architecture, or of several: each as alone, all in one pass, or those
+        of equal specs.
 
         Raises:
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
@@ -44,15 +50,14 @@ class Metanetwork(nn.Module):
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
-        outputs = [torch.empty(0)] * len(nets)
-        for own in places.values():
-            parts = [nets[place] for place in own]
-            together = super().__call__(NetParams.cat(parts))
-            if not isinstance(together, Tensor):
-                raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
-            for place, output in zip(own, together.split([len(part) for part in parts]), strict=True):
-                outputs[place] = output
-        return torch.cat(outputs)
+        parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
+        together = self.one_pass and len(parts) > 1
+        outputs = [super().__call__(parts)] if together else [super().__call__(part) for part in parts]
+        if not all(isinstance(output, Tensor) for output in outputs):
+            raise ValueError(ONE_ARCHITECTURE)
+        order = [place for own in places.values() for place in own]
+        found = torch.cat(outputs).split([len(nets[place]) for place in order])
+        return torch.cat([output for _, output in sorted(zip(order, found, strict=True), key=itemgetter(0))])
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
@@ -160,7 +165,7 @@ class ModelConfig:
     def refuse_residuals(self, spec: NetSpec) -> None:
         """Raises ValueError for networks with residual connections, which not every model knows of."""
         if spec.residuals:
-            models = "ng_gnn, ng_t, statnn or probegen"
+            models = "scalegmn, ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
 
     def build(self, spec: NetSpec) -> Metanetwork:
