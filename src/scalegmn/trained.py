@@ -34,7 +34,7 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     data = run_data(run)
     expected = NetSpec.from_dict(data["spec"])
     if data["architectures"] > 1:
-        model = config.build(expected)
+        model = config.build_within(expected)
         try:
             model.check(spec)
         except ValueError as error:

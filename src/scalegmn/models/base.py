@@ -170,12 +170,11 @@ class ModelConfig:
     def refuse_residuals(self, spec: NetSpec) -> None:
         """Raises ValueError for networks with residual connections, which not every model knows of."""
         if spec.residuals:
-            models = "ng_gnn, ng_t, statnn or probegen"
+            models = "scalegmn, ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
 
     def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
-        """The model for a zoo's networks: of one architecture as `build` makes it; for several, built for the spec that
-        covers them.
+        """The model for a zoo's networks: for one architecture as `build` makes it, for several as `build_within`.
 
         Args:
             architectures: all that the model is to read, and how many training networks have them.
@@ -183,13 +182,23 @@ class ModelConfig:
         Raises:
             ValueError: it cannot read one of them.
         """
-        if len(architectures) > 1 and not self.mixes:
+        if len(architectures) == 1:
+            return self.build(*architectures)
+        if not self.mixes:
             found = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
             raise ValueError(f"model: {found}; use scalegmn, ng_gnn, ng_t, statnn or probegen")
-        model = self.build(NetSpec.covering(architectures))
-        for spec in architectures if len(architectures) > 1 else ():
+        model = self.build_within(NetSpec.covering(architectures))
+        for spec in architectures:
             model.check(spec)
         return model
+
+    def build_within(self, spec: NetSpec) -> Metanetwork:
+        """The model for networks of all architectures that `spec` covers (`NetSpec.covering`).
+
+        Raises:
+            ValueError: the configuration does not fit these networks.
+        """
+        return self.build(spec)
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.
