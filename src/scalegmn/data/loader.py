@@ -151,8 +151,7 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     kept = []
     for params, chosen in zip(zoo.nets, owns, strict=True):
         if chosen.any():
-            found = params[chosen]
-            kept.append(NetParams(params.spec.with_activation(name), found.weights, found.biases))
+            kept.append(replace(params[chosen], spec=params.spec.with_activation(name), activation=None))
     place = own.cumsum(0) - 1
     splits = {split: place[rows[own[rows]]] for split, rows in zoo.splits.items()}
     return replace(zoo, nets=tuple(kept), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
