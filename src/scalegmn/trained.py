@@ -19,7 +19,7 @@ def run_data(run: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads((run / "summary.json").read_text())["data"]
-        NetSpec.from_dict(data["spec"]), data["architectures"]
+        _ = NetSpec.from_dict(data["spec"]), int(data["architectures"])
     except (OSError, KeyError, TypeError, ValueError):
         raise ValueError(f"--checkpoint: {run} is not the folder of a finished run") from None
     return data

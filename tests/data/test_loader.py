@@ -151,4 +151,6 @@ def test_one_activation_of_several_architectures(tmp_path, random_params):
     zoo, found = load_splits(DataConfig(str(tmp_path / "zoo"), activation_function="relu"), "label")
     assert [str(params.spec) for params in zoo.nets] == ["MLP [2, 4, 1] (relu)", "MLP [2, 3, 3, 1] (relu)"]
     assert zoo.architectures == {zoo.nets[0].spec: 1, zoo.nets[1].spec: 1}
+    with pytest.raises(ValueError, match=r"activation_function: found elu, expected one of relu, tanh as in .*zoo"):
+        load_splits(DataConfig(str(tmp_path / "zoo"), activation_function="elu"), "label")
     assert {name: own.labels.tolist() for name, own in found.items()} == {"train": [1, 9], "val": [3, 7], "test": [8]}

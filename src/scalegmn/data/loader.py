@@ -141,11 +141,13 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     Raises:
         ValueError: there are none.
     """
-    owns = [_have_activation(params, name) for params in zoo.nets]
+    found = [hidden_activation(params) for params in zoo.nets]
+    owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
     own = torch.cat(owns)
     if not own.any():
-        expected = ", ".join(sorted(set().union(*map(activations, zoo.nets))))
-        raise ValueError(f"data.activation_function: found {name}, expected one of {expected} as in {zoo.path}")
+        names = sorted(ACTIVATIONS[index] for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+        expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
+        raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if own.all():
         return zoo
     kept = []
@@ -157,17 +159,16 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     return replace(zoo, nets=tuple(kept), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
 
 
-def _have_activation(params: NetParams, name: str) -> Tensor:
-    """[B] bool: which networks have one activation in all hidden layers."""
-    fixed = {layer.activation for layer in params.spec.layers[:-1]} - {MIXED}
-    own = torch.full((len(params),), fixed <= {name})
-    return own if params.activation is None else own & (params.activation == ACTIVATIONS.index(name))
-
-
-def activations(params: NetParams) -> set[str]:
-    """The names of all hidden activations of networks."""
-    own = () if params.activation is None else (ACTIVATIONS[index] for index in params.activation.unique())
-    return {layer.activation for layer in params.spec.layers[:-1]} - {MIXED} | {*own}
+def hidden_activation(params: NetParams) -> Tensor:
+    """[B], the index in `ACTIVATIONS` of the activation that all hidden layers of a network have; `len(ACTIVATIONS)` if
+    they have several."""
+    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != MIXED]
+    fixed = [ACTIVATIONS.index(name) for name in names]
+    uniform = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+    own = uniform if params.activation is None else params.activation
+    for index in fixed:
+        own = own.where(own == index, len(ACTIVATIONS))
+    return own
 
 
 @dataclass(frozen=True)

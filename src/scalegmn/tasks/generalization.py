@@ -11,9 +11,9 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, LabelledNets
+from scalegmn.data.loader import DataConfig, LabelledNets, hidden_activation
 from scalegmn.plot import predictions
-from scalegmn.spec import ACTIVATIONS, MIXED, MixedNets, NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, MixedNets, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.zoo_task import ZooTask
 
@@ -127,16 +127,5 @@ def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
 
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
     """Activation -> [M] bool, which networks have it in all hidden layers; `several`, those that have others too."""
-    own = torch.cat([_activation(params) for params in nets.zoo.nets])[nets.rows]
+    own = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
     return {(*ACTIVATIONS, "several")[index]: (own == index).numpy() for index in own.unique().tolist()}
-
-
-def _activation(params: NetParams) -> Tensor:
-    """[B], the index of each network's hidden activation in `ACTIVATIONS`; their number, if it has several."""
-    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != MIXED]
-    fixed = [ACTIVATIONS.index(name) for name in names]
-    uniform = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
-    own = uniform if params.activation is None else params.activation
-    for index in fixed:
-        own = own.where(own == index, len(ACTIVATIONS))
-    return own

@@ -38,7 +38,7 @@ class ZooTask:
     def announce(self) -> None:
         """Prints what is read, and how."""
         sizes = ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items())
-        num, covering = len(self.zoo.nets), NetSpec.covering(self.architectures)
+        num, covering = len(self.architectures), NetSpec.covering(self.architectures)
         kinds = str(covering) if num == 1 else f"{num:,} architectures within {covering}"
         print(f"{self.zoo.path}: {sizes} networks, {kinds}, {reading(self.data, self.zoo)}")
 
@@ -109,6 +109,6 @@ class ZooTask:
             "sha256": self.zoo.sha256,
             "read": reading(self.data, self.zoo),
             "networks": {name: len(nets) for name, nets in self.splits.items()},
-            "architectures": len(self.zoo.nets),
+            "architectures": len(self.architectures),
             "spec": NetSpec.covering(self.architectures).to_dict(),
         }
