@@ -244,5 +244,5 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
         words = ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)]
         config = parse(Config, words, translate=translate_file)
     if spec is None:
-        spec = open_data(config.data).spec
+        return config.model_config.build_for(open_data(config.data).architectures)
     return config.model_config.build(spec)

@@ -58,26 +58,34 @@ def predict_file(config: PredictConfig) -> None:
     model = load_model(config.model_config, run, params.spec)
     read = canonicalize(params, config.data.canonicalize if config.data.switch_to_canon else ())
     accuracy = model(read).sigmoid().item()
-    for difference in differences(params, expected, data["log10_weights"]):
+    for difference in differences(params, expected, data["architectures"], data["log10_weights"]):
         print(f"warning: {path}: {difference}; the prediction may be far off", file=sys.stderr)
     share = np.searchsorted(data["test_accuracy"], accuracy).clip(0, 100)
     print(f"{path}: predicted test accuracy {accuracy:.1%}, higher than that of {share} % of the training networks")
 
 
-def differences(params: NetParams, expected: NetSpec, log10_weights: Sequence[Sequence[float]]) -> list[str]:
+def differences(
+    params: NetParams, expected: NetSpec, architectures: int, log10_weights: Sequence[Sequence[float] | None]
+) -> list[str]:
     """How a network is unlike those that a model was trained on.
 
     Args:
         params: the network, a batch of one.
-        expected: the architecture of the training networks.
-        log10_weights: the least and the largest of their `weight_sizes`, per layer.
+        expected: the architecture of the training networks, or what covers them.
+        architectures: how many they have.
+        log10_weights: the least and the largest of their `weight_sizes`, per layer of `expected`.
     """
-    found = []
-    if params.spec != expected:
-        found.append(f"is a {params.spec}, the training networks are {expected}")
-    for layer, (size, (low, high)) in enumerate(zip(weight_sizes(params)[0].tolist(), log10_weights, strict=True)):
-        if not low - 0.01 <= size <= high + 0.01:  # canonical relu layers all have the same, but for rounding
-            between = f"{10**low:.2g} to {10**high:.2g}"
+    found, spec = [], params.spec
+    if architectures == 1 and spec != expected:
+        found.append(f"is a {spec}, the training networks are {expected}")
+    if architectures > 1 and NetSpec.covering([expected, spec]) != expected:
+        found.append(f"is a {spec}, the training networks are of {architectures:,} architectures within {expected}")
+    ranges = [*log10_weights[: spec.num_layers - 1], log10_weights[-1]]
+    for layer, (size, trained) in enumerate(zip(weight_sizes(params)[0].tolist(), ranges, strict=True)):
+        if trained is None:
+            found.append(f"layer {layer} is there, the training networks have no such layer")
+        elif not trained[0] - 0.01 <= size <= trained[1] + 0.01:  # canonical relu layers all have the same, but rounded
+            between = " to ".join(f"{10**value:.2g}" for value in trained)
             found.append(f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}")
     return found
 

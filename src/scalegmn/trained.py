@@ -19,7 +19,7 @@ def run_data(run: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads((run / "summary.json").read_text())["data"]
-        NetSpec.from_dict(data["spec"])
+        _ = NetSpec.from_dict(data["spec"]), int(data["architectures"])
     except (OSError, KeyError, TypeError, ValueError):
         raise ValueError(f"--checkpoint: {run} is not the folder of a finished run") from None
     return data
@@ -31,12 +31,20 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     Raises:
         ValueError: it was trained with another configuration, or on networks with other layers.
     """
-    expected = NetSpec.from_dict(run_data(run)["spec"])
-    fixed, found = (
-        (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
-    )  # hidden layers may be wider
-    if found != fixed:
-        raise ValueError(f"--checkpoint: {run} was trained on {expected}, and cannot read {spec}")
-    model = config.build(spec)
+    data = run_data(run)
+    expected = NetSpec.from_dict(data["spec"])
+    if data["architectures"] > 1:
+        model = config.build_within(expected)
+        try:
+            model.check(spec)
+        except ValueError as error:
+            raise ValueError(f"--checkpoint: {run}: {error}") from None
+    else:
+        fixed, found = (
+            (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
+        )  # hidden layers may be wider
+        if found != fixed:
+            raise ValueError(f"--checkpoint: {run} was trained on {expected}, and cannot read {spec}")
+        model = config.build(spec)
     load_checkpoint(run / "checkpoints" / "best.safetensors", model)
     return model.eval()

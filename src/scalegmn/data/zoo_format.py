@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scalegmn.log import removed_on_failure
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import MixedNets, NetParams, NetSpec
 
 FORMAT_VERSION = 2
 
@@ -60,14 +61,31 @@ class Networks:
             ValueError: they have several architectures.
         """
         if len(self.nets) != 1:
-            found = ", ".join(str(params.spec) for params in self.nets)
-            raise ValueError(f"expected networks of one architecture, found {len(self.nets)}: {found}")
+            first, second, *more = (str(params.spec) for params in self.nets)
+            found = f"{first}, {second}{', ...' if more else ''}"
+            raise ValueError(f"expected networks of one architecture, found {len(self.nets):,}: {found}")
         return self.nets[0]
 
     @property
     def spec(self) -> NetSpec:
         """The architecture of all networks; raises ValueError when there are several."""
         return self.params.spec
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The number of each architecture's first network, and how many networks there are."""
+        return torch.tensor([0, *map(len, self.nets)]).cumsum(0)
+
+    def architecture(self, rows: Tensor) -> Tensor:
+        """Numbers of networks -> those of their architectures, [M] both."""
+        return torch.bucketize(rows, self.starts[1:], right=True)
+
+    def take(self, rows: Tensor) -> NetParams | MixedNets:
+        """The networks of numbers [M], in this order; fastest if those of one architecture stand together."""
+        own = self.architecture(rows)
+        numbers, counts = own.unique_consecutive(return_counts=True)
+        places = (rows - self.starts[own]).split(counts.tolist())
+        return MixedNets.of(self.nets[number][place] for number, place in zip(numbers.tolist(), places, strict=True))
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,15 @@ class Zoo(Networks):
     def canonical(self) -> tuple[str, ...]:
         """The symmetries that the stored networks have removed."""
         return tuple(self.provenance.get("canonical", ()))
+
+    @cached_property
+    def architectures(self) -> dict[NetSpec, int]:
+        """All architectures, and how many networks of the split `train` have them."""
+        counts = self.architecture(self.splits["train"]).bincount(minlength=len(self.nets))
+        found: dict[NetSpec, int] = {}
+        for params, count in zip(self.nets, counts.tolist(), strict=True):
+            found[params.spec] = found.get(params.spec, 0) + count
+        return found
 
 
 def write_zoo(
