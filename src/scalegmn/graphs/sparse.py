@@ -124,7 +124,7 @@ class _Indices(NamedTuple):
 def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     """The indices of one network."""
     sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
-    later = max_hidden_layers - (spec.num_node_types - spec.layout[0] - num_outputs)
+    later = max_hidden_layers - (spec.num_layers - 1)
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.out_dim, layer.in_dim).flatten() for layer, types in blocks])
@@ -138,13 +138,18 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     return _Indices(
         spec.edge_index,
         torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
-        node_type + later * (node_type >= spec.num_node_types - num_outputs),
-        edge_type + later * (edge_type >= spec.num_edge_types - num_outputs),
+        among_more(node_type, spec.num_node_types, num_outputs, later),
+        among_more(edge_type, spec.num_edge_types, num_outputs, later),
         torch.cat(linear),
         torch.stack([_activation(spec, name) for name in own]),
         torch.stack([_odd(spec, name) for name in own]),
         torch.cat(residuals, dim=1) if residuals else torch.empty(2, 0, dtype=torch.long),
     )
+
+
+def among_more(types: Tensor, num_types: int, num_outputs: int, num_more: int) -> Tensor:
+    """Types of nodes or edges, of any shape, in the numbering of networks with `num_more` more hidden layers."""
+    return types + num_more * (types >= num_types - num_outputs)
 
 
 def _activation(spec: NetSpec, own: str) -> Tensor:
