@@ -45,15 +45,16 @@ class Metanetwork(nn.Module):
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
                 architectures.
         """
+        run = super().__call__
         if isinstance(nets, NetParams):
-            return super().__call__(nets)
+            return run(nets)
         nets = list(nets)
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
         parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
         together = self.one_pass and len(parts) > 1
-        outputs = [super().__call__(parts)] if together else [super(Metanetwork, self).__call__(part) for part in parts]
+        outputs = [run(parts)] if together else list(map(run, parts))
         if not all(isinstance(output, Tensor) for output in outputs):
             raise ValueError(ONE_ARCHITECTURE)
         order = [place for own in places.values() for place in own]

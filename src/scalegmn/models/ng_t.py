@@ -131,7 +131,7 @@ class NGT(NeuralGraphModel):
         outputs = [torch.empty(0)] * len(nets)
         for places in _by_size(nets, self._pairs_at_once(nets[0].biases[0].device)):
             own = [nets[place] for place in places]
-            together = self._filled_up(own) if len(own) > 1 else self(own[0])
+            together = self._filled_up(own) if len(own) > 1 else self.forward(own[0])
             for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
                 outputs[place] = output
         return torch.cat(outputs)

@@ -1,4 +1,4 @@
-"""Principal neighbourhood aggregation (Corso et al., NeurIPS 2020) with edge features, on dense blocks."""
+"""Principal neighbourhood aggregation (Corso et al., NeurIPS 2020) with edge features, on dense blocks or on rows."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Message(nn.Module):
 
 
 class Reduced(NamedTuple):
-    """Messages, joined per receiver. R receivers, none of which counts as without messages: of those, all are zero."""
+    """Messages, joined per receiver, R of them; zeros where there are none."""
 
     degree: Tensor
     """Their number, [R, 1]; 1 where there are none."""
