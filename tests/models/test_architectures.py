@@ -61,7 +61,7 @@ def test_equal_architectures_pass_together(random_params):
 
 def test_what_cannot_be_read_is_refused(random_params):
     nets = nets_of(random_params)
-    with pytest.raises(ValueError, match="the model was built for CNN"):
+    with pytest.raises(ValueError, match=r"the model was built for networks .* found CNN \[2, 5, 5\]"):
         ScaleGMNConfig(symmetry="permutation").build(SPECS[0]).double()(nets)
     mlps = [random_params(NetSpec.mlp(layout, "relu"), 1) for layout in ([2, 4, 1], [2, 3, 1], [2, 3, 3, 1])]
     config = NGGNNConfig(output="parameters", hidden_dim=6, max_hidden_layers=2, normalize=False)
