@@ -217,9 +217,9 @@ class NetSpec:
     def covering(cls, specs: Collection[NetSpec]) -> NetSpec:
         """What a model is built for that reads networks of all of `specs`; of one, itself.
 
-        A chain of as many layers as they have at most. Its hidden layer l has the largest width and kernel of all l-th
-        hidden layers, an activation that admits what theirs admit (`"hetero"` where that differs) and one of their
-        residual connections; likewise the last layer.
+        A chain of as many hidden layers as they have at most. Its hidden layer l has the largest width and kernel of
+        all l-th hidden layers (or of the last of them), an activation that admits what theirs admit (`"hetero"` where
+        that differs) and one of their residual connections; likewise the last layer.
 
         Raises:
             ValueError: they have other inputs or other outputs.
@@ -230,8 +230,9 @@ class NetSpec:
         for spec in others:
             if (spec.layout[0], spec.layout[-1]) != (first.layout[0], first.layout[-1]):
                 raise ValueError(f"expected architectures with the same inputs and outputs, found {first} and {spec}")
-        depth = max(spec.num_layers for spec in specs) - 1
+        depth = max(spec.num_hidden_layers for spec in specs)
         alike = [[spec.layers[index] for spec in specs if index < spec.num_layers - 1] for index in range(depth)]
+        alike = [own or next(filter(None, reversed(alike))) for own in alike]  # constant inputs are layers of nodes too
         layers: list[LayerSpec] = []
         for own in [*alike, [spec.layers[-1] for spec in specs]]:
             kernels = [layer.kernel for layer in own if layer.kernel]
@@ -306,6 +307,11 @@ class NetSpec:
         return len(self.layers)
 
     @property
+    def num_hidden_layers(self) -> int:
+        """Node layers between input and output: L - 1 in a chain."""
+        return len(self.layout) - 2
+
+    @property
     def num_nodes(self) -> int:
         """N."""
         return sum(self.layout)
@@ -372,35 +378,32 @@ class NetSpec:
     def node_types(self) -> tuple[Tensor, ...]:
         """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node. Constant
         inputs of a layer have one type, as a hidden layer's nodes."""
-        n_in, n_out, num_hidden = self.layout[0], self.layout[-1], len(self.layout) - 2
+        n_in, n_out, num_hidden = self.layout[0], self.layout[-1], self.num_hidden_layers
         hidden = (torch.full((n,), n_in + index) for index, n in enumerate(self.layout[1:-1]))
         return (torch.arange(n_in), *hidden, n_in + num_hidden + torch.arange(n_out))
 
     @property
     def num_node_types(self) -> int:
         """n_0 + (number of node layers between) + n_L."""
-        return self.layout[0] + len(self.layout) - 2 + self.layout[-1]
+        return self.layout[0] + self.num_hidden_layers + self.layout[-1]
 
     @cached_property
     def edge_types(self) -> tuple[Tensor, ...]:
-        """Per block, by sender where they leave the network's input, else by receiver into the output, else one type:
-        broadcasts to [n_l, n_{l-1}], or to [n_l, n_{l-1} / groups]."""
-        types, next_type = [], self.layout[0]
+        """Per block, by sender where they leave the network's input, else by receiver into the output, else one type
+        per hidden layer that receives: broadcasts to [n_l, n_{l-1}], or to [n_l, n_{l-1} / groups]."""
+        types, n_in, output = [], self.layout[0], len(self.layout) - 1
         for layer, (sender, receiver) in zip(self.layers, self.node_layers, strict=True):
             if sender == 0:
                 types.append(_senders(layer) if layer.groups > 1 else torch.arange(layer.in_dim)[None, :])
-                continue
-            count = layer.out_dim if receiver == len(self.layout) - 1 else 1
-            types.append(next_type + torch.arange(count)[:, None])
-            next_type += count
+            else:
+                own = torch.arange(layer.out_dim) if receiver == output else torch.zeros(1, dtype=torch.long)
+                types.append(n_in + receiver - 2 + own[:, None])
         return tuple(types)
 
     @property
     def num_edge_types(self) -> int:
-        """n_0 + (L - 2) + n_L for a chain; n_0 for a single layer."""
-        output = len(self.layout) - 1
-        others = [pair for pair in self.node_layers if pair[0] != 0]
-        return self.layout[0] + sum(self.layout[-1] if receiver == output else 1 for _, receiver in others)
+        """n_0 + (hidden layers - 1) + n_L; n_0 for a single layer."""
+        return self.layout[0] + (self.num_hidden_layers - 1 + self.layout[-1] if self.num_hidden_layers else 0)
 
     @cached_property
     def edge_index(self) -> Tensor:

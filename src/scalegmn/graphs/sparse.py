@@ -30,7 +30,8 @@ class SparseGraph:
         edge_index: [2, E] long, rows sender and receiver.
         network: [N] long, the network of a node, 0..G-1.
         num_networks: G.
-        role: [N] long, index into `ROLES`.
+        num_inputs: n_0.
+        role: [N] long, index into `ROLES`; inputs are the network's own, of types below n_0, and constant ones.
         node_type: [N] long: n_0 types of input nodes, one per hidden layer, n_L of output nodes.
         edge_type: [E] long: n_0 types of edges from input nodes, those between hidden layers, n_L of edges to output
             nodes. Types of outputs come after those of as many hidden layers as the model reads.
@@ -39,6 +40,7 @@ class SparseGraph:
         odd: [N] bool, false where any positive scalar commutes with the activations of a hidden node and all that
             residual connections tie to it; of input and output nodes, as for their network's first hidden node.
         residuals: [2, C] long, rows sender and receiver of residual connections, which have no weights.
+        attention: the same of attention, whose queries and keys act on values (`NetSpec.attention_index`).
     """
 
     nodes: Tensor
@@ -46,6 +48,7 @@ class SparseGraph:
     edge_index: Tensor
     network: Tensor
     num_networks: int
+    num_inputs: int
     role: Tensor
     node_type: Tensor
     edge_type: Tensor
@@ -53,6 +56,7 @@ class SparseGraph:
     activation: Tensor
     odd: Tensor
     residuals: Tensor
+    attention: Tensor
 
     @classmethod
     def from_params(cls, nets: Sequence[NetParams], kernel: tuple[int, int], max_hidden_layers: int) -> SparseGraph:
@@ -100,9 +104,11 @@ class SparseGraph:
             ends("edge_index"),
             torch.arange(sum(sizes)).repeat_interleave(per_network).to(device),
             sum(sizes),
+            nets[0].spec.layout[0],
             *map(alike, ("role", "node_type", "edge_type", "linear")),
             *map(by_activation, ("activation", "odd")),
             ends("residuals"),
+            ends("attention"),
         )
 
 
@@ -118,6 +124,7 @@ class _Indices(NamedTuple):
     activation: Tensor
     odd: Tensor
     residuals: Tensor
+    attention: Tensor
 
 
 @lru_cache(256)
@@ -127,13 +134,8 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     later = max_hidden_layers - (spec.num_node_types - spec.layout[0] - num_outputs)
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
-    edge_type = torch.cat([types.expand(layer.out_dim, layer.in_dim).flatten() for layer, types in blocks])
-    linear = [torch.full((layer.out_dim * layer.in_dim,), layer.kernel is None) for layer, _ in blocks]
-    starts = [0, *accumulate(spec.layout)]
-    residuals = [
-        torch.stack([starts[layer + 1] + torch.arange(channels) for layer in (source, receiver)])
-        for source, receiver, channels in spec.residuals
-    ]
+    edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
+    linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
     own = ACTIVATIONS if MIXED in spec.symmetries else (MIXED,)
     return _Indices(
         spec.edge_index,
@@ -143,7 +145,8 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
         torch.cat(linear),
         torch.stack([_activation(spec, name) for name in own]),
         torch.stack([_odd(spec, name) for name in own]),
-        torch.cat(residuals, dim=1) if residuals else torch.empty(2, 0, dtype=torch.long),
+        spec.residual_index,
+        spec.attention_index,
     )
 
 
@@ -154,19 +157,22 @@ def among_more(types: Tensor, num_types: int, num_outputs: int, num_more: int) -
 
 def _activation(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
-    names = [own if layer.activation == MIXED else layer.activation for layer in spec.layers[:-1]]
-    indices = torch.tensor([-1, *map(ACTIVATIONS.index, names), -1])
+    indices = torch.full((len(spec.layout),), -1)
+    for layer, (_, place) in zip(spec.layers[:-1], spec.node_layers, strict=False):
+        indices[place] = ACTIVATIONS.index(own if layer.activation == MIXED else layer.activation)
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 
 def _odd(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
-    layers = [torch.empty(size, dtype=torch.bool) for size in spec.layout]
-    for tie in spec.ties:
+    layers = [torch.ones(size, dtype=torch.bool) for size in spec.layout]
+    for tie in spec.scale_ties:
         for layer in tie.layers:
-            layers[layer + 1][tie.channels] = spec.tie_symmetry(tie, own) != "scale"
-    for layer in (layers[0], layers[-1]):
-        layer[:] = layers[1][0] if spec.ties else True
+            layers[spec.node_layers[layer][1]][tie.channels] = spec.tie_symmetry(tie, own) != "scale"
+    first = next((layer[0] for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"), True)
+    for layer, role in zip(layers, spec.roles, strict=True):
+        if role != "hidden":
+            layer[:] = first
     return torch.cat(layers)
 
 

@@ -47,8 +47,8 @@ class Metanetwork(nn.Module):
         """
         run = super().__call__
         if isinstance(nets, NetParams):
-            return run(nets)
-        nets = list(nets)
+            return run(nets.folded())
+        nets = [params.folded() for params in nets]
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
@@ -86,7 +86,8 @@ class Metanetwork(nn.Module):
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation, if the model has one, from batches of training networks."""
         if self.normalization is not None:
-            self.normalization.fit((params.weights, params.biases) for params in batches)
+            folded = (params.folded() for params in batches)
+            self.normalization.fit((params.weights, params.biases) for params in folded)
 
     def normalized(self, params: NetParams) -> NetParams:
         """The networks as the model reads them."""
@@ -170,6 +171,7 @@ class ModelConfig:
 
     def refuse_residuals(self, spec: NetSpec) -> None:
         """Raises ValueError for networks with residual connections, which not every model knows of."""
+        self.refuse_graphs(spec)
         if spec.residuals:
             models = "scalegmn, ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
@@ -200,6 +202,11 @@ class ModelConfig:
             ValueError: the configuration does not fit these networks.
         """
         return self.build(spec)
+
+    def refuse_graphs(self, spec: NetSpec) -> None:
+        """Raises ValueError for networks that are no chains of linear layers and convolutions."""
+        if not spec.is_chain:
+            raise ValueError(f"model: {self.name} reads chains, found {spec}; use scalegmn, ng_gnn, ng_t or statnn")
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

@@ -106,13 +106,15 @@ class RoleRows:
         return Direction(order, blocks)
 
     def residuals(self) -> Tensor:
-        """[2, C] long, sender and receiver among hidden rows."""
-        return self.rank[self.graph.residuals] - self.sizes[0]
+        """[2, C] long, sender and receiver among hidden rows; inputs and outputs are left out."""
+        hidden = (self.graph.role[self.graph.residuals] == ROLES.index("hidden")).all(0)
+        return self.rank[self.graph.residuals[:, hidden]] - self.sizes[0]
 
     def by_network(self, group: int, rows: Tensor) -> Tensor:
-        """Rows of input or output nodes, [G n, ...] -> [G, n, ...]."""
-        start = sum(self.sizes[:group])
-        own = self.rank[self.graph.role == group] - start
+        """Rows of the networks' own inputs, or outputs, -> [G, n, ...]."""
+        start, graph = sum(self.sizes[:group]), self.graph
+        is_constant = (graph.role == 0) & (graph.node_type >= graph.num_inputs)
+        own = self.rank[(graph.role == group) & ~is_constant] - start
         return rows.index_select(0, own).unflatten(0, (self.graph.num_networks, -1))
 
     def sum_hidden(self, rows: Tensor) -> Tensor:

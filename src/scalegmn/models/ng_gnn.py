@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
 from typing import Literal
 
 import torch
@@ -183,11 +182,8 @@ def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:
 
 def _sum_of_log_degrees(spec: NetSpec) -> float:
     """The sum of log(incoming edges + 1) over the nodes of one network."""
-    degrees = [[before] * size for before, size in zip((0, *spec.layout), spec.layout, strict=False)]
-    for _, receiver, channels in spec.residuals:
-        for channel in range(channels):
-            degrees[receiver + 1][channel] += 1
-    return sum(log(degree + 1) for layer in degrees for degree in layer)
+    receivers = torch.cat([index[1] for index in (spec.edge_index, spec.residual_index, spec.attention_index)])
+    return receivers.bincount(minlength=spec.num_nodes).add(1).double().log().sum().item()
 
 
 def _mapped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -216,7 +217,7 @@ class ScaleGMNConfig(ModelConfig):
 
     def build_within(self, spec: NetSpec) -> ScaleGMN:
         """As in `ModelConfig`."""
-        return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_layers - 1).build(spec)
+        return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
@@ -528,12 +529,12 @@ class ScaleGMN(Metanetwork):
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
         _check_fit(config, spec)
-        max_hidden = config.max_hidden_layers or spec.num_layers - 1
+        max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
         super().__init__(spec, InputNormalization(max_hidden + 1) if normalize else None)
         self.config, self.max_hidden = config, max_hidden
         self.layout = Layout.by_layer(spec.roles)
-        d, n_out, more = config.hidden_dim, spec.layout[-1], max_hidden - (spec.num_layers - 1)
+        d, n_out, more = config.hidden_dim, spec.layout[-1], max_hidden - (spec.num_hidden_layers)
         self.node_linear = nn.Linear(1, d, bias=False)
         self.edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.backward_edge_linear = None
@@ -569,7 +570,7 @@ class ScaleGMN(Metanetwork):
 
     def check(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
-        own, depth = self.spec, spec.num_layers - 1
+        own, depth = self.spec, spec.num_hidden_layers
         least = 1 if self.config.max_hidden_layers else self.max_hidden
         if (
             (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
@@ -601,7 +602,8 @@ class ScaleGMN(Metanetwork):
     def _is_chain(self, spec: NetSpec) -> bool:
         """Whether networks of `spec` can pass in the blocks of `self.spec`."""
         mixed = self.config.symmetry == "hetero" and len(set(spec.symmetries)) > 1
-        return (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel) and not spec.residuals and not mixed
+        alike = (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel)
+        return alike and spec.is_chain and not spec.residuals and not mixed
 
     def in_blocks(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """`forward` of equal chains, in blocks per layer."""
@@ -675,9 +677,11 @@ class ScaleGMN(Metanetwork):
         nodes = torch.cat([nodes[1].new_zeros(rows.sizes[0], 1), *nodes[1:]]).index_select(0, rows.rank)
         nodes = nodes.unflatten(0, (len(params), -1)).split(spec.layout, dim=1)
         edges = [
-            block.unflatten(1, (layer.out_dim, layer.in_dim))
+            block.unflatten(1, layer.weight_shape[:2])
             for block, layer in zip(
-                edges.split([layer.out_dim * layer.in_dim for layer in spec.layers], dim=1), spec.layers, strict=True
+                edges.split([math.prod(layer.weight_shape[:2]) for layer in spec.layers], dim=1),
+                spec.layers,
+                strict=True,
             )
         ]
         return self._changes(NetParams.from_features(spec, nodes, edges, params.activation), gauge)
@@ -793,8 +797,10 @@ def _flipped(block: EdgeBlock) -> EdgeBlock:
 
 def _incoming_norms(params: NetParams) -> Tensor:
     """||[W_i, b_i]|| of each node, [B, N]; of input nodes 0."""
-    norms = [incoming_norm(params, layer) for layer in range(params.spec.num_layers)]
-    return torch.cat([norms[0].new_zeros(len(params), params.spec.layout[0]), *norms], dim=1)
+    norms = [params.biases[0].new_zeros(len(params), size) for size in params.spec.layout]
+    for layer, (_, place) in enumerate(params.spec.node_layers):
+        norms[place] = incoming_norm(params, layer)
+    return torch.cat(norms, dim=1)
 
 
 def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:
@@ -823,7 +829,7 @@ def _role_reads(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRead
     Where all networks are chains of one depth, less: only roles that occur in `reads`.
     """
     found = _receptive_field(config, len(ROLES) - 1)
-    if config.max_hidden_layers is not None or spec.residuals:
+    if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
         return found
     roles = [{spec.roles[group] for group in own.nodes} for own in reads]
     return [
@@ -860,7 +866,7 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
     every = {*ACTIVATION_SYMMETRY.values(), MIXED}
-    found = {spec.tie_symmetry(tie) for tie in spec.ties}
+    found = {spec.tie_symmetry(tie) for tie in spec.scale_ties}
     if not found <= {"permutation": every, MIXED: every}.get(config.symmetry, {config.symmetry}):
         (fitting,) = found if len(found) == 1 else {MIXED}
         raise ValueError(

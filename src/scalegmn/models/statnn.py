@@ -63,7 +63,7 @@ class StatNN(Metanetwork):
     one_pass = True
 
     def __init__(self, config: StatNNConfig, spec: NetSpec) -> None:
-        max_layers = (config.max_hidden_layers or spec.num_layers - 1) + 1
+        max_layers = config.max_hidden_layers + 1 if config.max_hidden_layers else spec.num_layers
         super().__init__(spec, InputNormalization(max_layers, centred=True) if config.normalize else None)
         self.config, self.max_layers = config, max_layers
         hidden = (config.hidden_dim, config.hidden_dim)
