@@ -32,7 +32,8 @@ ALLOWED = {
     "sweep": {"cli", "log", "scripts"},
     "compare": {"cli", "config", "log", "plot", "report", "scripts"},
     "run": {"config", "log", "models.base", "train"},
-    "__init__": {"spec", "config"},
+    "modules": {"spec"},
+    "__init__": {"spec", "config", "modules"},
 }
 ONLY_IN = {
     "wandb": {"log"},

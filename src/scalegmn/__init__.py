@@ -6,6 +6,7 @@ output = model(params)  # [B, out_dim]
 """
 
 from scalegmn.config import build_model
+from scalegmn.modules import from_module, to_module
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
-__all__ = ["LayerSpec", "NetParams", "NetSpec", "build_model"]
+__all__ = ["LayerSpec", "NetParams", "NetSpec", "build_model", "from_module", "to_module"]

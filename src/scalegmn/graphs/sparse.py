@@ -39,6 +39,7 @@ class SparseGraph:
         odd: [N] bool, false where any positive scalar commutes with the activations of a hidden node and all that
             residual connections tie to it; of input and output nodes, as for their network's first hidden node.
         residuals: [2, C] long, rows sender and receiver of residual connections, which have no weights.
+        attention: the same of attention, whose queries and keys act on values (`NetSpec.attention_index`).
     """
 
     nodes: Tensor
@@ -53,6 +54,7 @@ class SparseGraph:
     activation: Tensor
     odd: Tensor
     residuals: Tensor
+    attention: Tensor
 
     @classmethod
     def from_params(cls, nets: Sequence[NetParams], kernel: tuple[int, int], max_hidden_layers: int) -> SparseGraph:
@@ -103,6 +105,7 @@ class SparseGraph:
             *map(alike, ("role", "node_type", "edge_type", "linear")),
             *map(by_activation, ("activation", "odd")),
             ends("residuals"),
+            ends("attention"),
         )
 
 
@@ -118,21 +121,23 @@ class _Indices(NamedTuple):
     activation: Tensor
     odd: Tensor
     residuals: Tensor
+    attention: Tensor
 
 
 @lru_cache(256)
 def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     """The indices of one network."""
     sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
-    later = max_hidden_layers - (spec.num_layers - 1)
+    later = max_hidden_layers - (len(spec.layout) - 2)
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
-    edge_type = torch.cat([types.expand(layer.out_dim, layer.in_dim).flatten() for layer, types in blocks])
-    linear = [torch.full((layer.out_dim * layer.in_dim,), layer.kernel is None) for layer, _ in blocks]
-    starts = [0, *accumulate(spec.layout)]
-    residuals = [
-        torch.stack([starts[layer + 1] + torch.arange(channels) for layer in (source, receiver)])
-        for source, receiver, channels in spec.residuals
+    senders = [layer.in_dim // layer.groups for layer in spec.layers]
+    edge_type = torch.cat(
+        [types.expand(layer.out_dim, num).flatten() for (layer, types), num in zip(blocks, senders, strict=True)]
+    )
+    linear = [
+        torch.full((layer.out_dim * num,), layer.kernel is None)
+        for layer, num in zip(spec.layers, senders, strict=True)
     ]
     own = ACTIVATIONS if MIXED in spec.symmetries else (MIXED,)
     return _Indices(
@@ -143,7 +148,8 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
         torch.cat(linear),
         torch.stack([_activation(spec, name) for name in own]),
         torch.stack([_odd(spec, name) for name in own]),
-        torch.cat(residuals, dim=1) if residuals else torch.empty(2, 0, dtype=torch.long),
+        spec.residual_index,
+        spec.attention_index,
     )
 
 
@@ -154,19 +160,20 @@ def among_more(types: Tensor, num_types: int, num_outputs: int, num_more: int) -
 
 def _activation(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
-    names = [own if layer.activation == MIXED else layer.activation for layer in spec.layers[:-1]]
-    indices = torch.tensor([-1, *map(ACTIVATIONS.index, names), -1])
+    indices = torch.full((len(spec.layout),), -1)
+    for layer, (_, place) in zip(spec.layers[:-1], spec.node_layers, strict=False):
+        indices[place] = ACTIVATIONS.index(own if layer.activation == MIXED else layer.activation)
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 
 def _odd(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
-    layers = [torch.empty(size, dtype=torch.bool) for size in spec.layout]
-    for tie in spec.ties:
-        for layer in tie.layers:
-            layers[layer + 1][tie.channels] = spec.tie_symmetry(tie, own) != "scale"
+    layers = [torch.ones(size, dtype=torch.bool) for size in spec.layout]
+    for tie in spec.scale_ties:
+        for layer in set(tie.layers) - {-1}:
+            layers[spec.node_layers[layer][1]][tie.channels] = spec.tie_symmetry(tie, own) != "scale"
     for layer in (layers[0], layers[-1]):
-        layer[:] = layers[1][0] if spec.ties else True
+        layer[:] = layers[spec.node_layers[0][1]][0] if spec.ties else True
     return torch.cat(layers)
 
 

@@ -181,7 +181,7 @@ class NeuralGraph(nn.Module):
                 f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
             )
         self.config, self.kernel = config, spec.kernel
-        self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or spec.num_layers - 1
+        self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or len(spec.layout) - 2
         options = (config.num_frequencies, config.frequency_scale, config.encoder_layers)
         self.bias_encoder = Encoder(1, node_dim, *options)
         self.raw_dim = spec.edge_dim * (3 if config.reverse_edges else 1)
@@ -290,8 +290,8 @@ class NeuralGraph(nn.Module):
         middle = (height - 1) // 2 * width + (width - 1) // 2
         one = nn.functional.one_hot(torch.tensor(middle, device=places.device), height * width).to(graph.edges.dtype)
         raw = torch.where(graph.linear[:, None], graph.edges[:, :1] * one, graph.edges)
-        raw = torch.cat([raw, one.expand(graph.residuals.shape[1], -1)])
-        index = places[torch.cat([graph.edge_index, graph.residuals], dim=1)]
+        index = places[torch.cat([graph.edge_index, graph.residuals, graph.attention], dim=1)]
+        raw = torch.cat([raw, one.expand(index.shape[1] - len(raw), -1)])
         if self.config.reverse_edges:
             none = torch.zeros_like(raw)
             raw = torch.cat([torch.cat([raw, none, raw], dim=1), torch.cat([none, raw, raw], dim=1)])
@@ -349,7 +349,7 @@ class NeuralGraphModel(Metanetwork):
         self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int, head_dims: Sequence[int]
     ) -> None:
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
-        max_layers = (config.max_hidden_layers or spec.num_layers - 1) + 1
+        max_layers = (config.max_hidden_layers or len(spec.layout) - 2) + 1
         super().__init__(spec, InputNormalization(max_layers, centred=True) if normalize else None)
         self.config, self.one_pass = config, config.output == "vector"
         self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
@@ -365,7 +365,7 @@ class NeuralGraphModel(Metanetwork):
 
     def check(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
-        graph, options, depth = self.graph, self.config, spec.num_layers - 1
+        graph, options, depth = self.graph, self.config, len(spec.layout) - 2
         if (
             not 1 <= depth <= graph.max_hidden
             or (spec.layout[0], spec.layout[-1]) != graph.ends
@@ -380,7 +380,11 @@ class NeuralGraphModel(Metanetwork):
             "output": self.readout is None,
         }
         bound = [name for name, given in by_layer.items() if given]
-        if depth != self.spec.num_layers - 1 and bound:
+        if bound and not spec.is_chain:
+            raise ValueError(
+                f"{options.section}.{bound[0]}: expected networks that are a chain of layers, found {spec}"
+            )
+        if bound and depth != self.spec.num_layers - 1:
             raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
         unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
         if options.activation_embedding and unknown:
@@ -389,17 +393,17 @@ class NeuralGraphModel(Metanetwork):
             )
 
     def read_graph(self, nets: NetParams | Sequence[NetParams]) -> Graph:
-        """The graph of networks of one architecture in blocks, that of several as parts.
+        """The graph of networks of one architecture in blocks, if it is a chain, others as parts of one.
 
         Raises:
             ValueError: the model cannot read such networks.
         """
-        if isinstance(nets, NetParams):
-            self.check(nets.spec)
-            return self.graph(self.normalized(nets), nets)
-        for params in nets:
+        parts = [nets] if isinstance(nets, NetParams) else nets
+        for params in parts:
             self.check(params.spec)
-        return self.graph.indexed([self.normalized(params) for params in nets], nets)
+        read = [self.normalized(params.folded()) for params in parts]
+        in_blocks = isinstance(nets, NetParams) and nets.spec.is_chain
+        return self.graph(*read, *parts) if in_blocks else self.graph.indexed(read, parts)
 
     def pool(self, nodes: Tensor, graph: Graph) -> Tensor:
         """What is read, of B networks: [B, n d], or [B, d] where nodes are pooled.

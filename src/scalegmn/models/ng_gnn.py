@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 from typing import Literal
 
 import torch
@@ -169,11 +168,8 @@ class NGGNN(NeuralGraphModel):
 
 def _mean_log_degree(spec: NetSpec) -> float:
     """The mean of log(incoming edges + 1) over all nodes."""
-    degrees = [[before] * size for before, size in zip((0, *spec.layout), spec.layout, strict=False)]
-    for _, receiver, channels in spec.residuals:
-        for channel in range(channels):
-            degrees[receiver + 1][channel] += 1
-    return sum(log(degree + 1) for layer in degrees for degree in layer) / spec.num_nodes
+    receivers = torch.cat([spec.edge_index, spec.residual_index, spec.attention_index], dim=1)[1]
+    return (receivers.bincount(minlength=spec.num_nodes) + 1).double().log().mean().item()
 
 
 def _mapped(

@@ -116,6 +116,8 @@ class NGT(NeuralGraphModel):
         """
         if not isinstance(nets, NetParams):
             return self._several(nets)
+        if not nets.spec.is_chain:
+            return self._filled_up([nets])
         graph = self.read_graph(nets)
         read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
         x, e = self._through_layers(graph.x, _all_pairs(graph), read)
@@ -136,7 +138,7 @@ class NGT(NeuralGraphModel):
         return torch.cat(outputs)
 
     def _filled_up(self, nets: Sequence[NetParams]) -> Tensor:
-        """`forward` of several architectures, all at once."""
+        """`forward` of several architectures, or of networks that are no chain, all at once."""
         graph = self.read_graph(nets)
         places, size = _places(graph)
         shape = (graph.num_networks, size)
@@ -145,7 +147,8 @@ class NGT(NeuralGraphModel):
         real.view(-1)[places] = True
         senders, receivers = places[torch.cat([block.index for block in graph.edges], dim=1)]
         features = torch.cat([block.features[0] for block in graph.edges])
-        e = graph.none.repeat(shape[0] * size * size, 1).index_copy(0, senders * size + receivers % size, features)
+        pairs = senders * size + receivers % size  # what joins the same pair adds up
+        e = graph.none.repeat(shape[0] * size * size, 1).index_add(0, pairs, features - graph.none)
         e = e.unflatten(0, (*shape, size))
         read = slice(0, size if self.reads_all else self.spec.layout[-1])
         x, _ = self._through_layers(x, e, read, real)
