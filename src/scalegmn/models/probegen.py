@@ -171,8 +171,8 @@ def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
     """Per layer, at how many positions it answers to a probe.
 
     Raises:
-        ValueError: the layers are no chain, a convolution is larger than its input or follows a linear layer, or a residual connection joins
-            images of different sizes.
+        ValueError: the layers are no chain, a convolution is larger than its input or follows a linear layer, or a
+            residual connection joins images of different sizes.
     """
     if not spec.is_chain:
         raise ValueError(f"model: probegen sends inputs through chains of layers only, found {spec}")
