@@ -5,7 +5,7 @@ from math import log
 
 import pytest
 import torch
-from contract import build
+from contract import build, error
 
 from scalegmn.models import DWSNetConfig, FlatMLPConfig, NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
@@ -137,6 +137,55 @@ def test_nothing_comes_from_where_nobody_is(pooling, random_params, monkeypatch)
     found = torch.autograd.grad(spoilt_output.square().sum(), list(model.parameters()))
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+
+
+GRAPH = NetSpec(
+    (
+        LayerSpec(2, 4, (5, 5), "relu"),
+        LayerSpec(4, 4, (3, 3), "identity", groups=2),
+        LayerSpec(4, 4, activation="gelu", groups=4, norm="layer", residual=0),
+        LayerSpec(4, 6, reads=0),
+        LayerSpec(4, 6, reads=2),
+        LayerSpec(4, 6, reads=2, attention=(3, 4, 2)),
+        LayerSpec(6, 5),
+    )
+)
+"""Groups, a normalisation layer, a residual connection, attention."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(GNN, max_hidden_layers=6, normalize=True),
+        replace(GNN, max_hidden_layers=6, pooling="mean", reverse_edges=False),
+        replace(TRANSFORMER, max_hidden_layers=6),
+        replace(TRANSFORMER, max_hidden_layers=6, pooling="max", reverse_edges=True, normalize=True),
+        replace(STATISTICS, max_hidden_layers=6),
+    ],
+    ids=lambda config: config.name,
+)
+def test_networks_that_are_no_chain(config, random_params, generator):
+    model, params, chain = build(config, GRAPH), random_params(GRAPH, 4), random_params(SPECS[2], 2)
+    assert error(model, params, GroupElement.sample(params, generator, scale=False)) <= 1e-9
+    expected = torch.cat([model(params[:2]), model(chain), model(params[2:])])
+    torch.testing.assert_close(model([params[:2], chain, params[2:]]), expected, rtol=1e-10, atol=1e-12)
+    if config.name == "statnn":  # which sees tensors, not what reads what
+        return
+    for index, change in ((2, {"residual": None}), (5, {"attention": None})):
+        layers = list(GRAPH.layers)
+        layers[index] = replace(layers[index], **change)
+        other = NetParams(NetSpec(tuple(layers)), params.weights, params.biases)
+        assert (model(other) - model(params)).abs().max() > 1e-6
+
+
+def test_probes_and_changes_need_a_chain():
+    mlp = NetSpec((*NetSpec.mlp([2, 4, 4, 1], "relu").layers[:2], LayerSpec(4, 3, reads=0)))
+    for options, field in (({"num_probes": 2}, "num_probes"), ({"output": "parameters"}, "output")):
+        for config in (replace(GNN, **options), replace(TRANSFORMER, **options)):
+            with pytest.raises(ValueError, match=f"{config.name}_args.{field}: expected networks that are a chain"):
+                config.build(mlp)
+    with pytest.raises(ValueError, match="probegen sends inputs through chains of layers only, found network of 3"):
+        PROBES.build(mlp)
 
 
 def test_equal_architectures_pass_together(random_params):

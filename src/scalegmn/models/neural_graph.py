@@ -392,7 +392,7 @@ class NeuralGraphModel(Metanetwork):
             )
 
     def read_graph(self, nets: NetParams | Sequence[NetParams]) -> Graph:
-        """The graph of networks of one architecture in blocks, that of several as parts.
+        """The graph of networks of one architecture in blocks, if it is a chain, others as parts of one.
 
         Raises:
             ValueError: the model cannot read such networks.

@@ -172,9 +172,11 @@ def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
     """Per layer, at how many positions it answers to a probe.
 
     Raises:
-        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection joins
-            images of different sizes.
+        ValueError: the layers are no chain, a convolution is larger than its input or follows a linear layer, or a
+            residual connection joins images of different sizes.
     """
+    if not spec.is_chain:
+        raise ValueError(f"model: probegen sends inputs through chains of layers only, found {spec}")
     if not spec.is_cnn:
         return [1] * spec.num_layers
     positions, sizes = [], [config.image_size] * 2
