@@ -198,6 +198,19 @@ def test_no_gradient_between_networks(symmetry, direction, readout, random_param
     assert all(tensor.grad is not None for tensor in nets[1].weights)
 
 
+@pytest.mark.parametrize("symmetry", KINDS)
+def test_in_mixed_precision(symmetry, random_params):
+    kinds = KINDS[symmetry]
+    specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], kinds)]
+    torch.manual_seed(0)
+    model = config_of(symmetry, "bidirectional", "full_graph", max_hidden_layers=3).build(specs[1])
+    nets = [params.to(torch.float32) for params in nets_of(specs, random_params)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(nets)
+        found.float().square().sum().backward()
+    torch.testing.assert_close(found.float(), model(nets), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("materialize", [True, False])
 @pytest.mark.parametrize("symmetry", KINDS)
 def test_in_pieces(symmetry, materialize, random_params, monkeypatch):

@@ -23,6 +23,7 @@ from scalegmn.nn.edges import (
     Taken,
     kept_bytes,
     linear_by_type,
+    sum_rows,
     tensor_bytes,
 )
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
@@ -432,7 +433,7 @@ class ScaleGMNLayer(nn.Module):
                 if residuals is not None and rows[group].role == "hidden":
                     receivers, others = residuals.flip(0) if number == 0 else residuals
                     passed = self.residual_messages[number](nodes[group]).index_select(0, others)
-                    received[-1] = received[-1].index_add(0, receivers, passed)
+                    received[-1] = received[-1] + sum_rows(passed, receivers, len(nodes[group]))
         new_nodes = self._update_nodes(layout, rows, nodes, messages, positions)
 
         def updated(
