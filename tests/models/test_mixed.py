@@ -271,6 +271,10 @@ def test_what_cannot_be_read_is_refused(random_params):
             reader(nets_of([relu[0], spec], random_params))
     with pytest.raises(ValueError, match="of 1 to 1 hidden layers"):
         config_of("scale", "forward", max_hidden_layers=1).build(relu[0])
-    editing = config_of("scale", "forward", output="parameters").build(relu[0]).double()
+    editing = config_of("scale", "forward", output="parameters", max_hidden_layers=3).build(relu[0]).double()
+    with pytest.raises(
+        ValueError, match=r"scalegmn_args.output: the model was built for changes of MLP \[2, 4, 3, 2\]"
+    ):
+        editing(nets_of([relu[1]], random_params)[0])
     with pytest.raises(ValueError, match="pass one architecture at a time"):
         editing(nets_of([relu[0], mlp([2, 9, 1, 2], ["relu"])], random_params))
