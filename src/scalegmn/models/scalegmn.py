@@ -89,8 +89,8 @@ class ScaleGMNConfig(ModelConfig):
     only for permutation, which hardly learns without."""
 
     symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
-    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or networks of both,
-    `permutation` for none (GMN)."""
+    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or
+    networks of both, `permutation` for none (GMN)."""
 
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
