@@ -198,6 +198,19 @@ def test_no_gradient_between_networks(symmetry, direction, readout, random_param
     assert all(tensor.grad is not None for tensor in nets[1].weights)
 
 
+@pytest.mark.parametrize("symmetry", KINDS)
+def test_in_mixed_precision(symmetry, random_params):
+    kinds = KINDS[symmetry]
+    specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], kinds)]
+    torch.manual_seed(0)
+    model = config_of(symmetry, "bidirectional", "full_graph", max_hidden_layers=3).build(specs[1])
+    nets = [params.to(torch.float32) for params in nets_of(specs, random_params)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(nets)
+        found.float().square().sum().backward()
+    torch.testing.assert_close(found.float(), model(nets), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("materialize", [True, False])
 @pytest.mark.parametrize("symmetry", KINDS)
 def test_in_pieces(symmetry, materialize, random_params, monkeypatch):
@@ -258,6 +271,10 @@ def test_what_cannot_be_read_is_refused(random_params):
             reader(nets_of([relu[0], spec], random_params))
     with pytest.raises(ValueError, match="of 1 to 1 hidden layers"):
         config_of("scale", "forward", max_hidden_layers=1).build(relu[0])
-    editing = config_of("scale", "forward", output="parameters").build(relu[0]).double()
+    editing = config_of("scale", "forward", output="parameters", max_hidden_layers=3).build(relu[0]).double()
+    with pytest.raises(
+        ValueError, match=r"scalegmn_args.output: the model was built for changes of MLP \[2, 4, 3, 2\]"
+    ):
+        editing(nets_of([relu[1]], random_params)[0])
     with pytest.raises(ValueError, match="pass one architecture at a time"):
         editing(nets_of([relu[0], mlp([2, 9, 1, 2], ["relu"])], random_params))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.graphs.sparse import ROLES, SparseGraph
-from scalegmn.nn.edges import Incidence
+from scalegmn.nn.edges import Incidence, sum_rows
 from scalegmn.nn.invariant import Rows
 
 
@@ -119,8 +119,7 @@ class RoleRows:
 
     def sum_hidden(self, rows: Tensor) -> Tensor:
         """The sum over each network's hidden nodes, [n, D] -> [G, D]."""
-        network = self.split(self.graph.network)[1]
-        return rows.new_zeros(self.graph.num_networks, rows.shape[1]).index_add(0, network, rows)
+        return sum_rows(rows, self.split(self.graph.network)[1], self.graph.num_networks)
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from scalegmn.nn.edges import (
     Taken,
     kept_bytes,
     linear_by_type,
+    sum_rows,
     tensor_bytes,
 )
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
@@ -90,8 +91,8 @@ class ScaleGMNConfig(ModelConfig):
     only for permutation, which hardly learns without."""
 
     symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
-    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos of both,
-    `permutation` for none (GMN)."""
+    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or
+    networks of both, `permutation` for none (GMN)."""
 
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
@@ -438,7 +439,7 @@ class ScaleGMNLayer(nn.Module):
                 if residuals is not None and rows[group].role == "hidden":
                     receivers, others = residuals.flip(0) if number == 0 else residuals
                     passed = self.residual_messages[number](nodes[group]).index_select(0, others)
-                    received[-1] = received[-1].index_add(0, receivers, passed)
+                    received[-1] = received[-1] + sum_rows(passed, receivers, len(nodes[group]))
         new_nodes = self._update_nodes(layout, rows, nodes, messages, positions)
 
         def updated(
@@ -582,6 +583,8 @@ class ScaleGMN(Metanetwork):
                 f"{self.max_hidden} hidden layers (max_hidden_layers) and kernels up to "
                 f"{own.kernel[0]}x{own.kernel[1]}, found {spec}"
             )
+        if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
+            raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")
         if spec.residuals and not own.residuals:
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)
@@ -629,8 +632,8 @@ class ScaleGMN(Metanetwork):
             against = edges
             if self.backward_edge_linear is not None:
                 floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
-                inverse = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
-                against = self._embed_edges(self.backward_edge_linear, inverse, num_odd)
+                inverted = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
+                against = self._embed_edges(self.backward_edge_linear, inverted, num_odd)
             backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
         rows = [Rows(role, num_odd) for role in self.spec.roles]

@@ -412,6 +412,14 @@ class ByTypes(NamedTuple):
         return new.index_select(0, self.order.argsort())
 
 
+def sum_rows(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """The sum of all rows with one index, [n, D] and [n] long -> [num_rows, D]; in mixed precision in float32, as
+    torch's own sums."""
+    if torch.is_autocast_enabled(rows.device.type):
+        rows = rows.float()
+    return rows.new_zeros(num_rows, rows.shape[1]).index_add(0, index, rows)
+
+
 def linear_by_type(x: Tensor, weight: Tensor, types: Tensor) -> Tensor:
     """weight[type] x for each row: [n, K], [T, D, K] (T = 1: the same for all types) and [n] -> [n, D]."""
     return nn.functional.linear(x, weight[0]) if len(weight) == 1 else ByTypes.of(types).linear(x, weight)
@@ -473,8 +481,7 @@ class EdgeRows(Edges):
     def sum(self, messages: Tensor | Scaled) -> Tensor:
         """[E, D] -> [R, D]."""
         messages = messages.product() if isinstance(messages, Scaled) else messages
-        shape = (self.incidence.num_receivers, messages.shape[1])
-        return messages.new_zeros(shape).index_add(0, self.incidence.receiver, messages)
+        return sum_rows(messages, self.incidence.receiver, self.incidence.num_receivers)
 
     def mean(self, messages: Tensor | Scaled) -> Tensor:
         """[E, D] -> [R, D]."""
