@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Networks:
     """Networks of one or several architectures, numbered through, and what is known of them.
 
     Attributes:
-        nets: per architecture, its networks.
+        nets: networks of one architecture in a row; in a zoo, all of an architecture.
         columns: per name, a tensor [networks, ...]: `label` (class), `image` (identity of the image), `psnr` (dB).
     """
 
@@ -69,6 +69,11 @@ class Networks:
     def spec(self) -> NetSpec:
         """The architecture of all networks; raises ValueError when there are several."""
         return self.params.spec
+
+
+def joined(nets: Iterable[NetParams]) -> tuple[NetParams, ...]:
+    """The same networks in the same order, neighbours of one architecture in one batch."""
+    return tuple(NetParams.cat(list(own)) for _, own in groupby(nets, key=lambda params: params.spec))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from scalegmn.cli import parse
 from scalegmn.data.images import Images, load_images
 from scalegmn.data.shards import Shards, lock
-from scalegmn.data.zoo_format import Networks, open_zoo, split_by_group
+from scalegmn.data.zoo_format import Networks, joined, open_zoo, split_by_group
 from scalegmn.log import user_errors, versions
 from scalegmn.plot import accuracies
 from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
@@ -58,7 +58,7 @@ class CnnRecipe(Recipe):
     """mixed: each network draws how many convolutions it has."""
 
     kernels: tuple[int, ...] = (3, 5, 7)
-    """mixed: each convolution draws its height and width."""
+    """mixed: each convolution draws its height and width, odd."""
 
     padding: Literal["same", "valid"] = "valid"
     """Zeros around the input of a convolution: `valid` none, as published; `same` so that small images suffice, and for
@@ -105,6 +105,8 @@ class CnnRecipe(Recipe):
         for name in ("channels", "depths", "kernels"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 problems.append(f"{name}: found {list(getattr(self, name))}, expected numbers, each at least 1")
+        if not all(kernel % 2 for kernel in self.kernels):
+            problems.append(f"kernels: found {list(self.kernels)}, expected odd numbers")
         if self.mixed and self.padding != "same":
             problems.append(f"padding: found {self.padding}, expected same for mixed")
         if not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
@@ -274,7 +276,7 @@ def _draw(
 
 
 def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, device: str, on_done: OnDone) -> Networks:
-    """Shard `number`: all checkpoints of its networks but those that diverged, architecture by architecture."""
+    """Shard `number`: all checkpoints of its networks but those that diverged."""
     specs, choices = _draw(recipe, number, size, images.pixels.shape[1], int(images.labels.max()) + 1)
     trained = train_cnns(
         specs,
@@ -288,21 +290,19 @@ def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, de
         on_done,
     )
     several = not recipe.mixed and len(recipe.activations) > 1
-    members: dict[NetSpec, list[int]] = {}
-    nets: dict[NetSpec, list[NetParams]] = {}
-    for network in trained.finite.all(1).nonzero()[:, 0].tolist():
-        params = _of_any_activation(trained.nets[network]) if several else trained.nets[network]
-        members.setdefault(params.spec, []).append(network)
-        nets.setdefault(params.spec, []).append(params)
-    repeats = len(recipe.checkpoints)
-    order = torch.tensor([network for own in members.values() for network in own]).long()
-    columns = {name: value[order].repeat_interleave(repeats) for name, value in vars(choices).items()} | {
-        "test_accuracy": trained.test_accuracy[order].flatten(),
-        "train_accuracy": trained.train_accuracy[order].flatten(),
-        "network": (number * BLOCK + order).repeat_interleave(repeats),
-        "epoch": torch.tensor(recipe.checkpoints).repeat(len(order)),
+    good, repeats = trained.finite.all(1), len(recipe.checkpoints)
+    nets = (params for params, fine in zip(trained.nets, good, strict=True) if fine)
+    columns = {name: value.repeat_interleave(repeats) for name, value in vars(choices).items()} | {
+        "test_accuracy": trained.test_accuracy.flatten(),
+        "train_accuracy": trained.train_accuracy.flatten(),
+        "network": (number * BLOCK + torch.arange(size)).repeat_interleave(repeats),
+        "epoch": torch.tensor(recipe.checkpoints).repeat(size),
     }
-    return Networks(tuple(map(NetParams.cat, nets.values())), columns)
+    kept = good.repeat_interleave(repeats)
+    return Networks(
+        joined(map(_of_any_activation, nets) if several else nets),
+        {name: column[kept] for name, column in columns.items()},
+    )
 
 
 def _of_any_activation(params: NetParams) -> NetParams:

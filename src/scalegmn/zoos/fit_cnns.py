@@ -352,7 +352,7 @@ class _Kind(NamedTuple):
 
 
 class MixedFit(Fit):
-    """Networks of any architectures with convolutions of stride 1, padded to keep the size of images.
+    """Networks of any architectures with convolutions of stride 1 and odd kernels, padded to keep the size of images.
 
     Layer by layer; those whose layers have the same size take them in one call, each as one group of its channels.
     """
@@ -443,7 +443,7 @@ def train_cnns(
         checkpoints: ascending numbers of epochs.
         batch_size: images per step; all images of a network where it has fewer.
         padding: all have one architecture, relu or tanh, and stride 2; padding as in `nets.cnn.evaluate_cnn`. None: any
-            architectures, with stride 1 and padding `same`.
+            architectures with odd kernels, stride 1 and padding `same`.
         seeds: numbers that all that is random depends on.
         device: `cpu` or `cuda`.
         on_done: told how many more networks are trained.
