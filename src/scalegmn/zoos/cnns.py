@@ -231,7 +231,7 @@ def _check_size(recipe: CnnRecipe, images: LabelledImages) -> None:
         side = (side - 3) // 2 + 1
 
 
-def _draw(
+def draw(
     recipe: CnnRecipe, number: int, size: int, num_channels: int, num_classes: int
 ) -> tuple[list[NetSpec], Choices]:
     """Architectures and choices of the networks of shard `number`."""
@@ -277,7 +277,7 @@ def _draw(
 
 def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, device: str, on_done: OnDone) -> Networks:
     """Shard `number`: all checkpoints of its networks but those that diverged."""
-    specs, choices = _draw(recipe, number, size, images.pixels.shape[1], int(images.labels.max()) + 1)
+    specs, choices = draw(recipe, number, size, images.pixels.shape[1], int(images.labels.max()) + 1)
     trained = train_cnns(
         specs,
         choices,
