@@ -384,7 +384,7 @@ class MixedFit(Fit):
             found.append({})
             for kinds in calls:
                 layer, together = kinds[0].layer, [k for kind in kinds for k in kind.members]
-                inside = torch.cat([x[k] for k in together], 1)
+                inside = torch.cat([x[k] for k in together], 1).contiguous(memory_format=torch.channels_last)
                 if layer.kernel is None:
                     inside = inside.mean((2, 3), keepdim=True)
                 matrix = torch.cat([matrices[k][number] for k in together])
@@ -397,7 +397,7 @@ class MixedFit(Fit):
                         out = with_residual(out, torch.stack([found[own.residual][k] for k in members], 1))
                     out = activate(out, own.activation)
                     if training and own.kernel is not None:
-                        noise = torch.rand(out.shape, generator=self.generator, device=out.device)
+                        noise = torch.empty_like(out).uniform_(generator=self.generator)
                         out = out * noise.lt_(keep).div_(keep)
                     found[-1].update(zip(members, out.unbind(1), strict=True))
             x = found[-1]
