@@ -51,7 +51,7 @@ def wild_park_listing(root: Path, splits: Path) -> Listing:
     Raises:
         ValueError: a file is missing or not what it should be, or a run is in two splits; names it.
     """
-    checkpoints = sorted(_read_splits(root, splits))
+    checkpoints = _read_splits(root, splits)
     runs: dict[Path, str] = {}
     for own in checkpoints:
         run = own.path.parents[1]
@@ -69,15 +69,15 @@ def wild_park_listing(root: Path, splits: Path) -> Listing:
 
 
 def _read_splits(root: Path, path: Path) -> list[_Checkpoint]:
-    """The checkpoints that the JSON names."""
+    """The checkpoints that the JSON names, in the order of their paths."""
     expected = 'JSON with "train", "val" and "test", each with lists "path", "score" (0 to 1) and "step"'
     try:
         content = json.loads(path.read_text())
-        entries = [
+        entries = sorted(
             (re.split(r"[\\/]", name), float(score), int(step), split)
             for split in ("train", "val", "test")
             for name, score, step in zip(*(content[split][key] for key in ("path", "score", "step")), strict=True)
-        ]
+        )
         good = bool(entries) and all(len(parts) > 2 and 0 <= score <= 1 for parts, score, _, _ in entries)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         good = False

@@ -234,7 +234,14 @@ def _check_size(recipe: CnnRecipe, images: LabelledImages) -> None:
 def draw(
     recipe: CnnRecipe, number: int, size: int, num_channels: int, num_classes: int
 ) -> tuple[list[NetSpec], Choices]:
-    """Architectures and choices of the networks of shard `number`."""
+    """Architectures and choices of the networks of a shard.
+
+    Args:
+        recipe: says what they are drawn from.
+        number: of the shard, which with the recipe's seed decides what is drawn.
+        size: networks.
+        num_channels, num_classes: of the images.
+    """
     generator = seeded(recipe.seed, number)
 
     def uniform(low: float, high: float) -> Tensor:

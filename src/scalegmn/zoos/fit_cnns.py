@@ -354,7 +354,9 @@ class _Kind(NamedTuple):
 class MixedFit(Fit):
     """Networks of any architectures with convolutions of stride 1 and odd kernels, padded to keep the size of images.
 
-    Layer by layer; those whose layers have the same size take them in one call, each as one group of its channels.
+    Layer by layer: convolutions of one size are one call, each network a group of its channels; what follows is one
+    call for all that have the same activation and residual connection. Per network there are only views: even alone, one
+    convolution outweighs them a hundred times.
     """
 
     def __init__(self, *arguments: Any) -> None:
