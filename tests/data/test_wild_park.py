@@ -97,7 +97,11 @@ def _read_state(path):
         (lambda root: changed(root, lambda s: s["val"]["score"].__setitem__(0, 50)), r"score\" \(0 to 1\)"),
         (lambda root: changed(root, lambda s: s["test"]["path"].append(FIRST)), "expected JSON"),
         (lambda root: (root / "cnn_park_splits.json").unlink(), "cnn_park_splits.json: no such file"),
-        (lambda root: (root / FIRST).unlink(), "000010/checkpoint.pt is missing"),
+        (
+            lambda root: (root / FIRST).unlink(),
+            "no cifar10_zooV2/.*000010/checkpoint.pt, as in .*set --data.dataset_path",
+        ),
+        (lambda root: (root / FIRST.replace("10/", "20/")).unlink(), "000020/checkpoint.pt is missing"),
         (lambda root: (root / FIRST).write_bytes(b"PK"), "checkpoint.pt: refused"),
         (lambda root: save({"model": 3}, root / FIRST), "expected a checkpoint with model, a state dict"),
         (lambda root: save({"model": {}, "config": None}, root / FIRST), "config: not the description of a CNN"),

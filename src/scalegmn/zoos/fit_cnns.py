@@ -355,8 +355,8 @@ class MixedFit(Fit):
     """Networks of any architectures with convolutions of stride 1 and odd kernels, padded to keep the size of images.
 
     Layer by layer: convolutions of one size are one call, each network a group of its channels; what follows is one
-    call for all that have the same activation and residual connection. Per network there are only views: even alone, one
-    convolution outweighs them a hundred times.
+    call for all that have the same activation and residual connection. Per network there are only views: even alone,
+    one convolution outweighs them a hundred times.
     """
 
     def __init__(self, *arguments: Any) -> None:
