@@ -252,14 +252,19 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a file that is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # whatever a hostile or broken file leads to
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: refused, not a file of plain tensors ({reason})") from None
+        raise refusal(path, error) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
     return content
+
+
+def refusal(path: Path, error: Exception) -> ValueError:
+    """What to say of a file that torch or safetensors could not read, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"{path}: no such file")
+    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
 
 
 def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:

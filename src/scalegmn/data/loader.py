@@ -16,6 +16,7 @@ from scalegmn.data.augment import AugmentConfig, augment, check_augment
 from scalegmn.data.cnn_zoos import cnn_listing
 from scalegmn.data.convert import checksum, converted
 from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
+from scalegmn.data.wild_park import wild_park_listing
 from scalegmn.data.zoo_format import Zoo, in_single, open_zoo
 from scalegmn.spec import ACTIVATIONS, MIXED, MixedNets, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
@@ -32,14 +33,21 @@ class DataConfig:
     """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
 
     dataset: Literal[
-        "zoo", "labeled_mnist_inr", "mnist_inr_edit", "labeled_fashion_mnist_inr", "cifar_inr", "cifar10", "svhn"
+        "zoo",
+        "labeled_mnist_inr",
+        "mnist_inr_edit",
+        "labeled_fashion_mnist_inr",
+        "cifar_inr",
+        "cifar10",
+        "svhn",
+        "cnn_wild_park",
     ] = "zoo"
     """What is in dataset_path: a zoo of ours, or a published dataset by its published name, which is converted to a zoo
     on first use."""
 
     split_path: str | None = None
-    """JSON of train, val and test networks (MNIST, Fashion-MNIST); null: mnist_splits.json or splits.json in
-    dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+    """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
+    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
 
     split_points: tuple[int, int] = (45_000, 50_000)
     """cifar_inr: images below the first train, those below the second validate, the others test."""
@@ -124,6 +132,9 @@ def open_data(config: DataConfig) -> Zoo:
     elif config.dataset == "labeled_fashion_mnist_inr":
         splits = file(config.split_path, "splits.json")
         name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(fmnist_listing, root, splits)
+    elif config.dataset == "cnn_wild_park":
+        splits = file(config.split_path, "cnn_park_splits.json")
+        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(wild_park_listing, root, splits)
     else:
         splits = file(config.split_path, "mnist_splits.json")
         if config.split_path is None and not splits.exists():
