@@ -14,7 +14,8 @@ from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.nn.relational import RelationalEdgeUpdate, RelationalLayer
-from scalegmn.spec import LayerSpec, MixedNets, NetSpec
+from scalegmn.spec import LayerSpec, MixedNets, NetParams, NetSpec
+from scalegmn.symmetry.groups import GroupElement
 
 SPECS = [
     NetSpec((LayerSpec(2, 4, (3, 3), "relu"), LayerSpec(4, 3, (5, 5), "gelu"), LayerSpec(3, 5))),

@@ -382,9 +382,10 @@ class NeuralGraphModel(Metanetwork):
             "output": self.readout is None,
         }
         bound = [name for name, given in by_layer.items() if given]
-        if bound and (depth != self.spec.num_hidden_layers or not spec.is_chain):
-            only = self.spec if self.spec.is_chain else "chains only"
-            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {only}, found {spec}")
+        if bound and not spec.is_chain:
+            raise ValueError(f"{options.section}.{bound[0]}: expected networks that are a chain, found {spec}")
+        if bound and depth != self.spec.num_hidden_layers:
+            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
         unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
         if options.activation_embedding and unknown:
             raise ValueError(
