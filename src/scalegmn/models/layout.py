@@ -105,10 +105,17 @@ class RoleRows:
             blocks.append(Incidence(*ends, types[edges], self.sizes[group], odd))
         return Direction(order, blocks)
 
-    def residuals(self) -> Tensor:
-        """[2, C] long, sender and receiver among hidden rows; inputs and outputs are left out."""
-        hidden = (self.graph.role[self.graph.residuals] == ROLES.index("hidden")).all(0)
-        return self.rank[self.graph.residuals[:, hidden]] - self.sizes[0]
+    def residuals(self, against: bool) -> dict[int, Tensor]:
+        """Residual connections, or those against them, by the receiver's group: [2, C] long, senders among all rows and
+        receivers among the group's; groups without any are left out."""
+        senders, receivers = self.graph.residuals.flip(0) if against else self.graph.residuals
+        found, start = {}, 0
+        for group, size in enumerate(self.sizes):
+            own = self.graph.role[receivers] == group
+            if own.any():
+                found[group] = torch.stack([self.rank[senders[own]], self.rank[receivers[own]] - start])
+            start += size
+        return found
 
     def by_network(self, group: int, rows: Tensor) -> Tensor:
         """Rows of the networks' own inputs, or outputs, -> [G, n, ...]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -382,10 +382,11 @@ class ScaleGMNLayer(nn.Module):
         self.backward_edge_update = config.build_edge_update(edge_dim) if role_reads.backward_edges else None
         self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
         self.dropout = Dropout(config.dropout)
-        self.residual_messages = None
-        if spec.residuals and "hidden" in roles:
-            directions = range(2 if self.bidirectional else 1)
-            self.residual_messages = nn.ModuleList(nn.Linear(d, d, bias=False) for _ in directions)
+        to_output = {"output"} if any(one.receiver == spec.num_layers - 1 for one in spec.residuals) else set()
+        of_input = {"input"} if any(one.source < 0 for one in spec.residuals) else set()
+        along, against = (spec.residuals and roles & {"hidden", *ends} for ends in (to_output, of_input))
+        self.forward_residual = nn.Linear(d, d, bias=False) if along else None
+        self.backward_residual = nn.Linear(d, d, bias=False) if against and self.bidirectional else None
 
     def forward(
         self,
@@ -396,7 +397,7 @@ class ScaleGMNLayer(nn.Module):
         backward_edges: list[Edges | None],
         positions: list[Tensor] | None,
         pieces: Pieces,
-        residuals: Tensor | None = None,
+        residuals: Sequence[Mapping[int, Tensor]] = ({}, {}),
     ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
         """One layer; groups that nothing reads stay as they were, such blocks are None.
 
@@ -408,17 +409,19 @@ class ScaleGMNLayer(nn.Module):
             backward_edges: per block, from its upper to its lower end; unused by forward models.
             positions: per group [n_l or 1, d] or [n, d]; None without positional embeddings.
             pieces: how blocks are worked through.
-            residuals: [2, C] long, sender and receiver among hidden rows; None: there are none.
+            residuals: along and against residual connections, group -> [2, C] long, senders among all rows and
+                receivers among the group's.
 
         Returns:
             New nodes, edges and backward edges.
         """
         reads = self.reads if layout.chain else self.role_reads
         messages: dict[int, list[Tensor]] = {group: [] for group in reads.nodes}
-        directions = [(self.forward_message, layout.lower, edges, -1)]
+        directions = [(self.forward_message, self.forward_residual, residuals[0], layout.lower, edges, -1)]
         if self.bidirectional:
-            directions.append((self.backward_message, layout.upper, backward_edges, 0))
-        for number, (message, senders, blocks, block) in enumerate(directions):
+            against = self.backward_message, self.backward_residual, residuals[1]
+            directions.append((*against, layout.upper, backward_edges, 0))
+        for message, residual, added, senders, blocks, block in directions:
             found = {group: group + block for group in messages if 0 <= group + block < len(blocks)}
             sending = sorted({sender for k in found.values() for sender in senders[k]})
             sent = _parts(message.send(join(nodes, sending)), nodes, sending)
@@ -436,9 +439,9 @@ class ScaleGMNLayer(nn.Module):
                     )
                 function = partial(self._messages, message, rows[group].role)
                 received.append(pieces.map(function, blocks[k], join(sent, senders[k]), extra))
-                if residuals is not None and rows[group].role == "hidden":
-                    receivers, others = residuals.flip(0) if number == 0 else residuals
-                    passed = self.residual_messages[number](nodes[group]).index_select(0, others)
+                if residual is not None and group in added:
+                    others, receivers = added[group]
+                    passed = residual(join(nodes, range(len(nodes)))).index_select(0, others)
                     received[-1] = received[-1] + sum_rows(passed, receivers, len(nodes[group]))
         new_nodes = self._update_nodes(layout, rows, nodes, messages, positions)
 
@@ -666,7 +669,7 @@ class ScaleGMN(Metanetwork):
                 raw, linear = reciprocal(raw, floors[:, None]), self.backward_edge_linear
             backward_edges = self._embed_rows(linear, raw, along, rows.direction(against=True))
         pieces = self.pieces(len(graph.edges), graph.edges.device)
-        residuals = rows.residuals() if graph.residuals.numel() else None
+        residuals = [rows.residuals(against) for against in (False, True)]
         for layer in self.layers:
             nodes, edges, backward_edges = layer(
                 BY_ROLE, rows.rows, nodes, edges, backward_edges, positions, pieces, residuals

@@ -1,0 +1,81 @@
+"""Networks that are no chains: ResNets, transformers, grouped convolutions, skips from the input to the output."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from architectures import architecture, traced
+from contract import build, error
+
+from scalegmn.models.ng_gnn import NGGNNConfig
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.models.statnn import StatNNConfig
+from scalegmn.modules import from_module
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.groups import GroupElement
+
+SCALEGMN = ScaleGMNConfig(direction="bidirectional", readout="full_graph", hidden_dim=4, num_layers=2, out_dim=3)
+HETERO = replace(SCALEGMN, symmetry="hetero")
+PERMUTATION = replace(SCALEGMN, symmetry="permutation", normalize=False)
+GNN = NGGNNConfig(hidden_dim=4, num_layers=2, num_frequencies=0, normalize=False, out_dim=3)
+CONFIGS = {"hetero": HETERO, "permutation": PERMUTATION, "ng_gnn": GNN, "statnn": StatNNConfig(hidden_dim=8, out_dim=3)}
+SKIPS = NetSpec((LayerSpec(2, 4, None, "relu"), LayerSpec(4, 3), LayerSpec(2, 3, reads=-1, residual=1)))
+"""The output reads the input, and adds what the hidden neurons say."""
+
+
+def networks(name):
+    """Three networks of an architecture, with different parameters."""
+    _, params, _ = traced(name)
+    torch.manual_seed(1)
+    return NetParams.cat([params, *(params.map(lambda one: one * (1 + 0.3 * torch.rand_like(one))) for _ in range(2))])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("name", ["dense", "grouped", "resnet18", "side by side", "vit", "gpt"])
+def test_invariance(name, kind, generator):
+    params = networks(name)
+    model = build(CONFIGS[kind], params.spec)
+    scale = kind == "hetero"
+    element = GroupElement.sample(params, generator, scale=scale)
+    assert error(model, params, element) <= 1e-9
+    outside = tuple(q * (1 + torch.rand_like(q)) for q in element.scales)
+    assert error(model, params, replace(element, scales=outside)) > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["hetero", "permutation", "ng_gnn"])
+@pytest.mark.parametrize("name", ["grouped", "gpt"])
+def test_every_layer_is_read(name, kind):
+    params = networks(name)
+    config = replace(CONFIGS[kind], num_layers=5) if kind == "ng_gnn" else CONFIGS[kind]
+    model = build(replace(config, pooling="mean") if kind == "ng_gnn" else config, params.spec)
+    expected = model(params)
+    for index in range(params.spec.num_layers):
+        weights = list(params.weights)
+        weights[index] = torch.randn_like(weights[index])
+        assert (model(replace(params, weights=tuple(weights))) - expected).abs().max() > 1e-9, index
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("readout", ["last_layer", "full_graph"])
+def test_residual_connections_into_the_output(direction, readout, random_params, generator):
+    params = random_params(SKIPS, 4)
+    config = replace(SCALEGMN, symmetry="scale", direction=direction, readout=readout, num_layers=3)
+    model = build(config, SKIPS)
+    assert error(model, params, GroupElement.sample(params, generator)) <= 1e-9
+    moved = replace(params, weights=(params.weights[0] + 1, *params.weights[1:]))
+    assert (model(moved) - model(params)).abs().max() > 1e-6
+
+
+def test_batch_norms_are_read_as_they_evaluate():
+    """Statistics count as what they do to scale and shift."""
+    module, x = architecture("resnet18")
+    params = from_module(module, x)
+    model = build(HETERO, params.spec)
+    with torch.no_grad():
+        module.bn1.weight.mul_(2)
+        module.bn1.running_var.add_(module.bn1.eps).mul_(4).sub_(module.bn1.eps)
+    same = from_module(module, x)
+    torch.testing.assert_close(model(same), model(params), rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        module.bn1.running_mean.add_(1)
+    assert (model(from_module(module, x)) - model(params)).abs().max() > 1e-9
