@@ -23,6 +23,7 @@ from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.train.checkpoint import load_checkpoint
+from scalegmn.trained import weights_file
 
 NETWORKS, DRAWS = 32, 5
 TOLERANCE = 1e-9
@@ -34,7 +35,7 @@ class CheckConfig(Config):
     """Check the symmetries of a model on networks of its zoo."""
 
     checkpoint: str | None = None
-    """A run folder: check its best checkpoint, with its configuration; null: a model as it is at the start."""
+    """A run folder or bundle: check its model, with its configuration; null: a model as it is at the start."""
 
 
 def elements(params: NetParams, generator: torch.Generator) -> dict[str, GroupElement | PhaseShift]:
@@ -115,7 +116,7 @@ def main() -> None:
         model = config.model_config.build(zoo.spec).eval()
         model.fit_normalization(canonicalize(params, removed) for params, _ in splits["train"].batches())
         if config.checkpoint is not None:
-            load_checkpoint(Path(config.checkpoint) / "checkpoints" / "best.safetensors", model)
+            load_checkpoint(weights_file(Path(config.checkpoint)), model)
     params = splits["test"].read(slice(NETWORKS))
     claimed = {*config.model_config.claims, *removed}
     claimed |= {MIXED} if claimed >= {"sign", "scale"} else set()
