@@ -198,9 +198,11 @@ def test_layers_are_equivariant(random_params, generator):
         return new_nodes, [block.features() for block in new_edges]
 
     new_nodes, new_edges = apply(nodes, edges)
-    moved_nodes, moved_edges = apply(g.act_on_nodes(nodes), g.act_on_edges(edges))
+    moved_nodes, moved_edges = apply(g.act_on_nodes(nodes, params.spec), g.act_on_edges(edges, params.spec))
     for found, expected in zip(
-        (*moved_nodes, *moved_edges), (*g.act_on_nodes(new_nodes), *g.act_on_edges(new_edges)), strict=True
+        (*moved_nodes, *moved_edges),
+        (*g.act_on_nodes(new_nodes, params.spec), *g.act_on_edges(new_edges, params.spec)),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 

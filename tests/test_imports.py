@@ -33,7 +33,8 @@ ALLOWED = {
     "sweep": {"cli", "log", "scripts"},
     "compare": {"cli", "config", "log", "plot", "report", "scripts"},
     "run": {"config", "log", "models.base", "train"},
-    "__init__": {"spec", "config", "data.onnx", "data.state_dicts", "trained"},
+    "modules": {"spec"},
+    "__init__": {"spec", "config", "data.onnx", "data.state_dicts", "modules", "trained"},
 }
 ONLY_IN = {
     "wandb": {"log"},

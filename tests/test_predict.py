@@ -151,7 +151,6 @@ def test_bad_words(home, monkeypatch, capsys):
 
 def test_modules(home, monkeypatch, capsys):
     """A factory that the user names is run, and read as the same network's file is."""
-    pytest.importorskip("scalegmn.modules")
     (home / "own_nets.py").write_text(
         "import torch\nfrom torch import nn\n\n"
         "class Sine(nn.Module):\n    def forward(self, x):\n        return torch.sin(6.0 * x)\n\n"

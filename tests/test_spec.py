@@ -151,11 +151,10 @@ def test_descriptions_from_before_residual_connections(cnn_spec):
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (2, {"residual": 1}, "layer 2: residual: found 1, expected a hidden layer from 0 to 0"),
-        (2, {"residual": -1}, "layer 2: residual: found -1, expected a hidden layer"),
-        (2, {"residual": "a"}, "layer 2: residual: found 'a', expected a hidden layer"),
-        (1, {"residual": 0}, "layer 1: residual: found 0, expected null"),
-        (3, {"residual": 0}, "layer 3: residual: found 0, expected null"),
+        (2, {"residual": 2}, "layer 2: residual: found 2, expected a layer from -1 to 1"),
+        (2, {"residual": -2}, "layer 2: residual: found -2, expected a layer"),
+        (2, {"residual": "a"}, "layer 2: residual: found 'a', expected a layer"),
+        (3, {"residual": 0}, "layer 3: residual: found 0, but only one of the two layers is a convolution"),
         (2, {"kernel": None}, "layer 2: residual: found 0, but only one of the two layers is a convolution"),
     ],
 )

@@ -11,6 +11,7 @@ answer = trained(scalegmn.from_onnx("net.onnx"))
 from scalegmn.config import build_model
 from scalegmn.data.onnx import from_onnx
 from scalegmn.data.state_dicts import from_state_dict
+from scalegmn.modules import from_module, to_module
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 from scalegmn.trained import TrainedModel, load
 
@@ -20,7 +21,9 @@ __all__ = [
     "NetSpec",
     "TrainedModel",
     "build_model",
+    "from_module",
     "from_onnx",
     "from_state_dict",
     "load",
+    "to_module",
 ]

@@ -25,6 +25,7 @@ from scalegmn.data.onnx import from_onnx
 from scalegmn.data.state_dicts import from_state_dict, read_layers, state_dict_of, write_state_dict
 from scalegmn.data.zoo_format import first_not_finite
 from scalegmn.log import user_errors, write_atomic
+from scalegmn.modules import from_module
 from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
 from scalegmn.tasks.generalization import weight_sizes
 from scalegmn.trained import TrainedModel, load
@@ -105,8 +106,6 @@ def from_factory(name: str, input_shape: tuple[int, ...] | None) -> NetParams:
         raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
     place, _, attribute = name.partition(":")
     try:
-        from scalegmn.modules import from_module
-
         found = getattr(importlib.import_module(place), attribute)
         module = found if isinstance(found, nn.Module) else found()
         return from_module(module.eval(), torch.zeros(input_shape))

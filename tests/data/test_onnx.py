@@ -83,6 +83,7 @@ def test_convolutions(file, pool):
     assert params.weights[0].shape == (1, 4, 1, 3, 3)
     assert params.biases[0].tolist() == [[0, 1, 2, 3]]
     assert params.biases[1].tolist() == [[0, 0]]
+    assert [layer.bias for layer in params.spec.layers] == [True, False]
 
 
 class Sine(nn.Module):

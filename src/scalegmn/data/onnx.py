@@ -54,13 +54,13 @@ class _Layer:
 
     Attributes:
         weight: [out, in] or [out, in, kh, kw].
-        bias: [out].
+        bias: [out]; None: there is none.
         activation: as in `LayerSpec`, once the next layer has been reached.
         w0: as in `LayerSpec`.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     activation: str = "identity"
     w0: float = 1.0
 
@@ -95,7 +95,7 @@ def from_onnx(path: str | Path) -> NetParams:
     """A chain of layers from an ONNX file, with each layer's own activation.
 
     Read are Gemm, MatMul, Conv (any stride, padding and dilation, which have no parameters; one group), the additions
-    of their biases (none counts as zeros), pooling and reshaping between layers, and activations, whatever operators
+    of their biases, pooling and reshaping between layers, and activations, whatever operators
     spell them out: what these make of numbers says which activation it is (relu, leaky relu with slope 0.01, tanh,
     sigmoid, sin(w0 z), exact gelu, silu).
 
@@ -129,9 +129,10 @@ def from_onnx(path: str | Path) -> NetParams:
 
 def _params(layers: Sequence[_Layer]) -> NetParams:
     """The layers as a batch of one network."""
-    checked = NetParams.from_tensors([x.weight[None] for x in layers], [x.bias[None] for x in layers], "identity")
+    biases = [x.weight.new_zeros(1, len(x.weight)) if x.bias is None else x.bias[None] for x in layers]
+    checked = NetParams.from_tensors([x.weight[None] for x in layers], biases, "identity")
     specs = (
-        replace(spec, activation=layer.activation, w0=layer.w0)
+        replace(spec, activation=layer.activation, w0=layer.w0, bias=layer.bias is not None)
         for spec, layer in zip(checked.spec.layers, layers, strict=True)
     )
     return NetParams(NetSpec(tuple(specs)), checked.weights, checked.biases)
@@ -273,7 +274,8 @@ def _binary(operator: str, left: Tensor | _Signal, right: Tensor | _Signal) -> _
     if operator == "Add" and signal.layers and not signal.place and torch.equal(signal.values, GRID):
         *before, last = signal.layers
         axes = (1,) * (last.weight.ndim - 2)  # of positions
-        bias = last.bias + _per_neuron(constant, (len(last.bias), *axes))
+        bias = _per_neuron(constant, (len(last.weight), *axes))
+        bias = bias if last.bias is None else last.bias + bias
         return replace(signal, layers=(*before, replace(last, bias=bias)))
     if constant.numel() != 1:
         raise ValueError(f"a constant {tuple(constant.shape)}, expected one number")
@@ -310,14 +312,13 @@ def _layer(operator: str, signal: _Signal, operands: Sequence[Tensor | None], at
         weight = weight.T
     weight = weight * attributes.get("alpha", 1.0)
     out_dim, in_dim = weight.shape[:2]
-    if signal.layers and in_dim != len(signal.layers[-1].bias):
-        raise ValueError(
-            f"reads {in_dim} values, but the layer before has {len(signal.layers[-1].bias)} neurons or channels; pool "
-            "positions before they are flattened"
-        )
-    if bias is None:
-        return _Layer(weight.contiguous(), weight.new_zeros(out_dim))
-    return _Layer(weight.contiguous(), _per_neuron(bias, (out_dim,)) * attributes.get("beta", 1.0))
+    size = len(signal.layers[-1].weight) if signal.layers else in_dim
+    if in_dim != size:
+        remedy = "pool positions before they are flattened"
+        raise ValueError(f"reads {in_dim} values, but the layer before has {size} neurons or channels; {remedy}")
+    if bias is not None:
+        bias = _per_neuron(bias, (out_dim,)) * attributes.get("beta", 1.0)
+    return _Layer(weight.contiguous(), bias)
 
 
 def _per_neuron(constant: Tensor, shape: tuple[int, ...]) -> Tensor:

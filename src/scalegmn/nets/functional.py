@@ -70,13 +70,14 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     Raises:
         ValueError: the networks have convolutions.
     """
-    if params.spec.is_cnn:
+    if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
     x, found = inputs, []
     for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
-            z = with_residual(z, found[layer.residual])
+            source = inputs.expand(len(params), *inputs.shape[-2:]) if layer.residual < 0 else found[layer.residual]
+            z = with_residual(z, source)
         x = activate_layer(z, layer, params.activation)
         found.append(x)
     return found

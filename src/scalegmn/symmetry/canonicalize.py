@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, Tie
-from scalegmn.symmetry.groups import GroupElement, PhaseShift
+from scalegmn.symmetry.groups import GroupElement, PhaseShift, by_receiver, without_residual_turns
 
 
 def phase_to_canonical(params: NetParams) -> PhaseShift:
@@ -25,17 +25,16 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
         if layer.activation == MIXED:
             k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
         turns.append(k if layer.activation in ("sine", MIXED) else torch.zeros_like(k))
-    for source, _, channels in params.spec.residuals:
-        turns[source][:, :channels] = 0
-    return PhaseShift(tuple(turns))
+    return PhaseShift(tuple(without_residual_turns(params.spec, turns)))
 
 
 def incoming_norm(params: NetParams, layer: int, scale: Tensor | None = None) -> Tensor:
-    """||[W_i, b_i]|| of each neuron of a layer (counted from 0), [B, n_l]; W as it is once the layer below has been
-    multiplied by `scale` [B, n_{l-1}]."""
+    """||[W_i, b_i]|| of each neuron of a layer (counted from 0), [B, n_l]; W as it is once what the layer reads has
+    been multiplied by `scale` [B, n_{l-1}]. Networks with batch norms: once they are `folded`."""
     weight, bias = params.weights[layer], params.biases[layer]
     if scale is not None:
-        weight = weight / scale.reshape(len(params), 1, -1, *[1] * (weight.ndim - 3))
+        sender = by_receiver(scale, params.spec.layers[layer])
+        weight = weight / sender.reshape(*sender.shape, *[1] * (weight.ndim - 3))
     rows = torch.cat([weight.flatten(2), bias[..., None]], dim=2)
     largest = rows.detach().abs().amax(2, keepdim=True)  # taken out, so that no square under- or overflows
     largest = torch.where(largest > torch.finfo(rows.dtype).tiny, largest, 1)
@@ -49,18 +48,20 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     layer. Neurons that residual connections tie have one factor, from the first of them. Neurons whose incoming weights
     and bias are zero, and those of other activations, stay.
     """
-    spec, permutations, scales = params.spec, [], []
-    for index, layer in enumerate(spec.layers[:-1]):
-        norm = incoming_norm(params, index, *scales[-1:])
-        own = 1 / torch.where(norm > 0, norm, 1)  # [B, n_l]
-        parts = []
-        for tie in spec.ties:
+    spec, folded = params.spec, params.folded()
+    scales = [torch.ones_like(bias) for bias in params.biases[:-1]]
+    for index in range(spec.num_layers - 1):
+        for tie in spec.scale_ties:
             if index == tie.layers[0]:
-                parts.append(_where_homogeneous(params, tie, own[:, tie.channels]))
-            elif index in tie.layers:
-                parts.append(scales[tie.layers[0]][:, tie.channels])
-        scales.append(torch.cat(parts, dim=1))
-        permutations.append(torch.arange(layer.out_dim, device=own.device).expand(own.shape))
+                reads = spec.sender(index)
+                norm = incoming_norm(folded, index, scales[reads] if reads >= 0 else None)[:, tie.channels]
+                own = _where_homogeneous(params, tie, 1 / torch.where(norm > 0, norm, 1))
+                for layer in tie.layers:
+                    before, after = scales[layer][:, : tie.channels.start], scales[layer][:, tie.channels.stop :]
+                    scales[layer] = torch.cat([before, own, after], dim=1)
+    for key, query in spec.reciprocal_layers.items():
+        scales[key] = 1 / scales[query]
+    permutations = (torch.arange(q.shape[1], device=q.device).expand(q.shape) for q in scales)
     return GroupElement(tuple(permutations), tuple(scales))
 
 

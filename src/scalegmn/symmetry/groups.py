@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class GroupElement:
     """One element g = (P_l, q_l) per network and hidden layer l = 1..L-1.
 
     W_l -> P_l diag(q_l) W_l diag(q_{l-1})^-1 P_{l-1}^T,   b_l -> P_l diag(q_l) b_l,   P and q trivial at 0 and L.
-    The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3) and neurons that residual connections
-    tie move together (`NetSpec.ties`).
+    The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3) and neurons that residual
+    connections, normalisation and attention tie move together (`NetSpec.ties`, `NetSpec.scale_ties`). A batch norm's
+    statistics are those of what it reads: mean -> q mean, variance + epsilon -> q^2 (variance + epsilon).
 
     Attributes:
         permutations: per hidden layer [B, n_l] long; new neuron i is old neuron `permutations[l][b, i]`.
@@ -39,29 +40,41 @@ class GroupElement:
     ) -> GroupElement:
         """A random element of the group that each network's own activations admit.
 
-        Neurons that are tied move together. Permutations of a tie's channels are redrawn until they are not the
-        identity (where there are two channels). Scalars are +-1 for odd activations and 10**u, u uniform in
-        [-decades, decades], for homogeneous ones.
+        Neurons that are tied move together. Permutations of a tie's channels (of each block's channels, and of its
+        blocks) are redrawn until they are not the identity (where there are two). Scalars are +-1 for odd activations
+        and 10**u, u uniform in [-decades, decades], for homogeneous ones.
         """
-        spec = params.spec
-        permutations = [_identity((len(params), size)) for size in spec.layout[1:-1]]
-        scales = [torch.ones(p.shape).double() for p in permutations]
-        for tie in spec.ties:
-            channels = tie.channels
-            shape = (len(params), channels.stop - channels.start)
-            permutation = _permutation(shape, generator) if permute else _identity(shape)
+        spec, num_networks = params.spec, len(params)
+        hidden = [layer.out_dim for layer in spec.layers[:-1]]
+        permutations = [_identity((num_networks, size)) for size in hidden]
+        scales = [torch.ones(num_networks, size).double() for size in hidden]
+        orders: dict[int, Tensor] = {}
+        for tie in spec.ties if permute else ():
+            size = (tie.channels.stop - tie.channels.start) // tie.blocks
+            order, key = _identity((num_networks, tie.blocks)), spec.block_order[tie.layers[0]]
+            if tie.blocks > 1 and key >= 0:
+                if key not in orders:
+                    orders[key] = _permutation((num_networks, tie.blocks), generator)
+                order = orders[key]
+            within = _permutation((num_networks * tie.blocks, size), generator).unflatten(0, (-1, tie.blocks))
+            permutation = (order[..., None] * size + within).flatten(1)
+            for layer in tie.layers:
+                permutations[layer][:, tie.channels] = tie.channels.start + permutation
+        for tie in spec.scale_ties if scale else ():
+            shape = (num_networks, tie.channels.stop - tie.channels.start)
             signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
             powers = torch.exp(math.log(10) * decades * (torch.rand(shape, generator=generator).double() * 2 - 1))
             choices = {"sign": signs, "scale": powers, "permutation": torch.ones(shape).double()}
-            kind = spec.tie_symmetry(tie) if scale else "permutation"
+            kind = spec.tie_symmetry(tie)
             if kind == MIXED:
                 own = [spec.tie_symmetry(tie, ACTIVATIONS[index]) for index in params.activation.tolist()]
                 factors = torch.stack([choices[kind][row] for row, kind in enumerate(own)])
             else:
                 factors = choices[kind]
             for layer in tie.layers:
-                permutations[layer][:, channels] = channels.start + permutation
-                scales[layer][:, channels] = factors
+                scales[layer][:, tie.channels] = factors
+        for key, query in spec.reciprocal_layers.items():
+            scales[key] = 1 / scales[query]
         reference = params.biases[0]
         return cls(
             tuple(permutation.to(reference.device) for permutation in permutations),
@@ -85,36 +98,69 @@ class GroupElement:
 
     def act(self, params: NetParams) -> NetParams:
         """The transformed parameters: biases act as node features, weights as edge features."""
-        biases = [b[..., None] for b in params.biases]
-        nodes = self.act_on_nodes([biases[0].new_zeros(len(params), params.spec.layout[0], 1), *biases])
-        edges = self.act_on_edges([w.flatten(3) if w.ndim == 5 else w[..., None] for w in params.weights])
-        weights = tuple(block.reshape(w.shape) for block, w in zip(edges, params.weights, strict=True))
-        return NetParams(params.spec, weights, tuple(b[..., 0] for b in nodes[1:]), params.activation)
+        spec = params.spec
+        weights, biases, statistics = [], [], list(params.statistics or ())
+        for index, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
+            layer, reads = spec.layers[index], spec.sender(index)
+            sender = None if reads < 0 else self.scales[reads]
+            if statistics and statistics[index] is not None:  # they follow what is read, so the weight need not
+                q = torch.ones_like(bias) if sender is None else sender
+                mean, variance = (statistics[index] * torch.stack([q, q * q], 1)).unbind(1)
+                variance = variance + layer.epsilon * (q * q - 1)
+                statistics[index] = self._permuted(torch.stack([mean, variance], 2), index).transpose(1, 2)
+                sender = q.sign()
+            block = weight.flatten(3) if layer.kernel else weight[..., None]
+            weights.append(self._act_on_block(block, spec, index, sender).reshape(weight.shape))
+            biases.append(self._act_on_layer(bias[..., None], index)[..., 0])
+        found = tuple(statistics) if statistics else None
+        return NetParams(spec, tuple(weights), tuple(biases), params.activation, found)
 
     def act_on_changes(self, changes: NetParams) -> NetParams:
         """Changes of parameters, transformed along: the action is linear."""
         return self.act(changes)
 
-    def act_on_nodes(self, nodes: Sequence[Tensor]) -> list[Tensor]:
-        """x_i -> q_i x_i and permuted; `nodes` per node layer 0..L: [B, n_l, D]. Inputs and outputs stay."""
-        hidden = (
-            torch.take_along_dim(x * q[..., None], p[..., None], dim=1)
-            for x, p, q in zip(nodes[1:-1], self.permutations, self.scales, strict=True)
-        )
-        return [nodes[0], *hidden, nodes[-1]]
-
-    def act_on_edges(self, edges: Sequence[Tensor]) -> list[Tensor]:
-        """e_ij -> (q_i / q_j) e_ij and permuted; `edges` per block: [B, n_l, n_{l-1}, D]."""
-        moved = []
-        for index, block in enumerate(edges):
-            if index < len(edges) - 1:  # receivers are hidden
-                p, q = self.permutations[index], self.scales[index]
-                block = torch.take_along_dim(block * q[:, :, None, None], p[:, :, None, None], dim=1)
-            if index > 0:  # senders are hidden
-                p, q = self.permutations[index - 1], self.scales[index - 1]
-                block = torch.take_along_dim(block / q[:, None, :, None], p[:, None, :, None], dim=2)
-            moved.append(block)
+    def act_on_nodes(self, nodes: Sequence[Tensor], spec: NetSpec) -> list[Tensor]:
+        """x_i -> q_i x_i and permuted; `nodes` per node layer: [B, n_l, D]. Inputs and outputs stay."""
+        moved = list(nodes)
+        for index, (_, place) in enumerate(spec.node_layers):
+            moved[place] = self._act_on_layer(nodes[place], index)
         return moved
+
+    def act_on_edges(self, edges: Sequence[Tensor], spec: NetSpec) -> list[Tensor]:
+        """e_ij -> (q_i / q_j) e_ij and permuted; `edges` per block: [B, n_l, n_{l-1} / groups, D]."""
+        senders = [spec.sender(index) for index in range(spec.num_layers)]
+        return [
+            self._act_on_block(block, spec, index, self.scales[senders[index]] if senders[index] >= 0 else None)
+            for index, block in enumerate(edges)
+        ]
+
+    def _act_on_layer(self, x: Tensor, layer: int) -> Tensor:
+        """Features of a layer's neurons, [B, n_l, D]."""
+        return self._permuted(x * self.scales[layer][..., None], layer) if layer < len(self.scales) else x
+
+    def _permuted(self, x: Tensor, layer: int) -> Tensor:
+        """[B, n_l, ...] with a layer's neurons in their new order."""
+        p = self.permutations[layer].reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+        return torch.take_along_dim(x, p, dim=1)
+
+    def _act_on_block(self, block: Tensor, spec: NetSpec, index: int, sender: Tensor | None) -> Tensor:
+        """Features of a layer's edges, [B, n_l, n_{l-1} / groups, D], divided by `sender` [B, n_{l-1}]."""
+        layer, reads = spec.layers[index], spec.sender(index)
+        if sender is not None:
+            block = block / by_receiver(sender, layer)[..., None]
+        if index < len(self.scales):
+            block = self._permuted(block * self.scales[index][:, :, None, None], index)
+        if reads >= 0:
+            order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
+            block = torch.take_along_dim(block, order[..., None], dim=2)
+        return block
+
+
+def by_receiver(senders: Tensor, layer: LayerSpec) -> Tensor:
+    """[B, n_{l-1}] of the channels that a layer reads, by neuron: [B, 1 or n_l, n_{l-1} / groups]."""
+    if layer.groups == 1:
+        return senders[:, None]
+    return senders.unflatten(1, (layer.groups, -1)).repeat_interleave(layer.out_dim // layer.groups, dim=1)
 
 
 @dataclass(frozen=True)
@@ -140,9 +186,7 @@ class PhaseShift:
             elif layer.activation != "sine":
                 k = torch.zeros_like(k)
             turns.append(k)
-        for source, _, channels in params.spec.residuals:
-            turns[source][:, :channels] = 0
-        return cls(tuple(turns))
+        return cls(tuple(without_residual_turns(params.spec, turns)))
 
     def inverse(self) -> PhaseShift:
         """The element that undoes this one."""
@@ -155,15 +199,29 @@ class PhaseShift:
             bias + k * (math.pi / layer.w0)
             for layer, bias, k in zip(params.spec.layers[:-1], params.biases[:-1], self.turns, strict=True)
         )
-        return NetParams(params.spec, moved.weights, (*shifted, params.biases[-1]), params.activation)
+        return replace(moved, biases=(*shifted, params.biases[-1]))
 
     def act_on_changes(self, changes: NetParams) -> NetParams:
         """Changes of parameters, transformed along: outgoing weights times (-1)^k; biases are only shifted."""
-        weights = list(changes.weights)
-        for index, k in enumerate(self.turns, start=1):
-            parity = 1 - 2 * k.remainder(2)
-            weights[index] = weights[index] * parity.reshape(len(changes), 1, -1, *[1] * (weights[index].ndim - 3))
-        return NetParams(changes.spec, tuple(weights), changes.biases, changes.activation)
+        weights, spec = list(changes.weights), changes.spec
+        for index, layer in enumerate(spec.layers):
+            if spec.sender(index) >= 0:
+                parity = by_receiver(1 - 2 * self.turns[spec.sender(index)].remainder(2), layer)
+                weights[index] = weights[index] * parity.reshape(*parity.shape, *[1] * (weights[index].ndim - 3))
+        return replace(changes, weights=tuple(weights))
+
+
+def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
+    """Half-turns per hidden layer, none where something else than weights reads the neuron, or it says them after an
+    addition."""
+    for source, receiver, channels in spec.residuals:
+        for layer in {source} - {-1} | ({receiver} if spec.layers[receiver].residual_after else set()):
+            turns[layer][:, :channels] = 0
+    for index, layer in enumerate(spec.layers):
+        for reads in (*(layer.attention or ())[:2], *([spec.sender(index)] if layer.norm else [])):
+            if reads >= 0:
+                turns[reads].zero_()
+    return turns
 
 
 def _identity(shape: tuple[int, int]) -> Tensor:
