@@ -70,6 +70,22 @@ def test_classes(home, monkeypatch, capsys):
     assert output.splitlines()[1].split() == ["nets/net2.pth", str(rows[4]["class"]), f"{rows[4]['probability']:.1%}"]
 
 
+def test_networks_unlike_the_training_networks(home, tmp_path, monkeypatch, capsys):
+    """Wider, or with faster sines, which the file says: answers with a warning each."""
+    draw = torch.Generator().manual_seed(1)
+    for name, width, w0 in (("same", 6, 6.0), ("wide", 8, 6.0), ("fast", 6, 30.0)):
+        tensors = [torch.randn(*shape, generator=draw) for shape in ((width, 2), (width,), (1, width), (1,))]
+        write_onnx(tmp_path / f"{name}.onnx", chain(tensors, "sine", w0=w0))
+    code, output, error = ask(home, monkeypatch, capsys, str(tmp_path), "--format=json")
+    assert (code, error.count("\n")) == (0, 2)
+    expected = "the training networks are MLP [2, 6, 1] (sine) of w0 6"
+    assert [row["warnings"] for row in json.loads(output)] == [
+        [f"is a MLP [2, 6, 1] (sine) of w0 30, {expected}"],
+        [],
+        [f"is a MLP [2, 8, 1] (sine) of w0 6, {expected}"],
+    ]
+
+
 def test_answers_are_those_of_the_test(home):
     """The accuracy of the run's summary, from the networks as they are stored; and no symmetry matters."""
     trained, zoo = scalegmn.load(home / "run"), open_zoo(home / "data/zoo")

@@ -193,11 +193,12 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path) -> P
 def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
     """How each of B networks of one architecture is unlike those that a model was trained on, in words."""
     found, trained = params.spec, model.spec
-    layers = (
-        replace(old, activation=new.activation, w0=new.w0) if old.activation == MIXED else old
-        for old, new in zip(trained.layers, found.layers, strict=True)
-    )
-    unlike = [] if NetSpec(tuple(layers)) == found else [f"is a {found}, the training networks are {trained}"]
+    layers = []
+    for old, new in zip(trained.layers, found.layers, strict=True):
+        own = new if old.activation == MIXED else old
+        layers.append(replace(old, activation=own.activation, w0=own.w0, bias=new.bias))  # no bias is one of zeros
+    same = NetSpec(tuple(layers)) == found
+    unlike = [] if same else [f"is a {_described(found)}, the training networks are {_described(trained)}"]
     warnings = [list(unlike) for _ in range(len(params))]
     ranges = model.summary["data"].get("log10_weights", ())  # known where sizes matter
     for layer, ((low, high), sizes) in enumerate(zip(ranges, weight_sizes(params).mT.tolist(), strict=False)):
@@ -206,6 +207,12 @@ def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
                 between = f"{10**low:.2g} to {10**high:.2g}"
                 own.append(f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}")
     return warnings
+
+
+def _described(spec: NetSpec) -> str:
+    """A spec with the frequencies of its sines."""
+    frequencies = sorted({layer.w0 for layer in spec.layers if layer.activation == "sine"})
+    return str(spec) + (f" of w0 {', '.join(f'{w0:g}' for w0 in frequencies)}" if frequencies else "")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -95,9 +95,9 @@ def from_onnx(path: str | Path) -> NetParams:
     """A chain of layers from an ONNX file, with each layer's own activation.
 
     Read are Gemm, MatMul, Conv (any stride, padding and dilation, which have no parameters; one group), the additions
-    of their biases, pooling and reshaping between layers, and activations, whatever operators
-    spell them out: what these make of numbers says which activation it is (relu, leaky relu with slope 0.01, tanh,
-    sigmoid, sin(w0 z), exact gelu, silu).
+    of their biases, pooling and reshaping between layers, and activations, whatever operators spell them out: what
+    these make of numbers says which activation it is (relu, leaky relu with slope 0.01, tanh, sigmoid, sin(w0 z), exact
+    gelu, silu).
 
     Args:
         path: the file.
