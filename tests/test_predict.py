@@ -112,6 +112,8 @@ def test_bundle(home, monkeypatch, capsys):
     assert read_config(["--conf", str(home / "bundle/config.json")]) == read_config(
         ["--conf", str(home / "run/config.yml")]
     )
+    with pytest.raises(ValueError, match=r"--resume: .*bundle is not the folder of a run"):
+        read_config(["--resume", str(home / "bundle")])
     code, table, _ = run_main(check.main, ["--checkpoint", "bundle"], home, monkeypatch, capsys)
     assert code == 0
     assert "BROKEN" not in table

@@ -164,19 +164,16 @@ def read_config(
     keys = {"resume", "checkpoint"} & {item.name for item in fields(config_class)}
     for key, _, run in (word.partition("=") for word in words):
         if key.removeprefix("--") in keys and (key, run) != ("--resume", "auto"):
-            try:
-                files = [str(config_file(Path(run))), *files]
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
+            file = config_file(Path(run)) if key == "--checkpoint" else Path(run, "config.yml")
+            if not file.is_file():
+                raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
+            files = [str(file), *files]
     return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, _settings)
 
 
 def config_file(run: Path) -> Path:
-    """The file of settings of a bundle, `config.json`, or a run, `config.yml`; raises ValueError if there is none."""
-    found = [run / name for name in ("config.json", "config.yml") if (run / name).is_file()]
-    if not found:
-        raise ValueError(f"{run} is not the folder of a run, nor a bundle ({run / 'config.yml'}: no such file)")
-    return found[0]
+    """Where the configuration of a bundle or of a run is."""
+    return run / ("config.json" if (run / "config.json").is_file() else "config.yml")
 
 
 def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -187,7 +184,8 @@ def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
-    return (content["config"], []) if "model_sha256" in content else translate_file(content)
+    is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
+    return (content["config"], []) if is_bundle else translate_file(content)
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:

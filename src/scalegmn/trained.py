@@ -20,7 +20,7 @@ from scalegmn.tasks.editing import edit_stored
 from scalegmn.train.checkpoint import load_checkpoint
 
 BUNDLE = "scalegmn bundle 1"
-"""The `format` of a bundle: `config.json` and `model.safetensors`, which are each other's."""
+"""The `format` of a bundle's `config.json`, which holds checksums of itself and of `model.safetensors`."""
 
 TASKS = ("classification", "generalization", "editing")
 """What a trained model is for."""
@@ -30,7 +30,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """The summary of a finished run, which a bundle holds too.
 
     Raises:
-        ValueError: the folder is neither, or the bundle is damaged or of several.
+        ValueError: the folder is neither, or the bundle is damaged.
     """
     try:
         if not (run / "config.json").is_file():
@@ -45,10 +45,8 @@ def read_summary(run: Path) -> dict[str, Any]:
             summary = content["summary"]
         data = summary["data"]
         NetSpec.from_dict(data["spec"])
-        for name, known in (("task", TASKS), ("canonical", TO_CANONICAL)):
-            unknown = {data[name]} if name == "task" else set(data[name])
-            if not unknown <= set(known):
-                raise ValueError(f"{name}: found {data[name]!r}, expected of {', '.join(known)}")
+        if data["task"] not in TASKS or not set(data["canonical"]) <= set(TO_CANONICAL):
+            raise ValueError(f"task: found {data['task']!r}, canonical: found {data['canonical']!r}")
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"{run} is not the folder of a finished run, nor a bundle ({reason})") from None
