@@ -1,7 +1,7 @@
 """How much of the machine a training step uses.
 
 python benchmarks/step_time.py [--cases mnist_bidir ...] [--batch_sizes 64 ...] [--out FILE.jsonl]
-    [--device cpu|cuda] [--precision fp32|bf16] [--compile] [--inference] [--profile]
+    [--device cpu|cuda] [--precision fp32|bf16] [--compile] [--inference] [--profile] [--mixed]
 
 A step is forward, backward, gradient clipping and AdamW on a batch of random networks of the published size, under the
 published configuration. Reported: networks per second, peak memory of the process (of the GPU), counted work per
@@ -15,7 +15,11 @@ Counted work: two operations per multiply-add of all matrix products that are le
 where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
 computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
 number times a vector needs no products of its own (`Scaled`), so doing that shows as efficiency. Of models other than
-ScaleGMN it is what their matrix products do as they are written.
+ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for these spec and
+configuration: not what is done once for all networks, such as ProbeGen's generator, nor sorting, which is most of
+StatNN.
+
+--mixed: in turns with these steps, networks pass as those of two architectures do, which happen to be equal.
 """
 
 import argparse
@@ -66,6 +70,13 @@ CASES = {
     "ng_t": ("mnist_cls/ng_t.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
     "ng_t_editing": ("mnist_editing/ng_t.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
     "ng_t_cnn": ("cifar10/ng_t.yml", cnn("relu")),
+    "dwsnet": ("mnist_cls/dwsnet.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "nfn": ("mnist_cls/nfn.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "nfn_cnn": ("cifar10/nfn.yml", cnn("relu")),
+    "statnn": ("cifar10/statnn.yml", cnn("relu")),
+    "probegen": ("mnist_cls/probegen.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
+    "probegen_cnn": ("cifar10/probegen.yml", cnn("relu")),
+    "mlp": ("mnist_cls/mlp.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
 }
 
 
@@ -191,18 +202,26 @@ def counted_work(model: Metanetwork) -> float:
     """Of one network, forward."""
     if isinstance(model, ScaleGMN):
         return forward_work(model)
-    device = next(model.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(random_networks(model.spec, 1, device))
-    return counter.get_total_flops() / 2
+    device, found = next(model.parameters()).device, []
+    for num in (1, 2):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(random_networks(model.spec, num, device))
+        found.append(counter.get_total_flops() / 2)
+    return found[1] - found[0]
 
 
-def build_step(model: Metanetwork, params: NetParams, arguments: argparse.Namespace) -> Callable[[], None]:
-    """One training step, or one forward pass."""
+def as_two(model: Metanetwork) -> Callable[[NetParams], Tensor]:
+    """The model, passed networks as if every other one were of another architecture."""
+    return lambda params: model.forward([params[::2], params[1::2]])
+
+
+def build_step(
+    model: Metanetwork, call: Callable, params: NetParams, arguments: argparse.Namespace
+) -> Callable[[], None]:
+    """One training step, or one forward pass, in which `call` says what the model says of networks."""
     device = params.biases[0].device
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     at_once = model.networks_at_once(device)
-    call = torch.compile(model, fullgraph=True, dynamic=False) if arguments.compile else model
     target = torch.zeros(len(params), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 
@@ -240,7 +259,9 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
     torch.manual_seed(0)
     keep_freed_memory()
     model = build_model(CONFIGS / conf, spec=spec).to(device)
-    step = build_step(model, random_networks(spec, batch_size, device), arguments)
+    params = random_networks(spec, batch_size, device)
+    call = torch.compile(model, fullgraph=True, dynamic=False) if arguments.compile else model
+    step, mixed_step = (build_step(model, way, params, arguments) for way in (call, as_two(model)))
     x, weight = torch.randn(17920, 128, device=device), torch.randn(128, 128, device=device)
     product, found = 2 * x.numel() * 128, torch.empty_like(x)
     timed(step, device)  # warm-up
@@ -253,11 +274,15 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
         """Operations per second of a matrix product."""
         return product * 10 / timed(lambda: [torch.mm(x, weight, out=found) for _ in range(10)], device)
 
-    rates, steps, shares = [matrix_rate()], [], []
+    if arguments.mixed:
+        timed(mixed_step, device)
+    rates, steps, shares, mixed = [matrix_rate()], [], [], []
     for _ in range(arguments.rounds):
         steps.append(timed(step, device))
         rates.append(matrix_rate())
         shares.append(1 / (steps[-1] * (rates[-2] + rates[-1]) / 2))  # the machine's rate changes from second to second
+        if arguments.mixed:
+            mixed.append(timed(mixed_step, device) / steps[-1])
     rate, seconds = statistics.median(rates), statistics.median(steps)
     work = 2 * counted_work(model) * (1 if arguments.inference else 3)
     if device.type == "cuda":
@@ -277,6 +302,7 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
         "work_gflop": work / 1e9,
         "matrix_gflops": rate / 1e9,
         "efficiency": work * batch_size * statistics.median(shares),
+        **({"mixed_time": statistics.median(mixed)} if mixed else {}),
         "torch": torch.__version__,
     }
 
@@ -303,6 +329,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--inference", action="store_true", help="the forward pass alone")
     parser.add_argument("--profile", action="store_true", help="list the operators that take longest")
+    parser.add_argument("--mixed", action="store_true", help="compare with the path of several architectures")
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     arguments = parser.parse_args()
     for case in arguments.cases:
@@ -310,8 +337,8 @@ def main() -> None:
             report(
                 (measure, case, batch_size, arguments),
                 "{case:<17} batch {batch_size:>4}  {networks_per_second:8.1f} networks/s  peak {peak_gb:5.2f} GB  "
-                "{work_gflop:5.2f} GFLOP/network  matrix rate {matrix_gflops:6.0f} GFLOP/s  "
-                "efficiency {efficiency:.2f}",
+                "{work_gflop:7.4f} GFLOP/network  matrix rate {matrix_gflops:6.0f} GFLOP/s  "
+                "efficiency {efficiency:.2f}" + ("  mixed {mixed_time:.2f} x the time" if arguments.mixed else ""),
                 arguments.out,
             )
 

@@ -6,8 +6,8 @@ SIRENs: the naive version is autograd over `torch.baddbmm` on all networks at on
 the networks of the digits and the MNIST recipe, network-steps per second (one forward, backward and Adam step of one
 network; medians of rounds in turns), their ratio, and what share of this machine's own rate for large matrix products
 our products alone amount to; the rest is mostly sines and cosines. Small CNNs, with dropout and Adam: beside the same
-networks as torch modules, trained one after the other, in images per second of one core. Appends a line per case to
-FILE.
+networks as torch modules, trained one after the other, in images per second of one core; for networks of one
+architecture, and for those of the digits' Wild Park. Appends a line per case to FILE.
 """
 
 import argparse
@@ -19,8 +19,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from scalegmn.nets.functional import activate
 from scalegmn.nets.siren import init_siren, pixel_grid
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.zoos.cnns import CnnRecipe, draw
 from scalegmn.zoos.fit import Descent, fit_sirens
 from scalegmn.zoos.fit_cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
 
@@ -86,31 +88,66 @@ def measure(layout: list[int], side: int, w0: float, networks: int) -> dict[str,
 
 
 CNNS, ALONE = 64, 2
-"""CNNs that ours trains at once, and that are trained one by one."""
+"""CNNs that are trained, and how many of one architecture one by one."""
 
 
-def cnn_problem() -> tuple[NetSpec, LabelledImages]:
-    """CNNs of the digits recipe, and as many images as there are digits."""
-    sizes = (1, 16, 16, 16)
-    hidden = (LayerSpec(a, b, (3, 3), "relu") for a, b in pairwise(sizes))
+def cnn_images() -> LabelledImages:
+    """As many images as there are digits."""
     pixels, labels = torch.rand(1797, 1, 8, 8), torch.randint(10, (1797,))
-    return NetSpec((*hidden, LayerSpec(16, 10))), LabelledImages(pixels, labels, torch.arange(1437), torch.arange(32))
+    return LabelledImages(pixels, labels, torch.arange(1437), torch.arange(32))
 
 
-def batched_cnns(spec: NetSpec, images: LabelledImages, networks: int, batch_size: int) -> None:
+def cnn_specs() -> list[NetSpec]:
+    """The architecture of the digits recipe."""
+    hidden = (LayerSpec(a, b, (3, 3), "relu") for a, b in pairwise((1, 16, 16, 16)))
+    return [NetSpec((*hidden, LayerSpec(16, 10)))] * CNNS
+
+
+def mixed_specs() -> list[NetSpec]:
+    """Architectures of the digits' Wild Park."""
+    activations = ("relu", "gelu", "tanh", "sigmoid", "leaky_relu")
+    recipe = CnnRecipe(mixed=True, channels=(4, 8, 16, 32), activations=activations, padding="same")
+    return draw(recipe, 0, CNNS, 1, 10)[0]
+
+
+class OneCnn(nn.Module):
+    """A network as torch modules."""
+
+    def __init__(self, spec: NetSpec, stride: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(layer.in_dim, layer.out_dim, layer.kernel, stride, layer.kernel[0] // 2)
+            for layer in spec.layers[:-1]
+        )
+        self.dropout, self.last = nn.Dropout(0.3), nn.Linear(spec.layers[-1].in_dim, spec.layers[-1].out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[P, channels, height, width] -> [P, classes]."""
+        found = []
+        for layer, convolution in zip(self.spec.layers, self.convolutions, strict=False):
+            x = convolution(x)
+            if layer.residual is not None:
+                source = found[layer.residual]
+                both = min(x.shape[1], source.shape[1])
+                x = torch.cat([x[:, :both] + source[:, :both], x[:, both:]], 1)
+            x = self.dropout(activate(x, layer.activation))
+            found.append(x)
+        return self.last(x.mean((2, 3)))
+
+
+def batched_cnns(specs: list[NetSpec], images: LabelledImages, batch_size: int, padding: str | None) -> None:
     """One epoch of all networks, and their accuracy on all images."""
-    value = torch.full((networks,), 1e-3)
-    adam = torch.full((networks,), OPTIMIZERS.index("adam"))
-    choices = Choices(value, value, 300 * value, adam, 100 * value, torch.ones(networks))
-    activation = torch.full((networks,), ACTIVATIONS.index("relu"))
-    train_cnns(spec, activation, choices, images, (1,), batch_size, "same", (0, 0))
+    value = torch.full((len(specs),), 1e-3)
+    adam = torch.full((len(specs),), OPTIMIZERS.index("adam"))
+    choices = Choices(value, value, 300 * value, adam, 100 * value, torch.ones(len(specs)))
+    train_cnns(specs, choices, images, (1,), batch_size, padding, (0, 0))
 
 
-def cnns_one_by_one(images: LabelledImages, networks: int, batch_size: int) -> None:
+def cnns_one_by_one(specs: list[NetSpec], images: LabelledImages, batch_size: int, stride: int) -> None:
     """One epoch of each network as torch modules."""
-    for _ in range(networks):
-        hidden = [nn.Sequential(nn.Conv2d(i, 16, 3, 2, 1), nn.ReLU(), nn.Dropout(0.3)) for i in (1, 16, 16)]
-        model = nn.Sequential(*hidden, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    for spec in specs:
+        model = OneCnn(spec, stride)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=2e-3)
         for rows in images.train[torch.randperm(len(images.train))].split(batch_size):
             optimizer.zero_grad()
@@ -118,21 +155,23 @@ def cnns_one_by_one(images: LabelledImages, networks: int, batch_size: int) -> N
             optimizer.step()
 
 
-def measure_cnns(batch_size: int) -> dict[str, float]:
+def measure_cnns(batch_size: int, mixed: bool) -> dict[str, float]:
     """Images per second of one core, both ways; small layers one by one gain from no more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    spec, images = cnn_problem()
+    specs, images = mixed_specs() if mixed else cnn_specs(), cnn_images()
+    alone = specs if mixed else specs[:ALONE]  # their costs differ
+    padding, stride = (None, 1) if mixed else ("same", 2)
     found = {"ours": [], "one_by_one": []}
-    for round_number in range(ROUNDS + 1):  # the first is a warm-up
+    for round_number in range(1 if mixed else ROUNDS + 1):  # the first is a warm-up, and lasts minutes if mixed
         took = {
-            "ours": seconds(batched_cnns, spec, images, CNNS, batch_size) / CNNS,
-            "one_by_one": seconds(cnns_one_by_one, images, ALONE, batch_size) / ALONE,
+            "ours": seconds(batched_cnns, specs, images, batch_size, padding) / len(specs),
+            "one_by_one": seconds(cnns_one_by_one, alone, images, batch_size, stride) / len(alone),
         }
-        for name, time_of_one in took.items() if round_number else ():
+        for name, time_of_one in took.items() if round_number or mixed else ():
             found[name].append(time_of_one)
     torch.set_num_threads(threads)
-    rates = {name: len(images.train) / sorted(took)[ROUNDS // 2] for name, took in found.items()}
+    rates = {name: len(images.train) / sorted(took)[len(took) // 2] for name, took in found.items()}
     return rates | {"ratio": rates["ours"] / rates["one_by_one"]}
 
 
@@ -150,11 +189,15 @@ def main() -> None:
         print(f"{case:<44}{ours_rate:>10,.0f}{naive_rate:>10,.0f}{ratio:>8.1f}{share:>15.0%}")
         append(arguments.out, name, figures)
     print(f"{'images per second and core':<44}{'ours':>10}{'1 by 1':>10}{'ratio':>8}")
-    for batch_size in (32, 512):
-        figures = measure_cnns(batch_size)
-        append(arguments.out, f"cnn, batches of {batch_size}", figures)
+    for name, batch_size, mixed in (
+        ("[1, 16, 16, 16, 10]", 32, False),
+        ("[1, 16, 16, 16, 10]", 512, False),
+        ("mixed", 32, True),
+    ):
+        figures = measure_cnns(batch_size, mixed)
+        append(arguments.out, f"cnn {name}, batches of {batch_size}", figures)
         ours_rate, alone_rate, ratio = figures.values()
-        case = f"CNN [1, 16, 16, 16, 10], 8x8, batches of {batch_size}"
+        case = f"CNN {name}, 8x8, batches of {batch_size}"
         print(f"{case:<44}{ours_rate:>10,.0f}{alone_rate:>10,.0f}{ratio:>8.1f}")
 
 

@@ -146,6 +146,47 @@ class Dense(nn.Module):
         return self.d(torch.tanh(self.c(torch.cat([a, b], dim=1))))
 
 
+class SideBySide(nn.Module):
+    """A batch norm over two layers side by side, coarse positions repeated, prepared inputs, log-probabilities."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.norm, self.c = nn.BatchNorm2d(10), nn.Conv2d(10, 5, 3, padding=1)
+        self.last = nn.Linear(5, 2)
+        self.register_buffer("mean", torch.tensor(0.3))
+
+    def forward(self, x):
+        a = torch.relu(self.a((x - self.mean) / 2))
+        b = functional.interpolate(torch.relu(self.b(functional.max_pool2d(a, 2))), scale_factor=2)
+        x = torch.relu(self.c(torch.relu(self.norm(torch.cat([a, b], dim=1)))))
+        return torch.log_softmax(self.last(x.mean((2, 3))), dim=1)
+
+
+class Manual(nn.Module):
+    """Matrix products with parameters, attention of PyTorch's module with its weights returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 16)), nn.Parameter(torch.randn(16))
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.norm = nn.RMSNorm(16)
+        self.last = nn.Parameter(torch.randn(16, 3))
+
+    def forward(self, x):
+        x = x @ self.weight + self.bias
+        return self.norm(x + self.attention(x, x, x)[0]) @ self.last
+
+
+def mobile():
+    """Inverted residuals without the residual: depthwise convolutions between batch norms."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12)),
+        *(nn.ReLU(), nn.Conv2d(12, 12, 3, groups=12, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 6, 1)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    )
+
+
 def cnn():
     """Convolutions, pooling, flattening, linear layers."""
     return nn.Sequential(
@@ -167,6 +208,9 @@ ARCHITECTURES = {
     "dense": (Dense, (4, 3)),
     "grouped": (Grouped, (2, 3, 8, 8)),
     "resnet18": (lambda: ResNet18(dim=6, num_classes=5), (2, 3, 32, 32)),
+    "side by side": (SideBySide, (2, 1, 8, 8)),
+    "mobile": (mobile, (2, 3, 9, 9)),
+    "manual": (Manual, (2, 5, 6)),
     "encoder": (lambda: encoder(False), (2, 5, 32)),
     "encoder, norm first": (lambda: encoder(True), (2, 5, 32)),
     "vit": (ViT, (2, 3, 8, 8)),

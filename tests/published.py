@@ -4,8 +4,11 @@ import csv
 import gzip
 import json
 import struct
+import sys
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -88,6 +91,76 @@ def write_cifar(root: Path, generator, augs=2) -> dict:
             middle = "" if aug is None else f"_aug{aug}"
             save(states[aug, image], root / f"randinit_smaller{middle}_{image % 7}s" / f"net{image}.pth")
     return states
+
+
+WILD_PARK = {  # run -> channels, kernels, activations, residuals of its network
+    "NN_tune_trainable_0a": ([3, 4, 8], [3, 5], ["relu", "gelu"], [-1, -1]),
+    "NN_tune_trainable_1b": ([3, 8, 4, 4], [7, 3, 3], ["tanh", "none", "leaky_relu"], [-1, -1, 0]),
+    "NN_tune_trainable_2c": ([3, 4, 8], [3, 5], ["relu", "gelu"], [-1, -1]),  # as the first
+    "NN_tune_trainable_3d": ([3, 4, 8], [3, 5], ["relu", "sigmoid"], [-1, -1]),
+}
+
+
+OMEGACONF = {
+    name: type(name, (), {"__module__": f"omegaconf.{module}"})
+    for module, name in (("dictconfig", "DictConfig"), ("listconfig", "ListConfig"), ("nodes", "AnyNode"))
+}
+"""Classes that pickle as OmegaConf's do, without the library."""
+
+
+def omegaconf(name: str, **content):
+    """An object of one of them."""
+    made = OMEGACONF[name]()
+    made.__dict__.update(content, _parent=None)
+    return made
+
+
+def wild_park_config(channels, kernels, activations, residuals):
+    """The description of an architecture."""
+
+    def node(value):
+        if isinstance(value, list):
+            return omegaconf("ListConfig", _content=[node(own) for own in value])
+        return omegaconf("AnyNode", _val=value)
+
+    content = {"n_layers": len(kernels), "n_classes": 10, "channels": channels, "kernel_size": kernels}
+    content |= {"stride": [1] * len(kernels), "padding": [k // 2 for k in kernels]}
+    content |= {"residual": residuals, "activation": activations}
+    content = {key: node(value) for key, value in content.items()}
+    return omegaconf("DictConfig", _content=content)
+
+
+def save_as_omegaconf(content, path: Path) -> None:
+    """Saves while the modules of these classes are there."""
+    modules = {"omegaconf": ModuleType("omegaconf")}
+    for name, kind in OMEGACONF.items():
+        modules[kind.__module__] = ModuleType(kind.__module__)
+        setattr(modules[kind.__module__], name, kind)
+    with patch.dict(sys.modules, modules):
+        save(content, path)
+
+
+def write_wild_park(root: Path, generator) -> dict:
+    """cifar10_zooV2/<run>/checkpoint_<step>/checkpoint.pt and the splits; (split, run, step) -> state dict, score."""
+    found, splits = {}, {name: {"path": [], "score": [], "step": []} for name in ("train", "val", "test")}
+    for number, (run, (channels, kernels, *rest)) in enumerate(WILD_PARK.items()):
+        split = ("train", "val", "train", "test")[number]
+        for step in (20, 10):
+            state = {}
+            for index, (a, b, k) in enumerate(zip(channels, channels[1:], kernels, strict=False)):
+                state[f"layers.{index}.weight"] = torch.randn(b, a, k, k, generator=generator)
+                state[f"layers.{index}.bias"] = torch.randn(b, generator=generator)
+            state["fc.weight"] = torch.randn(10, channels[-1], generator=generator)
+            state["fc.bias"] = torch.randn(10, generator=generator)
+            path = f"cifar10_zooV2/{run}/checkpoint_{step:06d}/checkpoint.pt"
+            content = {"model": state, "config": wild_park_config(channels, kernels, *rest), "iteration": step}
+            save_as_omegaconf(content, root / path)
+            score = round(0.1 * number + step / 400, 4)
+            for key, value in {"path": path, "score": score, "step": step}.items():
+                splits[split][key].append(value)
+            found[split, run, step] = (state, score)
+    (root / "cnn_park_splits.json").write_text(json.dumps(splits))
+    return found
 
 
 CNN_LAYOUT = [

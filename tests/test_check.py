@@ -27,7 +27,7 @@ def zoo(tmp_path, random_params):
         own = [ACTIVATIONS.index(name) for name in ("relu", "tanh") * 12] if activation == "hetero" else None
         params = random_params(spec, 24, own).map(lambda tensor: tensor.float())
         splits = {"train": torch.arange(10), "val": torch.arange(10, 12), "test": torch.arange(12, 24)}
-        write_zoo(tmp_path / activation, [Networks((params,), {"label": torch.zeros(24).long()})], splits, {})
+        write_zoo(tmp_path / activation, [Networks((params,), {"test_accuracy": torch.rand(24)})], splits, {})
         return str(tmp_path / activation)
 
     return make

@@ -37,6 +37,11 @@ def published_spec(config):
     model = config.model_config
     if model.out_dim != 1 or model.output == "parameters":
         return NetSpec.mlp([2, 32, 32, 3 if "cifar" in config.data.dataset_path else 1], "sine")
+    if "wild_park" in config.data.dataset_path:
+        source = None if config.model == "scalegmn" else 0  # which reads no residual connections
+        layers = (LayerSpec(1 if "digits" in config.data.dataset_path else 3, 4, (7, 7), "gelu"),)
+        layers += (LayerSpec(4, 8, (3, 3), "tanh"), LayerSpec(8, 4, (5, 5), "leaky_relu", residual=source))
+        return NetSpec((*layers, LayerSpec(4, 10)))
     activation = config.data.activation_function or "hetero"
     hidden = (LayerSpec(i, 16, (3, 3), activation) for i in (1, 16, 16))
     return NetSpec((*hidden, LayerSpec(16, 10)))
@@ -81,12 +86,14 @@ def test_all_published_configs_are_there():
     pairs = [("mnist_cls", ""), ("fmnist_cls", ""), ("cifar_inr_cls", ""), ("cifar_inr_cls", "_aug")]
     pairs += [("mnist_editing", ""), ("cifar10", "_relu"), ("cifar10", "_tanh"), ("cifar10", "_hetero")]
     pairs += [("svhn", "_relu"), ("svhn", "_tanh")]
+    models = ("ng_gnn", "ng_t", "probegen", "scalegmn", "statnn")
+    assert names >= {f"{task}/{model}.yml" for task in ("wild_park", "digits_wild_park") for model in models}
     assert names >= {f"{task}/scalegmn{kind}{bidir}.yml" for task, kind in pairs for bidir in ("", "_bidir")}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path):
-    recipe = CnnRecipe if "cnn" in path.stem else InrRecipe
+    recipe = CnnRecipe if "cnn" in path.stem or "wild_park" in path.stem else InrRecipe
     assert parse(recipe, ["--conf", str(path)]).out.startswith("data/")
 
 

@@ -11,7 +11,7 @@ from contract import Contract, build
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.nets.siren import render
 from scalegmn.nn.edges import EdgeBlock, Pieces, linear
-from scalegmn.nn.invariant import SignInvariant
+from scalegmn.nn.invariant import Rows, SignInvariant
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.checks import assert_invariant, invariance_error
 from scalegmn.symmetry.groups import GroupElement
@@ -190,11 +190,11 @@ def test_layers_are_equivariant(random_params, generator):
     g = GroupElement.sample(params, generator)
     nodes = [torch.randn(3, n, 5, dtype=torch.float64) for n in spec.layout]
     edges = [torch.randn(3, layer.out_dim, layer.in_dim, 5, dtype=torch.float64) for layer in spec.layers]
-    positions = model.node_positions()
+    positions, rows = model.node_positions(), list(map(Rows, spec.roles))
 
     def apply(nodes, edges):
         blocks, flipped = [EdgeBlock(e) for e in edges], [EdgeBlock(e.transpose(1, 2)) for e in edges]
-        new_nodes, new_edges, _ = model.layers[0](nodes, blocks, flipped, positions, 0, Pieces())
+        new_nodes, new_edges, _ = model.layers[0](model.layout, rows, nodes, blocks, flipped, positions, Pieces())
         return new_nodes, [block.features() for block in new_edges]
 
     new_nodes, new_edges = apply(nodes, edges)

@@ -19,16 +19,18 @@ from scalegmn.train.checkpoint import read_tensors, state_files
 ROOT = Path(__file__).parents[1]
 TIMES = ("networks_per_second", "data_wait", "memory_gb", "seconds")
 SMALL = {
-    **{"data.dataset_path": "zoo", "batch_size": 8, "scalegmn_args.hidden_dim": 8, "scalegmn_args.num_layers": 2},
-    **{"scalegmn_args.out_dim": 3, "train_args.device": "cpu", "train_args.num_epochs": 4},
-    **{"optimization.scheduler_args.warmup_steps": 5},
+    **{"data.dataset_path": "zoo", "batch_size": 8, "train_args.device": "cpu", "train_args.num_epochs": 4},
+    "optimization.scheduler_args.warmup_steps": 5,
 }
+SCALEGMN = {"scalegmn_args.hidden_dim": 8, "scalegmn_args.num_layers": 2, "scalegmn_args.out_dim": 3}
+STATNN = {"model": "statnn", "statnn_args.hidden_dim": 8, "statnn_args.out_dim": 3, "data.dataset_path": "mixed"}
 RANDOM = {"scalegmn_args.dropout": 0.2, "data.augment.noise": 0.1, "optimization.ema_decay": 0.9}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a zoo of 81 networks: batches of 8 leave one over, which only one of two processes gets."""
+    """A folder with a zoo of 81 networks: batches of 8 leave one over, which only one of two processes gets; and with
+    one of as many networks of three architectures."""
     folder = tmp_path_factory.mktemp("home")
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(81, *shape, generator=generator) / 2 for shape in ((5, 2), (1, 5))]
@@ -36,11 +38,20 @@ def home(tmp_path_factory):
     params = NetParams.from_tensors(weights, biases, "sine")
     splits = {"train": torch.arange(49), "val": torch.arange(49, 66), "test": torch.arange(66, 81)}
     write_zoo(folder / "zoo", [Networks((params,), {"label": torch.arange(81) % 3})], splits, {})
+    nets = [NetParams.cat([params[k::3] for k in range(3)])[:27]]
+    for layout in ([2, 4, 1], [2, 3, 4, 1]):
+        shapes = [*zip(layout[1:], layout, strict=False)]
+        weights = [torch.randn(27, *shape, generator=generator) / 2 for shape in shapes]
+        biases = [torch.randn(27, size, generator=generator) / 5 for size, _ in shapes]
+        nets.append(NetParams.from_tensors(weights, biases, "sine"))
+    order = torch.randperm(81, generator=generator)
+    splits = {name: order[rows] for name, rows in splits.items()}
+    write_zoo(folder / "mixed", [Networks(tuple(nets), {"label": torch.arange(81) // 27})], splits, {})
     return folder
 
 
-def words(run_dir, **options):
-    settings = {**SMALL, **options, "run_dir": run_dir}
+def words(run_dir, model=SCALEGMN, **options):
+    settings = {**SMALL, **model, **options, "run_dir": run_dir}
     return [str(ROOT / "inr_classification.py"), *(f"--{key}={value}" for key, value in settings.items())]
 
 
@@ -105,6 +116,23 @@ def test_signals(home, whole, number):
     assert "going on after step" in run(home, str(ROOT / "inr_classification.py"), f"--resume={number.name}")
     assert_same(folder, whole)
     assert not state_files(folder)
+
+
+@pytest.mark.slow
+def test_several_architectures(home):
+    """A run on networks of several, stopped and resumed to the bit; and that of two processes."""
+    settings = {"data.augment.noise": 0.1, "statnn_args.dropout": 0.2, "train_args.num_epochs": 20}
+    run(home, *words("mixed_whole", STATNN, **settings))
+    process = start(home, *words("mixed_stopped", STATNN, **settings))
+    wait_for_rows(process, home / "mixed_stopped", 1)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 75
+    run(home, str(ROOT / "inr_classification.py"), "--resume=mixed_stopped")
+    assert_same(home / "mixed_stopped", home / "mixed_whole")
+    for name, devices in (("mixed_one", 1), ("mixed_two", 2)):
+        run(home, *words(name, STATNN, **{"train_args.devices": devices}))
+    for one, other in zip(rows(home / "mixed_one"), rows(home / "mixed_two"), strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.spec import ACTIVATIONS, LayerSpec, MixedNets, NetParams, NetSpec
 
 
 def test_derived_by_hand():
@@ -163,3 +163,45 @@ def test_residual_connections_from_nowhere(index, change, message):
     layers[index] = replace(layers[index], **change)
     with pytest.raises(ValueError, match=message):
         NetSpec(tuple(layers))
+
+
+def test_covering_by_hand():
+    first = NetSpec((LayerSpec(1, 4, (3, 7), "relu"), LayerSpec(4, 9, (5, 5), "identity"), LayerSpec(9, 2)))
+    second = NetSpec(
+        (
+            LayerSpec(1, 6, (5, 3), "leaky_relu"),
+            LayerSpec(6, 3, (3, 3), "tanh"),
+            LayerSpec(3, 5, (3, 3), "gelu", residual=0),
+            LayerSpec(5, 2),
+        )
+    )
+    third = NetSpec((LayerSpec(1, 2, (1, 1), "tanh"), LayerSpec(2, 2)))
+    layers = (
+        LayerSpec(1, 6, (5, 7), "relu"),
+        LayerSpec(6, 9, (5, 5), "tanh"),
+        LayerSpec(9, 5, (3, 3), "gelu", residual=0),
+        LayerSpec(5, 2),
+    )
+    assert NetSpec.covering([first, second]) == NetSpec(layers)
+    mixed = NetSpec.covering([first, second, third])
+    assert mixed == NetSpec((replace(layers[0], activation="hetero"), *layers[1:]))
+    assert NetSpec.covering([mixed, first]) == mixed  # which is within
+    assert NetSpec.covering([first]) is first
+    with pytest.raises(ValueError, match=r"same inputs and outputs, found CNN \[1, 4, 9, 2\] .* and MLP \[2, 4, 2\]"):
+        NetSpec.covering([first, NetSpec.mlp([2, 4, 2], "relu")])
+
+
+def test_mixed_nets_are_sliced_by_network(random_params):
+    parts = [random_params(NetSpec.mlp([2, width, 1], "sine"), num) for width, num in ((3, 2), (4, 1), (5, 4))]
+    nets = MixedNets.of(parts)
+    assert len(nets) == 7
+    alone = [part[index : index + 1].flatten() for part in parts for index in range(len(part))]
+    for start in range(8):
+        for stop in range(start, 8):
+            found = nets[start:stop]
+            assert len(found) == stop - start
+            rows = [row for part in found.parts for row in part.flatten()]
+            assert all(torch.equal(row, own[0]) for row, own in zip(rows, alone[start:stop], strict=True))
+    assert isinstance(nets[0:2], NetParams)  # of one architecture
+    assert nets[3:3].spec == parts[0].spec
+    assert [part.biases[0].dtype for part in nets.to(torch.float16)] == [torch.float16] * 3

@@ -18,7 +18,7 @@ from torch import Tensor
 from scalegmn.config import Config, read_config
 from scalegmn.data.loader import load_splits
 from scalegmn.log import user_errors
-from scalegmn.spec import MIXED, NetParams
+from scalegmn.spec import MIXED, MixedNets, NetParams
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -38,26 +38,38 @@ class CheckConfig(Config):
     """A run folder or bundle: check its model, with its configuration; null: a model as it is at the start."""
 
 
-def elements(params: NetParams, generator: torch.Generator) -> dict[str, GroupElement | PhaseShift]:
-    """One random element of each group of the networks, and one of none (`control`)."""
+Element = GroupElement | PhaseShift
+"""Of networks of one architecture."""
+
+
+def elements(params: NetParams | MixedNets, generator: torch.Generator) -> dict[str, list[Element | None]]:
+    """One random element of each group, and one of none (`control`), for the networks of each architecture; None where
+    they have no such group."""
+    found = [_elements(part, generator) for part in params.parts]
+    groups = dict.fromkeys(name for own in found for name in own if name != "control")
+    return {name: [own.get(name) for own in found] for name in (*groups, "control")}
+
+
+def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Element]:
+    """`elements` of one architecture."""
     scaled = GroupElement.sample(params, generator, permute=False, decades=3.0)
     outside = replace(scaled, scales=tuple(torch.full_like(q, -1.7) for q in scaled.scales))
-    found: dict[str, GroupElement | PhaseShift] = {}
-    found["permutation"] = GroupElement.sample(params, generator, scale=False)
+    found: dict[str, Element] = {"permutation": GroupElement.sample(params, generator, scale=False)}
     if any((q != 1).any() for q in scaled.scales):
-        found[params.spec.symmetries[0]] = scaled
+        kinds = {*params.spec.symmetries} - {"permutation"}
+        found[kinds.pop() if len(kinds) == 1 else MIXED] = scaled
     phase = PhaseShift.sample(params, generator)
     if any(k.any() for k in phase.turns):
         found["phase"] = phase
     return found | {"control": outside}
 
 
-Model = Callable[[NetParams], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
+Model = Callable[[NetParams | MixedNets], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
 """Networks -> [B, ...], or the changes of weights and of biases."""
 
 
 def outputs_on(
-    model: Model, params: NetParams, removed: Sequence[str], element: GroupElement | PhaseShift | None = None
+    model: Model, params: NetParams | MixedNets, removed: Sequence[str], *elements: Element | None
 ) -> list[Tensor]:
     """What a symmetric model says of networks w whatever element g moves them: the same numbers for every g.
 
@@ -68,29 +80,32 @@ def outputs_on(
         model: f.
         params: w.
         removed: the symmetries that canonical networks have removed.
-        element: g; None: the identity.
+        elements: g, for the networks of each architecture; None, or no elements at all: the identity.
 
     Returns:
         One tensor [B, ...]; for changes of parameters, one per layer and kind.
     """
-    passed = [] if element is None else [element]
-    x = params if element is None else element.act(params)
-    for name in removed:
-        passed.append(TO_CANONICAL[name](x))
-        x = passed[-1].act(x)
-    output = model(x)
+    read, passed = [], []
+    for x, element in zip(params.parts, elements or [None] * len(params.parts), strict=True):
+        passed.append([] if element is None else [element])
+        x = x if element is None else element.act(x)
+        for name in removed:
+            passed[-1].append(TO_CANONICAL[name](x))
+            x = passed[-1][-1].act(x)
+        read.append(x)
+    output = model(MixedNets.of(read))
     if isinstance(output, Tensor):
         return [output]
-    weights, biases = output
+    (x,), (own,), (weights, biases) = read, passed, output
     changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
-    for last in reversed(passed):
+    for last in reversed(own):
         changes = last.inverse().act_on_changes(changes)
     return [*changes.weights, *changes.biases]
 
 
 @torch.no_grad()
 def report(
-    model: Model, params: NetParams, generator: torch.Generator, removed: Sequence[str] = ()
+    model: Model, params: NetParams | MixedNets, generator: torch.Generator, removed: Sequence[str] = ()
 ) -> dict[str, float]:
     """Per group, the largest change of the output over `DRAWS` elements, relative to the spread between networks.
 
@@ -100,8 +115,8 @@ def report(
     outputs = outputs_on(model, params, removed)
     changes: dict[str, list[float]] = {}
     for _ in range(DRAWS):
-        for name, element in elements(params, generator).items():
-            moved = outputs_on(model, params, removed, element)
+        for name, own in elements(params, generator).items():
+            moved = outputs_on(model, params, removed, *own)
             changes.setdefault(name, []).extend(map(relative_change, moved, outputs))
     return {name: torch.tensor(found).max().item() for name, found in changes.items()}  # NaN stays
 
@@ -111,13 +126,15 @@ def main() -> None:
     with user_errors():
         config = read_config(config_class=CheckConfig, prog="python -m scalegmn.check")
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
-        zoo, splits = load_splits(replace(config.data, switch_to_canon=False), "label")
+        zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
         torch.manual_seed(config.train_args.seed)
-        model = config.model_config.build(zoo.spec).eval()
-        model.fit_normalization(canonicalize(params, removed) for params, _ in splits["train"].batches())
+        model = config.model_config.build_for(zoo.architectures).eval()
+        stored = (part for params, _ in splits["train"].batches() for part in params.parts)
+        model.fit_normalization(canonicalize(params, removed) for params in stored)
         if config.checkpoint is not None:
             load_checkpoint(weights_file(Path(config.checkpoint)), model)
-    params = splits["test"].read(slice(NETWORKS))
+    nets = splits["test"]
+    params = nets.read(torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long())  # of all architectures
     claimed = {*config.model_config.claims, *removed}
     claimed |= {MIXED} if claimed >= {"sign", "scale"} else set()
     table = {}

@@ -260,5 +260,5 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
     else:
         config = read_config_file(conf, overrides)
     if spec is None:
-        spec = open_data(config.data).spec
+        return config.model_config.build_for(open_data(config.data).architectures)
     return config.model_config.build(spec)

@@ -62,12 +62,16 @@ def model_card(model: TrainedModel, name: str) -> str:
     """What people should know of a model, as Markdown."""
     config, summary, data = model.config, model.summary, model.summary["data"]
     sizes = ", ".join(f"{number:,} {split}" for split, number in data["networks"].items())
+    kinds, reads = str(model.spec), f"networks such as {model.spec}, some models also with wider hidden layers"
+    if model.num_architectures > 1:
+        kinds = f"{model.num_architectures:,} architectures within {model.spec}"
+        reads = f"networks of any architecture within {model.spec}, some models also with wider hidden layers"
     metrics = [f"| {key} | {value:.4f} |" for key, value in summary.items() if key.startswith(("test_", "val_"))]
     claims = sorted({*config.model_config.claims, *model.canonical})
     edits = " --out EDITED" if model.task == "editing" else ""
     versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
     limits = [
-        f"It reads networks such as {model.spec}, some models also with wider hidden layers; others are refused.",
+        f"It reads {reads}; others are refused.",
         "The figures hold for networks made as those above. Others may get answers that are far off, without warning.",
     ]
     limits += {
@@ -91,7 +95,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "## Data",
             "",
             f"- Zoo `{data['zoo']}`, sha256 {data['sha256']}, read {data['read']}.",
-            f"- Networks: {sizes}; {model.spec}.",
+            f"- Networks: {sizes}; {kinds}.",
             "",
             "## Metrics",
             "",

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
-aten = torch.ops.aten
-
 
 def from_module(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> NetParams:
     """The parameters of a module, as a batch of one network; its batch norms as they evaluate.
@@ -64,6 +62,8 @@ class _Elements:
 
     index: Tensor
     """Numbers of its elements, in any shape."""
+
+    is_buffer: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Layer:
     residual: Tensor | None = None
     """[n_l] neurons that are added to its own."""
 
-    statistics: tuple[str, str] | None = None
+    statistics: tuple[_Elements, _Elements] | None = None
     version: int = 0
     is_activated: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -174,8 +174,8 @@ class Traced:
         reference = next(state[one.weight.name].detach() for one in self.layers if one.weight is not None)
         pairs = list(zip(self.layers, self.spec.layers, strict=True))
         statistics = tuple(
-            None if one.statistics is None else torch.stack([state[name].detach() for name in one.statistics])[None]
-            for one, _ in pairs
+            one.statistics and torch.stack([found(part, (layer.out_dim,), 0) for part in one.statistics], dim=1)
+            for one, layer in pairs
         )
         return NetParams(
             self.spec,
@@ -194,7 +194,7 @@ class Traced:
         if len(params) != 1 or params.spec != self.spec:
             raise ValueError(f"expected one network of {self.spec}, found {len(params)} of {params.spec}")
         state = _state(module)
-        new = {name: tensor.detach().clone() for name, tensor in state.items()}
+        new = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         written = {name: torch.zeros(tensor.numel(), dtype=torch.bool) for name, tensor in state.items()}
 
         def put(name: str, index: Tensor, values: Tensor) -> None:
@@ -205,7 +205,7 @@ class Traced:
             flat[index] = values
             written[name][index] = True
 
-        for index, (one, layer) in enumerate(zip(self.layers, self.spec.layers, strict=True)):
+        for index, one in enumerate(self.layers):
             for elements, values, fill in ((one.weight, params.weights, 1), (one.bias, params.biases, 0)):
                 if elements is not None:
                     put(elements.name, elements.index, values[index][0])
@@ -213,8 +213,8 @@ class Traced:
                     kind = "weight" if fill else "bias"
                     raise ValueError(f"{one.place}: {kind}: the module has none, expected {fill} everywhere")
             if one.statistics is not None:
-                for name, values in zip(one.statistics, params.statistics[index][0], strict=True):
-                    put(name, torch.arange(layer.out_dim), values)
+                for elements, values in zip(one.statistics, params.statistics[index][0], strict=True):
+                    put(elements.name, elements.index, values)
         with torch.no_grad():
             for name, tensor in state.items():
                 if written[name].any():  # the others are not read, or other names of those
@@ -233,7 +233,8 @@ class Traced:
                 if node.name in named:
                     tensor = program.state_dict.get(named[node.name], program.constants.get(named[node.name]))
                     name = names.get(id(tensor), named[node.name])
-                    values[node] = _Elements(name, torch.arange(meta.numel()).reshape(meta.shape))
+                    index = torch.arange(meta.numel()).reshape(meta.shape)
+                    values[node] = _Elements(name, index, node.name in signature.inputs_to_buffers)
                 elif node.name in signature.inputs_to_lifted_tensor_constants:
                     values[node] = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
                 elif isinstance(meta, Tensor):
@@ -251,17 +252,15 @@ class Traced:
                     raise ValueError(f"expected a module of one output tensor, found {len(results)}")
                 return values[results[0]]
             else:
-                self._place = _place(node)
+                self._place, name = _place(node), _operation(node)
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = self._call(node, args, kwargs)
-                if str(node.target).split(".")[-2:-1] and str(node.target).split(".")[-2].endswith("_"):  # in place
+                values[node] = self._call(node, name.rstrip("_"), args, kwargs)
+                if name.endswith("_"):  # in place
                     values[node.args[0]] = values[node]
-
         raise AssertionError("a graph has an output")
 
-    def _call(self, node: torch.fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _call(self, node: torch.fx.Node, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What an operation returns."""
-        name = node.target.__name__ if node.target is operator.getitem else str(node.target).split(".")[1].rstrip("_")
         traced = [one for one in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(one, _TRACED)]
         if not traced:
             return node.target(*args, **kwargs)  # constants
@@ -306,6 +305,8 @@ class Traced:
 
     def _pooled(self, value: Any, shape: Sequence[int]) -> Any:
         """Values of the same channels at fewer, or more, positions."""
+        if isinstance(value, _Scores):  # only to be shown
+            return value
         neurons = value if isinstance(value, _Neurons) else self._entered(value, 1)
         ids = neurons.ids
         while ids.ndim > len(shape):  # means drop positions
@@ -484,8 +485,7 @@ class Traced:
         weight, bias, mean, variance, is_training, _, epsilon, _ = args
         if is_training or mean is None:
             self._refuse("a batch norm without running statistics")
-        names = (mean.name, variance.name)
-        return self._norm(node, x, 1, "batch", weight, bias, statistics=names, epsilon=epsilon)
+        return self._norm(node, x, 1, "batch", weight, bias, statistics=(mean, variance), epsilon=epsilon)
 
     def _op_layer_norm(self, node: torch.fx.Node, x: Any, shape: Any, weight=None, bias=None, epsilon=1e-5, *_) -> Any:
         if len(shape) != 1:
@@ -507,9 +507,9 @@ class Traced:
         if any(isinstance(value, _Scores) for value in values):  # masks
             return next(value for value in values if isinstance(value, _Scores))
         neurons = [value for value in values if isinstance(value, _Neurons)]
-        if not neurons:
-            self._refuse("an addition before the first layer")
         others = [value for value in values if not isinstance(value, _Neurons)]
+        if not neurons:
+            return self._prepared(*values)
         if not others:
             return self._sum(x, y, node.meta["val"].shape)
         if isinstance(others[0], _Elements):
@@ -517,6 +517,20 @@ class Traced:
         if isinstance(others[0], _Input):
             return self._sum(neurons[0], self._entered(others[0], self._channel_axis(neurons[0])), neurons[0].ids.shape)
         return replace(neurons[0], is_output=True)
+
+    def _op_sub(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
+        if isinstance(y, int | float | Tensor) or not isinstance(x, _Neurons):
+            return self._op_add(node, x, y)
+        self._refuse("a difference of values")
+
+    def _prepared(self, x: Any, y: Any) -> Any:
+        """The input, shifted or scaled by constants before anything reads it."""
+        for value, other in ((x, y), (y, x)):
+            if isinstance(value, _Input) and (
+                isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", 0)
+            ):
+                return value
+        self._refuse("an operation on the input")
 
     def _with_elements(self, neurons: _Neurons, elements: _Elements, shape: Sequence[int]) -> _Neurons:
         """Plus a parameter: the bias of a layer that has none, or activations of a layer of constant inputs."""
@@ -592,10 +606,8 @@ class Traced:
         for value, other in ((x, y), (y, x)):
             if isinstance(value, _Scores):
                 return value
-            if isinstance(other, int | float) or (isinstance(other, Tensor) and other.numel() == 1):
-                if isinstance(value, _Neurons):
-                    return replace(value, factor=value.factor * float(other))
-                return value  # scaled input
+            if isinstance(value, _Neurons) and _is_number(other):
+                return replace(value, factor=value.factor * float(other))
             if isinstance(value, _Neurons) and isinstance(other, _Elements):  # a scale per channel
                 axis = self._channel_axis(value)
                 reads = self._along(self._entered(value, axis), axis)
@@ -603,14 +615,16 @@ class Traced:
                     weight = replace(other, index=other.index.reshape(-1, 1))
                     layer = self._new(len(reads), reads, weight, options={"groups": len(reads)})
                     return self._says(layer, axis, node.meta["val"].shape)
-        self._refuse("a product of values")
+        if any(isinstance(value, _Neurons) for value in (x, y)):
+            self._refuse("a product of values")
+        return self._prepared(x, y)
 
     def _op_div(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
-        if isinstance(x, _Scores):
-            return x
-        if not isinstance(y, int | float):
-            self._refuse("a quotient of values")
-        return self._op_mul(node, x, 1 / y)
+        if isinstance(x, _Neurons):
+            if not _is_number(y):
+                self._refuse("a quotient of values")
+            return self._op_mul(node, x, 1 / float(y))
+        return x if isinstance(x, _Scores) else self._prepared(x, y)
 
     def _op_softmax(self, node: torch.fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         return x if isinstance(x, _Scores) else replace(x, is_output=True)
@@ -710,52 +724,61 @@ class Traced:
                 attention = options.pop("attention", {})
                 if int(nodes[0]) in attention:
                     options["attention"] = {int(nodes[0]): attention[int(nodes[0])]}
-                weight, bias = (one and replace(one, index=one.index[place]) for one in (layer.weight, layer.bias))
-                cut.append(replace(layer, nodes=nodes, weight=weight, bias=bias, options=options))
+                cut.append(_rows(layer, place, nodes, options=options))
         return cut
 
     def _joined(self, layers: list[_Layer]) -> list[_Layer]:
-        """Layers that read several layers side by side, as sums of layers that read one each."""
-        joined, order = [], {}
+        """Layers that read several layers side by side as one layer for each: sums, or, channel by channel, parts."""
+        joined, owners = [], {}
         for layer in layers:
             reads = layer.reads
             for nodes in (one for one in (reads, layer.residual) if one is not None):
-                self._check_order(layer, nodes, order)
-            order |= {int(one): (len(order), layer.nodes) for one in layer.nodes}
-            if reads is None or (self._input is not None and int(reads[0]) in self._input):
-                joined.append(layer)
-                continue
-            own = [order[int(one)][1] for one in reads]
-            parts = list({id(nodes): nodes for nodes in own}.values())
-            if (len(parts) > 1 and layer.residual is not None) or (
-                len(parts) > 1 and layer.weight.index.shape[1] < len(reads)
-            ):
+                self._check_order(layer, nodes, owners)
+            known = [] if reads is None else [owners[one] for one in reads.tolist() if one in owners]
+            sources = list({id(nodes): nodes for nodes in known}.values())
+            if len(sources) < 2:
+                parts = [layer]
+            elif layer.residual is None and layer.options.get("groups", 1) == 1:
+                parts = self._summands(layer, sources)
+            elif layer.residual is None and layer.options.get("norm", "batch") == "batch":
+                places = torch.arange(len(reads)).split([*map(len, sources)])
+                parts = [_rows(layer, place, layer.nodes[place], reads=reads[place]) for place in places]
+                parts = [replace(one, options={**one.options, "groups": len(one.nodes)}) for one in parts]
+            else:
                 raise ValueError(f"{layer.place}: reads several layers side by side, and has groups or an addition")
-            before = None
-            for count, nodes in enumerate(parts, start=1):
-                place = torch.tensor([int((reads == one).nonzero()) for one in nodes])
-                is_last = count == len(parts)
-                weight = layer.weight
-                if layer.weight is not None and layer.weight.index.shape[1] == len(reads):
-                    weight = replace(weight, index=weight.index[:, place])
-                names = layer.nodes if is_last else self._numbers(len(layer.nodes), -2)
-                part = replace(layer, nodes=names, reads=nodes, weight=weight, options=dict(layer.options))
-                if not is_last:
-                    part = replace(part, bias=None, residual=None)
-                    part.options |= {"activation": "identity", "attention": None}
-                if before is not None:
-                    part = replace(part, residual=before)
-                joined.append(part)
-                before = part.nodes
+            joined += parts
+            owners |= {one: part.nodes for part in parts for one in part.nodes.tolist()}
         return joined
 
-    def _check_order(self, layer: _Layer, nodes: Tensor, order: dict[int, Any]) -> None:
+    def _summands(self, layer: _Layer, sources: Sequence[Tensor]) -> list[_Layer]:
+        """W x + b of a layer that reads several layers, as W_1 x_1, W_2 x_2 + (W_1 x_1), ..., the last with b."""
+        found = []
+        for nodes in sources:
+            place = torch.tensor([int((layer.reads == one).nonzero()) for one in nodes])
+            weight = replace(layer.weight, index=layer.weight.index[:, place])
+            is_last = nodes is sources[-1]
+            part = replace(layer, reads=nodes, weight=weight, residual=found[-1].nodes if found else None)
+            if not is_last:
+                options = {**layer.options, "activation": "identity"}
+                part = replace(part, nodes=self._numbers(len(layer.nodes), -2), bias=None, options=options)
+            found.append(part)
+        return found
+
+    def _check_order(self, layer: _Layer, nodes: Tensor, owners: dict[int, Tensor]) -> None:
         """Refuses a part of a layer, and, where channels stand for channels, another order than the layer's."""
-        known = {id(order[int(one)][1]): order[int(one)][1] for one in nodes if int(one) in order}
+        known = {id(owners[one]): owners[one] for one in nodes.tolist() if one in owners}
         whole = sum(map(len, known.values())) in (0, len(nodes))
         aligned = nodes is layer.residual or layer.options.get("groups", 1) > 1
         if not whole or (aligned and known and not torch.equal(torch.cat(list(known.values())), nodes)):
             raise ValueError(f"{layer.place}: reads a part of a layer, or its channels in another order")
+
+
+def _rows(layer: _Layer, place: Tensor | slice, nodes: Tensor, **changes: Any) -> _Layer:
+    """Some neurons of a layer, as a layer."""
+    pairs = {name: getattr(layer, name) for name in ("weight", "bias")}
+    own = {name: one and replace(one, index=one.index[place]) for name, one in pairs.items()}
+    statistics = layer.statistics and tuple(replace(one, index=one.index[place]) for one in layer.statistics)
+    return replace(layer, nodes=nodes, statistics=statistics, **own, **changes)
 
 
 _TRACED = (_Elements, _Neurons, _Input, _Scores)
@@ -798,12 +821,22 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for named in both for name, tensor in named}
 
 
+def _operation(node: torch.fx.Node) -> str:
+    """`conv2d` for aten.conv2d.default."""
+    return node.target.__name__ if node.target is operator.getitem else str(node.target).split(".")[1]
+
+
 def _place(node: torch.fx.Node) -> str:
     """Where in the module an operation is done: `layer1.0.conv1 (Conv2d)`."""
     stack = list((node.meta.get("nn_module_stack") or {"": ("", nn.Module)}).values())
     path, kind = stack[-1]
     name = kind if isinstance(kind, str) else kind.__name__
     return f"{path or 'module'} ({name.rpartition('.')[2]})"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one number."""
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _is_constant(ids: Tensor, axis: int) -> bool:

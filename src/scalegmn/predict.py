@@ -81,7 +81,9 @@ def read_net(name: str, reading: Reading) -> NetParams:
     if path.suffix in STATE_DICTS:
         state, _ = read_layers(path)
         if reading.activation is None:
-            raise ValueError(f"{name}: says no activation, and the model knows several; set --activation")
+            raise ValueError(
+                f"{name}: says no activation, and the training networks may have several; set --activation"
+            )
         try:
             params = from_state_dict(state, reading.activation, reading.w0)
         except ValueError as error:
@@ -191,18 +193,34 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path) -> P
 
 
 def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
-    """How each of B networks of one architecture is unlike those that a model was trained on, in words."""
+    """How each of B networks of one architecture is unlike those that a model was trained on, in words.
+
+    Raises:
+        ValueError: they have other inputs or outputs.
+    """
     found, trained = params.spec, model.spec
-    layers = []
-    for old, new in zip(trained.layers, found.layers, strict=True):
-        own = new if old.activation == MIXED else old
-        layers.append(replace(old, activation=own.activation, w0=own.w0, bias=new.bias))  # no bias is one of zeros
-    same = NetSpec(tuple(layers)) == found
-    unlike = [] if same else [f"is a {_described(found)}, the training networks are {_described(trained)}"]
+    if model.num_architectures == 1:
+        layers = []
+        for old, new in zip(trained.layers, found.layers, strict=True):
+            own = new if old.activation == MIXED else old
+            layers.append(replace(old, activation=own.activation, w0=own.w0, bias=new.bias))  # no bias is one of zeros
+        same, known = NetSpec(tuple(layers)) == found, _described(trained)
+    else:
+        same = found.is_chain and NetSpec.covering([trained, found]) == trained
+        known = f"of {model.num_architectures:,} architectures within {_described(trained)}"
+    unlike = [] if same else [f"is a {_described(found)}, the training networks are {known}"]
     warnings = [list(unlike) for _ in range(len(params))]
-    ranges = model.summary["data"].get("log10_weights", ())  # known where sizes matter
-    for layer, ((low, high), sizes) in enumerate(zip(ranges, weight_sizes(params).mT.tolist(), strict=False)):
+    *hidden, last = model.summary["data"].get("log10_weights", [None])  # known where sizes matter
+    if last is None:
+        return warnings
+    hidden = [*hidden, *[None] * found.num_layers][: found.num_layers - 1]
+    own_sizes = weight_sizes(params).mT.tolist()
+    for layer, (trained_sizes, sizes) in enumerate(zip([*hidden, last], own_sizes, strict=True)):
         for own, size in zip(warnings, sizes, strict=True):
+            if trained_sizes is None:
+                own.append(f"layer {layer} is there, the training networks have no such layer")
+                continue
+            low, high = trained_sizes
             if not low - 0.01 <= size <= high + 0.01:  # canonical relu layers all have the same, but for rounding
                 between = f"{10**low:.2g} to {10**high:.2g}"
                 own.append(f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}")
@@ -262,7 +280,7 @@ def main() -> None:
         if not editing and out is not None and out.exists():
             raise ValueError(f"--out: {out} exists already")
         own = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
-        only = own.pop() if len(own) == 1 and own != {MIXED} else None
+        only = own.pop() if len(own) == 1 and own != {MIXED} and model.num_architectures == 1 else None
         w0 = model.spec.layers[0].w0
         reading = Reading(arguments.activation or only, w0, _shape(arguments.input_shape))
         rows, problems = predict(model, find_sources(arguments.nets), reading, out)

@@ -68,8 +68,11 @@ def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: F
 
 def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[Task, Metanetwork]:
     task = build_task(config)
+    if config.train_args.compile and len(task.architectures) > 1:
+        found = f"{len(task.architectures):,} architectures"
+        raise ValueError(f"train_args.compile: found True, expected False for {found}, which are not one graph")
     torch.manual_seed(config.train_args.seed)
-    return task, config.model_config.build(task.spec)
+    return task, config.model_config.build_for(task.architectures)
 
 
 def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:

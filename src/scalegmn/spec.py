@@ -9,7 +9,7 @@ Shape letters: B networks, L layers, N nodes, E edges, K kernel values; n = [n_0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -213,6 +213,41 @@ class NetSpec:
         *hidden, last = pairwise(layout)
         return cls((*(LayerSpec(i, o, None, activation, w0) for i, o in hidden), LayerSpec(*last)))
 
+    @classmethod
+    def covering(cls, specs: Collection[NetSpec]) -> NetSpec:
+        """What a model is built for that reads networks of all of `specs`; of one, itself.
+
+        A chain of as many hidden layers as they have at most. Its hidden layer l has the largest width and kernel of
+        all l-th hidden layers (or of the last of them), an activation that admits what theirs admit (`"hetero"` where
+        that differs) and one of their residual connections; likewise the last layer.
+
+        Raises:
+            ValueError: they have other inputs or other outputs.
+        """
+        first, *others = specs
+        if not others:
+            return first
+        for spec in others:
+            if (spec.layout[0], spec.layout[-1]) != (first.layout[0], first.layout[-1]):
+                raise ValueError(f"expected architectures with the same inputs and outputs, found {first} and {spec}")
+        depth = max(spec.num_hidden_layers for spec in specs)
+        alike = [[spec.layers[index] for spec in specs if index < spec.num_layers - 1] for index in range(depth)]
+        alike = [own or next(filter(None, reversed(alike))) for own in alike]  # constant inputs are layers of nodes too
+        layers: list[LayerSpec] = []
+        for own in [*alike, [spec.layers[-1] for spec in specs]]:
+            kernels = [layer.kernel for layer in own if layer.kernel]
+            layer = LayerSpec(
+                layers[-1].out_dim if layers else first.layout[0],
+                max(layer.out_dim for layer in own),
+                tuple(map(max, zip(*kernels, strict=True))) if kernels else None,
+                _covering_activation({layer.activation for layer in own}),
+                max(layer.w0 for layer in own),
+            )
+            sources = [source for source in (layer.residual for layer in own) if source is not None]
+            fitting = [s for s in sources if s < 0 or (layers[s].kernel is None) == (layer.kernel is None)]
+            layers.append(replace(layer, residual=fitting[0] if fitting else None))
+        return cls(tuple(layers))
+
     def with_activation(self, activation: str) -> NetSpec:
         """The same layers with another hidden activation."""
         *hidden, last = self.layers
@@ -270,6 +305,11 @@ class NetSpec:
     def num_layers(self) -> int:
         """L, the number of weight matrices."""
         return len(self.layers)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Node layers between input and output: L - 1 in a chain."""
+        return len(self.layout) - 2
 
     @property
     def num_nodes(self) -> int:
@@ -338,35 +378,32 @@ class NetSpec:
     def node_types(self) -> tuple[Tensor, ...]:
         """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node. Constant
         inputs of a layer have one type, as a hidden layer's nodes."""
-        n_in, n_out, num_hidden = self.layout[0], self.layout[-1], len(self.layout) - 2
+        n_in, n_out, num_hidden = self.layout[0], self.layout[-1], self.num_hidden_layers
         hidden = (torch.full((n,), n_in + index) for index, n in enumerate(self.layout[1:-1]))
         return (torch.arange(n_in), *hidden, n_in + num_hidden + torch.arange(n_out))
 
     @property
     def num_node_types(self) -> int:
         """n_0 + (number of node layers between) + n_L."""
-        return self.layout[0] + len(self.layout) - 2 + self.layout[-1]
+        return self.layout[0] + self.num_hidden_layers + self.layout[-1]
 
     @cached_property
     def edge_types(self) -> tuple[Tensor, ...]:
-        """Per block, by sender where they leave the network's input, else by receiver into the output, else one type:
-        broadcasts to [n_l, n_{l-1}], or to [n_l, n_{l-1} / groups]."""
-        types, next_type = [], self.layout[0]
+        """Per block, by sender where they leave the network's input, else by receiver into the output, else one type
+        per hidden layer that receives: broadcasts to [n_l, n_{l-1}], or to [n_l, n_{l-1} / groups]."""
+        types, n_in, output = [], self.layout[0], len(self.layout) - 1
         for layer, (sender, receiver) in zip(self.layers, self.node_layers, strict=True):
             if sender == 0:
                 types.append(_senders(layer) if layer.groups > 1 else torch.arange(layer.in_dim)[None, :])
-                continue
-            count = layer.out_dim if receiver == len(self.layout) - 1 else 1
-            types.append(next_type + torch.arange(count)[:, None])
-            next_type += count
+            else:
+                own = torch.arange(layer.out_dim) if receiver == output else torch.zeros(1, dtype=torch.long)
+                types.append(n_in + receiver - 2 + own[:, None])
         return tuple(types)
 
     @property
     def num_edge_types(self) -> int:
-        """n_0 + (L - 2) + n_L for a chain; n_0 for a single layer."""
-        output = len(self.layout) - 1
-        others = [pair for pair in self.node_layers if pair[0] != 0]
-        return self.layout[0] + sum(self.layout[-1] if receiver == output else 1 for _, receiver in others)
+        """n_0 + (hidden layers - 1) + n_L; n_0 for a single layer."""
+        return self.layout[0] + (self.num_hidden_layers - 1 + self.layout[-1] if self.num_hidden_layers else 0)
 
     @cached_property
     def edge_index(self) -> Tensor:
@@ -572,6 +609,13 @@ def _senders(layer: LayerSpec) -> Tensor:
     return group * size + torch.arange(size)
 
 
+def _covering_activation(names: set[str]) -> str:
+    """One activation that admits the scalars of all; `MIXED` where these differ."""
+    names = names - {"identity"} or names  # which commutes with all scalars
+    kinds = {ACTIVATION_SYMMETRY.get(name, MIXED) for name in names}
+    return min(names, key=ACTIVATIONS.index) if len(kinds) == 1 and MIXED not in kinds else MIXED
+
+
 def _activation_indices(activation: str | Sequence[str], num_networks: int) -> tuple[str, Tensor | None]:
     """The spec's activation, and [B] indices into `ACTIVATIONS` where networks differ."""
     if isinstance(activation, str):
@@ -679,6 +723,11 @@ class NetParams:
     def __len__(self) -> int:
         return len(self.biases[0])
 
+    @property
+    def parts(self) -> tuple[NetParams, ...]:
+        """The networks, as in `MixedNets`."""
+        return (self,)
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> NetParams:
         """`fn` applied to every weight and bias, and to all statistics."""
         statistics = self.statistics and tuple(one if one is None else fn(one) for one in self.statistics)
@@ -740,19 +789,23 @@ class NetParams:
             found[place] = bias
         return [layer[..., None] for layer in found]
 
-    def edge_features(self) -> list[Tensor]:
+    def edge_features(self, kernel: tuple[int, int] | None = None) -> list[Tensor]:
         """Raw edge features, per block [B, n_l, n_{l-1}, K]; [B, n_l, n_{l-1} / groups, K] of layers with groups.
 
         K = 1: the weight. CNNs: the kernel centred in the largest kernel with zeros around, flattened; a linear
         layer's weight stands in component 0.
+
+        Args:
+            kernel: the largest kernel (kh, kw), of K values; None: the largest of these networks.
         """
+        kernel = kernel or self.spec.kernel
         return [
-            weight.new_zeros(*weight.shape[:3], self.spec.edge_dim).index_copy_(
+            weight.new_zeros(*weight.shape[:3], math.prod(kernel)).index_copy_(
                 3, slots.to(weight.device), weight.flatten(3) if weight.ndim == 5 else weight[..., None]
             )
-            if len(slots) < self.spec.edge_dim
+            if len(slots) < math.prod(kernel)
             else weight.reshape(*weight.shape[:3], -1)
-            for weight, slots in zip(self.folded().weights, _kernel_slots(self.spec), strict=True)
+            for weight, slots in zip(self.folded().weights, _kernel_slots(self.spec, kernel), strict=True)
         ]
 
     @classmethod
@@ -762,7 +815,7 @@ class NetParams:
         """The inverse of `node_features` and `edge_features` (same shapes), without batch norms."""
         weights = tuple(
             block[..., slots.to(block.device)].reshape(len(block), *layer.weight_shape)
-            for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec), strict=True)
+            for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec, spec.kernel), strict=True)
         )
         return cls(spec, weights, tuple(nodes[place][..., 0] for _, place in spec.node_layers), activation)
 
@@ -819,9 +872,48 @@ class NetParams:
         return cls.from_features(spec, nodes, edges, activation)
 
 
-def _kernel_slots(spec: NetSpec) -> list[Tensor]:
-    """Per layer, which of the K raw edge values its weights fill: a centred window, or component 0."""
-    height, width = spec.kernel
+@dataclass(frozen=True)
+class MixedNets:
+    """B networks of several architectures: batches of one architecture, one after the other.
+
+    Iterating gives these batches; the length and slices count networks.
+
+    Attributes:
+        parts: the batches.
+    """
+
+    parts: tuple[NetParams, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable[NetParams]) -> NetParams | MixedNets:
+        """The networks of batches, in order; a single batch stays what it is."""
+        parts = tuple(parts)
+        return parts[0] if len(parts) == 1 else cls(parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __iter__(self) -> Iterator[NetParams]:
+        return iter(self.parts)
+
+    def __getitem__(self, index: slice) -> NetParams | MixedNets:
+        """The networks of a slice without step; of an empty one, none of the first architecture."""
+        start, stop, _ = index.indices(len(self))
+        found, first = [], 0
+        for part in self.parts:
+            own = slice(max(start - first, 0), min(stop - first, len(part)))
+            found += [part[own]] if own.start < own.stop else []
+            first += len(part)
+        return MixedNets.of(found or [self.parts[0][:0]])
+
+    def to(self, *args: Any, **kwargs: Any) -> MixedNets:
+        """`NetParams.to` for all."""
+        return MixedNets(tuple(part.to(*args, **kwargs) for part in self.parts))
+
+
+def _kernel_slots(spec: NetSpec, kernel: tuple[int, int]) -> list[Tensor]:
+    """Per layer, which of the K raw edge values its weights fill: a window centred in `kernel`, or component 0."""
+    height, width = kernel
     grid = torch.arange(height * width).reshape(height, width)
     slots = []
     for layer in spec.layers:

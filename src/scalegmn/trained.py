@@ -44,7 +44,7 @@ def read_summary(run: Path) -> dict[str, Any]:
                 raise ValueError("damaged: its checksums differ")
             summary = content["summary"]
         data = summary["data"]
-        NetSpec.from_dict(data["spec"])
+        _ = NetSpec.from_dict(data["spec"]), int(data["architectures"])
         if data["task"] not in TASKS or not set(data["canonical"]) <= set(TO_CANONICAL):
             raise ValueError(f"task: found {data['task']!r}, canonical: found {data['canonical']!r}")
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -70,13 +70,21 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     Raises:
         ValueError: it was trained with another configuration, or on networks with other layers.
     """
-    expected = NetSpec.from_dict(read_summary(run)["data"]["spec"])
-    fixed, found = (
-        (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
-    )  # hidden layers may be wider
-    if found != fixed:
-        raise ValueError(f"{run} was trained on {expected}, and cannot read {spec}")
-    model = config.build(spec)
+    data = read_summary(run)["data"]
+    expected = NetSpec.from_dict(data["spec"])
+    if data["architectures"] > 1:
+        model = config.build_within(expected)
+        try:
+            model.check(spec)
+        except ValueError as error:
+            raise ValueError(f"{run}: {error}") from None
+    else:
+        fixed, found = (
+            (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
+        )  # hidden layers may be wider
+        if found != fixed:
+            raise ValueError(f"{run} was trained on {expected}, and cannot read {spec}")
+        model = config.build(spec)
     load_checkpoint(weights_file(run), model)
     return model.eval()
 
@@ -95,13 +103,16 @@ class TrainedModel:
 
     Attributes:
         task: one of `TASKS`.
-        spec: the networks that it was trained on; others may have wider hidden layers.
+        num_architectures: how many the networks have that it was trained on.
+        spec: what covers them (`NetSpec.covering`). It reads networks within, or, of one architecture, also with wider
+            hidden layers.
         canonical: the symmetries that are removed from networks before the metanetwork reads them.
     """
 
     def __init__(self, run: Path, config: Config, summary: Mapping[str, Any]) -> None:
         self.config, self.summary = config, summary
         self.task: str = summary["data"]["task"]
+        self.num_architectures: int = summary["data"]["architectures"]
         self.spec = NetSpec.from_dict(summary["data"]["spec"])
         self.canonical = tuple(summary["data"]["canonical"])
         self._load = lru_cache(8)(lambda spec: load_model(config.model_config, run, spec))

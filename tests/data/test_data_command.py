@@ -9,8 +9,9 @@ import torch
 from published import MNIST, write_mnist
 from safetensors.torch import load_file
 
+from scalegmn.data.__main__ import info
 from scalegmn.data.inr_zoos import read_network
-from scalegmn.data.zoo_format import Networks, write_zoo
+from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
 from scalegmn.spec import LayerSpec, NetSpec
 
 
@@ -52,6 +53,14 @@ def test_info_and_verify(zoo):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert "checksum differs" in refused(command("verify", zoo[0]))
     assert "no zoo there" in refused(command("info", zoo[0].parent))
+
+
+def test_info_of_many_architectures(tmp_path, random_params):
+    nets = tuple(random_params(NetSpec.mlp([2, width, 1], "sine"), 2) for width in range(1, 14))
+    write_zoo(tmp_path / "zoo", [Networks(nets, {})], {}, {})
+    lines = info(open_zoo(tmp_path / "zoo")).splitlines()
+    assert lines[10].startswith("  2 x MLP [2, 10, 1]")
+    assert lines[11] == "  6 networks of 3 more architectures"
 
 
 @pytest.mark.parametrize(("number", "suffix"), [(1, ".pth"), (4, ".pth"), (2, ".safetensors")])

@@ -114,7 +114,7 @@ def mixed(tmp_path, random_params):
         Networks((cnns[:1], sirens[2:4]), {"label": label[[5, 2, 3]]}),
         Networks((sirens[4:], cnns[1:]), {"label": label[[4, 6, 7]]}),
     ]
-    write_zoo(tmp_path / "mixed", parts, {"train": torch.tensor([7, 0]), "test": torch.tensor([3])}, {})
+    write_zoo(tmp_path / "mixed", parts, {"train": torch.tensor([7, 0]), "test": torch.tensor([2, 3])}, {})
     return tmp_path / "mixed", sirens, cnns
 
 
@@ -127,6 +127,7 @@ def test_several_architectures(mixed):
         assert found.biases[0].dtype == own.biases[0].dtype
     assert zoo.columns["label"].tolist() == list(range(8))
     assert zoo.splits["train"].tolist() == [7, 0]
+    assert zoo.splits["test"].tolist() == [5, 2]  # the networks that the parts have at 2 and 3
     assert len(zoo) == 8
     with pytest.raises(ValueError, match=r"expected networks of one architecture, found 2: MLP .*CNN"):
         zoo.spec  # noqa: B018

@@ -172,8 +172,6 @@ def test_other_depths_widths_and_kernels(pooling, random_params, generator):
     assert_invariant(model, params, generator, scale=False)
     with pytest.raises(ValueError, match=r"networks from 1 to 2, of 1 to 3 hidden layers .* up to 5x5, found"):
         model(random_params(NetSpec.mlp([1, 3, 3, 3, 3, 2], "relu"), 2))
-    with pytest.raises(ValueError, match="normalize: the model was built for CNN"):
-        build(replace(config, normalize=True), neural_graphs.DEEP)(params)
 
 
 @pytest.mark.parametrize(

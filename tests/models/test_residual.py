@@ -7,7 +7,6 @@ from contract import assert_ties_are_seen, build, without_residuals
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.probegen import ProbeGenConfig
-from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.spec import LayerSpec, NetSpec
 from scalegmn.symmetry.checks import assert_invariant
@@ -28,8 +27,6 @@ CNN = NetSpec(
 @pytest.mark.parametrize(
     "config",
     [
-        ScaleGMNConfig(symmetry="scale"),
-        ScaleGMNConfig(symmetry="permutation"),
         DWSNetConfig(),
         NFNConfig(hidden_dims=(4,)),
     ],
@@ -38,7 +35,7 @@ CNN = NetSpec(
 def test_models_that_know_of_none_refuse_them(config, random_params):
     """When they are built, and when they have been built for the same layers without."""
     params = random_params(MLP, 2)
-    expected = rf"model: {config.name} knows of no residual connections, found MLP .*0 -> 2\); use ng_gnn, ng_t, statnn"
+    expected = rf"model: {config.name} knows of no residual connections, found MLP .*0 -> 2\); use scalegmn, ng_gnn"
     with pytest.raises(ValueError, match=expected):
         config.build(MLP)
     model = config.build(without_residuals(params).spec).double()

@@ -26,7 +26,7 @@ from scalegmn.nn.messages import (
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.pna import Aggregate, GraphNorm
+from scalegmn.nn.pna import Aggregate, GraphNorm, Reduced
 from scalegmn.nn.positional import PositionalEmbedding
 
 D = 6
@@ -313,19 +313,25 @@ def test_centred_normalization_and_back():
 def test_aggregates_by_hand():
     """One node with messages 1, 5 and 3 in two blocks, and one with none."""
     module = Aggregate(("identity", "attenuation"), 2.0)
-    messages = [torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1), torch.tensor([3.0]).reshape(1, 1, 1, 1)]
+    pair, single = torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1), torch.tensor([3.0]).reshape(1, 1, 1, 1)
+    messages = [Reduced.of_block(pair), Reduced.of_block(single)]
     expected = torch.tensor([3.0, 1.0, 5.0, (8 / 3) ** 0.5])
     found = module(messages, torch.ones(1, 1, 1))[0, 0]
     close(found, torch.cat([expected, expected * 2 / math.log(4)]))
     alone = module(messages[1:], torch.ones(1, 1, 1))[0, 0]
     assert alone[3] == 0  # no deviation of one message
     assert torch.equal(module([], torch.ones(1, 1, 1)), torch.zeros(1, 1, 8))
-    both = module([torch.cat([messages[0], messages[1].expand(1, 1, 2, 1)], 1), messages[1]], torch.ones(1, 2, 1))[0]
+    rows = Reduced.of_block(torch.cat([pair, single.expand(1, 1, 2, 1)], 1))
+    both = module([rows, messages[1]], torch.ones(1, 2, 1))[0]
     close(both[0], found)  # of two nodes, the first has one message more
     close(
         both[1],
         torch.tensor([3.0, 3.0, 3.0, 0.0]).repeat(2) * torch.tensor([1.0, 2 / math.log(3)]).repeat_interleave(4),
     )
+    row = torch.tensor([1.0, 5.0, 3.0, 3.0]).reshape(1, 4, 1)
+    by_row = module([Reduced.of_rows(row, torch.tensor([3, 0, 1]))], torch.ones(1, 3, 1))[0]
+    close(by_row[[0, 2]], torch.stack([found, alone]))
+    assert not by_row[1].any()
 
 
 def test_graph_norm_is_of_one_network():
@@ -334,3 +340,7 @@ def test_graph_norm_is_of_one_network():
     found = module(x)
     for one, own in zip(x, found, strict=True):
         close(own, (one - one.mean()) / (one.std(correction=0) + 1e-5))
+    network = torch.tensor([2, 0, 1, 1, 0, 0])
+    parts = module(x[:1, [0, 1, 2, 3, 4, 0]], network, 3)[0]
+    for index in range(3):
+        close(parts[network == index], module(x[:1, [0, 1, 2, 3, 4, 0]][:, network == index])[0])

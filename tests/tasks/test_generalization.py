@@ -10,7 +10,8 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from scalegmn.data.loader import DataConfig
 from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.spec import ACTIVATIONS
+from scalegmn.models.statnn import StatNNConfig
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.generalization import Generalization, metrics, weight_sizes
 
@@ -134,3 +135,37 @@ def test_weight_sizes_are_of_the_function(random_params, cnn_spec, generator):
     moved = GroupElement.sample(params, generator, decades=2.0).act(params)
     torch.testing.assert_close(weight_sizes(moved), weight_sizes(params))
     torch.testing.assert_close(weight_sizes(params)[3, 2], params.weights[2][3].square().mean().sqrt().log10())
+
+
+def test_networks_of_several_architectures(tmp_path, random_params):
+    """Metrics of each activation, sizes of weights layer by layer, with the last layers together."""
+    first, second = LayerSpec(1, 4, (3, 3), "relu"), LayerSpec(4, 4, (3, 3), "tanh")
+    deep = random_params(NetSpec((first, second, LayerSpec(4, 2))), 12)  # has several activations
+    flat = random_params(NetSpec((replace(first, activation="tanh"), LayerSpec(4, 2))), 12).map(lambda t: 100 * t)
+    test_only = random_params(NetSpec((first, second, second, LayerSpec(4, 2))), 2)
+    rows = torch.tensor([20, 1, 13, 2, 0, 12, 3, 14, 4, 5, 15, 16, 6, 17, 7, 18, 8, 19, 9, 21, 10, 22, 11, 23, 24, 25])
+    splits = dict(zip(("train", "val", "test"), rows.split([12, 4, 10]), strict=True))
+    columns = {"test_accuracy": torch.arange(26) / 26}
+    write_zoo(tmp_path / "zoo", [Networks((deep, flat, test_only), columns)], splits, {})
+    task = Generalization(DataConfig(str(tmp_path / "zoo")), 4)
+    model = StatNNConfig(hidden_dim=4, out_dim=1).build_for(task.architectures).double().eval()
+    (tmp_path / "figures").mkdir()
+    found = task.evaluate(model, "test", torch.device("cpu"), tmp_path / "figures")
+    with torch.no_grad():  # one by one, as the zoo numbers them
+        parts = {**{k: deep[k : k + 1] for k in range(12)}, **{k + 12: flat[k : k + 1] for k in range(12)}}
+        parts |= {k + 24: test_only[k : k + 1] for k in range(2)}
+        f = {k: model(parts[k])[0, 0].sigmoid().item() for k in splits["test"].tolist()}
+    for name, own in {"": range(26), "_tanh": range(12, 24), "_several": [*range(12), 24, 25]}.items():
+        chosen = sorted(set(own) & set(f))
+        expected = np.abs(np.array([f[k] for k in chosen]) - np.array(chosen) / 26).mean()
+        assert found[f"mae{name}"] == pytest.approx(expected, rel=1e-5)
+    sizes = task.identity()["log10_weights"]
+    assert sizes[2] is None  # hidden layers that only test networks have
+    train = splits["train"]
+    of_deep, of_flat = (
+        weight_sizes(nets[own]).numpy() for nets, own in ((deep, train[train < 12]), (flat, train[train > 11] - 12))
+    )
+    assert sizes[1] == pytest.approx([of_deep[:, 1].min(), of_deep[:, 1].max()])
+    for layer in (0, -1):
+        both = np.concatenate([of_deep[:, layer], of_flat[:, layer]])
+        assert sizes[layer] == pytest.approx([both.min(), both.max()])

@@ -14,6 +14,7 @@ from scalegmn.data.zoo_format import open_zoo, verify_zoo
 from scalegmn.nets.cnn import evaluate_cnn
 from scalegmn.spec import ACTIVATIONS
 from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
+from scalegmn.zoos.making import seeded
 
 SMALL = {"networks": 24, "checkpoints": (0, 2), "channels": (4, 4), "padding": "same", "batch_size": 32}
 SMALL |= {"num_images": 200, "init_std": (0.1, 0.5)}
@@ -50,6 +51,39 @@ def test_zoo_of_digits(recipe, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
+MIXED = {"mixed": True, "channels": (4, 8), "activations": ("relu", "gelu", "tanh", "sigmoid", "leaky_relu")}
+
+
+def test_zoo_of_mixed_architecture(recipe):
+    """Each stored network has its own architecture, and the recorded accuracy on the held-out images."""
+    zoo = verify_zoo(make_cnn_zoo(replace(recipe, **MIXED)))
+    images = load_images("digits")
+    chosen = torch.arange(200) * 1797 // 200
+    held_out = chosen[torch.randperm(200, generator=seeded(0))[:40]]
+    pixels = 2 * images.take(held_out).permute(0, 3, 1, 2) - 1
+    logits = torch.cat([evaluate_cnn(params, pixels, stride=1) for params in zoo.nets])
+    accuracy = (logits.argmax(2) == images.labels[held_out]).float().mean(1)
+    torch.testing.assert_close(zoo.columns["test_accuracy"], accuracy)
+    assert len(zoo) == 48
+    assert len(zoo.nets) > 20
+    convolutions = [layer for params in zoo.nets for layer in params.spec.layers[:-1]]
+    assert {params.spec.num_layers - 1 for params in zoo.nets} == {2, 3, 4, 5}
+    assert {layer.out_dim for layer in convolutions} == {4, 8}
+    assert {layer.kernel for layer in convolutions} == {(3, 3), (5, 5), (7, 7)}
+    assert {layer.activation for layer in convolutions} == set(MIXED["activations"])
+    assert {layer.residual for layer in convolutions} >= {None, 0, 1}
+    network, row = zoo.columns["network"], 0
+    for params in zoo.nets:  # a network's checkpoints are its own
+        assert (
+            network[row : row + len(params)].tolist()
+            == network[row : row + len(params) : 2].repeat_interleave(2).tolist()
+        )
+        row += len(params)
+    parts = [set(network[rows].tolist()) for rows in zoo.splits.values()]
+    assert [len(part) for part in parts] == [17, 2, 5]
+    assert len(set.union(*parts)) == 24
+
+
 def test_no_network_is_in_two_splits(recipe):
     zoo = open_zoo(make_cnn_zoo(recipe))
     networks = {name: set(zoo.columns["network"][rows].tolist()) for name, rows in zoo.splits.items()}
@@ -65,7 +99,9 @@ def test_one_activation_and_other_widths(recipe):
     assert zoo.params.activation is None
 
 
-def test_shards_in_turn_make_the_same_zoo(recipe, tmp_path, capsys):
+@pytest.mark.parametrize("change", [{}, MIXED], ids=["alike", "mixed"])
+def test_shards_in_turn_make_the_same_zoo(recipe, tmp_path, capsys, change):
+    recipe = replace(recipe, **change)
     whole = open_zoo(make_cnn_zoo(recipe)).sha256
     other = replace(recipe, out=str(tmp_path / "other"))
     make_cnn_zoo(replace(other, shard="1/2"))
@@ -138,6 +174,7 @@ def test_colour_becomes_grey_and_own_test_images_test(tmp_path, recipe):
         ({"num_images": 4}, "num_images: 4 images are too few"),
         ({"num_images": 5000}, "num_images: found 5000, expected at most 1797"),
         ({"images": "mnist"}, "images_path: found null"),
+        ({"activations": ("gelu", "tanh")}, "activations: found .*expected relu, tanh; others need mixed"),
     ],
 )
 def test_recipes_that_cannot_work_leave_nothing(recipe, change, message, tmp_path):
@@ -149,8 +186,20 @@ def test_recipes_that_cannot_work_leave_nothing(recipe, change, message, tmp_pat
 def test_problems_are_named_together_in_one_line():
     words = ["--networks=0", "--channels=[]", "--checkpoints=[3,1]", "--lr=[1,0.1]", "--dropout=[0,1]"]
     words += ["--train_fractions=[0,2]", "--activations=[relu,relu]", "--shard=2/2", "--val_fraction=1"]
+    words += ["--depths=[0]", "--kernels=[]", "--mixed=true"]
     result = subprocess.run([sys.executable, "-m", "scalegmn.zoos.cnns", *words], capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    for name in ("networks", "channels", "checkpoints", "lr", "dropout", "train_fractions", "activations", "shard"):
+    more = ("depths", "kernels", "padding")
+    for name in (
+        "networks",
+        "channels",
+        "checkpoints",
+        "lr",
+        "dropout",
+        "train_fractions",
+        "activations",
+        "shard",
+        *more,
+    ):
         assert f"{name}: found" in result.stderr
     assert "val_fraction, test_fraction: found" in result.stderr

@@ -12,14 +12,20 @@ from scalegmn.data.state_dicts import state_dict_of, write_state_dict
 from scalegmn.data.zoo_format import Zoo, open_zoo, verify_zoo
 from scalegmn.log import user_errors, write_atomic
 
+SHOWN = 10
+"""Architectures that `info` names."""
+
 
 def info(zoo: Zoo) -> str:
     """What a zoo holds, in lines."""
     size = (zoo.path / "zoo.safetensors").stat().st_size
     lines = [f"{zoo.path}: {len(zoo):,} networks, {size / 1e6:,.1f} MB, sha256 {zoo.sha256}"]
-    for params in zoo.nets:
+    for params in zoo.nets[:SHOWN]:
         dtype = str(params.biases[0].dtype).removeprefix("torch.")
         lines.append(f"  {len(params):,} x {params.spec}, {params.spec.num_parameters:,} parameters, {dtype}")
+    rest = zoo.nets[SHOWN:]
+    if rest:
+        lines.append(f"  {sum(map(len, rest)):,} networks of {len(rest):,} more architectures")
     for name, column in sorted(zoo.columns.items()):
         low, high = (f"{value:.4g}" for value in (column.min().item(), column.max().item()))
         lines.append(f"  column {name}: {low} to {high}")

@@ -16,8 +16,9 @@ from scalegmn.data.augment import AugmentConfig, augment, check_augment
 from scalegmn.data.cnn_zoos import cnn_listing
 from scalegmn.data.convert import checksum, converted
 from scalegmn.data.inr_zoos import cifar_listing, fmnist_listing, mnist_listing
+from scalegmn.data.wild_park import wild_park_listing
 from scalegmn.data.zoo_format import Zoo, in_single, open_zoo
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams
+from scalegmn.spec import ACTIVATIONS, MIXED, MixedNets, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 
 BLOCK = 2048
@@ -32,14 +33,21 @@ class DataConfig:
     """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
 
     dataset: Literal[
-        "zoo", "labeled_mnist_inr", "mnist_inr_edit", "labeled_fashion_mnist_inr", "cifar_inr", "cifar10", "svhn"
+        "zoo",
+        "labeled_mnist_inr",
+        "mnist_inr_edit",
+        "labeled_fashion_mnist_inr",
+        "cifar_inr",
+        "cifar10",
+        "svhn",
+        "cnn_wild_park",
     ] = "zoo"
     """What is in dataset_path: a zoo of ours, or a published dataset by its published name, which is converted to a zoo
     on first use."""
 
     split_path: str | None = None
-    """JSON of train, val and test networks (MNIST, Fashion-MNIST); null: mnist_splits.json or splits.json in
-    dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+    """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
+    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
 
     split_points: tuple[int, int] = (45_000, 50_000)
     """cifar_inr: images below the first train, those below the second validate, the others test."""
@@ -124,6 +132,9 @@ def open_data(config: DataConfig) -> Zoo:
     elif config.dataset == "labeled_fashion_mnist_inr":
         splits = file(config.split_path, "splits.json")
         name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(fmnist_listing, root, splits)
+    elif config.dataset == "cnn_wild_park":
+        splits = file(config.split_path, "cnn_park_splits.json")
+        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(wild_park_listing, root, splits)
     else:
         splits = file(config.split_path, "mnist_splits.json")
         if config.split_path is None and not splits.exists():
@@ -135,27 +146,40 @@ def open_data(config: DataConfig) -> Zoo:
 
 
 def of_activation(zoo: Zoo, name: str) -> Zoo:
-    """Those of a zoo's networks that have a hidden activation; of a zoo that mixes activations, copied into memory.
+    """Those of a zoo's networks whose hidden layers all have an activation; of a zoo that also has others, copied into
+    memory.
 
     Raises:
         ValueError: there are none.
     """
-    params = zoo.params
-    found = [layer.activation for layer in params.spec.layers[:-1]]
-    own = torch.full((len(params),), found == [name] * len(found))
-    if params.activation is not None:
-        found = [ACTIVATIONS[index] for index in params.activation.unique()]
-        own = params.activation == ACTIVATIONS.index(name) if name in found else own
+    found = [hidden_activation(params) for params in zoo.nets]
+    owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
+    own = torch.cat(owns)
     if not own.any():
-        expected = ", ".join(sorted(set(found)))
-        raise ValueError(f"data.activation_function: found {name}, expected one of {expected} as in {zoo.path}")
+        names = sorted(ACTIVATIONS[index] for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+        expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
+        raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if own.all():
         return zoo
-    weights, biases = (tuple(tensor[own] for tensor in tensors) for tensors in (params.weights, params.biases))
-    kept = NetParams(params.spec.with_activation(name), weights, biases)
+    kept = []
+    for params, chosen in zip(zoo.nets, owns, strict=True):
+        if chosen.any():
+            kept.append(replace(params[chosen], spec=params.spec.with_activation(name), activation=None))
     place = own.cumsum(0) - 1
     splits = {split: place[rows[own[rows]]] for split, rows in zoo.splits.items()}
-    return replace(zoo, nets=(kept,), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
+    return replace(zoo, nets=tuple(kept), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
+
+
+def hidden_activation(params: NetParams) -> Tensor:
+    """[B], the index in `ACTIVATIONS` of the activation that all hidden layers of a network have; `len(ACTIVATIONS)` if
+    they have several."""
+    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != MIXED]
+    fixed = [ACTIVATIONS.index(name) for name in names]
+    uniform = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+    own = uniform if params.activation is None else params.activation
+    for index in fixed:
+        own = own.where(own == index, len(ACTIVATIONS))
+    return own
 
 
 @dataclass(frozen=True)
@@ -164,7 +188,7 @@ class LabelledNets:
 
     Attributes:
         zoo: all networks, where they are stored.
-        rows: [M] which of them.
+        rows: [M] which of them, those of one architecture together.
         labels: [M].
         removed: the symmetries to remove from each batch.
     """
@@ -177,14 +201,19 @@ class LabelledNets:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams:
+    def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams | MixedNets:
         """Some of the networks on a device, in single precision at least, canonical if they are read so."""
-        return canonicalize(in_single(self.zoo.params[self.rows[index]].to(device)), self.removed)
+        parts = self.zoo.take(self.rows[index]).parts
+        return MixedNets.of(canonicalize(in_single(part.to(device)), self.removed) for part in parts)
+
+    def grouped(self, index: Tensor) -> Tensor:
+        """[B], which of the networks, in an order in which those of one architecture stand together."""
+        return index[self.zoo.architecture(self.rows[index]).argsort(stable=True)]
 
     def batches(
         self, batches: Sequence[Tensor] | int = BLOCK, device: torch.device | str = "cpu"
-    ) -> Iterator[tuple[NetParams, Tensor]]:
-        """Batches of networks and labels on a device; several come from one indexed read.
+    ) -> Iterator[tuple[NetParams | MixedNets, Tensor]]:
+        """Batches of networks and labels on a device; of one architecture, several come from one indexed read.
 
         Args:
             batches: the networks [B] of each batch; or how many a batch has, in order, the last maybe fewer.
@@ -192,7 +221,7 @@ class LabelledNets:
         """
         if isinstance(batches, int):
             batches = torch.arange(len(self)).split(batches)
-        at_once = max(1, BLOCK // len(batches[0])) if batches else 1
+        at_once = max(1, BLOCK // len(batches[0])) if batches and len(self.zoo.nets) == 1 else 1
         for first in range(0, len(batches), at_once):
             together = batches[first : first + at_once]
             index, start = torch.cat(together), 0
@@ -203,13 +232,15 @@ class LabelledNets:
 
 
 def augmented(
-    config: DataConfig, params: NetParams, target: Tensor, generator: torch.Generator
-) -> tuple[NetParams, Tensor]:
+    config: DataConfig, params: NetParams | MixedNets, target: Tensor, generator: torch.Generator
+) -> tuple[NetParams | MixedNets, Tensor]:
     """A batch under `config.augment`, and canonical again if networks are read so: biases may leave their range."""
     if config.augment == AugmentConfig():
         return params, target
-    params, target = augment(config.augment, params, target, generator)
-    return canonicalize(params, config.canonicalize if config.switch_to_canon else ()), target
+    targets = target.split([len(part) for part in params.parts])
+    pairs = [augment(config.augment, *pair, generator) for pair in zip(params.parts, targets, strict=True)]
+    removed = config.canonicalize if config.switch_to_canon else ()
+    return MixedNets.of(canonicalize(part, removed) for part, _ in pairs), torch.cat([own for _, own in pairs])
 
 
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
@@ -229,30 +260,38 @@ def reading(config: DataConfig, zoo: Zoo) -> str:
     return "as stored" + (f" (canonical: {', '.join(zoo.canonical)})" if zoo.canonical else "")
 
 
-def load_splits(config: DataConfig, column: str, limit: int | None = None) -> tuple[Zoo, dict[str, LabelledNets]]:
+def load_splits(
+    config: DataConfig, column: str | None = None, limit: int | None = None
+) -> tuple[Zoo, dict[str, LabelledNets]]:
     """The zoo and its splits with a column as labels.
 
     Args:
         config: which zoo, canonical or not.
-        column: the column that the labels come from.
+        column: the column that the labels come from; None: the networks' numbers.
         limit: at most so many networks per split.
 
     Raises:
         ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented so.
     """
     zoo = open_data(config)
-    if column not in zoo.columns:
+    if column is not None and column not in zoo.columns:
         raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
-    check_augment(config.augment, zoo.spec)
+    if config.augment.mixup and len(zoo.nets) > 1:
+        found = f"found {config.augment.mixup}, expected 0 for networks of several architectures"
+        raise ValueError(f"data.augment.mixup: {found}, which cannot be mixed, as in {zoo.path}")
+    for params in zoo.nets:
+        check_augment(config.augment, params.spec)
     removed = symmetries_to_remove(config, zoo)
     undone = [name for name in config.augment.group if config.switch_to_canon and name in config.canonicalize]
     if undone:
         remedy = "use --data.switch_to_canon False or leave it out"
         raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
-    return zoo, {
-        name: LabelledNets(zoo, rows[:limit], zoo.columns[column][rows[:limit]], removed)
-        for name, rows in zoo.splits.items()
-    }
+    splits = {}
+    for name, rows in zoo.splits.items():
+        own = rows[:limit]
+        own = own[zoo.architecture(own).argsort(stable=True)]
+        splits[name] = LabelledNets(zoo, own, own if column is None else zoo.columns[column][own], removed)
+    return zoo, splits

@@ -85,7 +85,13 @@ class Shards:
         provenance: Mapping[str, Any],
         draw: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Writes the zoo from all shards, unless another process has done so, and removes them."""
+        """Writes the zoo from all shards, unless another process has done so, and removes them.
+
+        Args:
+            splits: name -> numbers of networks, counted through the shards.
+            provenance: plain JSON types.
+            draw: adds figures to the zoo's folder.
+        """
         with lock(self.out):
             if not self.finished:
                 write_zoo(self.out, self, splits, {"recipe": self.plan, **provenance}, draw)

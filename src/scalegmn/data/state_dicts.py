@@ -79,31 +79,40 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a file that is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # whatever a hostile or broken file leads to
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: refused, not a file of plain tensors ({reason})") from None
+        raise refusal(path, error) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
     return content
 
 
+def refusal(path: Path, error: Exception) -> ValueError:
+    """What to say of a file that torch or safetensors could not read, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"{path}: no such file")
+    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
+
+
 def read_layers(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of a file, and its `layer_names`.
+    """The content of a file, and its `layer_names`; raises ValueError as `read_state_dict` and `names_in_file`."""
+    state = read_state_dict(path)
+    return state, names_in_file(path, state)
+
+
+def names_in_file(path: Path, state: Mapping[str, Any]) -> list[str]:
+    """The `layer_names` of a state dict that was read from a file.
 
     Raises:
-        ValueError: as `read_state_dict` and `layer_names`, or the tensors claim more numbers than the file holds; names
-            the file.
+        ValueError: as `layer_names`, or the tensors claim more numbers than the file holds; names the file.
     """
-    state = read_state_dict(path)
     try:
         names = layer_names(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if sum(state[name].numel() * state[name].element_size() for name in names) > os.path.getsize(path):
         raise ValueError(f"{path}: claims more numbers than the file holds")
-    return state, names
+    return names
 
 
 def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:

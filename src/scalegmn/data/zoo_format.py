@@ -14,6 +14,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scalegmn.log import removed_on_failure
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import MixedNets, NetParams, NetSpec
 
 FORMAT_VERSION = 2
 
@@ -42,7 +44,7 @@ class Networks:
     """Networks of one or several architectures, numbered through, and what is known of them.
 
     Attributes:
-        nets: per architecture, its networks.
+        nets: networks of one architecture in a row; in a zoo, all of an architecture.
         columns: per name, a tensor [networks, ...]: `label` (class), `image` (identity of the image), `psnr` (dB).
     """
 
@@ -60,14 +62,36 @@ class Networks:
             ValueError: they have several architectures.
         """
         if len(self.nets) != 1:
-            found = ", ".join(str(params.spec) for params in self.nets)
-            raise ValueError(f"expected networks of one architecture, found {len(self.nets)}: {found}")
+            first, second, *more = (str(params.spec) for params in self.nets)
+            found = f"{first}, {second}{', ...' if more else ''}"
+            raise ValueError(f"expected networks of one architecture, found {len(self.nets):,}: {found}")
         return self.nets[0]
 
     @property
     def spec(self) -> NetSpec:
         """The architecture of all networks; raises ValueError when there are several."""
         return self.params.spec
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The number of each architecture's first network, and how many networks there are."""
+        return torch.tensor([0, *map(len, self.nets)]).cumsum(0)
+
+    def architecture(self, rows: Tensor) -> Tensor:
+        """Numbers of networks -> those of their architectures, [M] both."""
+        return torch.bucketize(rows, self.starts[1:], right=True)
+
+    def take(self, rows: Tensor) -> NetParams | MixedNets:
+        """The networks of numbers [M], in this order; fastest if those of one architecture stand together."""
+        own = self.architecture(rows)
+        numbers, counts = own.unique_consecutive(return_counts=True)
+        places = (rows - self.starts[own]).split(counts.tolist())
+        return MixedNets.of(self.nets[number][place] for number, place in zip(numbers.tolist(), places, strict=True))
+
+
+def joined(nets: Iterable[NetParams]) -> tuple[NetParams, ...]:
+    """The same networks in the same order, neighbours of one architecture in one batch."""
+    return tuple(NetParams.cat(list(own)) for _, own in groupby(nets, key=lambda params: params.spec))
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,15 @@ class Zoo(Networks):
         """The symmetries that the stored networks have removed."""
         return tuple(self.provenance.get("canonical", ()))
 
+    @cached_property
+    def architectures(self) -> dict[NetSpec, int]:
+        """All architectures, and how many networks of the split `train` have them."""
+        counts = self.architecture(self.splits["train"]).bincount(minlength=len(self.nets))
+        found: dict[NetSpec, int] = {}
+        for params, count in zip(self.nets, counts.tolist(), strict=True):
+            found[params.spec] = found.get(params.spec, 0) + count
+        return found
+
 
 def write_zoo(
     path: Path,
@@ -105,7 +138,7 @@ def write_zoo(
         path: the folder.
         parts: the zoo's networks; iterated over twice, one part in memory at a time. With several architectures, the
             zoo's networks are in the order of architecture, then part.
-        splits: name -> numbers of the zoo's networks.
+        splits: name -> numbers of networks, counted through the parts.
         provenance: plain JSON types.
         draw: adds figures to the folder.
 
@@ -121,7 +154,6 @@ def write_zoo(
         staging.mkdir(parents=True)
         file = staging / "zoo.safetensors"
         counts, columns = _write_tensors(file, parts, splits)
-        _check_splits(splits, sum(counts.values()))
         content = {
             "format": "scalegmn zoo",
             "version": FORMAT_VERSION,
@@ -151,6 +183,8 @@ def _write_tensors(
         How many networks of each architecture there are, in the order of the file; the names of the columns.
     """
     counts: dict[NetSpec, int] = {}
+    numbers: dict[NetSpec, int] = {}  # of the architectures
+    sequence: list[tuple[NetSpec, int]] = []  # networks of one architecture in a row
     rows: dict[str, int] = {}
     kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # and the shape of a row
 
@@ -165,15 +199,19 @@ def _write_tensors(
     for part in parts:
         for params in part.nets:
             counts[params.spec] = counts.get(params.spec, 0) + len(params)
-            for name, tensor in params_to_tensors(params, list(counts).index(params.spec)).items():
+            sequence.append((params.spec, len(params)))
+            for name, tensor in params_to_tensors(params, numbers.setdefault(params.spec, len(numbers))).items():
                 add(name, tensor)
         for name, tensor in part.columns.items():
             add(f"column.{name}", tensor)
-    specs, columns = list(counts), [name for name in rows if name.startswith("column.")]
-    first = {spec: sum(counts[before] for before in specs[:group]) for group, spec in enumerate(specs)}
+    columns = [name for name in rows if name.startswith("column.")]
+    first = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
     for name in columns:
         if rows[name] != sum(counts.values()):
             raise ValueError(f"{name}: {rows[name]} rows for {sum(counts.values())} networks")
+    _check_splits(splits, sum(counts.values()))
+    place = _places(first, sequence)
+    splits = {name: place[tensor] for name, tensor in splits.items()}
     for name, tensor in splits.items():
         add(f"split.{name}", tensor)
 
@@ -193,12 +231,12 @@ def _write_tensors(
             out.seek(data + starts[name] + row * tensor.shape[1:].numel() * tensor.element_size())
             out.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
 
-        written = dict.fromkeys(specs, 0)
+        written = dict.fromkeys(counts, 0)
         for part in parts:
             begin = 0
             for params in part.nets:
                 spec, own = params.spec, slice(begin, begin + len(params))
-                for name, tensor in params_to_tensors(params, specs.index(spec)).items():
+                for name, tensor in params_to_tensors(params, numbers[spec]).items():
                     put(name, written[spec], tensor)
                 for name, column in part.columns.items():
                     put(f"column.{name}", first[spec] + written[spec], column[own])
@@ -207,6 +245,20 @@ def _write_tensors(
         for name, tensor in splits.items():
             put(f"split.{name}", 0, tensor)
     return counts, [name.removeprefix("column.") for name in columns]
+
+
+def _places(first: Mapping[NetSpec, int], sequence: Sequence[tuple[NetSpec, int]]) -> Tensor:
+    """The numbers in the zoo of the networks counted through its parts.
+
+    Args:
+        first: the number of each architecture's first network.
+        sequence: how many networks of which architecture follow each other.
+    """
+    ends, places = dict(first), [torch.zeros(0, dtype=torch.long)]
+    for spec, count in sequence:
+        places.append(torch.arange(ends[spec], ends[spec] + count))
+        ends[spec] += count
+    return torch.cat(places)
 
 
 def open_zoo(path: Path) -> Zoo:

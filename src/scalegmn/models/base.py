@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -13,53 +13,61 @@ from torch import Tensor, nn
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.spec import NetParams, NetSpec
 
+ONE_ARCHITECTURE = "changes of parameters have their networks' shapes; pass one architecture at a time"
+"""What is said of a call with several, where they are asked for."""
+
 
 class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
     `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
-    in the shapes of the parameters. `model([NetParams, ...])` gives [sum of B, out_dim] of networks of several
-    architectures, in order, if the model reads them.
+    in the shapes of the parameters. `model([NetParams, ...])`, or `model(MixedNets)`, gives [sum of B, out_dim] of
+    networks of several architectures, in order, if the model reads them.
 
     Args:
         spec: the input networks.
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
+    one_pass: ClassVar[bool] = False
+    """Whether `forward` also takes batches of several specs, in one pass."""
+
     def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec
         self.normalization = normalization
 
-    def __call__(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """What the model says of networks of one architecture, or of several: each as alone, those of equal specs in
-        one pass.
+    def __call__(self, nets: NetParams | Iterable[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """What the model says of networks of one architecture, or of several: each as alone, all in one pass, or those
+        of equal specs.
 
         Raises:
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
                 architectures.
         """
+        run = super().__call__
         if isinstance(nets, NetParams):
-            return super().__call__(nets)
+            return run(nets.folded())
+        nets = [params.folded() for params in nets]
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
-        outputs = [torch.empty(0)] * len(nets)
-        for own in places.values():
-            parts = [nets[place] for place in own]
-            together = super().__call__(NetParams.cat(parts))
-            if not isinstance(together, Tensor):
-                raise ValueError("changes of parameters have their networks' shapes; pass one architecture at a time")
-            for place, output in zip(own, together.split([len(part) for part in parts]), strict=True):
-                outputs[place] = output
-        return torch.cat(outputs)
+        parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
+        together = self.one_pass and len(parts) > 1
+        outputs = [run(parts)] if together else list(map(run, parts))
+        if not all(isinstance(output, Tensor) for output in outputs):
+            raise ValueError(ONE_ARCHITECTURE)
+        order = [place for own in places.values() for place in own]
+        found = torch.cat(outputs).split([len(nets[place]) for place in order])
+        return torch.cat([output for _, output in sorted(zip(order, found, strict=True), key=itemgetter(0))])
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
         raise NotImplementedError
 
-    def check_shapes(self, spec: NetSpec) -> None:
-        """Raises ValueError unless networks of `spec` have parameters of the shapes that the model was built for."""
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`. Here: if their parameters have the shapes
+        that it was built for."""
         if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
             raise ValueError(f"the model was built for {self.spec}, found {spec}")
 
@@ -78,7 +86,8 @@ class Metanetwork(nn.Module):
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation, if the model has one, from batches of training networks."""
         if self.normalization is not None:
-            self.normalization.fit((params.weights, params.biases) for params in batches)
+            folded = (params.folded() for params in batches)
+            self.normalization.fit((params.weights, params.biases) for params in folded)
 
     def normalized(self, params: NetParams) -> NetParams:
         """The networks as the model reads them."""
@@ -93,6 +102,9 @@ class ModelConfig:
 
     name: ClassVar[str]
     """What a configuration calls the model: `model: <name>`, with the section `<name>_args`."""
+
+    mixes: ClassVar[bool] = False
+    """Whether the model reads networks of several architectures."""
 
     output: Literal["vector", "parameters"] = "vector"
     """vector: out_dim numbers per network, invariant; parameters: a change of every weight and bias, equivariant."""
@@ -159,9 +171,42 @@ class ModelConfig:
 
     def refuse_residuals(self, spec: NetSpec) -> None:
         """Raises ValueError for networks with residual connections, which not every model knows of."""
+        self.refuse_graphs(spec)
         if spec.residuals:
-            models = "ng_gnn, ng_t, statnn or probegen"
+            models = "scalegmn, ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
+
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
+        """The model for a zoo's networks: for one architecture as `build` makes it, for several as `build_within`.
+
+        Args:
+            architectures: all that the model is to read, and how many training networks have them.
+
+        Raises:
+            ValueError: it cannot read one of them.
+        """
+        if len(architectures) == 1:
+            return self.build(*architectures)
+        if not self.mixes:
+            found = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
+            raise ValueError(f"model: {found}; use scalegmn, ng_gnn, ng_t, statnn or probegen")
+        model = self.build_within(NetSpec.covering(architectures))
+        for spec in architectures:
+            model.check(spec)
+        return model
+
+    def build_within(self, spec: NetSpec) -> Metanetwork:
+        """The model for networks of all architectures that `spec` covers (`NetSpec.covering`).
+
+        Raises:
+            ValueError: the configuration does not fit these networks.
+        """
+        return self.build(spec)
+
+    def refuse_graphs(self, spec: NetSpec) -> None:
+        """Raises ValueError for networks that are no chains of linear layers and convolutions."""
+        if not spec.is_chain:
+            raise ValueError(f"model: {self.name} reads chains, found {spec}; use scalegmn, ng_gnn, ng_t or statnn")
 
     def build(self, spec: NetSpec) -> Metanetwork:
         """The model for input networks of `spec`.

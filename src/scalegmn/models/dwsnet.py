@@ -246,7 +246,7 @@ class DWSNet(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check_shapes(params.spec)
+        self.check(params.spec)
         self.config.refuse_residuals(params.spec)
         tensors = self._tensors(self.normalized(params))
         tensors = self.layers[0](tensors)

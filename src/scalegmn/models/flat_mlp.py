@@ -74,7 +74,7 @@ class FlatMLP(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check_shapes(params.spec)
+        self.check(params.spec)
         output = self.layers(self.normalized(params).flatten())
         if self.config.output == "vector":
             return output

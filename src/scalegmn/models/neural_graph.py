@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.graphs.probes import probe_features
+from scalegmn.graphs.sparse import ROLES, SparseGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.nn.fourier import Encoder
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.pna import Reduced
 from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
 
 
@@ -42,7 +44,7 @@ class NeuralGraphConfig(ModelConfig):
 
     max_hidden_layers: int | None = None
     """Hidden layers that have such a vector; null: as many as the networks have. More than they have: the model reads
-    networks of different depths, if it has no num_probes, does not normalize, and gives vectors."""
+    networks of different depths, if it has no num_probes and gives vectors."""
 
     linear_encoder: bool = False
     """In CNNs, the weights of linear layers have an encoder of their own; false: they stand in the middle of a
@@ -98,6 +100,60 @@ class Edges(NamedTuple):
         [B, R, 1, D] if `residual`."""
         return to[:, self.receivers, None] + sent[:, self.senders].unsqueeze(2 if self.residual else 1)
 
+    def reduced(self, messages: Tensor) -> Reduced:
+        """Messages [B, R, S, D], joined per receiver."""
+        return Reduced.of_block(messages)
+
+
+class IndexedEdges(NamedTuple):
+    """All edges, of weights and residual connections, that go to nodes in a row, sorted by receiver."""
+
+    receivers: slice
+    """The nodes that they go to, R of them."""
+
+    index: Tensor
+    """[2, E] long, rows sender and receiver."""
+
+    degrees: Tensor
+    """[R] long: how many go to each."""
+
+    features: Tensor
+    """[1, E, D]."""
+
+    def ends(self, to: Tensor, sent: Tensor) -> Tensor:
+        """What edges read of nodes as receivers plus what they read of them as senders, [1, N, D] each -> [1, E, D]."""
+        return to.index_select(1, self.index[1]) + sent.index_select(1, self.index[0])
+
+    def reduced(self, messages: Tensor) -> Reduced:
+        """Messages [1, E, D], joined per receiver."""
+        return Reduced.of_rows(messages, self.degrees)
+
+
+class Graph(NamedTuple):
+    """Neural graphs: of B networks of one architecture in blocks, or of networks of several as the parts of one."""
+
+    x: Tensor
+    """Nodes, [B, N, d], layer by layer; [1, N, d] of all networks, all output nodes first, then the others."""
+
+    edges: Sequence[Edges | IndexedEdges]
+    """To each of `nodes`."""
+
+    none: Tensor
+    """[d_e], the features of a pair without an edge."""
+
+    nodes: Sequence[slice]
+    """Layers 0..L, or the output nodes and the others."""
+
+    outputs: slice
+    """That of the output nodes."""
+
+    num_networks: int
+    """B."""
+
+    network: Tensor | None = None
+    """[N] long, the network of a node, where they are parts of one graph; networks are in order among output nodes and
+    among the others."""
+
 
 class NeuralGraph(nn.Module):
     """Parameters -> node features x [B, N, d], edge features per block, and those of pairs without an edge.
@@ -125,7 +181,8 @@ class NeuralGraph(nn.Module):
                 f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
             )
         self.config, self.kernel = config, spec.kernel
-        self.ends, self.max_hidden = (spec.layout[0], spec.layout[-1]), config.max_hidden_layers or spec.num_layers - 1
+        self.ends = spec.layout[0], spec.layout[-1]
+        self.max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         options = (config.num_frequencies, config.frequency_scale, config.encoder_layers)
         self.bias_encoder = Encoder(1, node_dim, *options)
         self.raw_dim = spec.edge_dim * (3 if config.reverse_edges else 1)
@@ -144,43 +201,73 @@ class NeuralGraph(nn.Module):
             self.probe_linears = nn.ModuleList(project)
             self.probe_norms = nn.ModuleList(nn.LayerNorm(node_dim) for _ in spec.layout)
 
-    def forward(self, params: NetParams, stored: NetParams) -> tuple[Tensor, list[Edges], Tensor]:
-        """Nodes [B, N, d], edges, and the features [d_e] of a pair without an edge.
+    def forward(self, params: NetParams, stored: NetParams) -> Graph:
+        """In blocks.
 
         Args:
             params: the networks as the model reads them.
             stored: the networks as they are, for probes.
         """
-        empty = params.biases[0].new_zeros(self.raw_dim)
-        return self._nodes(params, stored), self._edges(params), self.weight_encoder(empty, self.edge_linear)
+        spec = params.spec
+        inputs = params.biases[0].new_zeros(len(params), self.ends[0])
+        raw = torch.cat([inputs, *params.biases], dim=1)
+        activations = None if self.activations is None else _activations(params)
+        x = self._nodes(raw, _types(spec, self.max_hidden).to(raw.device), activations, self._probes(stored))
+        nodes = node_slices(spec)
+        return Graph(x, self._edges(params), self._none(raw), nodes, nodes[-1], len(params))
 
-    def _nodes(self, params: NetParams, stored: NetParams) -> Tensor:
-        """[B, N, d]."""
-        spec, inputs = params.spec, params.biases[0].new_zeros(len(params), self.ends[0])
-        raw = torch.cat([inputs, *params.biases], dim=1)[..., None]
-        x = self.bias_encoder(raw, self.node_linear)
+    def indexed(self, nets: Sequence[NetParams], stored: Sequence[NetParams]) -> Graph:
+        """As the parts of one graph.
+
+        Args:
+            nets: networks of any architectures, as the model reads them.
+            stored: the networks as they are, for probes.
+        """
+        graph = SparseGraph.from_params(nets, self.kernel, self.max_hidden)
+        raw = graph.nodes[:, 0].masked_fill(graph.role == ROLES.index("input"), 0)
+        order = (graph.role == ROLES.index("output")).argsort(descending=True, stable=True)
+        num_outputs = graph.num_networks * self.ends[1]
+        nodes = [slice(0, num_outputs), slice(num_outputs, len(order))]
+        probes = None
         if self.points is not None:
-            found = zip(probe_features(stored, self.points), self.probe_linears, self.probe_norms, strict=True)
-            probes = torch.cat([norm(linear(values)) for values, linear, norm in found], dim=1)
+            probes = torch.cat([self._probes(params).flatten(0, 1) for params in stored])[None, order]
+        activations = _rows_of_activations(raw.device)[graph.activation[order]]
+        x = self._nodes(raw[None, order], graph.node_type[order], activations[None], probes)
+        edges = self._indexed_edges(graph, order.argsort(), nodes)
+        return Graph(x, edges, self._none(raw), nodes, nodes[0], graph.num_networks, graph.network[order])
+
+    def _nodes(self, raw: Tensor, types: Tensor, activations: Tensor | None, probes: Tensor | None) -> Tensor:
+        """Features of nodes.
+
+        Args:
+            raw: biases, [B, N].
+            types: rows of `node_positions`, [N].
+            activations: rows of the table of embeddings, [B or 1, N]; -1: none.
+            probes: [B, N, d].
+
+        Returns:
+            [B, N, d].
+        """
+        x = self.bias_encoder(raw[..., None], self.node_linear)
+        if probes is not None:
             x = x + nn.functional.linear(probes, self.node_linear.weight)
         if self.node_positions is not None:
-            x = x + self.node_positions[_types(spec, self.max_hidden).to(x.device)]
+            x = x + self.node_positions.index_select(0, types)
         if self.activations is not None:
-            x = x + self._activations(params)
+            rows = torch.cat([self.activations, torch.zeros_like(self.activations[:1])])
+            x = x + rows[activations]
         return x
 
-    def _activations(self, params: NetParams) -> Tensor:
-        """[B or 1, N, d], zero for input and output nodes."""
-        rows = []
-        for layer in params.spec.layers[:-1]:
-            if layer.activation == MIXED:
-                order = torch.tensor([_EMBEDDED.get(name, 0) for name in ACTIVATIONS], device=params.activation.device)
-                row = self.activations[order[params.activation]][:, None]  # [B, 1, d]
-            else:
-                row = self.activations[_EMBEDDED[layer.activation]][None, None]
-            rows.append(row.expand(len(params), layer.out_dim, -1))
-        first, last = (row.new_zeros(len(params), count, row.shape[-1]) for count in self.ends)
-        return torch.cat([first, *rows, last], dim=1)
+    def _probes(self, stored: NetParams) -> Tensor | None:
+        """[B, N, d]."""
+        if self.points is None:
+            return None
+        found = zip(probe_features(stored, self.points), self.probe_linears, self.probe_norms, strict=True)
+        return torch.cat([norm(linear(values)) for values, linear, norm in found], dim=1)
+
+    def _none(self, like: Tensor) -> Tensor:
+        """[d_e], the features of a pair without an edge."""
+        return self.weight_encoder(like.new_zeros(self.raw_dim), self.edge_linear)
 
     def _edges(self, params: NetParams) -> list[Edges]:
         """One block per weight matrix or residual connection, and direction."""
@@ -197,6 +284,31 @@ class NeuralGraph(nn.Module):
             raw = self._padded(params.biases[0].new_ones(len(params), channels, 1))
             found += self._in_directions(Edges(upper, lower, raw, residual=True))
         return found
+
+    def _indexed_edges(self, graph: SparseGraph, places: Tensor, nodes: Sequence[slice]) -> list[IndexedEdges]:
+        """All edges to each of some nodes in a row; `places` [N] is where the nodes of the graph are."""
+        height, width = self.kernel
+        middle = (height - 1) // 2 * width + (width - 1) // 2
+        one = nn.functional.one_hot(torch.tensor(middle, device=places.device), height * width).to(graph.edges.dtype)
+        raw = torch.where(graph.linear[:, None], graph.edges[:, :1] * one, graph.edges)
+        unweighted = torch.cat([graph.residuals, graph.attention], dim=1)
+        raw = torch.cat([raw, one.expand(unweighted.shape[1], -1)])
+        index = places[torch.cat([graph.edge_index, unweighted], dim=1)]
+        if self.config.reverse_edges:
+            none = torch.zeros_like(raw)
+            raw = torch.cat([torch.cat([raw, none, raw], dim=1), torch.cat([none, raw, raw], dim=1)])
+            index = torch.cat([index, index.flip(0)], dim=1)
+        order = index[1].argsort(stable=True)
+        features = self.weight_encoder(raw[order], self.edge_linear)
+        if self.linear_encoder is not None:
+            own = order.argsort()[: len(graph.linear)][graph.linear]
+            features = features.index_copy(0, own, self.linear_encoder(graph.edges[graph.linear, :1], self.edge_linear))
+        degrees = index[1].bincount(minlength=len(places)).split([part.stop - part.start for part in nodes])
+        sizes = [int(own.sum()) for own in degrees]
+        parts = zip(
+            nodes, index[:, order].split(sizes, dim=1), degrees, features[None].split(sizes, dim=1), strict=True
+        )
+        return list(starmap(IndexedEdges, parts))
 
     def _in_directions(self, raw: Edges) -> list[Edges]:
         """The edges of raw features, and those against them."""
@@ -239,8 +351,9 @@ class NeuralGraphModel(Metanetwork):
         self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int, head_dims: Sequence[int]
     ) -> None:
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
-        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if normalize else None)
-        self.config = config
+        max_layers = (config.max_hidden_layers or spec.num_hidden_layers) + 1
+        super().__init__(spec, InputNormalization(max_layers, centred=True) if normalize else None)
+        self.config, self.one_pass = config, config.output == "vector"
         self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
         self.readout = None
         if config.output == "vector":
@@ -254,7 +367,7 @@ class NeuralGraphModel(Metanetwork):
 
     def check(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
-        graph, options, depth = self.graph, self.config, spec.num_layers - 1
+        graph, options, depth = self.graph, self.config, spec.num_hidden_layers
         if (
             not 1 <= depth <= graph.max_hidden
             or (spec.layout[0], spec.layout[-1]) != graph.ends
@@ -266,29 +379,53 @@ class NeuralGraphModel(Metanetwork):
             )
         by_layer = {
             "num_probes": graph.points is not None,
-            "normalize": self.normalization is not None,
             "output": self.readout is None,
         }
         bound = [name for name, given in by_layer.items() if given]
-        if depth != self.spec.num_layers - 1 and bound:
-            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
+        if bound and (depth != self.spec.num_hidden_layers or not spec.is_chain):
+            only = self.spec if self.spec.is_chain else "chains only"
+            raise ValueError(f"{options.section}.{bound[0]}: the model was built for {only}, found {spec}")
         unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
         if options.activation_embedding and unknown:
             raise ValueError(
                 f"{options.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
             )
 
-    def pool(self, outputs: Tensor) -> Tensor:
-        """The nodes that are read, [B, n, d] -> [B, n d], or [B, d] where they are pooled."""
-        if self.config.pooling == "outputs":
-            return outputs.flatten(1)
-        return outputs.amax(1) if self.config.pooling == "max" else outputs.mean(1)  # of one node, itself
+    def read_graph(self, nets: NetParams | Sequence[NetParams]) -> Graph:
+        """The graph of networks of one architecture in blocks, if it is a chain, others as parts of one.
 
-    def read_nodes(self, spec: NetSpec) -> slice:
-        """The nodes that the result is read from."""
-        if self.readout is None or self.config.pooling in ("mean", "max"):
-            return slice(0, spec.num_nodes)
-        return node_slices(spec)[-1]
+        Raises:
+            ValueError: the model cannot read such networks.
+        """
+        parts = [nets] if isinstance(nets, NetParams) else nets
+        for params in parts:
+            self.check(params.spec)
+        read = [self.normalized(params) for params in parts]
+        if len(parts) == 1 and parts[0].spec.is_chain:
+            return self.graph(*read, *parts)
+        return self.graph.indexed(read, parts)
+
+    def pool(self, nodes: Tensor, graph: Graph) -> Tensor:
+        """What is read, of B networks: [B, n d], or [B, d] where nodes are pooled.
+
+        Args:
+            nodes: the nodes that are read, [B, n, d]; of parts of one graph, all of them one after the other, [.., d].
+            graph: theirs.
+        """
+        pooling, dim = self.config.pooling, nodes.shape[-1]
+        if graph.network is not None and self.reads_all:
+            way = "amax" if pooling == "max" else "mean"
+            none, places = nodes.new_zeros(graph.num_networks, dim), graph.network[:, None].expand(-1, dim)
+            return none.scatter_reduce(0, places, nodes.reshape(-1, dim), way, include_self=False)
+        nodes = nodes.reshape(graph.num_networks, -1, dim)
+        if pooling == "outputs":
+            return nodes.flatten(1)
+        return nodes.amax(1) if pooling == "max" else nodes.mean(1)  # of one node, itself
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the result is read from all nodes, not from output nodes alone."""
+        return self.readout is None or self.config.pooling in ("mean", "max")
 
     def changes(
         self, params: NetParams, weights: Sequence[Tensor], biases: Tensor
@@ -321,6 +458,24 @@ _EMBEDDED = {
     name: index for index, name in enumerate(("identity", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu"))
 }
 """Activation -> its row in the table of embeddings."""
+
+
+def _rows_of_activations(device: torch.device) -> Tensor:
+    """Index into `ACTIVATIONS` -> row in the table; -1, of nodes without activation, -> -1."""
+    return torch.tensor([*(_EMBEDDED.get(name, 0) for name in ACTIVATIONS), -1], device=device)
+
+
+def _activations(params: NetParams) -> Tensor:
+    """[B or 1, N] long, the row of each node's activation in the table; -1 of input and output nodes."""
+    first, *hidden, last = params.spec.layout
+    order, mixed = _rows_of_activations(params.biases[0].device), params.activation is not None
+    found = [order.new_full((1, first), -1)]
+    for layer, size in zip(params.spec.layers, hidden, strict=False):
+        own = params.activation if layer.activation == MIXED else torch.tensor([ACTIVATIONS.index(layer.activation)])
+        found.append(order[own.to(order.device)][:, None].expand(-1, size))
+    found.append(order.new_full((1, last), -1))
+    num = len(params) if mixed else 1
+    return torch.cat([part.expand(num, -1) for part in found], dim=1)
 
 
 def _types(spec: NetSpec, max_hidden: int) -> Tensor:

@@ -184,7 +184,7 @@ class NFN(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check_shapes(params.spec)
+        self.check(params.spec)
         self.config.refuse_residuals(params.spec)
         read = self.normalized(params)
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]
@@ -197,7 +197,7 @@ class NFN(Metanetwork):
             return self.scaled(NetParams(params.spec, tuple(weights), tuple(biases), params.activation))
         pooled = self.pool(*features)
         if self.config.append_statistics:
-            pooled = torch.cat([pooled, statistics(read.weights, read.biases)], dim=1)
+            pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
         return self.readout(pooled)
 
     def networks_at_once(self, device: torch.device) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.models.neural_graph import Edges, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.nn.edges import kept_bytes, tensor_bytes
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
@@ -24,6 +23,7 @@ class NGGNNConfig(NeuralGraphConfig):
     """NG-GNN: PNA with edge updates and modulated messages on the neural graph."""
 
     name = "ng_gnn"
+    mixes = True
 
     hidden_dim: int = 32
     """Width of node and edge features."""
@@ -38,7 +38,8 @@ class NGGNNConfig(NeuralGraphConfig):
     """Factors of the aggregates by a node's number of messages."""
 
     mean_log_degree: float | None = None
-    """Mean of log(incoming edges + 1) over the nodes of the data; null: that of the networks, without reverse edges."""
+    """Mean of log(incoming edges + 1) over the nodes of the data; null: that of the training networks, without reverse
+    edges."""
 
     reverse_edges: bool = True
     """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
@@ -53,6 +54,12 @@ class NGGNNConfig(NeuralGraphConfig):
         if self.mean_log_degree is not None and not self.mean_log_degree > 0:
             problems.append(f"mean_log_degree: found {self.mean_log_degree}, expected above 0")
         self.refuse(problems)
+
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> NGGNN:
+        """As in `ModelConfig`; `mean_log_degree` is that of the training networks."""
+        if len(architectures) == 1 or self.mean_log_degree is not None:
+            return super().build_for(architectures)
+        return replace(self, mean_log_degree=_mean_log_degree(architectures)).build_for(architectures)
 
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`."""
@@ -75,13 +82,13 @@ class NGGNNLayer(nn.Module):
         self.update = nn.Linear((1 + NUM_AGGREGATORS * len(config.scalers)) * d, d)
         self.last = nn.Linear(d, d)
 
-    def forward(self, x: Tensor, edges: Sequence[Edges], receivers: Sequence[slice]) -> Tensor:
-        """New features of some node layers.
+    def forward(self, x: Tensor, edges: Sequence[Edges | IndexedEdges], receivers: Sequence[slice]) -> Tensor:
+        """New features of some of `Graph.nodes`.
 
         Args:
             x: [B, N, d].
             edges: blocks of what `Message.edge_map` makes of edges.
-            receivers: the node layers.
+            receivers: these.
 
         Returns:
             [B, their nodes, d].
@@ -90,7 +97,7 @@ class NGGNNLayer(nn.Module):
         rows = []
         for nodes in receivers:
             messages = [
-                self.message(block.features, block.ends(to, sent))
+                block.reduced(self.message(block.features, block.ends(to, sent)))
                 for block in edges
                 if block.receivers.start == nodes.start  # residual connections go to the first nodes
             ]
@@ -114,31 +121,41 @@ class NGGNN(NeuralGraphModel):
     def __init__(self, config: NGGNNConfig, spec: NetSpec) -> None:
         d = config.hidden_dim
         super().__init__(config, spec, d, d, (d, d))
-        mean = _mean_log_degree(spec) if config.mean_log_degree is None else config.mean_log_degree
+        mean = _mean_log_degree({spec: 1}) if config.mean_log_degree is None else config.mean_log_degree
         between = range(config.num_layers - 1)
         self.layers = nn.ModuleList(NGGNNLayer(config, mean) for _ in range(config.num_layers))
         self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """B networks -> [B, out_dim], or changes of their parameters.
 
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.check(params.spec)
-        x, edges, _ = self.graph(self.normalized(params), params)
-        nodes = node_slices(params.spec)
-        read = nodes if self.read_nodes(params.spec).start == 0 else nodes[-1:]  # what the result is read from
-        inner = None  # the Linear that makes edge features of what the blocks hold
+        graph = self.read_graph(nets)
+        x, edges, inner = self._through_layers(graph)
+        if self.readout is not None:
+            return self.readout(self.pool(x, graph))
+        forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
+        (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
+        changes = [self.edge_readout.rest(block.features) for block in to_readout]
+        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
+
+    def _through_layers(self, graph: Graph) -> tuple[Tensor, Sequence[Edges | IndexedEdges], nn.Linear | None]:
+        """The nodes that are read [B, n, d], edges, and the Linear that makes their features of what they hold."""
+        x, edges = graph.x, graph.edges
+        read = graph.nodes if self.reads_all else [graph.outputs]
+        inner = None
         for index, (norm, update) in enumerate(zip(self.norms, self.edge_updates, strict=True)):
             layer = self.layers[index]
             maps = [layer.message.edge_map(inner), joined(update.edge_linear, inner)]
             to_messages, to_edges = _mapped(edges, maps)
-            x = self.dropout(nn.functional.silu(norm(layer(x, to_messages, nodes))))
+            x = norm(layer(x, to_messages, graph.nodes), graph.network, graph.num_networks)
+            x = self.dropout(nn.functional.silu(x))
             to, sent = update.receiver_linear(x), update.sender_linear(x)
-            needed = {layer.start for layer in (read if index == len(self.norms) - 1 else nodes)}
+            needed = {nodes.start for nodes in (read if index == len(self.norms) - 1 else graph.nodes)}
             edges = [
                 block._replace(features=update(block.features, block.ends(to, sent)))
                 for block in to_edges
@@ -147,13 +164,7 @@ class NGGNN(NeuralGraphModel):
             inner = update.last
         last = self.layers[-1]
         (to_messages,) = _mapped(edges, [last.message.edge_map(inner)])
-        x = last(x, to_messages, read)
-        if self.readout is not None:
-            return self.readout(self.pool(x))
-        forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
-        (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
-        changes = [self.edge_readout.rest(block.features) for block in to_readout]
-        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+        return last(x, to_messages, read), edges, inner
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
@@ -163,16 +174,21 @@ class NGGNN(NeuralGraphModel):
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))
 
 
-def _mean_log_degree(spec: NetSpec) -> float:
-    """The mean of log(incoming edges + 1) over all nodes."""
-    degrees = [[before] * size for before, size in zip((0, *spec.layout), spec.layout, strict=False)]
-    for _, receiver, channels in spec.residuals:
-        for channel in range(channels):
-            degrees[receiver + 1][channel] += 1
-    return sum(log(degree + 1) for layer in degrees for degree in layer) / spec.num_nodes
+def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:
+    """The mean of log(incoming edges + 1) over all nodes of all networks, so many of each architecture."""
+    total = sum(count * _sum_of_log_degrees(spec) for spec, count in architectures.items())
+    return total / sum(count * spec.num_nodes for spec, count in architectures.items())
 
 
-def _mapped(edges: Sequence[Edges], maps: Sequence[tuple[Tensor, Tensor]]) -> list[list[Edges]]:
+def _sum_of_log_degrees(spec: NetSpec) -> float:
+    """The sum of log(incoming edges + 1) over the nodes of one network."""
+    receivers = torch.cat([index[1] for index in (spec.edge_index, spec.residual_index, spec.attention_index)])
+    return receivers.bincount(minlength=spec.num_nodes).add(1).double().log().sum().item()
+
+
+def _mapped(
+    edges: Sequence[Edges | IndexedEdges], maps: Sequence[tuple[Tensor, Tensor]]
+) -> list[list[Edges | IndexedEdges]]:
     """What each map (weight, bias) makes of the edges, all in one product per block."""
     weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
     sizes = [len(own) for own, _ in maps]

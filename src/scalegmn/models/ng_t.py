@@ -10,10 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.models.neural_graph import Edges, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
 from scalegmn.nn.edges import kept_bytes, tensor_bytes
 from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.spec import NetParams, NetSpec
+
+_LEAST_SHARE = 0.85
+"""Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class NGTConfig(NeuralGraphConfig):
     """NG-T: attention among all nodes of the neural graph, connected or not, with features of each pair."""
 
     name = "ng_t"
+    mixes = True
 
     node_dim: int = 64
     """Width of node features."""
@@ -104,48 +108,137 @@ class NGT(NeuralGraphModel):
                 )
             )
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """B networks -> [B, out_dim], or changes of their parameters.
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """B networks -> [B, out_dim], or changes of their parameters. Of several architectures, those of about the same
+        size pass together, filled up to the largest of them.
 
         Raises:
             ValueError: the model cannot read such networks.
         """
-        self.check(params.spec)
-        x, edges, none = self.graph(self.normalized(params), params)
-        e = _all_pairs(edges, none, x.shape[1])
-        whole, read = slice(0, x.shape[1]), self.read_nodes(params.spec)
+        if not isinstance(nets, NetParams):
+            return self._several(nets)
+        if not nets.spec.is_chain:
+            return self._filled_up([nets])
+        graph = self.read_graph(nets)
+        read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
+        x, e = self._through_layers(graph.x, _all_pairs(graph), read)
+        if self.readout is not None:
+            return self.readout(self.pool(x, graph))
+        nodes = node_slices(nets.spec)
+        changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
+        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
+
+    def _several(self, nets: Sequence[NetParams]) -> Tensor:
+        """`forward` of several architectures."""
+        outputs = [torch.empty(0)] * len(nets)
+        for places in _by_size(nets, self._pairs_at_once(nets[0].biases[0].device)):
+            own = [nets[place] for place in places]
+            together = self._filled_up(own) if len(own) > 1 else self.forward(own[0])
+            for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
+                outputs[place] = output
+        return torch.cat(outputs)
+
+    def _filled_up(self, nets: Sequence[NetParams]) -> Tensor:
+        """`forward` of several architectures, or of networks that are no chain, all at once."""
+        graph = self.read_graph(nets)
+        places, size = _places(graph)
+        shape = (graph.num_networks, size)
+        x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
+        real = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        real.view(-1)[places] = True
+        senders, receivers = places[torch.cat([block.index for block in graph.edges], dim=1)]
+        features = torch.cat([block.features[0] for block in graph.edges])
+        pairs = senders * size + receivers % size  # what joins the same pair adds up
+        e = graph.none.repeat(shape[0] * size * size, 1).index_add(0, pairs, features - graph.none)
+        e = e.unflatten(0, (*shape, size))
+        read = slice(0, size if self.reads_all else self.spec.layout[-1])
+        x, _ = self._through_layers(x, e, read, real)
+        if self.reads_all:
+            x = x.flatten(0, 1)[places]
+        return self.readout(self.pool(x, graph))
+
+    def _through_layers(self, x: Tensor, e: Tensor, read: slice, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """New nodes and edges.
+
+        Args:
+            x: nodes, [B, N, d].
+            e: edges, [B, N, N, d_e], e_ij of sender i and receiver j.
+            read: the nodes that the result is read from, R of them, if there is no token.
+            real: [B, N], which nodes there are, where networks differ in their number.
+
+        Returns:
+            [B, R or 1, d] and, for changes of parameters, [B, N, N, d_e].
+        """
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
             e = nn.functional.pad(e, (0, 0, 1, 0, 1, 0))
-            whole, read = slice(0, x.shape[1]), slice(0, 1)
-        last = len(self.layers) - 1
+            real = None if real is None else nn.functional.pad(real, (1, 0), value=True)
+            read = slice(0, 1)
+        whole, last = slice(0, x.shape[1]), len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             rows = read if index == last else whole  # the last layer computes what the result reads, no more
-            x = layer(x, e[:, rows] if e.shape[1] == e.shape[2] else e, rows)
+            e = e[:, rows] if e.shape[1] == e.shape[2] else e
+            x = _without_padding(layer(x, e, rows, real), real, rows)
             if layer.edge_update is not None:
-                e = layer.edge_update(x, e, read if index == last - 1 and self.readout is not None else whole)
-        if self.readout is not None:
-            return self.readout(self.pool(x))
-        nodes = node_slices(params.spec)
-        changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
-        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+                rows = read if index == last - 1 and self.readout is not None else whole
+                e = _without_padding(layer.edge_update(x, e, rows), real, rows)
+        return x, e
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
-        config, bytes_each = self.config, self.layers[0].linear.weight.element_size()
-        pairs = self.spec.num_nodes**2 * bytes_each
+        config, pairs = self.config, self.spec.num_nodes**2
         kept = config.num_layers * (5 * config.attention_dim + 4 * config.edge_hidden_dim + 8 * config.edge_dim)
-        at_once = tensor_bytes(device) // (pairs * config.attention_dim)
-        return max(1, min(at_once, kept_bytes(device) // (pairs * kept)))
+        kept_pairs = kept_bytes(device) // (kept * self.layers[0].linear.weight.element_size())
+        return max(1, min(self._pairs_at_once(device), kept_pairs) // pairs)
+
+    def _pairs_at_once(self, device: torch.device) -> int:
+        """Pairs of nodes that make full use of the machine."""
+        return tensor_bytes(device) // (self.config.attention_dim * self.layers[0].linear.weight.element_size())
 
 
-def _all_pairs(edges: Sequence[Edges], none: Tensor, num_nodes: int) -> Tensor:
-    """[B, N, N, d_e], e_ij of sender i and receiver j; `none` [d_e] where there is no edge."""
-    e = none.repeat(len(edges[0].features), num_nodes, num_nodes, 1)
-    for block in edges:
+def _all_pairs(graph: Graph) -> Tensor:
+    """[B, N, N, d_e], e_ij of sender i and receiver j."""
+    num_networks, num_nodes, _ = graph.x.shape
+    e = graph.none.repeat(num_networks, num_nodes, num_nodes, 1)
+    for block in graph.edges:
         if block.residual:
             index = torch.arange(num_nodes, device=e.device)
             e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
         else:
             e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
     return e
+
+
+def _without_padding(x: Tensor, real: Tensor | None, rows: slice) -> Tensor:
+    """Features of some nodes [B, R, d], or of pairs [B, R, N, d], zero where a node is not `real` [B, N]."""
+    if real is None:
+        return x
+    there = real[:, rows] if x.ndim == 3 else real[:, rows, None] & real[:, None]
+    return x.masked_fill(~there[..., None], 0)
+
+
+def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
+    """Places of architectures that pass together, filled up to the largest of them: not much smaller ones, and no more
+    than `most_pairs` pairs of nodes in all."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(nets)), key=lambda place: -nets[place].spec.num_nodes):
+        size = nets[place].spec.num_nodes
+        if groups:
+            largest = nets[groups[-1][0]].spec.num_nodes
+            num_networks = sum(len(nets[other]) for other in (*groups[-1], place))
+        if not groups or size < _LEAST_SHARE * largest or num_networks * largest**2 > most_pairs:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def _places(graph: Graph) -> tuple[Tensor, int]:
+    """Where nodes are among those of networks that are filled up to the largest, [N] long, and its size: network by
+    network, output nodes first."""
+    by_network = graph.network.argsort(stable=True)
+    sizes = graph.network.bincount(minlength=graph.num_networks)
+    size = int(sizes.max())
+    holes = size * torch.arange(len(sizes), device=sizes.device) - sizes.cumsum(0) + sizes  # before each network
+    places = torch.empty_like(by_network)
+    places[by_network] = torch.arange(len(places), device=sizes.device) + holes.repeat_interleave(sizes)
+    return places, size

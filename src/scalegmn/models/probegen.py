@@ -29,6 +29,7 @@ class ProbeGenConfig(ModelConfig):
     """ProbeGen: an MLP of what a network answers to generated inputs; invariant to all that keeps its function."""
 
     name = "probegen"
+    mixes = True
 
     num_probes: int = 128
     """Inputs sent through each network."""
@@ -88,6 +89,8 @@ class ProbeGenConfig(ModelConfig):
 class ProbeGen(Metanetwork):
     """MLP([f(p_1), ..., f(p_Q)]) of a network f, for probes p_q = generator(z_q) (Kahana et al., 2025).
 
+    It reads networks of any widths and depths with as many inputs and outputs as those of `spec`.
+
     Args:
         config: the hyper-parameters.
         spec: the input networks.
@@ -96,6 +99,8 @@ class ProbeGen(Metanetwork):
         ValueError: the networks' convolutions do not fit the images or follow linear layers, or their residual
             connections join images of different sizes.
     """
+
+    one_pass = True
 
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
         positions = _positions(config, spec)
@@ -117,18 +122,28 @@ class ProbeGen(Metanetwork):
         """[Q, n_0] points or [Q, n_0, height, width] images."""
         return self.codes if self.generator is None else self.generator(self.codes)
 
-    def forward(self, params: NetParams) -> Tensor:
-        """B networks -> [B, out_dim].
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor:
+        """B networks -> [B, out_dim]. Networks of several architectures answer in turn, to probes generated once.
 
         Raises:
-            ValueError: the networks are not those that the model was built for.
+            ValueError: the networks have other inputs or outputs than those that the model was built for.
         """
-        self.check_shapes(params.spec)
-        if self.spec.is_cnn:
-            answers = evaluate_cnn(params, self.probes(), self.config.stride, self.config.padding)
-        else:
-            answers = evaluate(params, self.probes())
-        return self.readout(answers.flatten(1))
+        probes, answers = self.probes(), []
+        for params in [nets] if isinstance(nets, NetParams) else nets:
+            self.check(params.spec)
+            if self.spec.is_cnn:
+                answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
+            else:
+                answers.append(evaluate(params, probes))
+        return self.readout(torch.cat(answers).flatten(1))
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        own = self.spec
+        if (spec.is_cnn, spec.layout[0], spec.layout[-1]) != (own.is_cnn, own.layout[0], own.layout[-1]):
+            kind = "CNN" if own.is_cnn else "MLP"
+            raise ValueError(f"the model was built for {kind}s from {own.layout[0]} to {own.layout[-1]}, found {spec}")
+        _positions(self.config, spec)
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep all answers of."""
@@ -157,9 +172,11 @@ def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
     """Per layer, at how many positions it answers to a probe.
 
     Raises:
-        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection joins
-            images of different sizes.
+        ValueError: the layers are no chain, a convolution is larger than its input or follows a linear layer, or a
+            residual connection joins images of different sizes.
     """
+    if not spec.is_chain:
+        raise ValueError(f"model: probegen sends inputs through chains of layers only, found {spec}")
     if not spec.is_cnn:
         return [1] * spec.num_layers
     positions, sizes = [], [config.image_size] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.graphs.graph import ParameterGraph
-from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Pieces, kept_bytes, tensor_bytes
+from scalegmn.graphs.sparse import SparseGraph, among_more
+from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
+from scalegmn.models.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
+from scalegmn.nn.edges import (
+    EdgeBlock,
+    EdgeRows,
+    Edges,
+    EdgeUpdate,
+    Pieces,
+    Taken,
+    kept_bytes,
+    linear_by_type,
+    sum_rows,
+    tensor_bytes,
+)
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -33,7 +47,7 @@ from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
-from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, MIXED, NetParams, NetSpec
+from scalegmn.spec import ACTIVATION_SYMMETRY, MIXED, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
@@ -70,14 +84,15 @@ class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
     name = "scalegmn"
+    mixes = True
 
     normalize: bool | None = None
     """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
     only for permutation, which hardly learns without."""
 
     symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
-    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos of both,
-    `permutation` for none (GMN)."""
+    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or
+    networks of both, `permutation` for none (GMN)."""
 
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
@@ -116,6 +131,10 @@ class ScaleGMNConfig(ModelConfig):
 
     edge_positions: bool = True
     """Positional embeddings P of edge types: e * P, or a net of (e, P) where node_positions has one."""
+
+    max_hidden_layers: int | None = None
+    """Hidden layers that positional embeddings, and scalars of normalize, are there for; null: as many as the networks
+    have. Given, the model reads networks of up to so many, if it gives vectors."""
 
     position_net: EquivariantNetConfig = field(default_factory=lambda: EquivariantNetConfig(io="same", positions=True))
     """The net of node_positions net and net_sum; that of edges has the same options, and the roles of receivers."""
@@ -158,7 +177,7 @@ class ScaleGMNConfig(ModelConfig):
     sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
 
     def __post_init__(self) -> None:
-        counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim"]
+        counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
         counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
@@ -196,6 +215,10 @@ class ScaleGMNConfig(ModelConfig):
     def one_graph(self) -> bool:
         """Not for hetero, which sorts its batches by activation."""
         return self.symmetry != "hetero"
+
+    def build_within(self, spec: NetSpec) -> ScaleGMN:
+        """As in `ModelConfig`."""
+        return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
@@ -307,20 +330,20 @@ class LayerReads:
     """What one message passing layer must compute, because something later reads it.
 
     Attributes:
-        nodes: node layers 0..L.
-        edges: blocks 1..L of forward edge features.
-        backward_edges: blocks 1..L of backward edge features.
+        nodes: groups of nodes of a `Layout`, ascending.
+        edges: blocks 1.. of forward edge features, ascending.
+        backward_edges: blocks 1.. of backward edge features, ascending.
     """
 
-    nodes: frozenset[int]
-    edges: frozenset[int]
-    backward_edges: frozenset[int]
+    nodes: tuple[int, ...]
+    edges: tuple[int, ...]
+    backward_edges: tuple[int, ...]
 
 
 class ScaleGMNLayer(nn.Module):
     """One round of messages and updates.
 
-    m_i  = sum_j MSG((A x_j) * (B e_ji), p)
+    m_i  = sum_j MSG((A x_j) * (B e_ji), p) (+ sum_s A_r x_s over residual connections s -> i, whose ends have one q)
     x_i' = UPD([x_i, m_i], p_i) (+ S x_i);  bidirectional: UPD([x_i, m_i forward, m_i backward], p_i)
     e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)])
 
@@ -329,126 +352,160 @@ class ScaleGMNLayer(nn.Module):
     Args:
         config: the model's hyper-parameters.
         spec: the input networks.
-        reads: what to compute.
+        reads: what to compute of equal chains like `spec`, layer by layer.
+        role_reads: what to compute of any networks, by role; there are branches for no other roles.
         out_dims: widths of the new node and edge features.
     """
 
-    def __init__(self, config: ScaleGMNConfig, spec: NetSpec, reads: LayerReads, out_dims: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: ScaleGMNConfig,
+        spec: NetSpec,
+        reads: LayerReads,
+        role_reads: LayerReads,
+        out_dims: tuple[int, int],
+    ) -> None:
         super().__init__()
-        self.roles, self.layout = spec.roles, spec.layout
-        self.node_layers = sorted(reads.nodes)
-        self.edge_blocks, self.backward_edge_blocks = sorted(reads.edges), sorted(reads.backward_edges)
+        self.reads, self.role_reads = reads, role_reads
+        self.node_layers, self.edge_blocks, self.backward_edge_blocks = reads.nodes, reads.edges, reads.backward_edges
         self.bidirectional = config.direction == "bidirectional"
         symmetric = config.symmetry != "permutation"
         self.message_positions = symmetric and config.message.positions
         self.update_positions = symmetric and config.update.positions and config.update_rule == "net"
         d, (node_dim, edge_dim) = config.hidden_dim, out_dims
-        self.forward_message = config.build_message({spec.roles[layer] for layer in reads.nodes if layer > 0})
-        self.backward_message = None
-        if self.bidirectional:
-            roles = {spec.roles[layer] for layer in reads.nodes if layer < spec.num_layers}
-            self.backward_message = config.build_message(roles)
-        roles = {spec.roles[layer] for layer in reads.nodes}
+        roles = {ROLES[group] for group in role_reads.nodes}
+        self.forward_message = config.build_message(roles - {"input"})
+        self.backward_message = config.build_message(roles - {"output"}) if self.bidirectional else None
         self.update = config.build_update(3 if self.bidirectional else 2, node_dim, roles)
-        groups = [[n for n in self.node_layers if spec.roles[n] in alike] for alike in config.updated_alike]
-        self.updated_together = [group for group in groups if group]
-        self.edge_update = config.build_edge_update(edge_dim) if self.edge_blocks else None
-        self.backward_edge_update = config.build_edge_update(edge_dim) if self.backward_edge_blocks else None
+        self.alike = config.updated_alike
+        self.edge_update = config.build_edge_update(edge_dim) if role_reads.edges else None
+        self.backward_edge_update = config.build_edge_update(edge_dim) if role_reads.backward_edges else None
         self.skip = nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None
         self.dropout = Dropout(config.dropout)
+        self.residual_messages = None
+        if spec.residuals and "hidden" in roles:
+            directions = range(2 if self.bidirectional else 1)
+            self.residual_messages = nn.ModuleList(nn.Linear(d, d, bias=False) for _ in directions)
 
     def forward(
         self,
-        nodes: list[Tensor | None],
-        edges: list[EdgeBlock | None],
-        backward_edges: list[EdgeBlock | None],
+        layout: Layout,
+        rows: Sequence[Rows],
+        nodes: list[Tensor],
+        edges: list[Edges | None],
+        backward_edges: list[Edges | None],
         positions: list[Tensor] | None,
-        num_odd: int,
         pieces: Pieces,
-    ) -> tuple[list[Tensor | None], list[EdgeBlock | None], list[EdgeBlock | None]]:
-        """One layer; entries of layers and blocks that nothing reads are None.
+        residuals: Tensor | None = None,
+    ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
+        """One layer; groups that nothing reads stay as they were, such blocks are None.
 
         Args:
-            nodes: per node layer [B, n_l, d].
+            layout: what belongs together.
+            rows: of each group of nodes.
+            nodes: per group [B, n_l, d] or, by role, [n, d].
             edges: per block, from its lower to its upper end.
             backward_edges: per block, from its upper to its lower end; unused by forward models.
-            positions: per node layer [n_l or 1, d]; None without positional embeddings.
-            num_odd: as in `Rows`.
+            positions: per group [n_l or 1, d] or [n, d]; None without positional embeddings.
             pieces: how blocks are worked through.
+            residuals: [2, C] long, sender and receiver among hidden rows; None: there are none.
 
         Returns:
             New nodes, edges and backward edges.
         """
-        messages: dict[int, list[Tensor]] = {layer: [] for layer in self.node_layers}
-        directions = [(self.forward_message, -1, edges, -1)]
+        reads = self.reads if layout.chain else self.role_reads
+        messages: dict[int, list[Tensor]] = {group: [] for group in reads.nodes}
+        directions = [(self.forward_message, layout.lower, edges, -1)]
         if self.bidirectional:
-            directions.append((self.backward_message, 1, backward_edges, 0))
-        for message, step, blocks, block in directions:
-            senders = [layer + step for layer in self.node_layers if 0 <= layer + step < len(nodes)]
-            sent = self._parts(message.send(_join(nodes, senders)), senders)
-            for layer, received in messages.items():
-                sender = layer + step
-                if sender not in sent:
-                    received.append(torch.zeros_like(nodes[layer]))
+            directions.append((self.backward_message, layout.upper, backward_edges, 0))
+        for number, (message, senders, blocks, block) in enumerate(directions):
+            found = {group: group + block for group in messages if 0 <= group + block < len(blocks)}
+            sending = sorted({sender for k in found.values() for sender in senders[k]})
+            sent = _parts(message.send(join(nodes, sending)), nodes, sending)
+            for group, received in messages.items():
+                if group not in found:
+                    received.append(torch.zeros_like(nodes[group]))
                     continue
+                k = found[group]
                 extra = None
                 if self.message_positions:
-                    extra = positions[sender][None] if self.bidirectional else positions[layer][:, None]
-                function = partial(self._messages, message, self.roles[layer])
-                received.append(pieces.map(function, num_odd, blocks[layer + block], sent[sender], extra))
-        new_nodes = self._update_nodes(nodes, messages, positions, num_odd)
+                    extra = (
+                        blocks[k].of_senders(join(positions, senders[k]))
+                        if self.bidirectional
+                        else blocks[k].of_receivers(positions[group])
+                    )
+                function = partial(self._messages, message, rows[group].role)
+                received.append(pieces.map(function, blocks[k], join(sent, senders[k]), extra))
+                if residuals is not None and rows[group].role == "hidden":
+                    receivers, others = residuals.flip(0) if number == 0 else residuals
+                    passed = self.residual_messages[number](nodes[group]).index_select(0, others)
+                    received[-1] = received[-1] + sum_rows(passed, receivers, len(nodes[group]))
+        new_nodes = self._update_nodes(layout, rows, nodes, messages, positions)
 
-        def updated(old: list[EdgeBlock | None], update: nn.Module, blocks: list[int], step: int) -> list[EdgeBlock]:
-            layers = sorted(_ends_of(blocks))
-            ends = update.ends(Rows("hidden", num_odd), _join(nodes, layers))  # all rows alike
-            senders, receivers = (self._parts(end, layers) for end in ends)
-            new: list[EdgeBlock | None] = [None] * len(old)
-            for block in blocks:
-                sender, receiver = (block - 1, block)[::step]
-                pending = EdgeUpdate(update, senders[sender], receivers[receiver])
-                new[block - 1] = replace(old[block - 1], updates=(*old[block - 1].updates, pending))
+        def updated(
+            old: list[Edges | None], update: nn.Module, chosen: Sequence[int], ends: Sequence[tuple[Sequence[int], int]]
+        ) -> list[Edges | None]:
+            """Blocks with an update more; `ends` per block, groups of senders and that of receivers."""
+            groups = sorted({group for k in chosen for group in (*ends[k - 1][0], ends[k - 1][1])})
+            sent, received = {}, {}
+            for together in layout.together(groups):  # all roles alike
+                own = Rows("hidden", rows[together[0]].num_odd)
+                parts = (_parts(end, nodes, together) for end in update.ends(own, join(nodes, together)))
+                for found, part in zip((sent, received), parts, strict=True):
+                    found.update(part)
+            new: list[Edges | None] = [None] * len(old)
+            for k in chosen:
+                block, (senders, receiver) = old[k - 1], ends[k - 1]
+                pending = EdgeUpdate(update, join(sent, senders), received[receiver])
+                new[k - 1] = replace(block, updates=(*block.updates, pending))
                 if pieces.materialize:
-                    new[block - 1] = EdgeBlock(pieces.map(_features, num_odd, new[block - 1]))
+                    new[k - 1] = block.holding(pieces.map(_features, new[k - 1]))
             return new
 
         if self.edge_update is not None:
-            edges = updated(edges, self.edge_update, self.edge_blocks, 1)
+            ends = [(senders, k + 1) for k, senders in enumerate(layout.lower)]
+            edges = updated(edges, self.edge_update, reads.edges, ends)
         if self.backward_edge_update is not None:
-            backward_edges = updated(backward_edges, self.backward_edge_update, self.backward_edge_blocks, -1)
+            ends = [(senders, k) for k, senders in enumerate(layout.upper)]
+            backward_edges = updated(backward_edges, self.backward_edge_update, reads.backward_edges, ends)
         return new_nodes, edges, backward_edges
 
     def _messages(
-        self, message: nn.Module, role: str, num_odd: int, edges: EdgeBlock, sent: Tensor, extra: Tensor | None
+        self, message: nn.Module, role: str, edges: Edges, sent: Tensor, extra: Tensor | Taken | None
     ) -> Tensor:
-        """Messages [B, R, d] along a piece of a block."""
-        return message(Rows(role, num_odd), edges, sent, *([] if extra is None else [extra]))
+        """Messages [B, R, d] or [R, d] along a piece of a block."""
+        return message(Rows(role, edges.num_odd), edges, sent, *([] if extra is None else [extra]))
 
     def _update_nodes(
         self,
-        nodes: list[Tensor | None],
+        layout: Layout,
+        rows: Sequence[Rows],
+        nodes: list[Tensor],
         messages: dict[int, list[Tensor]],
         positions: list[Tensor] | None,
-        num_odd: int,
-    ) -> list[Tensor | None]:
+    ) -> list[Tensor]:
         """UPD, once for all rows that go through the same branch."""
-        updated: list[Tensor | None] = [None] * len(nodes)
-        for layers in self.updated_together:
-            x = _join(nodes, layers)
-            received = [torch.cat(parts, dim=1) for parts in zip(*(messages[layer] for layer in layers), strict=True)]
-            extras = []
-            if self.update_positions:
-                extras = [torch.cat([positions[layer].expand(self.layout[layer], -1) for layer in layers])]
-            rows = Rows(self.roles[layers[0]], num_odd)
-            new = self.update(rows, torch.cat([x, *received], dim=-1), *extras)
-            if self.skip is not None:
-                new = new + self.skip(x)
-            for layer, part in self._parts(self.dropout(new), layers).items():
-                updated[layer] = part
+        updated = list(nodes)
+        for roles in self.alike:
+            for groups in layout.together([group for group in messages if layout.roles[group] in roles]):
+                x = join(nodes, groups)
+                received = [
+                    join(parts, range(len(groups))) for parts in zip(*(messages[g] for g in groups), strict=True)
+                ]
+                extras = []
+                if self.update_positions:
+                    extras = [torch.cat([positions[g].expand(nodes[g].shape[-2], -1) for g in groups])]
+                new = self.update(rows[groups[0]], torch.cat([x, *received], dim=-1), *extras)
+                if self.skip is not None:
+                    new = new + self.skip(x)
+                for group, part in _parts(self.dropout(new), nodes, groups).items():
+                    updated[group] = part
         return updated
 
-    def _parts(self, rows: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Node layer -> its rows [B, n_l, ...], of rows of several layers one after the other."""
-        return dict(zip(layers, rows.split([self.layout[layer] for layer in layers], dim=1), strict=True))
+
+def _parts(rows: Tensor, nodes: Sequence[Tensor], groups: Sequence[int]) -> dict[int, Tensor]:
+    """Group of nodes -> its rows, of rows of several groups one after the other."""
+    return dict(zip(groups, rows.split([nodes[group].shape[-2] for group in groups], dim=-2), strict=True))
 
 
 class ScaleGMN(Metanetwork):
@@ -456,21 +513,29 @@ class ScaleGMN(Metanetwork):
 
     x = A_v bias, e = A_e weight, positional embeddings, `num_layers` layers, readout (ScaleGMN, section 5).
 
+    Equal chains, whose hidden layers have one kind of activation, pass in blocks per layer; all other networks as one
+    sparse graph, with the same modules. It reads networks of other widths than `spec` and, with `max_hidden_layers`, of
+    other depths.
+
     Args:
         config: the hyper-parameters.
         spec: the input networks.
 
     Raises:
-        ValueError: the symmetry does not hold for the networks' activations, or they have no hidden layer or residual
-            connections.
+        ValueError: the symmetry does not hold for the networks' activations, or they have no hidden layer, or more than
+            `max_hidden_layers`.
     """
+
+    one_pass = True
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
         _check_fit(config, spec)
+        max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
-        super().__init__(spec, InputNormalization(spec.num_layers) if normalize else None)
-        self.config = config
-        d = config.hidden_dim
+        super().__init__(spec, InputNormalization(max_hidden + 1) if normalize else None)
+        self.config, self.max_hidden = config, max_hidden
+        self.layout = Layout.by_layer(spec.roles)
+        d, n_out, more = config.hidden_dim, spec.layout[-1], max_hidden - (spec.num_hidden_layers)
         self.node_linear = nn.Linear(1, d, bias=False)
         self.edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.backward_edge_linear = None
@@ -478,19 +543,22 @@ class ScaleGMN(Metanetwork):
             self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.node_positions = self.node_position_net = self.node_position_map = None
         if config.node_positions != "none":
-            self.node_positions = PositionalEmbedding(spec.node_types, spec.num_node_types, d)
-            self.node_position_map = config.build_position_map(spec.node_types, spec.num_node_types)
+            types = [among_more(block, spec.num_node_types, n_out, more) for block in spec.node_types]
+            self.node_positions = PositionalEmbedding(types, spec.num_node_types + more, d)
+            self.node_position_map = config.build_position_map(types, spec.num_node_types + more)
             roles = {"hidden"} if config.node_positions == "net_sum" else set(spec.roles)
             self.node_position_net = config.build_position_net(roles)
         self.edge_positions = self.edge_position_net = self.edge_position_map = None
         if config.edge_positions:
-            self.edge_positions = PositionalEmbedding(spec.edge_types, spec.num_edge_types, d)
-            self.edge_position_map = config.build_position_map(spec.edge_types, spec.num_edge_types)
+            types = [among_more(block, spec.num_edge_types, n_out, more) for block in spec.edge_types]
+            self.edge_positions = PositionalEmbedding(types, spec.num_edge_types + more, d)
+            self.edge_position_map = config.build_position_map(types, spec.num_edge_types + more)
             self.edge_position_net = config.build_position_net(set(spec.roles[1:]))
         self.layers = nn.ModuleList()
-        for index, reads in enumerate(_receptive_field(config, spec)):
+        reads = _receptive_field(config, spec.num_layers)
+        for index, own in enumerate(zip(reads, _role_reads(config, spec, reads), strict=True)):
             ends = config.output == "parameters" and index == config.num_layers - 1
-            self.layers.append(ScaleGMNLayer(config, spec, reads, (1, spec.edge_dim) if ends else (d, d)))
+            self.layers.append(ScaleGMNLayer(config, spec, *own, (1, spec.edge_dim) if ends else (d, d)))
         directions = 2 if config.direction == "bidirectional" else 1
         per_layer = 12 * directions * config.message.num_layers + 11  # measured, with what the allocator loses
         self._num_kept = config.num_layers * per_layer
@@ -499,53 +567,131 @@ class ScaleGMN(Metanetwork):
             self.readout = _build_readout(config, spec)
         else:
             self.add_scales(config.out_scale)
+        self.check(spec)
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        own, depth = self.spec, spec.num_hidden_layers
+        least = 1 if self.config.max_hidden_layers else self.max_hidden
+        if (
+            (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
+            or not least <= depth <= self.max_hidden
+            or max(a - b for a, b in zip(spec.kernel, own.kernel, strict=True)) > 0
+        ):
+            raise ValueError(
+                f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of {least} to "
+                f"{self.max_hidden} hidden layers (max_hidden_layers) and kernels up to "
+                f"{own.kernel[0]}x{own.kernel[1]}, found {spec}"
+            )
+        if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
+            raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")
+        if spec.residuals and not own.residuals:
+            raise ValueError(f"the model was built for networks without residual connections, found {spec}")
+        _check_fit(self.config, spec)
+
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
         in the shapes of the parameters.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        if params.spec != self.spec:  # sizes decide what the parameters fit, symmetries what is still exact
-            if (params.spec.layout, params.spec.kernel) != (self.spec.layout, self.spec.kernel):
-                raise ValueError(f"the model was built for {self.spec}, found {params.spec}")
-            _check_fit(self.config, params.spec)
+        parts = [nets] if isinstance(nets, NetParams) else nets
+        for params in parts:
+            if params.spec != self.spec:  # sizes decide what the parameters fit, symmetries what is still exact
+                self.check(params.spec)
+        return self.in_blocks(parts[0]) if len(parts) == 1 and self._is_chain(parts[0].spec) else self.as_graph(parts)
+
+    def _is_chain(self, spec: NetSpec) -> bool:
+        """Whether networks of `spec` can pass in the blocks of `self.spec`."""
+        mixed = self.config.symmetry == "hetero" and len(set(spec.symmetries)) > 1
+        alike = (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel)
+        return alike and spec.is_chain and not spec.residuals and not mixed
+
+    def in_blocks(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """`forward` of equal chains, in blocks per layer."""
         if self.config.symmetry != "hetero":
-            return self._forward(params, 0)
+            return self._in_blocks(params, 0)
         odd = _odd_networks(params)
         order = odd.argsort(descending=True, stable=True)
         back = order.argsort()
-        result = self._forward(params[order], int(odd.sum()))
+        result = self._in_blocks(params[order], int(odd.sum()))
         if self.readout is not None:
             return result[back]
         return tuple([change[back] for change in changes] for changes in result)
 
-    def _forward(self, params: NetParams, num_odd: int) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """`forward` with the odd networks of a mixed batch first."""
+    def _in_blocks(self, params: NetParams, num_odd: int) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """`in_blocks` with the odd networks of a mixed batch first."""
         read, gauge = self.canonical(self.normalized(params))
         graph = ParameterGraph.from_params(read)
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
-        edges = self._embed_edges(self.edge_linear, graph.edges)
+        edges = self._embed_edges(self.edge_linear, graph.edges, num_odd)
         backward_edges = []
         if self.config.direction == "bidirectional":
             against = edges
             if self.backward_edge_linear is not None:
                 floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
-                inverse = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
-                against = self._embed_edges(self.backward_edge_linear, inverse)
+                inverted = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
+                against = self._embed_edges(self.backward_edge_linear, inverted, num_odd)
             backward_edges = [_flipped(block) for block in against]
-        pieces = self.pieces(len(params), params.biases[0].device)
+        pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
+        rows = [Rows(role, num_odd) for role in self.spec.roles]
         for layer in self.layers:
-            nodes, edges, backward_edges = layer(nodes, edges, backward_edges, positions, num_odd, pieces)
+            nodes, edges, backward_edges = layer(self.layout, rows, nodes, edges, backward_edges, positions, pieces)
         if self.readout is not None:
             return self.readout(nodes, num_odd)
-        changes = [pieces.map(_features, num_odd, block) if block.updates else block.values for block in edges]
-        changes = NetParams.from_features(params.spec, nodes, changes, params.activation)
-        if gauge is not None:
-            changes = gauge.inverse().act_on_changes(changes)
-        return self.scaled(changes)
+        changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
+        return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), gauge)
+
+    def as_graph(self, nets: Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """`forward` of networks of any architectures, as one sparse graph; in order, [sum of B, out_dim]."""
+        if self.readout is None and len(nets) > 1:
+            raise ValueError(ONE_ARCHITECTURE)
+        read, gauges = zip(*(self.canonical(self.normalized(params)) for params in nets), strict=True)
+        graph = SparseGraph.from_params(read, self.spec.kernel, self.max_hidden)
+        rows = RoleRows(graph, self.config.symmetry == "hetero", self.edge_positions is not None)
+        types, positions = rows.split(graph.node_type), None
+        if self.node_positions is not None:
+            positions = [self.node_positions.table.index_select(0, own) for own in types]
+        nodes = self._embed_nodes(rows.split(graph.nodes), positions, types)
+        along = rows.direction(against=False)
+        edges = self._embed_rows(self.edge_linear, graph.edges, along, along)
+        backward_edges = []
+        if self.config.direction == "bidirectional":
+            raw, linear = graph.edges, self.edge_linear
+            if self.backward_edge_linear is not None:
+                norms = [_incoming_norms(params).flatten() for params in read]
+                floors = _RECIPROCAL_FLOOR * torch.cat(norms).index_select(0, graph.edge_index[1])
+                raw, linear = reciprocal(raw, floors[:, None]), self.backward_edge_linear
+            backward_edges = self._embed_rows(linear, raw, along, rows.direction(against=True))
+        pieces = self.pieces(len(graph.edges), graph.edges.device)
+        residuals = rows.residuals() if graph.residuals.numel() else None
+        for layer in self.layers:
+            nodes, edges, backward_edges = layer(
+                BY_ROLE, rows.rows, nodes, edges, backward_edges, positions, pieces, residuals
+            )
+        if self.readout is not None:
+            ends = [rows.by_network(group, nodes[group]) for group in (0, 2)]
+            return self.readout([ends[0], nodes[1], ends[1]], rows.rows[1].num_odd, rows.sum_hidden)
+        (params,), (gauge,), spec = read, gauges, read[0].spec
+        changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
+        edges = torch.cat(changes).index_select(0, inverse(along.order)).unflatten(0, (len(params), -1))
+        nodes = torch.cat([nodes[1].new_zeros(rows.sizes[0], 1), *nodes[1:]]).index_select(0, rows.rank)
+        nodes = nodes.unflatten(0, (len(params), -1)).split(spec.layout, dim=1)
+        edges = [
+            block.unflatten(1, layer.weight_shape[:2])
+            for block, layer in zip(
+                edges.split([math.prod(layer.weight_shape[:2]) for layer in spec.layers], dim=1),
+                spec.layers,
+                strict=True,
+            )
+        ]
+        return self._changes(NetParams.from_features(spec, nodes, edges, params.activation), gauge)
+
+    def _changes(self, changes: NetParams, gauge: GroupElement | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Changes of the networks as they are, from those of the networks that the model read."""
+        return self.scaled(changes if gauge is None else gauge.inverse().act_on_changes(changes))
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and what leads to them.
@@ -560,45 +706,79 @@ class ScaleGMN(Metanetwork):
         element = scale_to_canonical(params)
         return element.act(params), element
 
-    def _embed_nodes(self, raw: tuple[Tensor, ...], positions: list[Tensor] | None) -> list[Tensor]:
-        """A_v bias, with positional embeddings."""
+    def _embed_nodes(
+        self, raw: Sequence[Tensor], positions: list[Tensor] | None, types: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """A_v bias, with positional embeddings; per layer or, where types of nodes are given, per role."""
         nodes = [self.node_linear(x) for x in raw]
         if positions is None:
             return nodes
         summed = ("input", "output") if self.config.node_positions.endswith("_sum") else ()
         if self.config.symmetry == "permutation":
             summed = ROLES
-        nodes = embed_positions(nodes, positions, self.spec.roles, summed, self.node_position_net)
-        return nodes if self.node_position_map is None else self.node_position_map(nodes)
+        roles = self.spec.roles if types is None else ROLES
+        nodes = embed_positions(nodes, positions, roles, summed, self.node_position_net)
+        if self.node_position_map is None:
+            return nodes
+        if types is None:
+            return self.node_position_map(nodes)
+        return [linear_by_type(x, self.node_position_map.table, own) for x, own in zip(nodes, types, strict=True)]
 
-    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor]) -> list[EdgeBlock]:
+    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor], num_odd: int) -> list[EdgeBlock]:
         """A_e weight, with positional embeddings."""
         matrices, shifts = [linear.weight[None, None]] * len(raw), [None] * len(raw)
+        build = partial(EdgeBlock, odd_networks=num_odd)
         if self.edge_positions is None:
-            return list(map(EdgeBlock, raw, matrices))
+            return list(map(build, raw, matrices))
         positions = self.edge_positions()
         if self.edge_position_net is not None:
             features = [linear(values) for values in raw]
             features = embed_positions(features, positions, self.spec.roles[1:], (), self.edge_position_net)
-            return list(
-                map(EdgeBlock, features if self.edge_position_map is None else self.edge_position_map(features))
-            )
+            return list(map(build, features if self.edge_position_map is None else self.edge_position_map(features)))
         if self.config.symmetry == "permutation":
             shifts = positions
         else:
             matrices = [position[..., None] * linear.weight for position in positions]
         if self.edge_position_map is not None:
             matrices = map(torch.matmul, self.edge_position_map.rows(), matrices)
-        return list(map(EdgeBlock, raw, matrices, shifts))
+        return list(map(build, raw, matrices, shifts))
+
+    def _embed_rows(self, linear: nn.Linear, raw: Tensor, along: Direction, towards: Direction) -> list[EdgeRows]:
+        """A_e weight of raw features [E, K], with positional embeddings.
+
+        Args:
+            linear: A_e.
+            raw: in the graph's order.
+            along: the edges by receiver.
+            towards: the direction of the blocks.
+        """
+        matrix, shift = linear.weight[None], None
+        if self.edge_positions is not None:
+            table, mapped = self.edge_positions.table, self.edge_position_map
+            if self.edge_position_net is not None:
+                features = along.split(linear(raw))
+                types = [block.type for block in along.blocks]
+                positions = [table.index_select(0, own) for own in types]
+                features = embed_positions(features, positions, ROLES[1:], (), self.edge_position_net)
+                if mapped is not None:
+                    features = [linear_by_type(x, mapped.table, t) for x, t in zip(features, types, strict=True)]
+                raw, matrix = torch.cat(features).index_select(0, inverse(along.order)), None
+            elif self.config.symmetry == "permutation":
+                shift = table
+            else:
+                matrix = table[..., None] * linear.weight
+                matrix = matrix if mapped is None else mapped.table @ matrix
+        blocks = zip(towards.split(raw), towards.blocks, strict=True)
+        return [EdgeRows(values, matrix, shift, incidence=incidence) for values, incidence in blocks]
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
         size = self.spec.num_edges * self._edge_bytes
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * self._num_kept)))
 
-    def pieces(self, num_networks: int, device: torch.device) -> Pieces:
-        """How blocks are worked through."""
-        return Pieces.plan(num_networks * self.spec.num_edges, self._edge_bytes, self._num_kept, device)
+    def pieces(self, num_edges: int, device: torch.device) -> Pieces:
+        """How blocks are worked through that have so many edges together."""
+        return Pieces.plan(num_edges, self._edge_bytes, self._num_kept, device)
 
     @property
     def _edge_bytes(self) -> int:
@@ -607,12 +787,7 @@ class ScaleGMN(Metanetwork):
         return width * self.edge_linear.weight.element_size()
 
 
-def _join(nodes: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
-    """The rows of several node layers, one after the other."""
-    return torch.cat([nodes[layer] for layer in layers], dim=1)
-
-
-def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Tensor:
+def _features(edges: Edges, senders: None, extra: None) -> Tensor:
     """The features of a piece of a block."""
     return edges.features()
 
@@ -620,7 +795,15 @@ def _features(num_odd: int, edges: EdgeBlock, senders: None, extra: None) -> Ten
 def _flipped(block: EdgeBlock) -> EdgeBlock:
     """A block towards the other end of its edges."""
     matrix, shift = (None if x is None else x.transpose(0, 1) for x in (block.matrix, block.shift))
-    return EdgeBlock(block.values.transpose(1, 2).contiguous(), matrix, shift)
+    return replace(block, values=block.values.transpose(1, 2).contiguous(), matrix=matrix, shift=shift)
+
+
+def _incoming_norms(params: NetParams) -> Tensor:
+    """||[W_i, b_i]|| of each node, [B, N]; of input nodes 0."""
+    norms = [params.biases[0].new_zeros(len(params), size) for size in params.spec.layout]
+    for layer, (_, place) in enumerate(params.spec.node_layers):
+        norms[place] = incoming_norm(params, layer)
+    return torch.cat(norms, dim=1)
 
 
 def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:
@@ -639,13 +822,27 @@ def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:
 
 
 def _ends_of(blocks: Collection[int]) -> set[int]:
-    """The node layers at either end of edge blocks."""
+    """The groups at either end of edge blocks of a chain."""
     return {block - 1 for block in blocks} | set(blocks)
 
 
-def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> list[LayerReads]:
-    """Per message passing layer, what anything later reads: from the readout back."""
-    last = spec.num_layers
+def _role_reads(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerReads]) -> list[LayerReads]:
+    """Per message passing layer, what is read of any networks, by role: most in those with one hidden layer.
+
+    Where all networks are chains of one depth, less: only roles that occur in `reads`.
+    """
+    found = _receptive_field(config, len(ROLES) - 1)
+    if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
+        return found
+    roles = [{spec.roles[group] for group in own.nodes} for own in reads]
+    return [
+        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in own))
+        for role_reads, own in zip(found, roles, strict=True)
+    ]
+
+
+def _receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
+    """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
     bidirectional = config.direction == "bidirectional"
     nodes, edges, backward_edges = set(range(last + 1)), set(), set()
     if config.output == "parameters":
@@ -654,13 +851,12 @@ def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> list[LayerReads]:
         nodes = {0, last} if bidirectional else {last}
     reads = []
     for _ in range(config.num_layers):
-        reads.append(LayerReads(frozenset(nodes), frozenset(edges), frozenset(backward_edges)))
-        before = nodes | _ends_of(edges) | _ends_of(backward_edges)
-        before |= _ends_of({layer for layer in nodes if layer > 0})
+        reads.append(LayerReads(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
+        along, against = {group for group in nodes if group > 0}, {group + 1 for group in nodes if group < last}
+        before = nodes | _ends_of(edges) | _ends_of(backward_edges) | _ends_of(along)
         if config.update_edges:
-            edges = edges | {layer for layer in nodes if layer > 0}
+            edges = edges | along
         if bidirectional:
-            against = {layer + 1 for layer in nodes if layer < last}
             before |= _ends_of(against)
             if config.update_edges and config.symmetry == "scale":
                 backward_edges = backward_edges | against
@@ -669,14 +865,13 @@ def _receptive_field(config: ScaleGMNConfig, spec: NetSpec) -> list[LayerReads]:
 
 
 def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
-    """Raises ValueError when the symmetry is not one of the networks', or they have residual connections."""
-    config.refuse_residuals(spec)
+    """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
-    covered = {"permutation": {*ACTIVATION_SYMMETRY.values(), MIXED}, MIXED: {"sign", "scale", MIXED}}
-    found = set(spec.symmetries)
-    if not found <= covered.get(config.symmetry, {config.symmetry}):
-        (fitting,) = found if len(found) == 1 else {"permutation"}
+    every = {*ACTIVATION_SYMMETRY.values(), MIXED}
+    found = {spec.tie_symmetry(tie) for tie in spec.scale_ties}
+    if not found <= {"permutation": every, MIXED: every}.get(config.symmetry, {config.symmetry}):
+        (fitting,) = found if len(found) == 1 else {MIXED}
         raise ValueError(
             f"scalegmn_args.symmetry: {config.symmetry} does not hold for {spec}, whose activations admit "
             f"{', '.join(sorted(found))}; use {fitting}"
@@ -684,16 +879,10 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
 
 
 def _odd_networks(params: NetParams) -> Tensor:
-    """[B] bool: which networks have odd activations; the others are homogeneous.
-
-    Raises:
-        ValueError: a network's activation is neither.
-    """
+    """[B] bool: of networks whose hidden layers have one kind of activation, which go with the odd ones; the others are
+    homogeneous."""
+    spec, device = params.spec, params.biases[0].device
     if params.activation is None:
-        odd = params.spec.symmetries[0] == "sign"
-        return torch.full((len(params),), odd, device=params.biases[0].device)
-    symmetries = [ACTIVATION_SYMMETRY[ACTIVATIONS[index]] for index in params.activation.tolist()]
-    if "permutation" in symmetries:
-        name = ACTIVATIONS[params.activation[symmetries.index("permutation")]]
-        raise ValueError(f"scalegmn_args.symmetry: hetero does not hold for {name} networks; use permutation")
-    return torch.tensor([symmetry == "sign" for symmetry in symmetries], device=params.biases[0].device)
+        return torch.full((len(params),), spec.symmetries[0] != "scale", device=device)
+    odd = torch.tensor([kind != "scale" for kind in ACTIVATION_SYMMETRY.values()], device=device)
+    return odd[params.activation]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ class StatNNConfig(ModelConfig):
     """An MLP of the mean, variance and quantiles of each layer's weights and biases."""
 
     name = "statnn"
+    mixes = True
 
     hidden_dim: int = 1000
     """Width of both hidden layers."""
@@ -58,28 +60,34 @@ class StatNN(Metanetwork):
         spec: the input networks.
     """
 
+    one_pass = True
+
     def __init__(self, config: StatNNConfig, spec: NetSpec) -> None:
-        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if config.normalize else None)
-        self.config = config
-        self.max_layers = (config.max_hidden_layers or spec.num_layers - 1) + 1
+        max_layers = config.max_hidden_layers + 1 if config.max_hidden_layers else spec.num_layers
+        super().__init__(spec, InputNormalization(max_layers, centred=True) if config.normalize else None)
+        self.config, self.max_layers = config, max_layers
         hidden = (config.hidden_dim, config.hidden_dim)
         in_dim = 2 * NUM_STATISTICS * self.max_layers
         self.mlp = MLP(in_dim, hidden, config.out_dim, "relu", layer_norm=False, dropout=config.dropout)
 
-    def forward(self, params: NetParams) -> Tensor:
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor:
         """B networks -> [B, out_dim].
 
         Raises:
             ValueError: the networks have too many layers.
         """
-        num = params.spec.num_layers
-        if num > self.max_layers or (self.normalization is not None and num != self.spec.num_layers):
-            raise ValueError(
-                f"the model was built for {self.max_layers} layers, as in {self.spec}, found {params.spec}"
-            )
-        read = self.normalized(params)
-        found = statistics(read.weights, read.biases)
-        return self.mlp(nn.functional.pad(found, (0, self.mlp.linears[0].in_features - found.shape[1])))
+        parts = [nets] if isinstance(nets, NetParams) else nets
+        for params in parts:
+            self.check(params.spec)
+        read = [self.normalized(params) for params in parts]
+        rows = statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
+        width = self.mlp.linears[0].in_features
+        return self.mlp(torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]))
+
+    def check(self, spec: NetSpec) -> None:
+        """Raises ValueError unless the model can read networks of `spec`."""
+        if spec.num_layers > self.max_layers:
+            raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {spec}")
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep sorted parameters and hidden layers of."""

@@ -8,18 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, linear, linear_of_both_signs
+from scalegmn.nn.edges import Scaled, Taken, each, linear, linear_of_both_signs, taken
 from scalegmn.nn.mlp import BuildMLP
 
 
 class Rows(NamedTuple):
-    """What the rows of a feature tensor [B, ...] belong to."""
+    """What the rows of a feature tensor [B, ...] belong to; on the sparse path, [rows, ...]."""
 
     role: str
     """The nodes' role: `input`, `hidden` or `output`."""
 
     num_odd: int = 0
-    """In a batch of mixed activations, the first so many networks are the odd ones, the rest homogeneous."""
+    """In a batch of mixed activations, the first so many networks (sparse: rows) are the odd ones, or have no scalars
+    at all; the rest are homogeneous."""
 
 
 BuildInvariant = Callable[[int], nn.Module]
@@ -56,7 +57,7 @@ class AbsoluteValue(nn.Module):
 
     def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]."""
-        size = Scaled(x.values.abs(), x.scale.abs()) if isinstance(x, Scaled) else x.abs()
+        size = Scaled(each(x.values, torch.abs), x.scale.abs()) if isinstance(x, Scaled) else x.abs()
         return linear(size, weight, bias)
 
 
@@ -74,16 +75,17 @@ class ScaleInvariant(nn.Module):
     def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]; the norm is over the last axis."""
         values, scale = (x.values, x.scale) if isinstance(x, Scaled) else (x, torch.ones_like(x[..., :1]))
-        norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True) * scale.abs() + self.epsilon
+        norms = each(values, lambda rows: torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
+        norm = taken(norms) * scale.abs() + self.epsilon
         smallest = torch.finfo(norm.dtype).tiny ** 0.5  # the gradient holds 1 / norm^2
         return linear(Scaled(values, scale / torch.where(norm > smallest, norm, 1)), weight, bias)
 
 
 class ByActivation(nn.Module):
-    """Networks with odd activations go through one module, those with homogeneous ones through another.
+    """Networks, or rows, with odd activations go through one module, those with homogeneous ones through another.
 
     Args:
-        sign: the module of the first `rows.num_odd` networks.
+        sign: the module of the first `rows.num_odd`.
         scale: the module of the others.
     """
 
@@ -117,7 +119,7 @@ class InvariantLayer(nn.Module):
         self.invariant = invariant(in_dim)
         self.phi = mlp(in_dim + extra_dim, out_dim)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
+    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor | Taken) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
         weight, bias = self.phi.first(*(extras if self.extra_dim else ()))
         return self.phi.rest(self.invariant(rows, x, weight, bias))

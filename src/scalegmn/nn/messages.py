@@ -1,11 +1,11 @@
-"""Messages and edge updates on the blocks of a parameter graph."""
+"""Messages and edge updates on the blocks of a parameter graph, dense or sparse."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import EdgeBlock, Scaled, linear, times
+from scalegmn.nn.edges import Edges, Scaled, Taken, linear, times
 from scalegmn.nn.invariant import BuildInvariant, Rows
 from scalegmn.nn.mlp import BuildMLP
 
@@ -32,15 +32,15 @@ class EquivariantMessage(nn.Module):
         """What messages read of their senders [B, S, d]: A x, once for all edges."""
         return self.node_linear(nodes)
 
-    def forward(self, rows: Rows, edges: EdgeBlock, sent: Tensor, *extras: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `send` of nodes [B, S, d], extras broadcasting to [R, S, d] -> [B, R, d].
+    def forward(self, rows: Rows, edges: Edges, sent: Tensor, *extras: Tensor | Taken) -> Tensor:
+        """Edges [B, R, S, d], `send` of nodes [B, S, d], extras broadcasting to [R, S, d] -> [B, R, d]; of sparse
+        blocks [E, d], [S, d], [E, d] -> [R, d].
 
-        `rows` are the receivers.
+        `rows` are the receivers, or, of sparse blocks, those of each edge.
         """
-        x = times(edges.linear(self.edge_linear.weight), sent[:, None])
+        x = edges.times_senders(edges.linear(self.edge_linear.weight), sent)
         messages = self.net(rows, x, *extras)
-        total = messages.sum_senders() if isinstance(messages, Scaled) else messages.sum(2)
-        return total if self.aggregator == "add" else total / edges.values.shape[2]
+        return edges.sum(messages) if self.aggregator == "add" else edges.mean(messages)
 
 
 class ConcatMessage(nn.Module):
@@ -63,14 +63,15 @@ class ConcatMessage(nn.Module):
         """What messages read of their senders [B, S, d]: their part of the first Linear."""
         return self.mlp.first(nodes)[1]
 
-    def forward(self, rows: Rows, edges: EdgeBlock, sent: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `send` of nodes [B, S, d] -> [B, R, d]; the same for all `rows`."""
+    def forward(self, rows: Rows, edges: Edges, sent: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `send` of nodes [B, S, d] -> [B, R, d], or [E, d], [S, d] -> [R, d]; the same for all
+        `rows`."""
         dim = self.mlp.linears[0].in_features // 2
-        hidden = self.mlp.hidden(edges.linear(self.mlp.linears[0].weight[:, :dim], sent[:, None]))
+        hidden = self.mlp.hidden(edges.linear(self.mlp.linears[0].weight[:, :dim], edges.at_senders(sent)))
         last = self.mlp.linears[-1]
         if self.aggregator == "mean":
-            return last(hidden.mean(2))
-        return linear(hidden.sum(2), last.weight, hidden.shape[2] * last.bias)
+            return last(edges.mean(hidden))
+        return linear(edges.sum(hidden), last.weight, edges.degree * last.bias)
 
 
 class EquivariantEdgeUpdate(nn.Module):
@@ -96,9 +97,10 @@ class EquivariantEdgeUpdate(nn.Module):
         bias = torch.cat([torch.zeros_like(first.bias), first.bias])
         return self.invariant(rows, nodes, weight, bias).chunk(2, dim=-1)
 
-    def forward(self, edges: EdgeBlock, senders: Tensor, receivers: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]."""
-        factor = self.phi.rest(senders[:, None] + receivers[:, :, None])
+    def forward(self, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]; or
+        [E, d], [S, ...], [R, ...] -> [E, out_dim]."""
+        factor = self.phi.rest(edges.at_senders(senders) + edges.at_receivers(receivers))
         new = times(edges.linear(self.linear.weight), factor)
         return new.product() if isinstance(new, Scaled) else new
 
@@ -122,10 +124,11 @@ class ConcatEdgeUpdate(nn.Module):
         _, sender, receiver = first.weight.chunk(3, dim=1)
         return linear(nodes, sender), linear(nodes, receiver, first.bias)
 
-    def forward(self, edges: EdgeBlock, senders: Tensor, receivers: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]."""
+    def forward(self, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
+        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]; or
+        [E, d], [S, ...], [R, ...] -> [E, out_dim]."""
         weight, _, _ = self.phi.linears[0].weight.chunk(3, dim=1)
-        return self.phi.rest(edges.linear(weight, senders[:, None] + receivers[:, :, None]))
+        return self.phi.rest(edges.linear(weight, edges.at_senders(senders) + edges.at_receivers(receivers)))
 
 
 def reciprocal(edges: Tensor, floor: Tensor) -> Tensor:

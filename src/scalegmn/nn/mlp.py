@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, linear
+from scalegmn.nn.edges import Scaled, Taken, linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -75,12 +75,12 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Scaled, *extras: Tensor | Taken) -> Tensor:
         """x [..., d_0] and extras [..., d_k], the d_k summing to `in_dim` -> [..., out_dim]."""
         weight, bias = self.first(*extras)
         return self.rest(linear(x, weight, bias))
 
-    def first(self, *extras: Tensor) -> tuple[Tensor, Tensor]:
+    def first(self, *extras: Tensor | Taken) -> tuple[Tensor, Tensor]:
         """Weight and bias of the first Linear for the leading part of its input, the others being given."""
         first = self.linears[0]
         if not extras:
@@ -89,7 +89,7 @@ class MLP(nn.Module):
         weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
         bias = first.bias
         for extra, column in zip(extras, columns, strict=True):
-            bias = bias + nn.functional.linear(extra, column)
+            bias = linear(extra, column, bias)
         return weight, bias
 
     def rest(self, z: Tensor) -> Tensor:

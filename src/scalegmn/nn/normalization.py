@@ -11,11 +11,12 @@ from torch import Tensor, nn
 class InputNormalization(nn.Module):
     """Divides each layer's weights, and each layer's biases, by one scalar; centred, subtracts another one before.
 
+    Networks of fewer layers have the scalars of the first hidden layers, and in their last layer those of the last.
     The scalars change every network alike, so they commute with permutations of neurons and, but for centring, with
     rescalings. They are buffers, 1 and 0 until `fit`, and travel with checkpoints.
 
     Args:
-        num_layers: L.
+        num_layers: L, of the deepest networks.
         centred: subtract the mean and divide by the standard deviation, rather than by the root mean square.
     """
 
@@ -35,12 +36,16 @@ class InputNormalization(nn.Module):
         Args:
             batches: weights and biases per layer, [B, ...] each.
         """
-        sums, squares, counts = 0, 0, 0
+        num_layers = len(self.weight_scales)
+        sums, squares, counts = torch.zeros(3, 2 * num_layers, dtype=torch.float64, device=self.weight_scales.device)
         for weights, biases in batches:
+            rows = self._rows(len(weights))
+            rows = torch.cat([rows, num_layers + rows])
             tensors = [tensor.double() for tensor in (*weights, *biases)]
-            sums = sums + torch.stack([tensor.sum() for tensor in tensors])
-            squares = squares + torch.stack([tensor.square().sum() for tensor in tensors])
-            counts = counts + torch.tensor([tensor.numel() for tensor in tensors], device=tensors[0].device)
+            sums[rows] += torch.stack([tensor.sum() for tensor in tensors])
+            squares[rows] += torch.stack([tensor.square().sum() for tensor in tensors])
+            counts[rows] += torch.tensor([tensor.numel() for tensor in tensors], device=sums.device)
+        counts.clamp_(min=1)  # of layers that no network has
         means = sums / counts if self.centred else torch.zeros_like(sums)
         scales = (squares / counts - means.square()).clamp_min(0).sqrt()
         scales = torch.where(scales > 0, scales, 1.0)
@@ -51,20 +56,29 @@ class InputNormalization(nn.Module):
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """Normalised weights and biases, per layer, of the shapes given."""
+        rows = self._rows(len(weights))
         if self.centred:
-            weights = [weight - mean for weight, mean in zip(weights, self.weight_means, strict=True)]
-            biases = [bias - mean for bias, mean in zip(biases, self.bias_means, strict=True)]
+            weights = [weight - mean for weight, mean in zip(weights, self.weight_means[rows], strict=True)]
+            biases = [bias - mean for bias, mean in zip(biases, self.bias_means[rows], strict=True)]
         return (
-            tuple(weight / scale for weight, scale in zip(weights, self.weight_scales, strict=True)),
-            tuple(bias / scale for bias, scale in zip(biases, self.bias_scales, strict=True)),
+            tuple(weight / scale for weight, scale in zip(weights, self.weight_scales[rows], strict=True)),
+            tuple(bias / scale for bias, scale in zip(biases, self.bias_scales[rows], strict=True)),
         )
 
     def inverse(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """Weights and biases that `forward` brings to those given, per layer, of the same shapes; centred only."""
+        rows = self._rows(len(weights))
         return (
-            tuple(w * s + m for w, s, m in zip(weights, self.weight_scales, self.weight_means, strict=True)),
-            tuple(b * s + m for b, s, m in zip(biases, self.bias_scales, self.bias_means, strict=True)),
+            tuple(
+                w * s + m for w, s, m in zip(weights, self.weight_scales[rows], self.weight_means[rows], strict=True)
+            ),
+            tuple(b * s + m for b, s, m in zip(biases, self.bias_scales[rows], self.bias_means[rows], strict=True)),
         )
+
+    def _rows(self, num_layers: int) -> Tensor:
+        """[num_layers] long, which scalars the layers of a network have."""
+        every = torch.arange(len(self.weight_scales), device=self.weight_scales.device)
+        return torch.cat([every[: num_layers - 1], every[-1:]])
 
 
 class FeatureBatchNorm(nn.BatchNorm1d):

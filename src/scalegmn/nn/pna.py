@@ -1,8 +1,9 @@
-"""Principal neighbourhood aggregation (Corso et al., NeurIPS 2020) with edge features, on dense blocks."""
+"""Principal neighbourhood aggregation (Corso et al., NeurIPS 2020) with edge features, on dense blocks or on rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,43 @@ class Message(nn.Module):
         return read.sigmoid() * ends if self.modulation == "gate" else read + ends
 
 
+class Reduced(NamedTuple):
+    """Messages, joined per receiver, R of them; zeros where there are none."""
+
+    degree: Tensor
+    """Their number, [R, 1]; 1 where there are none."""
+
+    total: Tensor
+    """[.., R, d]."""
+
+    squares: Tensor
+    """The sum of their squares, [.., R, d]."""
+
+    least: Tensor
+    """[.., R, d]."""
+
+    most: Tensor
+    """[.., R, d]."""
+
+    @classmethod
+    def of_block(cls, messages: Tensor) -> Reduced:
+        """[B, R, S, d]: S messages each."""
+        degree = messages.new_full((messages.shape[1], 1), messages.shape[2])
+        return cls(degree, messages.sum(2), messages.square().sum(2), messages.amin(2), messages.amax(2))
+
+    @classmethod
+    def of_rows(cls, messages: Tensor, degrees: Tensor) -> Reduced:
+        """[1, E, d], those to each receiver in a row: degrees [R] of them."""
+        rows, silent = messages[0], (degrees == 0)[:, None]
+
+        def joined(rows: Tensor, way: str) -> Tensor:
+            """[1, R, d]."""
+            return torch.segment_reduce(rows, way, lengths=degrees, axis=0).masked_fill(silent, 0)[None]
+
+        degree = degrees.clamp_min(1)[:, None].to(rows.dtype)
+        return cls(degree, joined(rows, "sum"), joined(rows.square(), "sum"), joined(rows, "min"), joined(rows, "max"))
+
+
 class Aggregate(nn.Module):
     """[mean, min, max, std] of a node's messages, times each scaler (PNA, eqs. 5 to 8); zero where there are none.
 
@@ -75,8 +113,8 @@ class Aggregate(nn.Module):
         self.scalers = scalers
         self.register_buffer("mean_log_degree", torch.tensor(mean_log_degree))
 
-    def forward(self, messages: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Messages in blocks [B, r, S, d], to the first r of R nodes -> [B, R, scalers 4 d]; `like` is [B, R, d]."""
+    def forward(self, messages: Sequence[Reduced], like: Tensor) -> Tensor:
+        """Messages in blocks, to the first r of R nodes each -> [B, R, scalers 4 d]; `like` is [B, R, d]."""
         if not messages:
             return like.new_zeros(*like.shape[:2], len(self.scalers) * NUM_AGGREGATORS * like.shape[2])
 
@@ -85,12 +123,12 @@ class Aggregate(nn.Module):
             missing = like.shape[1] - rows.shape[-2]
             return nn.functional.pad(rows, (0, 0, 0, missing), value=value) if missing else rows
 
-        degree = sum(to_all(self.mean_log_degree.new_full((b.shape[1], 1), b.shape[2])) for b in messages)  # [R, 1]
-        mean = sum(to_all(block.sum(2)) for block in messages) / degree
-        variance = sum(to_all(block.square().sum(2)) for block in messages) / degree - mean.square()
+        degree = sum(to_all(block.degree) for block in messages)  # [R, 1]
+        mean = sum(to_all(block.total) for block in messages) / degree
+        variance = sum(to_all(block.squares) for block in messages) / degree - mean.square()
         deviation = torch.where(variance > _LEAST_VARIANCE, variance.clamp_min(_LEAST_VARIANCE).sqrt(), 0)
-        least = torch.stack([to_all(block.amin(2), torch.inf) for block in messages]).amin(0)
-        most = torch.stack([to_all(block.amax(2), -torch.inf) for block in messages]).amax(0)
+        least = torch.stack([to_all(block.least, torch.inf) for block in messages]).amin(0)
+        most = torch.stack([to_all(block.most, -torch.inf) for block in messages]).amax(0)
         joint = torch.cat([mean, least, most, deviation], dim=-1)
         share = torch.log(degree + 1) / self.mean_log_degree
         factors = {"identity": 1, "amplification": share, "attenuation": 1 / share}
@@ -109,10 +147,25 @@ class GraphNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, N, d] -> the same shape."""
-        variance, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
-        return (x - mean) / (variance.sqrt() + 1e-5) * self.weight + self.bias
+    def forward(self, x: Tensor, network: Tensor | None = None, num_networks: int = 1) -> Tensor:
+        """The same shape as x.
+
+        Args:
+            x: [B, N, d], of B networks; [1, N, d], of all.
+            network: in the latter case that of each node, [N] long.
+            num_networks: how many there are.
+        """
+        if network is None:
+            variance, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
+            return (x - mean) / (variance.sqrt() + 1e-5) * self.weight + self.bias
+
+        def mean_of(rows: Tensor) -> Tensor:
+            """[N, d] -> [N, 1], over all nodes and features of a node's network."""
+            none = rows.new_zeros(num_networks)
+            return none.scatter_reduce(0, network, rows.mean(1), "mean", include_self=False)[network, None]
+
+        x = x - mean_of(x[0])
+        return x / (mean_of(x[0].square()).sqrt() + 1e-5) * self.weight + self.bias
 
 
 class EdgeUpdate(nn.Module):

@@ -28,13 +28,18 @@ class RelationalAttention(nn.Module):
         self.edge_linear = nn.Linear(edge_dim, (4 if modulate else 3) * dim, bias=False)
         self.last = nn.Linear(dim, node_dim)
 
-    def forward(self, x: Tensor, e: Tensor, rows: slice) -> Tensor:
-        """Of some nodes: x [B, N, d], e [B, their number R, N, d_e], e_ij at i, j -> [B, R, dim], before W_o."""
+    def forward(self, x: Tensor, e: Tensor, rows: slice, real: Tensor | None = None) -> Tensor:
+        """Of some nodes: x [B, N, d], e [B, their number R, N, d_e], e_ij at i, j -> [B, R, dim], before W_o.
+
+        `real` [B, N] says which nodes there are, where networks differ in their number: of others nobody hears.
+        """
         num, c = self.num_heads, self.last.in_features // self.num_heads
         q, k, v = linear(x, self.node_linear.weight).unflatten(-1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
         qe, ke, ve, *ue = self.edge_linear.weight.unflatten(0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
         parts = [linear(e, w.flatten(0, 1)).unflatten(-1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
         scores = ((parts[0] + q[:, rows, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
+        if real is not None:
+            scores = scores.masked_fill(~real[:, None, :, None], -torch.inf)
         shares = (scores * self.scale).softmax(2)
         # what is the same for all components of a head is joined over senders before it meets W_edge
         joined = shares.transpose(2, 3) @ e  # [B, R, H, d_e]
@@ -113,9 +118,10 @@ class RelationalLayer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, e: Tensor, rows: slice) -> Tensor:
-        """New features of some nodes, of x [B, N, d] and the edges that they send, [B, R, N, d_e] -> [B, R, d]."""
+    def forward(self, x: Tensor, e: Tensor, rows: slice, real: Tensor | None = None) -> Tensor:
+        """New features of some nodes, of x [B, N, d] and the edges that they send, [B, R, N, d_e] -> [B, R, d]; `real`
+        as in `RelationalAttention`."""
         inner = self.attention.last
-        new = linear(self.attention(x, e, rows), self.linear.weight @ inner.weight, self.linear(inner.bias))
+        new = linear(self.attention(x, e, rows, real), self.linear.weight @ inner.weight, self.linear(inner.bias))
         x = self.first_norm(x[:, rows] + self.dropout(new))
         return self.second_norm(x + self.dropout(self.mlp_last(gelu(self.mlp_first(x)))))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scalegmn.data.loader import DataConfig
 from scalegmn.models.base import ModelConfig
 from scalegmn.plot import confusion_matrix
-from scalegmn.spec import NetParams
+from scalegmn.spec import MixedNets, NetParams
 from scalegmn.tasks.zoo_task import ZooTask
 
 
@@ -46,7 +46,7 @@ class Classification(ZooTask):
         """The labels [B], or under mixup their probabilities [B, classes]."""
         return nn.functional.one_hot(labels, self.num_classes).float() if self.data.augment.mixup else labels
 
-    def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, inputs: NetParams | MixedNets, target: Tensor) -> Tensor:
         """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes]."""
         return nn.functional.cross_entropy(model(inputs), target)
 

@@ -81,6 +81,8 @@ class Editing(ZooTask):
         if moving:
             raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it out for editing")
         super().__init__(data, "image", batch_size, debug)
+        if len(self.zoo.nets) > 1:
+            raise ValueError(f"{self.zoo.path}: found {len(self.zoo.nets):,} architectures, but editing needs one")
         style = STYLES[data.style_function]
         if self.spec.layout[-1] != style.channels:
             raise ValueError(

@@ -11,9 +11,9 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, LabelledNets
+from scalegmn.data.loader import DataConfig, LabelledNets, hidden_activation
 from scalegmn.plot import predictions
-from scalegmn.spec import ACTIVATIONS, NetParams
+from scalegmn.spec import ACTIVATIONS, MixedNets, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.zoo_task import ZooTask
 
@@ -77,7 +77,7 @@ class Generalization(ZooTask):
         self.criterion = LOSSES[loss]
         self.announce()
 
-    def loss(self, model: nn.Module, inputs: NetParams, target: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, inputs: NetParams | MixedNets, target: Tensor) -> Tensor:
         """The mean loss of the networks' accuracies, [B]."""
         return self.criterion(model(inputs)[:, 0], target)
 
@@ -104,22 +104,29 @@ class Generalization(ZooTask):
     def identity(self) -> dict[str, Any]:
         """Which zoo was read, and how; and what its training networks are like, which tells others from them.
 
-        `test_accuracy`: percentiles 0 to 100. `log10_weights`: per layer, the least and the largest `weight_sizes`.
+        `test_accuracy`: percentiles 0 to 100. `log10_weights`: per layer of the spec that covers all, the least and the
+        largest `weight_sizes`; None for hidden layers that no training network has.
         """
         nets = self.splits["train"]
-        sizes = torch.cat([weight_sizes(params) for params, _ in nets.batches()])
+        parts = [weight_sizes(part) for params, _ in nets.batches() for part in params.parts]
+        depth = NetSpec.covering(self.architectures).num_layers
+        sizes = torch.cat([_at_depth(part, depth) for part in parts]).double().numpy()
+        ranges = zip(np.fmin.reduce(sizes).tolist(), np.fmax.reduce(sizes).tolist(), strict=True)
         percentiles = np.percentile(nets.labels.double().numpy(), range(101))
         return {
             **super().identity(),
             "test_accuracy": percentiles.tolist(),
-            "log10_weights": torch.stack(sizes.aminmax(dim=0), 1).tolist(),
+            "log10_weights": [None if math.isnan(low) else [low, high] for low, high in ranges],
         }
 
 
+def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
+    """What each layer has, [B, L] -> [B, num_layers], the last layer last; NaN for hidden layers that are missing."""
+    missing = sizes.new_full((len(sizes), num_layers - sizes.shape[1]), math.nan)
+    return torch.cat([sizes[:, :-1], missing, sizes[:, -1:]], dim=1)
+
+
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
-    """Activation -> [M] bool, which networks have it; `networks`, all, where they do not differ."""
-    kinds = nets.zoo.params.activation
-    if kinds is None:
-        return {"networks": np.full(len(nets), True)}
-    own = kinds[nets.rows]
-    return {ACTIVATIONS[index]: (own == index).numpy() for index in own.unique().tolist()}
+    """Activation -> [M] bool, which networks have it in all hidden layers; `several`, those that have others too."""
+    own = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
+    return {(*ACTIVATIONS, "several")[index]: (own == index).numpy() for index in own.unique().tolist()}

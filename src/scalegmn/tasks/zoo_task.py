@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalegmn.data.loader import DataConfig, augmented, load_splits, reading, symmetries_to_remove
 from scalegmn.models.base import Metanetwork
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.spec import MixedNets, NetParams, NetSpec
 
 DEBUG_NETWORKS = 16
 """Networks per split in a debug run."""
@@ -41,16 +41,23 @@ class ZooTask:
     def announce(self) -> None:
         """Prints what is read, and how."""
         sizes = ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items())
-        print(f"{self.zoo.path}: {sizes} networks, {self.spec}, {reading(self.data, self.zoo)}")
+        num, covering = len(self.architectures), NetSpec.covering(self.architectures)
+        kinds = str(covering) if num == 1 else f"{num:,} architectures within {covering}"
+        print(f"{self.zoo.path}: {sizes} networks, {kinds}, {reading(self.data, self.zoo)}")
 
     @property
     def spec(self) -> NetSpec:
-        """The zoo's networks."""
+        """The architecture of the zoo's networks; raises ValueError when there are several."""
         return self.zoo.spec
+
+    @property
+    def architectures(self) -> dict[NetSpec, int]:
+        """The zoo's architectures, and how many training networks have them."""
+        return self.zoo.architectures
 
     def prepare(self, model: Metanetwork) -> None:
         """Input normalisation from the training split, for models that have it."""
-        model.fit_normalization(params for params, _ in self.splits["train"].batches())
+        model.fit_normalization(part for params, _ in self.splits["train"].batches() for part in params.parts)
 
     @property
     def data_id(self) -> str:
@@ -59,7 +66,8 @@ class ZooTask:
 
     def shuffle(self, generator: torch.Generator) -> Sequence[Tensor]:
         """One epoch: the rows of the training split in each batch, [B]; the last may be smaller."""
-        return torch.randperm(len(self.splits["train"]), generator=generator).split(self.batch_size)
+        nets = self.splits["train"]
+        return [nets.grouped(rows) for rows in torch.randperm(len(nets), generator=generator).split(self.batch_size)]
 
     def target(self, labels: Tensor) -> Tensor:
         """What the loss compares with, [B, ...], of a batch's labels [B]."""
@@ -67,7 +75,7 @@ class ZooTask:
 
     def train_batches(
         self, batches: Sequence[Tensor], generator: torch.Generator, device: torch.device
-    ) -> Iterator[tuple[NetParams, Tensor]]:
+    ) -> Iterator[tuple[NetParams | MixedNets, Tensor]]:
         """Training batches (networks, targets) of these rows on a device, augmented."""
         for params, labels in self.splits["train"].batches(batches, device):
             yield augmented(self.data, params, self.target(labels), generator)
@@ -78,7 +86,7 @@ class ZooTask:
         model: nn.Module,
         split: str,
         device: torch.device,
-        measure: Callable[[NetParams, Tensor], Tensor],
+        measure: Callable[[NetParams | MixedNets, Tensor], Tensor],
     ) -> Tensor:
         """`measure` of the networks and labels of a split, [M, ...] on the CPU, in batches, the model evaluating.
 
@@ -98,7 +106,8 @@ class ZooTask:
         return torch.cat([part for share in shares for part in share])
 
     def identity(self) -> dict[str, Any]:
-        """Which task it is, which zoo was read, and how: `canonical`, the symmetries that the networks had removed."""
+        """Which task it is, which zoo was read, and how: `canonical`, the symmetries that its networks had removed;
+        `spec` covers all its architectures."""
         return {
             "task": self.name,
             "zoo": str(self.zoo.path),
@@ -106,5 +115,6 @@ class ZooTask:
             "read": reading(self.data, self.zoo),
             "canonical": [*self.zoo.canonical, *symmetries_to_remove(self.data, self.zoo)],
             "networks": {name: len(nets) for name, nets in self.splits.items()},
-            "spec": self.spec.to_dict(),
+            "architectures": len(self.architectures),
+            "spec": NetSpec.covering(self.architectures).to_dict(),
         }

@@ -1,15 +1,17 @@
 """`python -m scalegmn.zoos.cnns --conf configs/zoos/digits_cnn.yml`: train a zoo of small CNNs that classify images.
 
-Each network has its own hyper-parameters, drawn from the ranges of Unterthiner et al. (2020, arXiv 2002.11448).
+Each network has its own hyper-parameters, drawn from the ranges of Unterthiner et al. (2020, arXiv 2002.11448), and, if
+`mixed`, its own architecture, drawn from those of the CNN Wild Park (Kofinas et al., ICLR 2024).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +19,10 @@ from torch import Tensor
 from scalegmn.cli import parse
 from scalegmn.data.images import Images, load_images
 from scalegmn.data.shards import Shards, lock
-from scalegmn.data.zoo_format import Networks, open_zoo, split_by_group
+from scalegmn.data.zoo_format import Networks, joined, open_zoo, split_by_group
 from scalegmn.log import user_errors, versions
 from scalegmn.plot import accuracies
-from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetSpec
+from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
 from scalegmn.zoos.fit_cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
 from scalegmn.zoos.making import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
 
@@ -45,10 +47,22 @@ class CnnRecipe(Recipe):
     """Epochs after which every network is stored; training ends with the last."""
 
     channels: tuple[int, ...] = (16, 16, 16)
-    """Channels of each 3x3 convolution with stride 2; then follow the mean over positions and a linear layer."""
+    """Channels of each 3x3 convolution with stride 2; then follow the mean over positions and a linear layer. mixed:
+    every convolution draws one of these."""
+
+    mixed: bool = False
+    """Each network has its own architecture: a depth, and per convolution, of stride 1, channels, a kernel, an
+    activation and maybe a residual connection from a layer before the previous one. false: all have `channels`."""
+
+    depths: tuple[int, ...] = (2, 3, 4, 5)
+    """mixed: each network draws how many convolutions it has."""
+
+    kernels: tuple[int, ...] = (3, 5, 7)
+    """mixed: each convolution draws its height and width, odd."""
 
     padding: Literal["same", "valid"] = "valid"
-    """Zeros around the input of a convolution: `valid` none, as published; `same` so that small images suffice."""
+    """Zeros around the input of a convolution: `valid` none, as published; `same` so that small images suffice, and for
+    mixed, where residual connections need it."""
 
     grey: bool = True
     """Average the channels of colour images, as published."""
@@ -56,8 +70,11 @@ class CnnRecipe(Recipe):
     batch_size: int = 512
     """Images per step; all of a network's where it has fewer."""
 
-    activations: tuple[Literal["relu", "tanh"], ...] = ("relu", "tanh")
-    """Each network draws one."""
+    activations: tuple[Literal["relu", "tanh", "gelu", "sigmoid", "leaky_relu", "silu", "identity"], ...] = (
+        "relu",
+        "tanh",
+    )
+    """Each network draws one, relu or tanh; mixed: each convolution."""
 
     optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = OPTIMIZERS
     """Each network draws one."""
@@ -85,8 +102,15 @@ class CnnRecipe(Recipe):
 
     def __post_init__(self) -> None:
         problems = self.common_problems(("networks", "batch_size"))
-        if not self.channels or min(self.channels) < 1:
-            problems.append(f"channels: found {list(self.channels)}, expected one number per layer, each at least 1")
+        for name in ("channels", "depths", "kernels"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                problems.append(f"{name}: found {list(getattr(self, name))}, expected numbers, each at least 1")
+        if not all(kernel % 2 for kernel in self.kernels):
+            problems.append(f"kernels: found {list(self.kernels)}, expected odd numbers")
+        if self.mixed and self.padding != "same":
+            problems.append(f"padding: found {self.padding}, expected same for mixed")
+        if not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
+            problems.append(f"activations: found {list(self.activations)}, expected relu, tanh; others need mixed")
         given = list(self.checkpoints)
         if not given or given != sorted(set(given)) or given[0] < 0:
             problems.append(f"checkpoints: found {given}, expected ascending numbers of epochs from 0")
@@ -124,7 +148,7 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
     device = choose_device(recipe.device)
     images = load_images(recipe.images, recipe.images_path and Path(recipe.images_path))
     labelled = _labelled(recipe, images)
-    spec = _spec(recipe, labelled)
+    _check_size(recipe, labelled)
     sizes = [len(part) for part in torch.arange(recipe.networks).split(BLOCK)]
     shards = Shards(Path(recipe.out), recipe.plan() | {"image_source": images.source, "block": BLOCK}, len(sizes))
     if shards.finished:
@@ -132,7 +156,7 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
         return shards.out
 
     def train(number: int, on_done: OnDone) -> Networks:
-        return _train(recipe, spec, labelled, number, sizes[number], device, on_done)
+        return _train(recipe, labelled, number, sizes[number], device, on_done)
 
     if not fit_shards(recipe, shards, sizes, train, "training"):
         return shards.out
@@ -143,9 +167,8 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
     final = zoo.columns["test_accuracy"][zoo.columns["epoch"] == recipe.checkpoints[-1]]
     counts = ", ".join(f"{int(count):,}" for count in final.histc(10, 0, 1))
     diverged = zoo.provenance["diverged"]
-    print(
-        f"{zoo.path}: {len(zoo):,} checkpoints of {len(final):,} networks {zoo.spec}; {diverged:,} diverged, left out"
-    )
+    kind = zoo.spec if len(zoo.nets) == 1 else f"of {len(zoo.nets):,} architectures"
+    print(f"{zoo.path}: {len(zoo):,} checkpoints of {len(final):,} networks {kind}; {diverged:,} diverged, left out")
     print(f"test accuracy: median {final.median():.1%}; networks from 0 to 100 % in steps of 10: {counts}")
     return zoo.path
 
@@ -196,13 +219,9 @@ def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
     return LabelledImages((2 * pixels - 1).contiguous(), images.labels[rows], train, test)
 
 
-def _spec(recipe: CnnRecipe, images: LabelledImages) -> NetSpec:
-    """The networks' architecture.
-
-    Raises:
-        ValueError: the images are too small for it.
-    """
-    channels, side = (images.pixels.shape[1], *recipe.channels), min(images.pixels.shape[2:])
+def _check_size(recipe: CnnRecipe, images: LabelledImages) -> None:
+    """Raises ValueError when the images are too small for the convolutions."""
+    side = min(images.pixels.shape[2:])
     for _ in recipe.channels if recipe.padding == "valid" else ():
         if side < 3:
             size = "x".join(map(str, images.pixels.shape[2:]))
@@ -210,13 +229,19 @@ def _spec(recipe: CnnRecipe, images: LabelledImages) -> NetSpec:
                 f"padding: valid, but images of {size} are too small for {len(recipe.channels)} convolutions; use same"
             )
         side = (side - 3) // 2 + 1
-    activation = recipe.activations[0] if len(recipe.activations) == 1 else MIXED
-    hidden = (LayerSpec(a, b, (3, 3), activation) for a, b in pairwise(channels))
-    return NetSpec((*hidden, LayerSpec(channels[-1], int(images.labels.max()) + 1)))
 
 
-def _draw(recipe: CnnRecipe, number: int, size: int) -> tuple[Tensor, Choices]:
-    """Activations, as indices into `ACTIVATIONS`, and choices of the networks of shard `number`."""
+def draw(
+    recipe: CnnRecipe, number: int, size: int, num_channels: int, num_classes: int
+) -> tuple[list[NetSpec], Choices]:
+    """Architectures and choices of the networks of a shard.
+
+    Args:
+        recipe: says what they are drawn from.
+        number: of the shard, which with the recipe's seed decides what is drawn.
+        size: networks.
+        num_channels, num_classes: of the images.
+    """
     generator = seeded(recipe.seed, number)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -228,8 +253,26 @@ def _draw(recipe: CnnRecipe, number: int, size: int) -> tuple[Tensor, Choices]:
     def one_of(values: list[float]) -> Tensor:
         return torch.tensor(values)[torch.randint(len(values), (size,), generator=generator)]
 
-    activation = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-    return activation, Choices(
+    def some(values: Sequence[Any]) -> Any:
+        return values[int(torch.randint(len(values), (), generator=generator))]
+
+    def of_one_architecture() -> list[NetSpec]:
+        widths = pairwise((num_channels, *recipe.channels))
+        layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
+        spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
+        own = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
+        return [spec.with_activation(ACTIVATIONS[index]) for index in own]
+
+    def of_any() -> NetSpec:
+        widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]
+        layers = []
+        for index, (a, b) in enumerate(pairwise(widths)):
+            kernel, activation = some(recipe.kernels), some(recipe.activations)
+            layers.append(LayerSpec(a, b, (kernel, kernel), activation, residual=some([None, *range(index - 1)])))
+        return NetSpec((*layers, LayerSpec(widths[-1], num_classes)))
+
+    specs = [of_any() for _ in range(size)] if recipe.mixed else of_one_architecture()
+    return specs, Choices(
         lr=log_uniform(*recipe.lr),
         l2=log_uniform(*recipe.l2),
         dropout=uniform(*recipe.dropout),
@@ -239,24 +282,23 @@ def _draw(recipe: CnnRecipe, number: int, size: int) -> tuple[Tensor, Choices]:
     )
 
 
-def _train(
-    recipe: CnnRecipe, spec: NetSpec, images: LabelledImages, number: int, size: int, device: str, on_done: OnDone
-) -> Networks:
+def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, device: str, on_done: OnDone) -> Networks:
     """Shard `number`: all checkpoints of its networks but those that diverged."""
-    activation, choices = _draw(recipe, number, size)
+    specs, choices = draw(recipe, number, size, images.pixels.shape[1], int(images.labels.max()) + 1)
     trained = train_cnns(
-        spec,
-        activation,
+        specs,
         choices,
         images,
         recipe.checkpoints,
         recipe.batch_size,
-        recipe.padding,
+        None if recipe.mixed else recipe.padding,
         (recipe.seed, number),
         device,
         on_done,
     )
+    several = not recipe.mixed and len(recipe.activations) > 1
     good, repeats = trained.finite.all(1), len(recipe.checkpoints)
+    nets = (params for params, fine in zip(trained.nets, good, strict=True) if fine)
     columns = {name: value.repeat_interleave(repeats) for name, value in vars(choices).items()} | {
         "test_accuracy": trained.test_accuracy.flatten(),
         "train_accuracy": trained.train_accuracy.flatten(),
@@ -264,7 +306,16 @@ def _train(
         "epoch": torch.tensor(recipe.checkpoints).repeat(size),
     }
     kept = good.repeat_interleave(repeats)
-    return Networks((trained.params[kept],), {name: column[kept] for name, column in columns.items()})
+    return Networks(
+        joined(map(_of_any_activation, nets) if several else nets),
+        {name: column[kept] for name, column in columns.items()},
+    )
+
+
+def _of_any_activation(params: NetParams) -> NetParams:
+    """The same networks with a spec that those of other activations have too."""
+    activation = torch.full((len(params),), ACTIVATIONS.index(params.spec.layers[0].activation))
+    return NetParams(params.spec.with_activation(MIXED), params.weights, params.biases, activation)
 
 
 def main() -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy
 
 from scalegmn.nets.cnn import same_padding
-from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
+from scalegmn.nets.functional import activate, with_residual
+from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.zoos.making import OnDone, seeded
 
 STRIDE = 2
-"""Of every convolution, as published."""
+"""Of every convolution of networks of one architecture, as published."""
 
 CACHE_BYTES = 12 << 20
-"""Buffers of the networks that one CPU core works on at a time; larger ones leave its cache."""
+"""Buffers of the networks of one architecture that one CPU core works on at a time; larger ones leave its cache."""
+
+MIXED_AT_ONCE = 16
+"""Networks of mixed architecture that one CPU core works on at a time."""
 
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
 """`Choices.optimizer` holds indices into this tuple. Without momentum; betas 0.9 and 0.999; rho 0.9."""
@@ -73,13 +80,13 @@ class Trained:
     """B networks after each of E numbers of epochs.
 
     Attributes:
-        params: [B * E] networks; a network's own in a row.
+        nets: of each of the B networks, its E checkpoints.
         train_accuracy: [B, E] on the training images that each has seen.
         test_accuracy: [B, E].
         finite: [B, E] whether all parameters and outputs are finite.
     """
 
-    params: NetParams
+    nets: tuple[NetParams, ...]
     train_accuracy: Tensor
     test_accuracy: Tensor
     finite: Tensor
@@ -138,107 +145,68 @@ class _Convolution:
             place += part
 
 
-class CnnFit:
+class Fit(ABC):
     """Stochastic gradient descent on the mean cross-entropy of B CNNs, each with its own choices and images.
 
-    Convolutions are matrix products: with M = [W | b] and X_l the patches of x_{l-1}, a row of ones included,
-    z_l = M_l X_l, a_l = sigma(z_l), x_l = a_l * mask; then the mean over positions; logits = M_L x_{L-1}.
-    Backwards from d = (softmax(logits) - one hot) / P: dM_l = d_l X_l^T, dX_l = W_l^T d_l, and what is in several
-    patches has the sum of theirs.
-
-    Networks are the first axis, images the last. Buffers are allocated once.
-
     Args:
-        params: B initial networks, all relu or all tanh: convolutions, then one linear layer; not modified.
+        nets: initial networks, convolutions, then one linear layer; B in all, in the order of `choices`; not modified.
         choices: how each is trained; sorted by optimizer.
         pixels: [n, channels, height, width].
         labels: [n] classes.
         batch_size: P.
-        padding: as in `nets.cnn.evaluate_cnn`.
         generator: of the order of images and of dropout.
+
+    Attributes:
+        flat: [D] all parameters: network by network, layer by layer a matrix [W | b].
+        grad: [D] gradients of each network's loss.
     """
 
     def __init__(
         self,
-        params: NetParams,
+        nets: Sequence[NetParams],
         choices: Choices,
         pixels: Tensor,
         labels: Tensor,
         batch_size: int,
-        padding: Literal["same", "valid"],
         generator: torch.Generator,
     ) -> None:
-        self.spec, self.choices, self.pixels, self.labels = params.spec, choices, pixels, labels
+        self.specs = [params.spec for params in nets for _ in range(len(params))]
+        self.choices, self.pixels, self.labels = choices, pixels, labels
         self.batch_size, self.generator = batch_size, generator
-        self.relu = params.spec.layers[0].activation == "relu"
-        layers = zip(params.weights, params.biases, strict=True)
-        self.flat = torch.cat([torch.cat([w.flatten(2), b[..., None]], 2).flatten(1) for w, b in layers], 1)
+        self.flat = torch.cat([_flat(params).flatten() for params in nets])
         self.grad, self.mean, self.square = (torch.zeros_like(self.flat) for _ in range(3))
-        self.matrices, self.grads = self._matrices(self.flat), self._matrices(self.grad)
-        counts = torch.bincount(choices.optimizer, minlength=len(OPTIMIZERS)).tolist()
-        self.rows = [slice(sum(counts[:k]), sum(counts[: k + 1])) for k in range(len(OPTIMIZERS))]
+        self.sizes = [spec.num_parameters for spec in self.specs]
+        own = torch.tensor(self.sizes, device=pixels.device)
+        is_weight = torch.cat([_is_weight(params).flatten() for params in nets])
+        self.lr = choices.lr.repeat_interleave(own)
+        self.decay = 2 * choices.l2.repeat_interleave(own) * is_weight
+        ends = [0, *(int(own[choices.optimizer <= k].sum()) for k in range(len(OPTIMIZERS)))]
+        self.parts = [slice(*pair) for pair in pairwise(ends)]
         self.num_steps = 0
-        self.convolutions, size = [], tuple(pixels.shape[2:])
-        for layer in self.spec.layers[:-1]:
-            self.convolutions.append(_Convolution(layer, len(params), size, padding, pixels, batch_size))
-            size = self.convolutions[-1].positions
-        self.pooled = pixels.new_ones(len(params), self.spec.layers[-1].in_dim + 1, batch_size)
 
-    def _matrices(self, flat: Tensor) -> list[Tensor]:
-        """Views [B, out, in + 1] of each layer's part of [B, parameters]."""
-        shapes = [(layer.out_dim, math.prod(layer.weight_shape[1:]) + 1) for layer in self.spec.layers]
-        parts = flat.split(list(map(math.prod, shapes)), 1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
-
+    @abstractmethod
     def forward(self, index: Tensor, training: bool) -> Tensor:
         """The logits [B, classes, P] of images `index` [B, P]; with dropout while training."""
-        x = self.pixels[index].permute(0, 2, 3, 4, 1)
-        keep = 1 - self.choices.dropout.view(-1, 1, 1, 1, 1)
-        for matrix, layer in zip(self.matrices, self.convolutions, strict=False):
-            layer.inside.copy_(x)
-            layer.gather()
-            torch.bmm(matrix, layer.patches, out=layer.act.flatten(2))
-            x = layer.act.relu_() if self.relu else layer.act.tanh_()
-            if training:
-                torch.rand(x.shape, generator=self.generator, out=layer.mask).lt_(keep).div_(keep)
-                x = x * layer.mask
-        torch.mean(x, (2, 3), out=self.pooled[:, :-1])
-        return self.matrices[-1] @ self.pooled
 
-    def backward(self, logits: Tensor, index: Tensor) -> None:
-        """Gradients of each network's mean cross-entropy on images `index` [B, P], into `grads`."""
-        delta = logits.softmax(1)
-        delta -= nn.functional.one_hot(self.labels[index], delta.shape[1]).mT
-        delta /= index.shape[1]
-        torch.bmm(delta, self.pooled.mT, out=self.grads[-1])
-        height, width = self.convolutions[-1].positions
-        below = (self.matrices[-1][:, :, :-1].mT @ delta / (height * width))[:, :, None, None]
-        for number in reversed(range(len(self.convolutions))):
-            layer = self.convolutions[number]
-            slope = layer.act.sign() if self.relu else 1 - layer.act.square()
-            delta = slope.mul_(layer.mask).mul_(below).flatten(2)
-            torch.bmm(delta, layer.patches.mT, out=self.grads[number])
-            if number:
-                torch.bmm(self.matrices[number][:, :, :-1].mT, delta, out=layer.patches_delta)
-                layer.scatter()
-                below = layer.inside_delta
+    @abstractmethod
+    def differentiate(self, index: Tensor) -> None:
+        """Gradients of each network's mean cross-entropy on images `index` [B, P], with dropout, into `grad`."""
 
+    @torch.no_grad()
     def update(self) -> None:
         """One step of each network's optimizer."""
         self.num_steps += 1
-        for grad, matrix in zip(self.grads, self.matrices, strict=True):
-            grad[:, :, :-1].addcmul_(2 * self.choices.l2.view(-1, 1, 1), matrix[:, :, :-1])
-        lr = self.choices.lr[:, None]
-        sgd, adam, rmsprop = self.rows
-        self.flat[sgd].addcmul_(lr[sgd], self.grad[sgd], value=-1)
+        self.grad.addcmul_(self.decay, self.flat)
+        sgd, adam, rmsprop = self.parts
+        self.flat[sgd].addcmul_(self.lr[sgd], self.grad[sgd], value=-1)
         first, second = (1 - beta**self.num_steps for beta in (0.9, 0.999))
         self.mean[adam].lerp_(self.grad[adam], 0.1)
-        for rows, rho, correction, direction in ((adam, 0.999, second, self.mean), (rmsprop, 0.9, 1, self.grad)):
-            grad, square = self.grad[rows], self.square[rows]
+        for part, rho, correction, direction in ((adam, 0.999, second, self.mean), (rmsprop, 0.9, 1, self.grad)):
+            grad, square = self.grad[part], self.square[part]
             square.mul_(rho).addcmul_(grad, grad, value=1 - rho)
             size = (square / correction).sqrt_().add_(EPSILON)
-            factor = lr[rows] / (first if rows is adam else 1)
-            self.flat[rows].addcdiv_(direction[rows] * factor, size, value=-1)
+            factor = self.lr[part] / (first if part is adam else 1)
+            self.flat[part].addcdiv_(direction[part] * factor, size, value=-1)
 
     def epoch(self, rows: Tensor) -> None:
         """Every network passes once, in its own order, through its images `rows` [B, n], in batches of P; what is left
@@ -246,9 +214,10 @@ class CnnFit:
         noise = torch.rand(rows.shape, generator=self.generator, device=rows.device)
         for index in rows.gather(1, noise.argsort(1)).split(self.batch_size, 1):
             if index.shape[1] == self.batch_size:
-                self.backward(self.forward(index, training=True), index)
+                self.differentiate(index)
                 self.update()
 
+    @torch.no_grad()
     def evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The accuracy of each network on images `rows` [B, n], [B], and whether all its outputs are finite, [B]."""
         right, finite = torch.zeros(len(rows), device=rows.device), True
@@ -268,19 +237,179 @@ class CnnFit:
             if epoch:
                 self.epoch(rows)
             if epoch in checkpoints:
-                kept.append(self.flat.clone())
+                kept.append(self.flat.detach().clone())
                 accuracy, good = self.evaluate(rows)
                 train_accuracy.append(accuracy)
                 accuracy, also = self.evaluate(test.expand(len(rows), -1))
                 test_accuracy.append(accuracy)
-                finite.append(good & also & self.flat.isfinite().all(1))
-        matrices = self._matrices(torch.stack(kept, 1).flatten(0, 1))
-        weights = tuple(
-            matrix[:, :, :-1].unflatten(2, layer.weight_shape[1:]).contiguous()
-            for matrix, layer in zip(matrices, self.spec.layers, strict=True)
-        )
-        params = NetParams(self.spec, weights, tuple(matrix[:, :, -1].contiguous() for matrix in matrices))
-        return Trained(params, *(torch.stack(found, 1) for found in (train_accuracy, test_accuracy, finite)))
+                finite.append(good & also & torch.stack([own.isfinite().all() for own in kept[-1].split(self.sizes)]))
+        checkpoints_of = torch.stack(kept).split(self.sizes, 1)
+        nets = tuple(_params(spec, own) for spec, own in zip(self.specs, checkpoints_of, strict=True))
+        return Trained(nets, *(torch.stack(found, 1) for found in (train_accuracy, test_accuracy, finite)))
+
+
+def _matrices(spec: NetSpec, flat: Tensor) -> list[Tensor]:
+    """Views [..., out, in + 1] of each layer's part of [..., parameters]."""
+    shapes = [(layer.out_dim, math.prod(layer.weight_shape[1:]) + 1) for layer in spec.layers]
+    parts = flat.split(list(map(math.prod, shapes)), -1)
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _flat(params: NetParams) -> Tensor:
+    """[B, parameters]: of each layer in turn the matrix [W | b]."""
+    layers = zip(params.weights, params.biases, strict=True)
+    return torch.cat([torch.cat([w.flatten(2), b[..., None]], 2).flatten(1) for w, b in layers], 1)
+
+
+def _is_weight(params: NetParams) -> Tensor:
+    """As `_flat`: 1 for weights, 0 for biases."""
+    weights, biases = tuple(map(torch.ones_like, params.weights)), tuple(map(torch.zeros_like, params.biases))
+    return _flat(NetParams(params.spec, weights, biases))
+
+
+def _params(spec: NetSpec, flat: Tensor) -> NetParams:
+    """The inverse of `_flat`."""
+    matrices = _matrices(spec, flat)
+    weights = tuple(
+        matrix[..., :-1].unflatten(2, layer.weight_shape[1:]).contiguous()
+        for matrix, layer in zip(matrices, spec.layers, strict=True)
+    )
+    return NetParams(spec, weights, tuple(matrix[..., -1].contiguous() for matrix in matrices))
+
+
+class AlikeFit(Fit):
+    """Networks of one architecture, all relu or all tanh, with convolutions of stride 2.
+
+    Convolutions are matrix products: with M = [W | b] and X_l the patches of x_{l-1}, a row of ones included,
+    z_l = M_l X_l, a_l = sigma(z_l), x_l = a_l * mask; then the mean over positions; logits = M_L x_{L-1}.
+    Backwards from d = (softmax(logits) - one hot) / P: dM_l = d_l X_l^T, dX_l = W_l^T d_l, and what is in several
+    patches has the sum of theirs.
+
+    Networks are the first axis, images the last. Buffers are allocated once.
+
+    Args:
+        arguments: as of `Fit`; one batch of networks.
+        padding: as in `nets.cnn.evaluate_cnn`.
+    """
+
+    def __init__(self, *arguments: Any, padding: Literal["same", "valid"]) -> None:
+        super().__init__(*arguments)
+        self.spec = self.specs[0]
+        self.relu = self.spec.layers[0].activation == "relu"
+        num = len(self.specs)
+        self.matrices, self.grads = (_matrices(self.spec, flat.view(num, -1)) for flat in (self.flat, self.grad))
+        self.convolutions, size = [], tuple(self.pixels.shape[2:])
+        for layer in self.spec.layers[:-1]:
+            self.convolutions.append(_Convolution(layer, num, size, padding, self.pixels, self.batch_size))
+            size = self.convolutions[-1].positions
+        self.pooled = self.pixels.new_ones(num, self.spec.layers[-1].in_dim + 1, self.batch_size)
+
+    def forward(self, index: Tensor, training: bool) -> Tensor:
+        """As in `Fit`."""
+        x = self.pixels[index].permute(0, 2, 3, 4, 1)
+        keep = 1 - self.choices.dropout.view(-1, 1, 1, 1, 1)
+        for matrix, layer in zip(self.matrices, self.convolutions, strict=False):
+            layer.inside.copy_(x)
+            layer.gather()
+            torch.bmm(matrix, layer.patches, out=layer.act.flatten(2))
+            x = layer.act.relu_() if self.relu else layer.act.tanh_()
+            if training:
+                torch.rand(x.shape, generator=self.generator, out=layer.mask).lt_(keep).div_(keep)
+                x = x * layer.mask
+        torch.mean(x, (2, 3), out=self.pooled[:, :-1])
+        return self.matrices[-1] @ self.pooled
+
+    def differentiate(self, index: Tensor) -> None:
+        """As in `Fit`."""
+        self.backward(self.forward(index, training=True), index)
+
+    def backward(self, logits: Tensor, index: Tensor) -> None:
+        """Gradients of each network's mean cross-entropy on images `index` [B, P], into `grads`."""
+        delta = logits.softmax(1)
+        delta -= nn.functional.one_hot(self.labels[index], delta.shape[1]).mT
+        delta /= index.shape[1]
+        torch.bmm(delta, self.pooled.mT, out=self.grads[-1])
+        height, width = self.convolutions[-1].positions
+        below = (self.matrices[-1][:, :, :-1].mT @ delta / (height * width))[:, :, None, None]
+        for number in reversed(range(len(self.convolutions))):
+            layer = self.convolutions[number]
+            slope = layer.act.sign() if self.relu else 1 - layer.act.square()
+            delta = slope.mul_(layer.mask).mul_(below).flatten(2)
+            torch.bmm(delta, layer.patches.mT, out=self.grads[number])
+            if number:
+                torch.bmm(self.matrices[number][:, :, :-1].mT, delta, out=layer.patches_delta)
+                layer.scatter()
+                below = layer.inside_delta
+
+
+class _Kind(NamedTuple):
+    """Networks that take a layer in the same way: layers are equal, and so are the widths of their residual sources."""
+
+    layer: LayerSpec
+    members: list[int]
+    keep: Tensor
+    """[members, 1, 1, 1], 1 - p of their dropout."""
+
+
+class MixedFit(Fit):
+    """Networks of any architectures with convolutions of stride 1 and odd kernels, padded to keep the size of images.
+
+    Layer by layer: convolutions of one size are one call, each network a group of its channels; what follows is one
+    call for all that have the same activation and residual connection. Per network there are only views: even alone,
+    one convolution outweighs them a hundred times.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.flat.requires_grad_()
+        self.layers = [self._calls(index) for index in range(max(spec.num_layers for spec in self.specs))]
+
+    def _calls(self, index: int) -> list[list[_Kind]]:
+        """Which networks take layer `index` together, by size, then by kind."""
+        calls: dict[tuple[int, ...], dict[tuple[LayerSpec, int], list[int]]] = {}
+        for number, spec in enumerate(self.specs):
+            if index < spec.num_layers:
+                layer = spec.layers[index]
+                width = 0 if layer.residual is None else spec.layers[layer.residual].out_dim
+                calls.setdefault(layer.weight_shape, {}).setdefault((layer, width), []).append(number)
+        keep = 1 - self.choices.dropout.view(-1, 1, 1, 1)
+        return [
+            [_Kind(layer, members, keep[members]) for (layer, _), members in kinds.items()] for kinds in calls.values()
+        ]
+
+    def forward(self, index: Tensor, training: bool) -> Tensor:
+        """As in `Fit`."""
+        matrices = [_matrices(spec, own) for spec, own in zip(self.specs, self.flat.split(self.sizes), strict=True)]
+        x = dict(enumerate(self.pixels[index]))  # of each network [P, channels, height, width]
+        found = []  # x after each layer
+        for number, calls in enumerate(self.layers):
+            found.append({})
+            for kinds in calls:
+                layer, together = kinds[0].layer, [k for kind in kinds for k in kind.members]
+                inside = torch.cat([x[k] for k in together], 1).contiguous(memory_format=torch.channels_last)
+                if layer.kernel is None:
+                    inside = inside.mean((2, 3), keepdim=True)
+                matrix = torch.cat([matrices[k][number] for k in together])
+                weight = matrix[:, :-1].unflatten(1, (layer.in_dim, *(layer.kernel or (1, 1))))
+                z = conv2d(inside, weight, matrix[:, -1], padding="same", groups=len(together))
+                z = z.unflatten(1, (len(together), layer.out_dim))
+                sizes = [len(kind.members) for kind in kinds]
+                for (own, members, keep), out in zip(kinds, z.split(sizes, 1), strict=True):
+                    if own.residual is not None:
+                        out = with_residual(out, torch.stack([found[own.residual][k] for k in members], 1))
+                    out = activate(out, own.activation)
+                    if training and own.kernel is not None:
+                        noise = torch.empty_like(out).uniform_(generator=self.generator)
+                        out = out * noise.lt_(keep).div_(keep)
+                    found[-1].update(zip(members, out.unbind(1), strict=True))
+            x = found[-1]
+        last = [found[spec.num_layers - 1][number] for number, spec in enumerate(self.specs)]
+        return torch.stack(last)[..., 0, 0].mT
+
+    def differentiate(self, index: Tensor) -> None:
+        """As in `Fit`."""
+        loss = cross_entropy(self.forward(index, training=True), self.labels[index], reduction="sum") / index.shape[1]
+        (self.grad,) = torch.autograd.grad(loss, self.flat)
 
 
 def networks_per_core(spec: NetSpec, size: tuple[int, int], batch_size: int) -> int:
@@ -294,84 +423,87 @@ def networks_per_core(spec: NetSpec, size: tuple[int, int], batch_size: int) -> 
 
 
 def train_cnns(
-    spec: NetSpec,
-    activation: Tensor,
+    specs: Sequence[NetSpec],
     choices: Choices,
     images: LabelledImages,
     checkpoints: Sequence[int],
     batch_size: int,
-    padding: Literal["same", "valid"],
+    padding: Literal["same", "valid"] | None,
     seeds: tuple[int, int],
     device: str = "cpu",
     on_done: OnDone = lambda num_networks: None,
 ) -> Trained:
     """Trains B CNNs from random weights: on a CPU each core by itself and few at a time.
 
-    Networks of one activation that see equally many images take their steps together. The result depends on neither
-    the number of cores nor their timing.
+    Networks that see equally many images (and have one activation, where all have one architecture) take their steps
+    together. The result depends on neither the number of cores nor their timing.
 
     Args:
-        spec: their architecture; its activation is `hetero` where networks differ.
-        activation: [B] indices into `ACTIVATIONS`.
+        specs: the architecture of each; convolutions, then one linear layer.
         choices: how each is trained.
         images: on the CPU.
         checkpoints: ascending numbers of epochs.
         batch_size: images per step; all images of a network where it has fewer.
-        padding: as in `nets.cnn.evaluate_cnn`.
+        padding: all have one architecture, relu or tanh, and stride 2; padding as in `nets.cnn.evaluate_cnn`. None: any
+            architectures with odd kernels, stride 1 and padding `same`.
         seeds: numbers that all that is random depends on.
         device: `cpu` or `cuda`.
         on_done: told how many more networks are trained.
     """
+    kinds, most = torch.zeros(len(specs)), MIXED_AT_ONCE
+    if padding is not None:
+        kinds = torch.tensor([ACTIVATIONS.index(spec.layers[0].activation) for spec in specs])
+        most = networks_per_core(specs[0], images.pixels.shape[2:], batch_size)
     order = choices.optimizer.argsort(stable=True)
-    for key in (choices.train_fraction, activation):
+    for key in (choices.train_fraction, kinds):
         order = order[key[order].argsort(stable=True)]
-    kinds = torch.stack([activation[order].to(torch.float64), choices.train_fraction[order].to(torch.float64)], 1)
-    sizes = kinds.unique_consecutive(dim=0, return_counts=True)[1].tolist()
-    most = len(order) if device == "cuda" else networks_per_core(spec, images.pixels.shape[2:], batch_size)
-    chunks = [chunk for group in order.split(sizes) for chunk in group.split(most)]
+    alike = torch.stack([kinds[order].to(torch.float64), choices.train_fraction[order].to(torch.float64)], 1)
+    sizes = alike.unique_consecutive(dim=0, return_counts=True)[1].tolist()
+    chunks = [chunk for group in order.split(sizes) for chunk in group.split(len(order) if device == "cuda" else most)]
     pixels, labels, train, test = (value.to(device) for value in vars(images).values())
 
     def fit(number: int) -> Trained:
         rows, generator = chunks[number], seeded(*seeds, number)
-        own = spec.with_activation(ACTIVATIONS[activation[rows[0]]])
+        own = [specs[row] for row in rows]
         std = choices.init_std[rows]
-        params = NetParams(
-            own,
-            tuple(
-                torch.einsum("b,b...->b...", std, torch.randn(len(rows), *layer.weight_shape, generator=generator))
-                for layer in own.layers
-            ),
-            tuple(torch.zeros(len(rows), layer.out_dim) for layer in own.layers),
-        ).to(device)
+        if padding is None:
+            nets = [_initial(spec, std[k : k + 1], generator) for k, spec in enumerate(own)]
+        else:
+            nets = [_initial(own[0], std, generator)]
         seen = round(choices.train_fraction[rows[0]].item() * len(train))
         draws = torch.rand(len(rows), len(train), generator=generator).argsort(1)[:, :seen].to(device)
         if device == "cuda":
             generator = torch.Generator(device).manual_seed(generator.initial_seed())
         mine = Choices(**{name: value.to(device) for name, value in vars(choices[rows]).items()})
-        run = CnnFit(params, mine, pixels, labels, min(batch_size, seen), padding, generator)
+        arguments = ([net.to(device) for net in nets], mine, pixels, labels, min(batch_size, seen), generator)
+        run = MixedFit(*arguments) if padding is None else AlikeFit(*arguments, padding=padding)
         return run.run(train[draws], test, checkpoints)
 
     threads, parts = torch.get_num_threads(), []
+    numbers = range(len(chunks))[::-1]  # those that see most images first
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for number, part in enumerate(pool.map(fit, range(len(chunks)))):
-                parts.append(part)
+            for number, part in zip(numbers, pool.map(fit, numbers), strict=True):
+                parts.insert(0, part)
                 on_done(len(chunks[number]))
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
     back = order.argsort()
 
-    def joined(tensors: Iterable[Tensor]) -> Tensor:
-        """[B, ...] in the order of the arguments."""
-        return torch.cat([tensor.cpu() for tensor in tensors])[back]
+    def joined(name: str) -> Tensor:
+        """[B, E] in the order of the arguments."""
+        return torch.cat([getattr(part, name).cpu() for part in parts])[back]
 
-    per_network = [part.params.map(lambda t: t.unflatten(0, (-1, len(checkpoints)))) for part in parts]
-    stored = NetParams(
-        spec,
-        tuple(joined(tensors).flatten(0, 1) for tensors in zip(*(nets.weights for nets in per_network), strict=True)),
-        tuple(joined(tensors).flatten(0, 1) for tensors in zip(*(nets.biases for nets in per_network), strict=True)),
-        activation.repeat_interleave(len(checkpoints)) if spec.layers[0].activation == MIXED else None,
+    nets = [net.to("cpu") for part in parts for net in part.nets]
+    columns = (joined(name) for name in ("train_accuracy", "test_accuracy", "finite"))
+    return Trained(tuple(nets[place] for place in back), *columns)
+
+
+def _initial(spec: NetSpec, std: Tensor, generator: torch.Generator) -> NetParams:
+    """Networks of one architecture with normal weights of standard deviation `std`, [B], and biases 0."""
+    weights = tuple(
+        torch.einsum("b,b...->b...", std, torch.randn(len(std), *layer.weight_shape, generator=generator))
+        for layer in spec.layers
     )
-    columns = (joined(getattr(part, name) for part in parts) for name in ("train_accuracy", "test_accuracy", "finite"))
-    return Trained(stored, *columns)
+    return NetParams(spec, weights, tuple(torch.zeros(len(std), layer.out_dim) for layer in spec.layers))
