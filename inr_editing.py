@@ -1,7 +1,7 @@
 """Edit the images that INRs store, through their weights.
 
 python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml
-python inr_editing.py --checkpoint RUN --edit net.pth --out edited.pth
+python inr_editing.py --checkpoint RUN --export_edited data/edited
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from scalegmn.config import read_config
 from scalegmn.data.loader import open_data
-from scalegmn.edit import EditConfig, edit_files, export_zoo
+from scalegmn.edit import EditConfig, export_zoo
 from scalegmn.log import user_errors
 from scalegmn.models.base import Metanetwork
 from scalegmn.run import train
@@ -32,9 +32,7 @@ def finished(config: EditConfig, task: Editing, model: Metanetwork, summary: dic
 if __name__ == "__main__":
     with user_errors():
         config = read_config(config_class=EditConfig)
-        if config.edit is not None:
-            edit_files(config)
-        elif config.checkpoint is not None:
+        if config.checkpoint is not None:
             zoo = open_data(config.data)
             export_zoo(config, load_model(config.model_config, Path(config.checkpoint), zoo.spec), zoo)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx_files import chain, write_onnx
 from safetensors.torch import load_file, save_file
 
 from scalegmn.data.inr_zoos import read_network
@@ -83,6 +84,10 @@ def state_of(zoo, row, names):
     return dict(zip(names, tensors, strict=True))
 
 
+def predict(home, *words, checkpoint="runs/first"):
+    return run("-m", "scalegmn.predict", "--checkpoint", checkpoint, *words, cwd=home)
+
+
 def test_files_and_folders(home, tmp_path):
     """One file, and a folder of both types; each is the same network of the exported zoo, under its own names."""
     zoo, edited = open_zoo(home / "data/digits_inr"), open_zoo(home / "data/edited")
@@ -90,15 +95,23 @@ def test_files_and_folders(home, tmp_path):
     (tmp_path / "nets" / "more").mkdir(parents=True)
     torch.save({**state_of(zoo, 3, names), "label": 7}, tmp_path / "nets" / "a.pth")
     save_file(state_of(zoo, 5, names), tmp_path / "nets" / "more" / "b.safetensors")
-    one = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets/a.pth", f"--out={tmp_path}/a.pth", conf=None)
+    one = predict(home, tmp_path / "nets/a.pth", "--out", tmp_path / "one")
     assert one.returncode == 0, one.stderr
-    both = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets", f"--out={tmp_path}/out", conf=None)
+    both = predict(home, tmp_path / "nets", "--out", tmp_path / "out", "--format=json")
     assert both.returncode == 0, both.stderr
+    assert [row["edited"] for row in json.loads(both.stdout)] == [
+        f"{tmp_path}/out/a.pth",
+        f"{tmp_path}/out/more/b.safetensors",
+    ]
     state = torch.load(tmp_path / "out/a.pth", weights_only=True)
     assert list(state) == [*names, "label"]
     assert state["label"] == 7
     assert set(load_file(tmp_path / "out/more/b.safetensors")) == set(names)
-    for path, row in ((tmp_path / "a.pth", 3), (tmp_path / "out/a.pth", 3), (tmp_path / "out/more/b.safetensors", 5)):
+    for path, row in (
+        (tmp_path / "one/a.pth", 3),
+        (tmp_path / "out/a.pth", 3),
+        (tmp_path / "out/more/b.safetensors", 5),
+    ):
         tensors, _ = read_network(path)
         expected = [t[row] for pair in zip(edited.params.weights, edited.params.biases, strict=True) for t in pair]
         for found, own in zip(tensors, expected, strict=True):
@@ -107,41 +120,63 @@ def test_files_and_folders(home, tmp_path):
         torch.testing.assert_close(
             render(params, 8, 8), render(edited.params[row : row + 1], 8, 8), rtol=1e-3, atol=1e-4
         )
-    again = edit(home, "--checkpoint=runs/first", f"--edit={tmp_path}/nets", f"--out={tmp_path}/out", conf=None)
-    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "exists already" in again.stderr
+    again = predict(home, tmp_path / "nets", "--out", tmp_path / "out")
+    assert again.returncode == 2
+    assert [line.split("--out: ")[1] for line in again.stderr.splitlines()] == [
+        f"{tmp_path}/out/a.pth exists already",
+        f"{tmp_path}/out/more/b.safetensors exists already",
+    ]
+    nowhere = predict(home, tmp_path / "nets")
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
+    assert "--out: missing" in nowhere.stderr
 
 
 def test_files_of_other_networks_are_refused(home, tmp_path):
+    """And do not stop those that are not."""
     torch.save({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}, tmp_path / "other.pth")
     torch.save({"0.weight": torch.zeros(12, 2)}, tmp_path / "half.pth")
     zoo = open_zoo(home / "data/digits_inr")
     names = [f"{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
     torch.save({name: t * torch.nan for name, t in state_of(zoo, 0, names).items()}, tmp_path / "nan.pth")
-    for name, message in (
-        ("other.pth", "the model was trained for MLP [2, 12, 12, 1] (sine)"),
-        ("half.pth", "1 weights and 0 biases"),
-        ("nan.pth", "NaN or infinite"),
-        ("missing.pth", "no .pth or .safetensors file there"),
-        ("", "1 weights and 0 biases"),  # a folder with a bad file: none is edited
-    ):
-        source, out = f"--edit={tmp_path / name}", f"--out={tmp_path}/x.pth"
-        result = edit(home, "--checkpoint=runs/first", source, out, conf=None)
-        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-        assert message in result.stderr
-    assert not (tmp_path / "x.pth").exists()
+    torch.save(state_of(zoo, 0, names), tmp_path / "right.pth")
+    result = predict(home, tmp_path, tmp_path / "missing.pth", tmp_path / "empty", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    for name, message in {
+        "other.pth": "runs/first was trained on MLP [2, 12, 12, 1] (sine), and cannot read MLP [2, 3]",
+        "half.pth": "1 weights and 0 biases",
+        "nan.pth": "NaN or infinity",
+        "missing.pth": "no such file",
+        "empty": "expected a .pth",
+    }.items():
+        (line,) = (line for line in result.stderr.splitlines() if line.startswith(f"error: {tmp_path / name}: "))
+        assert message in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["right.pth"]
+
+
+def test_onnx_files(home, tmp_path):
+    """Edited as state dicts, the same as from one."""
+    zoo = open_zoo(home / "data/digits_inr")
+    names = [f"seq.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
+    state = state_of(zoo, 3, names)
+    torch.save(state, tmp_path / "net.pth")
+    write_onnx(tmp_path / "net.onnx", chain(list(state.values()), "sine", w0=6.0))
+    result = predict(home, tmp_path / "net.pth", tmp_path / "net.onnx", "--out", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second = torch.load(tmp_path / "out/net.pth"), load_file(tmp_path / "out/net.onnx.safetensors")
+    assert set(second) == set(names)
+    for name in names:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--edit=net.pth"], "belong together"),
-        (["--checkpoint=runs/first"], "edits files (--edit, --out) or its zoo (--export_edited)"),
+        (["--checkpoint=runs/first"], "edits its zoo here (--export_edited)"),
         (
-            ["--checkpoint=runs/first", "--edit=data", "--out=x", "--scalegmn_args.hidden_dim=16"],
+            ["--checkpoint=runs/first", "--export_edited=x", "--scalegmn_args.hidden_dim=16"],
             "another configuration",
         ),
-        (["--checkpoint=runs/nothing", "--edit=a.pth", "--out=b.pth"], "runs/nothing/config.yml: no such file"),
+        (["--checkpoint=runs/nothing", "--export_edited=x"], "runs/nothing/config.yml: no such file"),
         (["--scalegmn_args.output=vector"], "scalegmn_args.output: found vector, but editing needs parameters"),
         (["--data.style_function=increase_contrast"], "increase_contrast is for images of 3 channels"),
         (["--data.style_function=sharpen"], "sharpen"),
@@ -165,15 +200,12 @@ def test_half_precision_zoo(home, tmp_path):
         state_of(open_zoo(tmp_path / "half"), 3, [f"{k}.{x}" for k in "012" for x in ("weight", "bias")]),
         tmp_path / "a.pth",
     )
-    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=b.pth", conf=None)
+    result = predict(tmp_path, "a.pth", "--out=out", checkpoint="run")
     assert result.returncode == 0, result.stderr
-    assert torch.load(tmp_path / "b.pth", weights_only=True)["0.weight"].dtype == torch.float16
-    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=b.safetensors", conf=None)
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "expected a name that ends in .pth" in result.stderr
+    assert torch.load(tmp_path / "out/a.pth", weights_only=True)["0.weight"].dtype == torch.float16
     file = tmp_path / "run/checkpoints/best.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    result = edit(tmp_path, "--checkpoint=run", "--edit=a.pth", "--out=c.pth", conf=None)
+    result = predict(tmp_path, "a.pth", "--out=c", checkpoint="run")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "best.safetensors: missing or damaged" in result.stderr
 

@@ -11,6 +11,7 @@ import yaml
 from published import write_cnns
 from safetensors.torch import save_file
 
+import scalegmn
 from scalegmn.data.zoo_format import open_zoo
 from scalegmn.spec import ACTIVATIONS
 
@@ -109,7 +110,6 @@ def test_published_files_and_layout(home, tmp_path):
         (["--scalegmn_args.output=parameters"], ["scalegmn_args.output: found parameters", "needs vector"]),
         (["--train_args.loss=CE"], ["train_args.loss", "CE", "MSE"]),
         (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.cnns"]),
-        (["--predict=net.pth"], ["belong together"]),
         (["--data.augment.rotate=10"], ["data.augment"]),
     ],
 )
@@ -156,49 +156,81 @@ def nets(home):
     return folder
 
 
-def ask(home, name, *words, checkpoint="runs/relu"):
-    return predict(home, f"--checkpoint={checkpoint}", f"--predict=nets/{name}", *words, conf=None)
+def ask(home, *words, checkpoint="runs/relu"):
+    return run("-m", "scalegmn.predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
-def test_own_network(home, nets):
-    first, second = ask(home, "own.pth"), ask(home, "own.safetensors")
-    for result in (first, second):
-        assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert first.stdout.replace("own.pth", "own.safetensors") == second.stdout
-    accuracy = float(first.stdout.split("accuracy ")[1].split("%")[0])
-    share = int(first.stdout.split("that of ")[1].split(" %")[0])
+def test_own_networks(home, nets):
+    """The row of a table, and all of it as JSON; both kinds of files say the same."""
+    result = ask(home, "nets/own.pth")
+    assert (result.returncode, result.stderr) == (0, "")
+    header, row = result.stdout.splitlines()
+    assert header.split() == ["network", "test", "accuracy", "percentile"]
+    name, accuracy, percentile = row.split()
+    both = ask(home, "nets/own.pth", "nets/own.safetensors", "--format=json")
+    first, second = json.loads(both.stdout)
+    assert (name, accuracy, percentile) == (first["network"], f"{first['test_accuracy']:.1%}", str(first["percentile"]))
+    assert second == {**first, "network": "nets/own.safetensors"}
+    assert first["warnings"] == []
     data = json.loads((home / "runs/relu/summary.json").read_text())["data"]
-    assert share == pytest.approx(sum(100 * a < accuracy for a in data["test_accuracy"]), abs=1)
-    hetero = ask(home, "own.pth", "--data.activation_function=tanh", checkpoint="runs/hetero")
-    assert hetero.returncode == 0, hetero.stderr
+    below = sum(value < first["test_accuracy"] for value in data["test_accuracy"])
+    assert first["percentile"] == min(below, 100)
+    hetero = ask(home, "nets/own.pth", "--activation=tanh", checkpoint="runs/hetero")
+    assert (hetero.returncode, hetero.stderr) == (0, "")
+
+
+def test_prediction_is_the_models(home, nets):
+    """Of a network of the test split: what the run's evaluation gives."""
+    zoo, trained = open_zoo(home / "data/digits_cnn"), scalegmn.load(home / "runs/relu")
+    relu = torch.nonzero(zoo.params.activation == ACTIVATIONS.index("relu"))[:, 0]
+    part = zoo.params[relu]
+    params = scalegmn.NetParams.from_tensors(part.weights, part.biases, "relu")
+    accuracies = trained(params)
+    model = trained.metanetwork(params.spec)
+    assert torch.equal(accuracies, model(params).sigmoid()[:, 0].detach())
+    torch.save(state_of(zoo, int(relu[3])), home / "nets" / "fourth.pth")
+    (row,) = json.loads(ask(home, "nets/fourth.pth", "--format=json").stdout)
+    assert row["test_accuracy"] == pytest.approx(accuracies[3].item(), abs=1e-6)
 
 
 def test_unlike_networks_are_warned_of(home, nets):
-    large, wide = ask(home, "large.pth"), ask(home, "wide.pth")
-    assert (large.returncode, wide.returncode) == (0, 0)
-    assert large.stderr.startswith("warning: nets/large.pth: layer 2 has weights of size ")
-    assert "is a CNN [1, 6, 7, 10] (relu), the training networks are CNN [1, 4, 5, 10] (relu)" in wide.stderr
-    assert "predicted test accuracy" in large.stdout
+    """Several at once, of two architectures, one of them nowhere near."""
+    result = ask(home, "nets/large.pth", "nets/wide.pth", "nets/own.pth", "--format=json")
+    assert result.returncode == 0, result.stderr
+    large, wide, own = json.loads(result.stdout)
+    assert [row["network"] for row in (large, wide, own)] == ["nets/large.pth", "nets/wide.pth", "nets/own.pth"]
+    assert large["warnings"][0].startswith("layer 2 has weights of size ")
+    assert wide["warnings"][0] == "is a CNN [1, 6, 7, 10] (relu), the training networks are CNN [1, 4, 5, 10] (relu)"
+    assert own["warnings"] == []
+    assert result.stderr.splitlines()[0].startswith("warning: nets/large.pth: layer 2 has weights of size ")
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "parts"),
-    [
-        ("short.pth", [], ["runs/relu was trained on CNN [1, 4, 5, 10] (relu), and cannot read CNN [1, 4, 10] (relu)"]),
-        ("linear.pth", [], ["and cannot read MLP [2, 3] (linear)"]),
-        ("nan.pth", [], ["nets/nan.pth: layer 0: weight of network 0 has NaN"]),
-        ("half.pth", [], ["nets/half.pth: 1 weights and 0 biases"]),
-        ("missing.pth", [], ["nets/missing.pth: no such file"]),
-        ("own.pth", ["--data.activation_function=tanh"], ["found tanh, but the model was trained on relu networks"]),
-    ],
-)
-def test_networks_that_cannot_be_read(home, nets, name, words, parts):
-    assert_refused(ask(home, name, *words), *parts)
+def test_bad_networks_do_not_stop_the_others(home, nets):
+    bad = {
+        "short.pth": "runs/relu was trained on CNN [1, 4, 5, 10] (relu), and cannot read CNN [1, 4, 10] (relu)",
+        "linear.pth": "and cannot read MLP [2, 3] (linear)",
+        "nan.pth": "layer 0: weight of network 0 has NaN",
+        "half.pth": "1 weights and 0 biases",
+        "missing.pth": "no such file",
+        "notes.txt": "expected a .pth, .pt, .safetensors or .onnx file",
+    }
+    result = ask(home, *(f"nets/{name}" for name in bad), "nets/own.pth", "--format=json", "--out=results/own.json")
+    assert result.returncode == 2
+    assert result.stdout == "results/own.json: 1 networks\n"
+    (row,) = json.loads((home / "results/own.json").read_text())
+    assert row["network"] == "nets/own.pth"
+    lines = sorted(result.stderr.splitlines())
+    assert len(lines) == len(bad), lines
+    for name, message in bad.items():
+        (line,) = (line for line in lines if line.startswith(f"error: nets/{name}: "))
+        assert message in line
+    again = ask(home, "nets/own.pth", "--out=results/own.json")
+    assert_refused(again, "--out: results/own.json exists already")
 
 
 def test_runs_that_cannot_predict(home, nets):
-    assert_refused(ask(home, "own.pth", checkpoint="runs/hetero"), "data.activation_function: found null", "several")
-    assert_refused(ask(home, "own.pth", checkpoint="runs/no"), "runs/no/config.yml: no such file")
+    assert_refused(ask(home, "nets/own.pth", checkpoint="runs/hetero"), "nets/own.pth: says no activation")
+    assert_refused(ask(home, "nets/own.pth", checkpoint="runs/no"), "runs/no is not the folder of a finished run")
     (home / "runs/unfinished").mkdir()
     (home / "runs/unfinished/config.yml").write_text((home / "runs/relu/config.yml").read_text())
-    assert_refused(ask(home, "own.pth", checkpoint="runs/unfinished"), "is not the folder of a finished run")
+    assert_refused(ask(home, "nets/own.pth", checkpoint="runs/unfinished"), "is not the folder of a finished run")

@@ -23,17 +23,18 @@ ALLOWED = {
     "config": {"cli", "log", "official", "spec", "data", "models", "train"},
     "official": {"cli", "spec", "models"},
     "canonicalize": {"cli", "config", "data", "log", "official", "spec", "symmetry"},
-    "check": {"config", "data", "log", "spec", "symmetry", "train.checkpoint"},
-    "trained": {"models.base", "spec", "train.checkpoint"},
-    "edit": {"config", "data", "log", "models.base", "spec", "symmetry", "tasks", "trained"},
-    "predict": {"config", "data", "spec", "symmetry", "tasks", "trained"},
+    "check": {"config", "data", "log", "spec", "symmetry", "train.checkpoint", "trained"},
+    "trained": {"config", "models.base", "spec", "symmetry", "tasks", "train.checkpoint"},
+    "edit": {"config", "data", "log", "models.base", "tasks"},
+    "predict": {"data", "log", "modules", "spec", "tasks", "trained"},
+    "export": {"log", "trained"},
     "report": {"cli", "log", "plot"},
     "scripts": set(),
     "sweep": {"cli", "log", "scripts"},
     "compare": {"cli", "config", "log", "plot", "report", "scripts"},
     "run": {"config", "log", "models.base", "train"},
     "modules": {"spec"},
-    "__init__": {"spec", "config", "modules"},
+    "__init__": {"spec", "config", "data.onnx", "data.state_dicts", "modules", "trained"},
 }
 ONLY_IN = {
     "wandb": {"log"},
@@ -41,6 +42,7 @@ ONLY_IN = {
     "lightning": {"train"},
     "jsonargparse": {"cli"},
     "optuna": {"sweep"},
+    "onnx": {"data"},
 }
 
 

@@ -9,9 +9,10 @@ import torch
 from commands import assert_refused, run_main
 from safetensors.torch import save_file
 
-from scalegmn import check
+import scalegmn
+from scalegmn import check, export, predict
 from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
-from scalegmn.spec import ACTIVATIONS
+from scalegmn.spec import ACTIVATIONS, NetParams
 from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
 
 ROOT = Path(__file__).parents[1]
@@ -107,37 +108,55 @@ def test_learns_what_tells_architectures_apart(home, run):
     assert (home / "layers/figures/confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_own_networks(home, run):
+def test_own_networks(home, run, monkeypatch, capsys):
     """Of a known architecture, of an unknown one within those known, of a wider and of a deeper one."""
     assert run("predicting_generalization.py", *words("statnn", "statnn", 1))[0] == 0
 
-    def ask(name, *layers):
+    def ask(*names, checkpoint="statnn"):
+        given = ["--checkpoint", checkpoint, *names, "--activation=relu", "--format=json"]
+        code, out, error = run_main(predict.main, given, home, monkeypatch, capsys)
+        return code, json.loads(out) if out else [], error
+
+    def store(name, *layers):
         tensors = {f"{k}.weight": weight for k, (weight, _) in enumerate(layers)}
         tensors |= {f"{k}.bias": bias for k, (_, bias) in enumerate(layers)}
         save_file(tensors, home / f"{name}.safetensors")
-        given = ["--checkpoint=statnn", f"--predict={name}.safetensors", "--data.activation_function=relu"]
-        return run("predicting_generalization.py", *given)
+        return f"{name}.safetensors"
+
+    def layer(*shape):
+        return torch.randn(*shape) / 20, torch.zeros(shape[0])
 
     zoo = open_zoo(home / "zoo")
     relu = zoo.splits["train"][zoo.architecture(zoo.splits["train"]) == 1] - zoo.starts[1]
     relu = relu[zoo.nets[1].activation[relu] == ACTIVATIONS.index("relu")]
     weights, biases = ([tensor[relu[0]] for tensor in part] for part in (zoo.nets[1].weights, zoo.nets[1].biases))
-    code, out, error = ask("known", *zip(weights, biases, strict=True))
-    assert (code, error) == (0, "")
-    assert "predicted test accuracy" in out
-
-    def layer(*shape):
-        return torch.randn(*shape) / 20, torch.zeros(shape[0])
-
-    code, _, error = ask("within", layer(2, 1, 3, 3), layer(2, 2, 3, 3), layer(10, 2))
+    known = store("known", *zip(weights, biases, strict=True))
+    within = store("within", layer(2, 1, 3, 3), layer(2, 2, 3, 3), layer(10, 2))
+    wide = store("wide", layer(9, 1, 3, 3), layer(10, 9))
+    code, rows, error = ask(known, within, wide)
     assert code == 0, error
-    assert "architectures within" not in error
-    code, _, error = ask("wide", layer(9, 1, 3, 3), layer(10, 9))
+    assert rows[0]["warnings"] == []
+    trained = scalegmn.load(home / "statnn")
+    params = NetParams.from_tensors([w[None] for w in weights], [b[None] for b in biases], "relu")
+    assert rows[0]["test_accuracy"] == pytest.approx(trained(params).item(), abs=1e-6)
+    assert not any("architectures" in warning for warning in rows[1]["warnings"])
+    unlike = (
+        "is a CNN [1, 9, 10] (relu), the training networks are of 3 architectures within CNN [1, 4, 5, 5, 10] (hetero)"
+    )
+    assert rows[2]["warnings"][0] == unlike
+    assert f"warning: wide.safetensors: {unlike}; the answer may be far off" in error
+    deep = store("deep", layer(4, 1, 3, 3), *(layer(4, 4, 3, 3) for _ in range(3)), layer(10, 4))
+    code, rows, error = ask(deep, known)
+    assert (code, len(rows)) == (2, 1)
+    assert "error: deep.safetensors: statnn: the model was built for 4 layers" in error
+    fewer = store("fewer", layer(4, 1, 3, 3), layer(7, 4))
+    assert_refused(ask(fewer), "fewer.safetensors: expected architectures with the same inputs and outputs")
+    result = run_main(predict.main, ["--checkpoint=statnn", known], home, monkeypatch, capsys)
+    assert_refused(result, "known.safetensors: says no activation, and the training networks may have several; set")
+    code, _, error = run_main(export.main, ["--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
     assert code == 0, error
-    unlike = "wide.safetensors: is a CNN [1, 9, 10] (relu), the training networks are of 3 architectures within CNN"
-    assert unlike in error
-    deep = ask("deep", layer(4, 1, 3, 3), *(layer(4, 4, 3, 3) for _ in range(3)), layer(10, 4))
-    assert_refused(deep, "--checkpoint: statnn: the model was built for 4 layers")
+    assert "3 architectures within CNN [1, 4, 5, 5, 10] (hetero)" in (home / "bundle/README.md").read_text()
+    assert ask(known, within, checkpoint="bundle") == ask(known, within)
 
 
 @pytest.mark.parametrize(

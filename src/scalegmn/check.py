@@ -23,6 +23,7 @@ from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.train.checkpoint import load_checkpoint
+from scalegmn.trained import weights_file
 
 NETWORKS, DRAWS = 32, 5
 TOLERANCE = 1e-9
@@ -34,7 +35,7 @@ class CheckConfig(Config):
     """Check the symmetries of a model on networks of its zoo."""
 
     checkpoint: str | None = None
-    """A run folder: check its best checkpoint, with its configuration; null: a model as it is at the start."""
+    """A run folder or bundle: check its model, with its configuration; null: a model as it is at the start."""
 
 
 Element = GroupElement | PhaseShift
@@ -131,7 +132,7 @@ def main() -> None:
         stored = (part for params, _ in splits["train"].batches() for part in params.parts)
         model.fit_normalization(canonicalize(params, removed) for params in stored)
         if config.checkpoint is not None:
-            load_checkpoint(Path(config.checkpoint) / "checkpoints" / "best.safetensors", model)
+            load_checkpoint(weights_file(Path(config.checkpoint)), model)
     nets = splits["test"]
     params = nets.read(torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long())  # of all architectures
     claimed = {*config.model_config.claims, *removed}

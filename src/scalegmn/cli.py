@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -106,15 +107,17 @@ def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], 
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings; raises ValueError with its name."""
+    """The mapping in a YAML file of settings, or a `.json` file; raises ValueError with its name."""
     file = str(file)
     if not Path(file).is_file():
         near = difflib.get_close_matches(file, map(str, Path().glob("configs/*/*.yml")), n=1)
         raise ValueError(f"--conf {file}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--conf {file}: not YAML ({_one_line(error)})") from None
+        text = Path(file).read_text()
+        content = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)  # 1e-5 is no number in YAML
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = "JSON" if file.endswith(".json") else "YAML"
+        raise ValueError(f"--conf {file}: not {kind} ({_one_line(error)})") from None
     if not isinstance(content or {}, dict):
         raise ValueError(f"--conf {file}: found a {type(content).__name__}, expected keys and values")
     return content or {}

@@ -157,18 +157,35 @@ def read_config(
 ) -> AnyConfig:
     """The configuration from command line words (None: the process's own); see `cli.parse`.
 
-    Published files are translated (`official.translate_file`). The config.yml of a run to go on with (`resume`) and,
-    where the class has a field `checkpoint`, of that run, come before all `--conf` files.
+    Published files and bundles are understood (`_settings`). The configuration of a run to go on with (`resume`) and,
+    where the class has a field `checkpoint`, of that run or bundle, come before all `--conf` files.
     """
     files, words = split_arguments(arguments)
     keys = {"resume", "checkpoint"} & {item.name for item in fields(config_class)}
     for key, _, run in (word.partition("=") for word in words):
         if key.removeprefix("--") in keys and (key, run) != ("--resume", "auto"):
-            file = Path(run, "config.yml")
+            file = config_file(Path(run)) if key == "--checkpoint" else Path(run, "config.yml")
             if not file.is_file():
                 raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
             files = [str(file), *files]
-    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, translate_file)
+    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, _settings)
+
+
+def config_file(run: Path) -> Path:
+    """Where the configuration of a bundle or of a run is."""
+    return run / ("config.json" if (run / "config.json").is_file() else "config.yml")
+
+
+def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a file, but for `overrides` such as `"batch_size=64"`; raises ValueError."""
+    words = (f"--{word.removeprefix('--')}" for word in overrides)
+    return parse(Config, ["--conf", str(file), *words], translate=_settings)
+
+
+def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
+    is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
+    return (content["config"], []) if is_bundle else translate_file(content)
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
@@ -241,8 +258,7 @@ def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: 
             raise ValueError("overrides: only with a YAML file; use dataclasses.replace on a Config")
         config = conf
     else:
-        words = ["--conf", str(conf), *(f"--{word.removeprefix('--')}" for word in overrides)]
-        config = parse(Config, words, translate=translate_file)
+        config = read_config_file(conf, overrides)
     if spec is None:
         return config.model_config.build_for(open_data(config.data).architectures)
     return config.model_config.build(spec)

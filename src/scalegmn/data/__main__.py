@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from scalegmn.data.cnn_zoos import write_published
-from scalegmn.data.inr_zoos import mnist_splits, state_dict_of, write_state_dict
+from scalegmn.data.inr_zoos import mnist_splits
+from scalegmn.data.state_dicts import state_dict_of, write_state_dict
 from scalegmn.data.zoo_format import Zoo, open_zoo, verify_zoo
 from scalegmn.log import user_errors, write_atomic
 

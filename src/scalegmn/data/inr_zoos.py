@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from scalegmn.data.convert import Listing, NothingThereError
+from scalegmn.data.state_dicts import read_layers
 from scalegmn.data.zoo_format import Networks, first_not_finite
-from scalegmn.log import write_atomic
 from scalegmn.spec import NetParams
 
 W0 = 30.0
@@ -222,96 +219,21 @@ def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: sli
 
 
 def read_network(path: Path) -> tuple[list[Tensor], int | None]:
-    """A chain of linear layers from a state dict, without executing anything.
+    """A chain of layers from a state dict, without executing anything.
 
     Returns:
         Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one.
 
     Raises:
-        ValueError: as `read_state_dict` and `layer_names`, or `label` is not a class; names the file.
+        ValueError: as `read_layers`, or `label` is not a class; names the file.
     """
-    state = read_state_dict(path)
-    tensors, label = [state[name] for name in layer_names(path, state)], state.get("label")
+    state, names = read_layers(path)
+    label = state.get("label")
     if isinstance(label, Tensor) and label.numel() == 1:
         label = label.item()
     if not (label is None or type(label) is int or (isinstance(label, str) and label.isdecimal())):
         raise ValueError(f"{path}: label {label!r} is not a class")
-    return tensors, None if label is None else int(label)
-
-
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """The content of a `.pth` (by torch) or `.safetensors` file, without executing anything.
-
-    Raises:
-        ValueError: the file is missing, would run code, or is damaged; names it.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-            return {name: content[name] for name in sorted(content, key=_natural)}  # the file's order is its own
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a file that is refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a hostile or broken file leads to
-        raise refusal(path, error) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
-    return content
-
-
-def refusal(path: Path, error: Exception) -> ValueError:
-    """What to say of a file that torch or safetensors could not read, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return ValueError(f"{path}: no such file")
-    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
-
-
-def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:
-    """The inverse of `read_state_dict`, atomically."""
-    if path.suffix == ".safetensors":
-        content = save({name: tensor.contiguous() for name, tensor in state.items()})
-    else:
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        content = buffer.getvalue()
-    write_atomic(path, content)
-
-
-def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:
-    """Network `row` of B as a state dict: `seq.<l>.weight` [out, in, ...] and `seq.<l>.bias` [out]."""
-    state = {}
-    for layer, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
-        state |= {f"seq.{layer}.weight": weight[row].clone(), f"seq.{layer}.bias": bias[row].clone()}
-    return state
-
-
-def layer_names(path: Path, state: Mapping[str, Any]) -> list[str]:
-    """The entries with a weight and a bias for each layer in turn: those with `weight` or `bias` in their names, in the
-    order of the file.
-
-    Raises:
-        ValueError: they are not floating point tensors, one of each per layer; names the file.
-    """
-    weights = [key for key in state if "weight" in str(key)]
-    biases = [key for key in state if "bias" in str(key) and key not in weights]
-    if not weights or len(weights) != len(biases):
-        raise ValueError(f"{path}: {len(weights)} weights and {len(biases)} biases, expected one of each per layer")
-    size = 0
-    for key in (*weights, *biases):
-        tensor = state[key]
-        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
-        if not plain or not tensor.is_floating_point() or tensor.ndim == 0 or tensor.device.type != "cpu":
-            raise ValueError(f"{path}: {key} is not a dense tensor of floating point numbers")
-        size += state[key].numel() * state[key].element_size()
-    if size > os.path.getsize(path):
-        raise ValueError(f"{path}: claims more numbers than the file holds")
-    return [key for pair in zip(weights, biases, strict=True) for key in pair]
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts `seq.2` before `seq.10`."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+    return [state[name] for name in names], None if label is None else int(label)
 
 
 def _no_mnist(root: Path) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.data.convert import Listing, NothingThereError
-from scalegmn.data.inr_zoos import layer_names, refusal
+from scalegmn.data.state_dicts import names_in_file, refusal
 from scalegmn.data.zoo_format import Networks, first_not_finite, joined
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
@@ -117,7 +117,7 @@ def _read_network(path: Path) -> NetParams:
         raise ValueError(f"{path}: expected a checkpoint with model, a state dict, and config")
     state = content["model"]
     spec = _spec(path, _plain(content.get("config")))
-    tensors = [state[name][None].float() for name in layer_names(path, state)]
+    tensors = [state[name][None].float() for name in names_in_file(path, state)]
     found = [tuple(tensor.shape[1:]) for tensor in tensors]
     expected = [shape for layer in spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
     if found != expected:

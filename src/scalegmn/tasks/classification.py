@@ -27,6 +27,7 @@ class Classification(ZooTask):
         ValueError: the zoo cannot be read, or has other labels, or the model gives no vectors.
     """
 
+    name = "classification"
     monitor = "accuracy"
     maximize = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scalegmn.data.zoo_format import Zoo
 from scalegmn.nets.siren import render
 from scalegmn.plot import edits
 from scalegmn.spec import NetParams
+from scalegmn.symmetry.canonicalize import TO_CANONICAL
 from scalegmn.tasks.styles import STYLES
 from scalegmn.tasks.zoo_task import ZooTask
 
@@ -37,6 +38,25 @@ def edited(model: nn.Module, params: NetParams) -> NetParams:
     )
 
 
+@torch.no_grad()
+def edit_stored(model: nn.Module, params: NetParams, removed: Sequence[str]) -> NetParams:
+    """Edits networks as they are stored: c^-1 (c theta + delta(c theta)), c what leads to canonical networks.
+
+    Args:
+        model: delta.
+        params: theta, B networks.
+        removed: the symmetries that canonical networks have removed.
+    """
+    passed = []
+    for name in removed:
+        passed.append(TO_CANONICAL[name](params))
+        params = passed[-1].act(params)
+    params = edited(model, params)
+    for element in reversed(passed):
+        params = element.inverse().act(params)
+    return params
+
+
 class Editing(ZooTask):
     """Mean squared error between the image that an edited INR draws and the edited original (Zhou et al., 2023).
 
@@ -52,6 +72,7 @@ class Editing(ZooTask):
         ValueError: the zoo or its images cannot be read, the style is not for such images, or the INRs draw others.
     """
 
+    name = "editing"
     monitor = "loss"
     maximize = False
 

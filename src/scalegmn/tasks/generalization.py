@@ -63,6 +63,7 @@ class Generalization(ZooTask):
         ValueError: the zoo cannot be read, or its accuracies are not from 0 to 1.
     """
 
+    name = "generalization"
     monitor = "tau"
     maximize = True
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, augmented, load_splits, reading
+from scalegmn.data.loader import DataConfig, augmented, load_splits, reading, symmetries_to_remove
 from scalegmn.models.base import Metanetwork
 from scalegmn.spec import MixedNets, NetParams, NetSpec
 
@@ -29,6 +29,9 @@ class ZooTask:
     Raises:
         ValueError: the zoo cannot be read.
     """
+
+    name: ClassVar[str]
+    """What a run's summary calls the task."""
 
     def __init__(self, data: DataConfig, column: str, batch_size: int, debug: bool) -> None:
         self.zoo, self.splits = load_splits(data, column, DEBUG_NETWORKS if debug else None)
@@ -103,11 +106,14 @@ class ZooTask:
         return torch.cat([part for share in shares for part in share])
 
     def identity(self) -> dict[str, Any]:
-        """Which zoo was read, and how; `spec` covers all its architectures."""
+        """Which task it is, which zoo was read, and how: `canonical`, the symmetries that its networks had removed;
+        `spec` covers all its architectures."""
         return {
+            "task": self.name,
             "zoo": str(self.zoo.path),
             "sha256": self.zoo.sha256,
             "read": reading(self.data, self.zoo),
+            "canonical": [*self.zoo.canonical, *symmetries_to_remove(self.data, self.zoo)],
             "networks": {name: len(nets) for name, nets in self.splits.items()},
             "architectures": len(self.architectures),
             "spec": NetSpec.covering(self.architectures).to_dict(),
