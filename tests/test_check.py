@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import assert_refused, run_main
 
 from scalegmn.check import main, report
 from scalegmn.data.zoo_format import Networks, write_zoo
@@ -184,3 +185,52 @@ def test_other_models_are_judged_by_what_they_claim(monkeypatch, capsys, zoo, tm
     assert stop.value.code == 0, output
     assert lines(output, "permutation")[0].split()[1] == claimed
     assert lines(output, "scale")[0].split()[1] == "no"
+
+
+def check_modules(monkeypatch, capsys, tmp_path, name, shape, **settings):
+    """Exit code, lines and errors of the report on networks of a module of tests."""
+    (tmp_path / "conf.yml").write_text(yaml.safe_dump(settings))
+    words = ["--conf=conf.yml", f"--modules=factories:{name}", f"--input_shape={shape}"]
+    code, output, error = run_main(main, words, tmp_path, monkeypatch, capsys)
+    return code, output.splitlines(), error
+
+
+SMALL = {"hidden_dim": 4, "num_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet", "1,3,8,8"),
+        ("block", "1,3,8"),
+        ("mixed", "1,3"),
+        pytest.param("resnet18", "1,3,32,32", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("symmetry", ["permutation", "hetero"])
+def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetry):
+    """A ResNet, a transformer's block, networks of two architectures."""
+    settings = {"scalegmn_args": {**SMALL, "symmetry": symmetry, "direction": "bidirectional"}}
+    code, output, error = check_modules(monkeypatch, capsys, tmp_path, name, shape, **settings)
+    assert code == 0, (output, error)
+    assert output[0].endswith("between 8 networks")
+    assert lines(output, "permutation")[0].endswith("kept")
+    assert lines(output, "scale")[0].endswith("kept") == (symmetry == "hetero")
+    assert float(lines(output, "control")[0].split()[3]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modules=factories:resnet"], "--modules and --input_shape go together"),
+        (["--modules=factories", "--input_shape=1,2"], "--modules: found factories, expected package.module:factory"),
+        (["--modules=factories:resnet", "--input_shape=1,x"], "--input_shape: found 1,x, expected numbers"),
+        (["--modules=factories:nothing", "--input_shape=1,2"], "factories:nothing: AttributeError"),
+        (["--modules=factories:number", "--input_shape=1,2"], "factories:number: AttributeError"),
+        (["--modules=factories:same", "--input_shape=1,2"], "--modules: factories:same makes the same network"),
+        (["--modules=factories:resnet", "--input_shape=1,3,8,8", "--model=dwsnet"], "model: dwsnet reads chains"),
+        (["--modules=factories:mixed", "--input_shape=1,3", "--model=nfn"], "model: nfn reads networks of one arch"),
+    ],
+)
+def test_bad_modules(monkeypatch, capsys, tmp_path, words, message):
+    assert_refused(run_main(main, words, tmp_path, monkeypatch, capsys), message)

@@ -23,7 +23,7 @@ ALLOWED = {
     "config": {"cli", "log", "official", "spec", "data", "models", "train"},
     "official": {"cli", "spec", "models"},
     "canonicalize": {"cli", "config", "data", "log", "official", "spec", "symmetry"},
-    "check": {"config", "data", "log", "spec", "symmetry", "train.checkpoint", "trained"},
+    "check": {"config", "data", "log", "modules", "spec", "symmetry", "train.checkpoint", "trained"},
     "trained": {"config", "models.base", "spec", "symmetry", "tasks", "train.checkpoint"},
     "edit": {"config", "data", "log", "models.base", "tasks"},
     "predict": {"data", "log", "modules", "spec", "tasks", "trained"},

@@ -7,7 +7,9 @@ networks alike: their output is moved back before it is compared. Exit code 1 if
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from scalegmn.config import Config, read_config
 from scalegmn.data.loader import load_splits
+from scalegmn.data.zoo_format import joined
 from scalegmn.log import user_errors
+from scalegmn.modules import FACTORY, from_factory, parse_shape
 from scalegmn.spec import MIXED, MixedNets, NetParams
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.checks import relative_change
@@ -25,7 +29,9 @@ from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.train.checkpoint import load_checkpoint
 from scalegmn.trained import weights_file
 
-NETWORKS, DRAWS = 32, 5
+NETWORKS, MADE, DRAWS = 32, 8, 5
+"""Networks of a zoo, networks that a factory makes, random elements of each group."""
+
 TOLERANCE = 1e-9
 """The largest relative change in float64 at which a symmetry counts as kept; float32 is shown, not judged."""
 
@@ -36,6 +42,39 @@ class CheckConfig(Config):
 
     checkpoint: str | None = None
     """A run folder or bundle: check its model, with its configuration; null: a model as it is at the start."""
+
+    modules: str | None = None
+    """package.module:factory, your own code, which is run: check the model on networks that it makes instead of a
+    zoo's. A function without arguments that returns an nn.Module, another one at each call."""
+
+    input_shape: str | None = None
+    """Of an input of these networks, such as 1,3,32,32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.modules is None) != (self.input_shape is None):
+            raise ValueError("--modules and --input_shape go together: package.module:factory, and such as 1,3,32,32")
+        if self.modules is not None and not re.fullmatch(FACTORY, self.modules):
+            raise ValueError(f"--modules: found {self.modules}, expected package.module:factory")
+        if self.modules is not None and self.checkpoint is not None:
+            raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
+        parse_shape(self.input_shape)
+
+
+def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetParams | MixedNets:
+    """So many networks that the user's code makes, each call after another seed.
+
+    Raises:
+        ValueError: the code fails, or makes no differing networks.
+    """
+    made = []
+    for seed in range(num):
+        torch.manual_seed(seed)
+        made.append(from_factory(factory, input_shape).map(Tensor.float))
+    params = MixedNets.of(joined(made))
+    if isinstance(params, NetParams) and (params.flatten() == params[:1].flatten()).all():
+        raise ValueError(f"--modules: {factory} makes the same network at each call, expected other weights each time")
+    return params
 
 
 Element = GroupElement | PhaseShift
@@ -126,15 +165,22 @@ def main() -> None:
     with user_errors():
         config = read_config(config_class=CheckConfig, prog="python -m scalegmn.check")
         removed = config.data.canonicalize if config.data.switch_to_canon else ()
-        zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
+        if config.modules is None:
+            zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
+            nets, architectures = splits["test"], zoo.architectures
+            stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
+            rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
+            params = nets.read(rows)
+        else:
+            params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
+            stored, architectures = params.parts, Counter()
+            for part in params.parts:
+                architectures[part.spec] += len(part)
         torch.manual_seed(config.train_args.seed)
-        model = config.model_config.build_for(zoo.architectures).eval()
-        stored = (part for params, _ in splits["train"].batches() for part in params.parts)
-        model.fit_normalization(canonicalize(params, removed) for params in stored)
+        model = config.model_config.build_for(architectures).eval()
+        model.fit_normalization(canonicalize(part, removed) for part in stored)
         if config.checkpoint is not None:
             load_checkpoint(weights_file(Path(config.checkpoint)), model)
-    nets = splits["test"]
-    params = nets.read(torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long())  # of all architectures
     claimed = {*config.model_config.claims, *removed}
     claimed |= {MIXED} if claimed >= {"sign", "scale"} else set()
     table = {}

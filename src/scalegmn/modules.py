@@ -9,7 +9,9 @@ numbers of a parameter's elements; what computes becomes a layer.
 from __future__ import annotations
 
 import copy
+import importlib
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +53,31 @@ def to_module(params: NetParams, module: nn.Module, example_input: Tensor | Sequ
     written = copy.deepcopy(module)
     Traced(module, example_input).write(params, written)
     return written
+
+
+FACTORY = r"[\w.]+:\w+"
+"""How a command names code that makes networks, `package.module:factory`."""
+
+
+def from_factory(name: str, input_shape: tuple[int, ...] | None) -> NetParams:
+    """The network that the user's own code makes: this runs it. `package.module:factory`, a function without arguments
+    that returns an `nn.Module`, or such a module; raises ValueError with its name."""
+    if input_shape is None:
+        raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
+    place, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(place), attribute)
+        module = found if isinstance(found, nn.Module) else found()
+        return from_module(module.eval(), torch.zeros(input_shape))
+    except Exception as error:  # whatever the user's code leads to
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """`1,1,28,28`, an option `--input_shape`, as numbers; raises ValueError."""
+    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise ValueError(f"--input_shape: found {text}, expected numbers such as 1,1,28,28")
+    return None if text is None else tuple(map(int, text.split(",")))
 
 
 @dataclass(frozen=True)

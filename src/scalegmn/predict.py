@@ -7,7 +7,6 @@ together. One that cannot be read is named in a line on stderr; the others' resu
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import sys
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from scalegmn.data.onnx import from_onnx
 from scalegmn.data.state_dicts import from_state_dict, read_layers, state_dict_of, write_state_dict
 from scalegmn.data.zoo_format import first_not_finite
 from scalegmn.log import user_errors, write_atomic
-from scalegmn.modules import from_module
+from scalegmn.modules import FACTORY, from_factory, parse_shape
 from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
 from scalegmn.tasks.generalization import weight_sizes
 from scalegmn.trained import TrainedModel, load
@@ -90,7 +88,7 @@ def read_net(name: str, reading: Reading) -> NetParams:
             raise ValueError(f"{name}: {error}") from None
     elif path.suffix == ".onnx":
         params = from_onnx(path)
-    elif re.fullmatch(r"[\w.]+:\w+", name):
+    elif re.fullmatch(FACTORY, name):
         params = from_factory(name, reading.input_shape)
     else:
         expected = f"a {', '.join(STATE_DICTS)} or .onnx file, a folder of them, or package.module:factory"
@@ -99,20 +97,6 @@ def read_net(name: str, reading: Reading) -> NetParams:
     if first_not_finite((*params.weights, *params.biases)) is not None:
         raise ValueError(f"{name}: a weight or bias is too large for single precision")
     return params
-
-
-def from_factory(name: str, input_shape: tuple[int, ...] | None) -> NetParams:
-    """The network that the user's own code makes: this runs it. `package.module:factory`, a function without arguments
-    that returns an `nn.Module`, or such a module; raises ValueError with its name."""
-    if input_shape is None:
-        raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
-    place, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(place), attribute)
-        module = found if isinstance(found, nn.Module) else found()
-        return from_module(module.eval(), torch.zeros(input_shape))
-    except Exception as error:  # whatever the user's code leads to
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
 
 
 def predict(
@@ -247,13 +231,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    """`1,1,28,28` as numbers."""
-    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise ValueError(f"--input_shape: found {text}, expected numbers such as 1,1,28,28")
-    return None if text is None else tuple(map(int, text.split(",")))
-
-
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m scalegmn.predict", description=__doc__.split(": ", 1)[1])
@@ -282,7 +259,7 @@ def main() -> None:
         own = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
         only = own.pop() if len(own) == 1 and own != {MIXED} and model.num_architectures == 1 else None
         w0 = model.spec.layers[0].w0
-        reading = Reading(arguments.activation or only, w0, _shape(arguments.input_shape))
+        reading = Reading(arguments.activation or only, w0, parse_shape(arguments.input_shape))
         rows, problems = predict(model, find_sources(arguments.nets), reading, out)
         text = table(rows) if arguments.format == "table" else json.dumps(rows, indent=2) + "\n"
         if out is None or editing:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from architectures import traced
 from safetensors import safe_open
 
 from scalegmn.data import zoo_format
@@ -209,3 +210,16 @@ def test_split_by_group():
     assert not found[0] & found[1]
     assert not found[0] & found[2]
     assert not found[1] & found[2]
+
+
+def test_batch_norms_are_to_be_folded_first(tmp_path):
+    """Zoos have no place for statistics; the folded networks are stored."""
+    _, params, _ = traced("mobile")
+    splits = {"train": torch.arange(1)}
+    with pytest.raises(ValueError, match=r"statistics of batch norms, found network of .*; store params.folded\(\)$"):
+        write_zoo(tmp_path / "zoo", [Networks((params,), {})], splits, {})
+    assert not list(tmp_path.iterdir())
+    write_zoo(tmp_path / "zoo", [Networks((params.folded(),), {})], splits, {})
+    stored = open_zoo(tmp_path / "zoo").params
+    assert stored.spec == params.folded().spec
+    assert torch.equal(stored.flatten(), params.folded().flatten())
