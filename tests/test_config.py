@@ -38,9 +38,11 @@ def published_spec(config):
     if model.out_dim != 1 or model.output == "parameters":
         return NetSpec.mlp([2, 32, 32, 3 if "cifar" in config.data.dataset_path else 1], "sine")
     if "wild_park" in config.data.dataset_path:
-        source = None if config.model == "scalegmn" else 0  # which reads no residual connections
+        last, source = (
+            ("hetero", None) if config.model == "scalegmn" else ("leaky_relu", 0)
+        )  # so that it uses all branches
         layers = (LayerSpec(1 if "digits" in config.data.dataset_path else 3, 4, (7, 7), "gelu"),)
-        layers += (LayerSpec(4, 8, (3, 3), "tanh"), LayerSpec(8, 4, (5, 5), "leaky_relu", residual=source))
+        layers += (LayerSpec(4, 8, (3, 3), "tanh"), LayerSpec(8, 4, (5, 5), last, residual=source))
         return NetSpec((*layers, LayerSpec(4, 10)))
     activation = config.data.activation_function or "hetero"
     hidden = (LayerSpec(i, 16, (3, 3), activation) for i in (1, 16, 16))

@@ -162,7 +162,8 @@ class NetSpec:
             raise ValueError("a network needs at least one layer")
         for index, layer in enumerate(self.layers):
             self._check_layer(index, layer)
-        _ = self.ties, self.scale_ties, self.node_layers  # now: torch.compile cannot trace the lock around them
+        for name in ("ties", "scale_ties", "node_layers", "reciprocal_layers", "_unscaled", "_attended"):
+            getattr(self, name)  # now: torch.compile cannot trace the lock of a cached property still to be computed
 
     def _check_layer(self, index: int, layer: LayerSpec) -> None:
         """Raises ValueError unless a layer fits those before it."""

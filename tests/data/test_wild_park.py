@@ -108,7 +108,7 @@ def _read_state(path):
         (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "gelu"], [-1, -1], stride=[2, 2]), "found stride 2"),
         (lambda root: set_config(root, [3, 4, 8], [3, 3], ["relu", "gelu"], [-1, -1]), "model: found shapes"),
         (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "mish"], [-1, -1]), "unknown activation 'mish'"),
-        (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "gelu"], [-1, 0]), "residual: found 0"),
+        (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "gelu"], [-1, 1]), "residual: found 1"),
     ],
 )
 def test_what_is_wrong_is_named(park, change, message):
