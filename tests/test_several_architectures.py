@@ -148,7 +148,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
     code, rows, error = ask("factories:digits", "--input_shape=1,1,9,9")
     assert code == 0, error
     assert rows[0]["warnings"][0].startswith(
-        "is a network of 3 layers, norm, 88 parameters (identity, relu), the training"
+        "is a network of 3 layers, norm, 76 parameters (identity, relu), the training"
     )
     deep = store("deep", layer(4, 1, 3, 3), *(layer(4, 4, 3, 3) for _ in range(3)), layer(10, 4))
     code, rows, error = ask(deep, known)

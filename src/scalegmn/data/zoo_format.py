@@ -340,8 +340,7 @@ def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
 
 
 def params_to_tensors(params: NetParams, group: int = 0) -> dict[str, Tensor]:
-    """Named tensors of networks of one spec, the zoo's architecture number `group`;
-    batch norms are refused."""
+    """Named tensors of networks of one spec, the zoo's architecture number `group`; batch norms are refused."""
     if params.statistics is not None:
         raise ValueError(
             f"a zoo has no place for statistics of batch norms, found {params.spec}; store params.folded()"
