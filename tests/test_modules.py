@@ -309,6 +309,7 @@ class Choosing(nn.Module):
         (Written(lambda m, x: m.c((m.a(x) * m.p).mean((2, 3))), "image", (3,)), IMAGE, "a product of values"),
         (Written(lambda m, x: m.c((m.a(x) + m.p).mean((2, 3))), "image", (3,)), IMAGE, "1 channels beside 3"),
         (Written(lambda m, x: m.c(m.a(x).mean(1)), "image"), IMAGE, "a mean over neurons"),
+        (Written(lambda m, x: m.c(m.b(x * torch.arange(6)))), (4, 1), "an operation on the input"),
         (Written(lambda m, x: m.c(functional.avg_pool1d(m.a(x), 3, 1, 1))), (4, 5, 3), "pooling of channels"),
         (
             Written(lambda m, x: m.c(torch.relu(m.a(x[:, :3]) + functional.linear(x[:, 3:], m.p))), parameter=(6, 3)),

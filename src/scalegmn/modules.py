@@ -314,7 +314,8 @@ class Traced:
 
     def _pooled(self, node: torch.fx.Node, name: str, value: Any) -> Any:
         """Values of the same channels at fewer, or more, positions: those of the last axes."""
-        neurons, result = self._entered(value, 1), node.meta["val"]
+        neurons = value if isinstance(value, _Neurons) else self._entered(value, 1)
+        result = node.meta["val"]
         shape = (result if isinstance(result, Tensor) else result[0]).shape
         if not all(_is_constant(neurons.ids, axis) for axis in range(-int(name[-2]), 0)):
             self._refuse("pooling of channels")
@@ -541,7 +542,7 @@ class Traced:
         neurons = [value for value in values if isinstance(value, _Neurons)]
         others = [value for value in values if not isinstance(value, _Neurons)]
         if not neurons:
-            return self._prepared(*values)
+            return self._prepared(node, *values)
         if not others:
             return self._sum(x, y, node.meta["val"].shape)
         if isinstance(others[0], _Elements):
@@ -555,12 +556,11 @@ class Traced:
             return self._op_add(node, x, y)
         self._refuse("a difference of values")
 
-    def _prepared(self, x: Any, y: Any) -> Any:
+    def _prepared(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
         """The input, shifted or scaled by constants before anything reads it."""
         for value, other in ((x, y), (y, x)):
-            if isinstance(value, _Input) and (
-                isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", 0)
-            ):
+            is_fixed = isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", False)
+            if isinstance(value, _Input) and is_fixed and value.index.shape == node.meta["val"].shape:
                 return value
         self._refuse("an operation on the input")
 
@@ -650,14 +650,14 @@ class Traced:
                     return self._says(layer, axis, node.meta["val"].shape)
         if any(isinstance(value, _Neurons) for value in (x, y)):
             self._refuse("a product of values")
-        return self._prepared(x, y)
+        return self._prepared(node, x, y)
 
     def _op_div(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
         if isinstance(x, _Neurons):
             if not _is_number(y):
                 self._refuse("a quotient of values")
             return self._op_mul(node, x, 1 / float(y))
-        return x if isinstance(x, _Scores) else self._prepared(x, y)
+        return x if isinstance(x, _Scores) else self._prepared(node, x, y)
 
     def _op_softmax(self, node: torch.fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         return x if isinstance(x, _Scores) else replace(x, is_output=True)
