@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, ResNet18, architecture, traced
 from torch import nn
+from torch.nn import functional
 
 from scalegmn.modules import from_module, to_module
 from scalegmn.spec import LayerSpec, NetParams, NetSpec
@@ -190,6 +191,77 @@ class Raw(nn.Module):
         return self.last(x + 0.1) + self.last(torch.relu(x))
 
 
+class Written(nn.Module):
+    """Layers a, b and c, linear ones or convolutions first, a parameter p, and whatever is done with them."""
+
+    def __init__(self, forward, layers="linear", parameter=(6,)):
+        super().__init__()
+        self.p = nn.Parameter(torch.randn(parameter))
+        if layers == "linear":
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        else:
+            self.a, self.b, self.c = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Linear(3, 2)
+        self.written = forward
+
+    def forward(self, x):
+        return self.written(self, x)
+
+
+def halves_swapped(x):
+    return torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.shape[1] // 2]], dim=1)
+
+
+def transposed(m, x, activation):
+    """b and its transpose in a row."""
+    return m.c(activation(functional.linear(activation(m.b(activation(m.a(x)))), m.b.weight.t())))
+
+
+def attended(m, x, mask):
+    h = torch.relu(m.a(x))
+    return m.c((m.b(h) @ functional.linear(h, m.p[:6]).mT + mask).softmax(-1) @ functional.linear(h, m.p[6:]))
+
+
+LINEAR, IMAGE = (4, 3), (2, 1, 5, 5)
+EXACT = {
+    "channels in another order": (Written(lambda m, x: m.c(halves_swapped(torch.relu(m.a(x))))), LINEAR),
+    "and a residual": (
+        Written(lambda m, x: (lambda h: m.c(torch.relu(h + m.b(halves_swapped(h)))))(m.a(x))),
+        LINEAR,
+    ),
+    "transposed": (Written(lambda m, x: transposed(m, x, torch.relu)), LINEAR),
+    "transposed, odd": (Written(lambda m, x: transposed(m, x, torch.tanh)), LINEAR),
+    "largest, odd": (Written(lambda m, x: m.c(torch.tanh(m.a(x)).amax((2, 3))), "image"), IMAGE),
+    "largest, sine": (
+        Written(lambda m, x: m.c(functional.max_pool2d(torch.sin(3 * m.a(x)), 3).flatten(1)), "image"),
+        IMAGE,
+    ),
+    "largest before the activation": (
+        Written(lambda m, x: m.c(torch.tanh(functional.adaptive_max_pool2d(m.a(x), 1)).flatten(1)), "image"),
+        IMAGE,
+    ),
+    "in place": (Written(lambda m, x: m.c(m.b(m.a(x).relu_()).flatten(1).relu_())), LINEAR),
+    "the output of a batch norm": (nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.BatchNorm1d(6)), LINEAR),
+    "the output after an activation": (
+        Written(lambda m, x: (lambda h: h + torch.tanh(m.b(h)))(m.a(x))),
+        LINEAR,
+    ),
+    "a mean of the input": (Written(lambda m, x: m.c(torch.relu(m.a(x.mean(1))))), (4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_written_otherwise(name, generator):
+    module, shape = EXACT[name]
+    module, x = module.double().eval(), torch.randn(shape, dtype=torch.float64, generator=generator)
+    params = from_module(module, x)
+    element = GroupElement.sample(params, generator)
+    assert change(module, x, params) == 0
+    assert change(module, x, element.act(params)) < 1e-9
+    assert change(module, x, element.inverse().act(element.act(params))) < 1e-9
+    assert change(module, x, canonicalize_scale(params)) < 1e-9
+    assert change(module, x, canonicalize_phase(params)) < 1e-9
+
+
 class Choosing(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -210,6 +282,45 @@ class Choosing(nn.Module):
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), (2, 3), "without running statistics"),
         (nn.Sequential(nn.Linear(8, 4)), (2, 3), "Sequential cannot be exported: "),
         (Choosing(), (2, 3), "Choosing cannot be exported: "),
+        (
+            Written(lambda m, x: (lambda h: (h.view(-1, 6).mul_(2), m.c(torch.relu(h)))[1])(m.a(x))),
+            LINEAR,
+            "shares memory with one that has been changed in place",
+        ),
+        (
+            Written(
+                lambda m, x: functional.linear(
+                    torch.relu(functional.linear(m.a(x), m.b.weight, m.p)), m.b.weight.t(), m.p
+                )
+            ),
+            LINEAR,
+            "its parameters are also those of",
+        ),
+        (
+            Written(lambda m, x: m.c(torch.relu(functional.linear(x, m.p.expand(6, 3)))), parameter=(1, 3)),
+            LINEAR,
+            "p: one parameter in several places of a layer",
+        ),
+        (
+            Written(lambda m, x: m.c(m.b(torch.relu(m.b(m.a(x)))).mean((2, 3))), "image"),
+            IMAGE,
+            "its weights are also those of b",
+        ),
+        (Written(lambda m, x: m.c((m.a(x) * m.p).mean((2, 3))), "image", (3,)), IMAGE, "a product of values"),
+        (Written(lambda m, x: m.c((m.a(x) + m.p).mean((2, 3))), "image", (3,)), IMAGE, "1 channels beside 3"),
+        (Written(lambda m, x: m.c(m.a(x).mean(1)), "image"), IMAGE, "a mean over neurons"),
+        (Written(lambda m, x: m.c(m.b(x * torch.arange(6)))), (4, 1), "an operation on the input"),
+        (Written(lambda m, x: m.c(functional.avg_pool1d(m.a(x), 3, 1, 1))), (4, 5, 3), "pooling of channels"),
+        (
+            Written(lambda m, x: m.c(torch.relu(m.a(x[:, :3]) + functional.linear(x[:, 3:], m.p))), parameter=(6, 3)),
+            (4, 6),
+            "a part of the input",
+        ),
+        (
+            Written(lambda m, x: attended(m, x, m.p[:5, :5]), parameter=(12, 6)),
+            (2, 5, 3),
+            "attention with parameters of its own",
+        ),
     ],
 )
 def test_what_is_not_known_is_named(module, shape, message):

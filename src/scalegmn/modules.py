@@ -181,6 +181,7 @@ class Traced:
         self.layers: list[_Layer] = []
         self._places: dict[int, int] = {}  # neuron -> layer, -1 for the input
         self._input: Tensor | None = None
+        self._entry: Tensor  # element of the input -> its neuron
         self._next = 0
         self._place = ""
         self._attended: list[Tensor] = []
@@ -252,6 +253,7 @@ class Traced:
     def _follow(self, program: torch.export.ExportedProgram) -> Any:
         """The value that the module returns."""
         signature, values = program.graph_signature, {}
+        memory: dict[torch.fx.Node, torch.fx.Node] = {}  # value -> the first whose memory it may share
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names = {id(tensor): name for name, tensor in reversed(program.state_dict.items())}  # of shared ones, the first
         for node in program.graph.nodes:
@@ -269,6 +271,7 @@ class Traced:
                         raise ValueError("expected a module of one input tensor, found several")
                     whole = not meta.is_floating_point()
                     values[node] = _Input(torch.arange(meta.numel()).reshape(meta.shape), whole)
+                    self._entry = torch.full((meta.numel(),), -1)
                 else:
                     values[node] = meta
             elif node.op == "get_attr":
@@ -281,9 +284,15 @@ class Traced:
             else:
                 self._place, name = _place(node), _operation(node)
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                if any(one is _CHANGED for one in torch.utils._pytree.tree_leaves((args, kwargs))):
+                    self._refuse("a value that shares memory with one that has been changed in place")
                 values[node] = self._call(node, name.rstrip("_"), args, kwargs)
-                if name.endswith("_"):  # in place
-                    values[node.args[0]] = values[node]
+                is_changing = name.endswith("_") and not name.endswith("__")
+                if is_changing or name in _MOVING | _UNCHANGED:
+                    memory[node] = memory.get(node.args[0], node.args[0])
+                if is_changing and isinstance(values[node.args[0]], _TRACED):
+                    shared = [one for one in values if memory.get(one, one) is memory[node]]
+                    values |= dict.fromkeys(shared, _CHANGED) | dict.fromkeys((node, node.args[0]), values[node])
         raise AssertionError("a graph has an output")
 
     def _call(self, node: torch.fx.Node, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -296,7 +305,7 @@ class Traced:
         if name in _MOVING:
             return self._moved(node, args, kwargs)
         if name in _POOLING:
-            return self._pooled(args[0], node.meta["val"].shape)
+            return self._pooled(node, name, args[0])
         if name in _ACTIVATIONS:
             return self._activated(args[0], _ACTIVATIONS[name])
         known = getattr(self, f"_op_{name}", None)
@@ -330,23 +339,40 @@ class Traced:
 
         return list(map(value, moved)) if isinstance(moved, list | tuple) else value(moved)
 
-    def _pooled(self, value: Any, shape: Sequence[int]) -> Any:
-        """Values of the same channels at fewer, or more, positions."""
-        if isinstance(value, _Scores):  # only to be shown
-            return value
+    def _pooled(self, node: torch.fx.Node, name: str, value: Any) -> Any:
+        """Values of the same channels at fewer, or more, positions: those of the last axes."""
         neurons = value if isinstance(value, _Neurons) else self._entered(value, 1)
-        ids = neurons.ids
-        while ids.ndim > len(shape):  # means drop positions
-            axes = [axis for axis in range(1, ids.ndim) if _is_constant(ids, axis)]
-            if not axes:
+        result = node.meta["val"]
+        shape = (result if isinstance(result, Tensor) else result[0]).shape
+        if not all(_is_constant(neurons.ids, axis) for axis in range(-int(name[-2]), 0)):
+            self._refuse("pooling of channels")
+        if "max" in name:
+            self._largest(neurons)
+        pooled = replace(neurons, ids=neurons.ids[(..., *[slice(1)] * int(name[-2]))].expand(*shape))
+        return pooled if isinstance(result, Tensor) else [pooled, None]
+
+    def _largest(self, neurons: _Neurons) -> None:
+        """Notes that the largest of their values is read."""
+        for one in neurons.versions:
+            if one >= 0:
+                self.layers[one].options["maximum"] = True
+
+    def _op_mean(self, node: torch.fx.Node, x: Any, axes: Any = (), keepdim: bool = False, **_: Any) -> Any:
+        if isinstance(x, _Scores):  # only to be shown
+            return x
+        if not isinstance(x, _Neurons | _Input):
+            self._refuse("a mean of parameters")
+        own = x.ids if isinstance(x, _Neurons) else x.index
+        for axis in sorted({one % own.ndim for one in axes or range(own.ndim)}, reverse=True):
+            if isinstance(x, _Neurons) and not _is_constant(own, axis):
                 self._refuse("a mean over neurons")
-            ids = ids.select(axes[-1], 0)
-        for axis, size in enumerate(shape):
-            if ids.shape[axis] != size:
-                if not _is_constant(ids, axis):
-                    self._refuse("pooling of channels")
-                ids = ids.narrow(axis, 0, 1)
-        return replace(neurons, ids=ids.expand(*shape))
+            own = own.narrow(axis, 0, 1) if keepdim else own.select(axis, 0)
+        return replace(x, ids=own) if isinstance(x, _Neurons) else replace(x, index=own)
+
+    def _op_amax(self, node: torch.fx.Node, x: Any, axes: Any = (), keepdim: bool = False) -> Any:
+        if isinstance(x, _Neurons):
+            self._largest(x)
+        return self._op_mean(node, x, axes, keepdim)
 
     def _activated(self, value: Any, name: str) -> Any:
         """After an activation function of its layer."""
@@ -383,10 +409,16 @@ class Traced:
         if not isinstance(value, _Input):
             self._refuse("a layer that reads parameters")
         size = value.index.shape[axis]
+        is_first = self._input is None
         ids = self._input_neurons(size)
         shape = [1] * value.index.ndim
         shape[axis] = size
-        return _Neurons(ids.reshape(shape).expand_as(value.index), {-1: 0})
+        ids = ids.reshape(shape).expand_as(value.index)
+        if is_first:
+            self._entry[value.index] = ids
+        if not torch.equal(self._entry[value.index], ids):
+            self._refuse("a part of the input, or its channels in another order than elsewhere")
+        return _Neurons(ids, {-1: 0})
 
     def _input_neurons(self, size: int) -> Tensor:
         """[n_0] numbers of the input's neurons."""
@@ -531,12 +563,13 @@ class Traced:
         if alpha != 1:
             self._refuse("an addition of a multiple")
         values = [x, y]
-        if any(isinstance(value, _Scores) for value in values):  # masks
+        if any(isinstance(value, _Scores) for value in values):
+            self._check_masks(values)
             return next(value for value in values if isinstance(value, _Scores))
         neurons = [value for value in values if isinstance(value, _Neurons)]
         others = [value for value in values if not isinstance(value, _Neurons)]
         if not neurons:
-            return self._prepared(*values)
+            return self._prepared(node, *values)
         if not others:
             return self._sum(x, y, node.meta["val"].shape)
         if isinstance(others[0], _Elements):
@@ -550,12 +583,11 @@ class Traced:
             return self._op_add(node, x, y)
         self._refuse("a difference of values")
 
-    def _prepared(self, x: Any, y: Any) -> Any:
+    def _prepared(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
         """The input, shifted or scaled by constants before anything reads it."""
         for value, other in ((x, y), (y, x)):
-            if isinstance(value, _Input) and (
-                isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", 0)
-            ):
+            is_fixed = isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", False)
+            if isinstance(value, _Input) and is_fixed and value.index.shape == node.meta["val"].shape:
                 return value
         self._refuse("an operation on the input")
 
@@ -564,7 +596,7 @@ class Traced:
         self._check(neurons)
         (owner, *others), axis = neurons.versions, self._channel_axis(neurons)
         size = neurons.ids.shape[axis]
-        is_bias = elements.index.numel() == size == elements.index.shape[axis - neurons.ids.ndim]
+        is_bias = elements.index.numel() == size == _size(elements.index, axis - neurons.ids.ndim)
         if is_bias and not others and owner >= 0 and self.layers[owner].bias is None:
             layer = self.layers[owner]
             if layer.version == 0 and torch.equal(self._along(neurons, axis), layer.nodes):
@@ -632,26 +664,27 @@ class Traced:
     def _op_mul(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
         for value, other in ((x, y), (y, x)):
             if isinstance(value, _Scores):
+                self._check_masks([other])
                 return value
             if isinstance(value, _Neurons) and _is_number(other):
                 return replace(value, factor=value.factor * float(other))
             if isinstance(value, _Neurons) and isinstance(other, _Elements):  # a scale per channel
                 axis = self._channel_axis(value)
                 reads = self._along(self._entered(value, axis), axis)
-                if other.index.numel() == len(reads):
+                if other.index.numel() == len(reads) == _size(other.index, axis - value.ids.ndim):
                     weight = replace(other, index=other.index.reshape(-1, 1))
                     layer = self._new(len(reads), reads, weight, options={"groups": len(reads)})
                     return self._says(layer, axis, node.meta["val"].shape)
         if any(isinstance(value, _Neurons) for value in (x, y)):
             self._refuse("a product of values")
-        return self._prepared(x, y)
+        return self._prepared(node, x, y)
 
     def _op_div(self, node: torch.fx.Node, x: Any, y: Any) -> Any:
         if isinstance(x, _Neurons):
             if not _is_number(y):
                 self._refuse("a quotient of values")
             return self._op_mul(node, x, 1 / float(y))
-        return x if isinstance(x, _Scores) else self._prepared(x, y)
+        return x if isinstance(x, _Scores) else self._prepared(node, x, y)
 
     def _op_softmax(self, node: torch.fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
         return x if isinstance(x, _Scores) else replace(x, is_output=True)
@@ -664,6 +697,11 @@ class Traced:
         return x
 
     # Attention
+
+    def _check_masks(self, values: Sequence[Any]) -> None:
+        """Refuses parameters among what scores are added to or multiplied by."""
+        if any(isinstance(value, _Elements) and not value.is_buffer for value in values):
+            self._refuse("attention with parameters of its own")
 
     def _heads(self, neurons: _Neurons) -> Tensor:
         """[heads, channels] of values [..., T, channels]."""
@@ -693,6 +731,7 @@ class Traced:
     ) -> Any:
         if not all(isinstance(one, _Neurons) for one in (query, key, value)):
             self._refuse("attention to what no layer says")
+        self._check_masks([*args, *kwargs.values()])
         return self._attend(node, _Scores(self._heads(query), self._heads(key)), value)
 
     # The spec
@@ -709,13 +748,15 @@ class Traced:
         if self._is_read(self.layers[last].nodes):
             raise ValueError(f"{self.layers[last].place}: the output is read by other layers")
         self.layers.append(self.layers.pop(last))
-        self.layers[-1].options["activation"] = "identity"  # nobody rescales outputs
+        self.layers[-1].options |= {"activation": "identity", "w0": 1.0}  # nobody rescales outputs
         self.layers = self._joined(self._cut())
         where = {int(one): index for index, layer in enumerate(self.layers) for one in layer.nodes}
         where |= {} if self._input is None else dict.fromkeys(self._input.tolist(), -1)
         specs, shared = [], {}
         for index, layer in enumerate(self.layers):
             options, constant = dict(layer.options), layer.reads is None
+            if options.get("activation") in ("relu", "leaky_relu"):
+                options.pop("maximum", None)  # which positive scalars do not mind
             if not constant:
                 reads = where[int(layer.reads[0])]
                 options["reads"] = None if reads == index - 1 else reads
@@ -725,17 +766,29 @@ class Traced:
             if attention:
                 ((queries, keys, heads),) = attention.values()
                 options["attention"] = (where[int(queries[0])], where[int(keys[0])], heads)
-            if layer.weight is not None:
-                for first, earlier in shared.get(layer.weight.name, ()):
-                    if torch.isin(layer.weight.index, earlier.weight.index).any():
-                        if not torch.equal(layer.weight.index, earlier.weight.index.mT):
-                            raise ValueError(f"{layer.place}: its weights are also those of {earlier.place}")
+            for own in (layer.weight, layer.bias, *(layer.statistics or ())):
+                if own is None:
+                    continue
+                if len(own.index.unique()) < own.index.numel():
+                    raise ValueError(f"{layer.place}: {own.name}: one parameter in several places of a layer")
+                for first, other in shared.get(own.name, ()):
+                    if torch.isin(own.index, other.index).any():
+                        earlier = self.layers[first]
+                        if not self._is_transposed(layer, own, earlier, other):
+                            kind = "weights" if own is layer.weight else "parameters"
+                            raise ValueError(f"{layer.place}: its {kind} are also those of {earlier.place}")
                         options["tied"] = first
-                shared.setdefault(layer.weight.name, []).append((index, layer))
+                shared.setdefault(own.name, []).append((index, own))
             in_dim = layer.weight.index.shape[1] if constant else len(layer.reads)
             options["bias"] = layer.bias is not None
             specs.append(LayerSpec(in_dim, len(layer.nodes), **options))
         return NetSpec(tuple(specs))
+
+    def _is_transposed(self, layer: _Layer, own: _Elements, earlier: _Layer, other: _Elements) -> bool:
+        """Whether a layer's parameter is the weight of a linear layer whose transpose is an earlier one's."""
+        pairs = ((layer, own), (earlier, other))
+        plain = all(one is part.weight and part.reads is not None and one.index.ndim == 2 for part, one in pairs)
+        return plain and torch.equal(own.index, other.index.mT)
 
     def _cut(self) -> list[_Layer]:
         """Layers whose neurons attention uses in parts, such as one of queries, keys and values, as several."""
@@ -756,14 +809,16 @@ class Traced:
 
     def _joined(self, layers: list[_Layer]) -> list[_Layer]:
         """Layers that read several layers side by side as one layer for each: sums, or, channel by channel, parts."""
-        joined, owners = [], {}
+        joined, owners = [], {} if self._input is None else dict.fromkeys(self._input.tolist(), self._input)
         for layer in layers:
             reads = layer.reads
             for nodes in (one for one in (reads, layer.residual) if one is not None):
                 self._check_order(layer, nodes, owners)
             known = [] if reads is None else [owners[one] for one in reads.tolist() if one in owners]
             sources = list({id(nodes): nodes for nodes in known}.values())
-            if len(sources) < 2:
+            if len(sources) == 1 and layer.options.get("groups", 1) == 1 and layer.weight is not None:
+                parts = [replace(self._summands(layer, sources)[0], residual=layer.residual)]
+            elif len(sources) < 2:
                 parts = [layer]
             elif layer.residual is None and layer.options.get("groups", 1) == 1:
                 parts = self._summands(layer, sources)
@@ -810,6 +865,9 @@ def _rows(layer: _Layer, place: Tensor | slice, nodes: Tensor, **changes: Any) -
 
 _TRACED = (_Elements, _Neurons, _Input, _Scores)
 
+_CHANGED = object()
+"""In place of a value whose memory has been changed through another one."""
+
 _UNCHANGED = {
     "dropout",
     "feature_dropout",
@@ -831,7 +889,7 @@ _MOVING = {
 
 _POOLING = {
     *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
-    *("adaptive_max_pool2d", "mean", "amax", "upsample_nearest2d", "upsample_bilinear2d"),
+    *("adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"),
 }
 """Operations that join or repeat positions, channel by channel."""
 
@@ -864,6 +922,11 @@ def _place(node: torch.fx.Node) -> str:
 def _is_number(value: Any) -> bool:
     """Whether it is one number."""
     return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _size(tensor: Tensor, axis: int) -> int:
+    """Along an axis counted from the end; 1 where it is broadcast."""
+    return tensor.shape[axis] if -axis <= tensor.ndim else 1
 
 
 def _is_constant(ids: Tensor, axis: int) -> bool:

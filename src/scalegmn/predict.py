@@ -94,7 +94,8 @@ def read_net(name: str, reading: Reading) -> NetParams:
         expected = f"a {', '.join(STATE_DICTS)} or .onnx file, a folder of them, or package.module:factory"
         raise ValueError(f"{name}: expected {expected}")
     params = params.map(Tensor.float)
-    if first_not_finite((*params.weights, *params.biases)) is not None:
+    statistics = [one for one in params.statistics or () if one is not None]
+    if first_not_finite((*params.weights, *params.biases, *statistics)) is not None:
         raise ValueError(f"{name}: a weight or bias is too large for single precision")
     return params
 

@@ -71,6 +71,8 @@ class LayerSpec:
         attention: (query layer, key layer, heads): the layer says the values of a multi-head attention,
             softmax(q k^T) v, and whatever reads it reads the heads' results.
         tied: the earlier layer whose weights these are, transposed.
+        maximum: whatever reads it reads the largest of its values at several positions (max pooling), with which no
+            sign commutes.
     """
 
     in_dim: int
@@ -90,6 +92,7 @@ class LayerSpec:
     bias: bool = True
     attention: tuple[int, int, int] | None = None
     tied: int | None = None
+    maximum: bool = False
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -104,6 +107,7 @@ class LayerSpec:
             and self.norm is None
             and self.attention is None
             and self.tied is None
+            and not self.maximum
             and not self.constant
             and not self.residual_after
             and self.groups == 1
@@ -477,8 +481,7 @@ class NetSpec:
                 links.append(Residual(self.sender(index), index, layer.out_dim))
             if layer.attention is not None:
                 links.append(Residual(layer.attention[1], layer.attention[0], self.layers[layer.attention[0]].out_dim))
-            if layer.tied is not None:
-                links.append(Residual(layer.tied, self.sender(index), layer.in_dim))
+        links += [Residual(one, other, self._width(one)) for one, other in self._transposed]
         blocks = self._blocks
         ties = []
         for tie in self._tied(links):
@@ -588,6 +591,8 @@ class NetSpec:
             if set(pair) & set(tie.layers):
                 odd = kinds == {"sign"} or not names
                 kinds = {"sign"} if odd and set(pair) <= set(tie.layers) else set()
+        if kinds == {"sign"} and any(self.layers[layer].maximum for layer in tie.layers):
+            return "permutation"
         return kinds.pop() if len(kinds) == 1 else "permutation"
 
     @cached_property
@@ -598,9 +603,11 @@ class NetSpec:
 
     @property
     def _transposed(self) -> list[tuple[int, int]]:
-        """Pairs of layers: one whose weights a later one has, transposed, and what that one reads."""
-        layers = enumerate(self.layers)
-        return [(layer.tied, self.sender(index)) for index, layer in layers if layer.tied is not None]
+        """Pairs of layers whose neurons are rows of one weight and columns of its transpose: the tied layer and what
+        the later one reads, what the tied one reads and the later one; -1 for the network's input."""
+        layers = [(index, layer.tied) for index, layer in enumerate(self.layers) if layer.tied is not None]
+        pairs = ((tied, self.sender(index), self.sender(tied), index) for index, tied in layers)
+        return [pair for a, b, c, d in pairs for pair in ((a, b), (c, d))]
 
 
 def _senders(layer: LayerSpec) -> Tensor:

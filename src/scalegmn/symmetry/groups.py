@@ -135,11 +135,13 @@ class GroupElement:
         ]
 
     def _act_on_layer(self, x: Tensor, layer: int) -> Tensor:
-        """Features of a layer's neurons, [B, n_l, D]."""
+        """Features of a layer's neurons, [B, n_l, D]; outputs stay."""
         return self._permuted(x * self.scales[layer][..., None], layer) if layer < len(self.scales) else x
 
     def _permuted(self, x: Tensor, layer: int) -> Tensor:
-        """[B, n_l, ...] with a layer's neurons in their new order."""
+        """[B, n_l, ...] with a layer's neurons in their new order; outputs stay."""
+        if layer == len(self.permutations):
+            return x
         p = self.permutations[layer].reshape(*x.shape[:2], *[1] * (x.ndim - 2))
         return torch.take_along_dim(x, p, dim=1)
 
@@ -212,12 +214,15 @@ class PhaseShift:
 
 
 def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
-    """Half-turns per hidden layer, none where something else than weights reads the neuron, or it says them after an
-    addition."""
+    """Half-turns per hidden layer, none where something else than weights reads the neuron, the largest of its values
+    is read, or it says them after an addition."""
     for source, receiver, channels in spec.residuals:
-        for layer in {source} - {-1} | ({receiver} if spec.layers[receiver].residual_after else set()):
-            turns[layer][:, :channels] = 0
+        for layer in {source} | ({receiver} if spec.layers[receiver].residual_after else set()):
+            if layer in range(len(turns)):
+                turns[layer][:, :channels] = 0
     for index, layer in enumerate(spec.layers):
+        if layer.maximum:
+            turns[index].zero_()
         for reads in (*(layer.attention or ())[:2], *([spec.sender(index)] if layer.norm else [])):
             if reads >= 0:
                 turns[reads].zero_()
