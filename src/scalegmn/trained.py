@@ -65,7 +65,7 @@ def weights_file(run: Path) -> Path:
 
 
 def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
-    """The model of a run or bundle, for networks of `spec`, in evaluation mode.
+    """The model of a run or bundle, for networks of `spec`, in evaluation mode; one for all of several architectures.
 
     Raises:
         ValueError: it was trained with another configuration, or on networks with other layers.
@@ -74,10 +74,6 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     expected = NetSpec.from_dict(data["spec"])
     if data["architectures"] > 1:
         model = config.build_within(expected)
-        try:
-            model.check(spec)
-        except ValueError as error:
-            raise ValueError(f"{run}: {error}") from None
     else:
         fixed, found = (
             (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
@@ -110,7 +106,7 @@ class TrainedModel:
     """
 
     def __init__(self, run: Path, config: Config, summary: Mapping[str, Any]) -> None:
-        self.config, self.summary = config, summary
+        self.run, self.config, self.summary = run, config, summary
         self.task: str = summary["data"]["task"]
         self.num_architectures: int = summary["data"]["architectures"]
         self.spec = NetSpec.from_dict(summary["data"]["spec"])
@@ -125,7 +121,14 @@ class TrainedModel:
         Raises:
             ValueError: it cannot read such networks.
         """
-        return self._load(spec)
+        if self.num_architectures == 1:
+            return self._load(spec)
+        model = self._load(self.spec)
+        try:
+            model.check(spec)
+        except ValueError as error:
+            raise ValueError(f"{self.run}: {error}") from None
+        return model
 
     @torch.no_grad()
     def __call__(self, params: NetParams) -> Tensor | NetParams:
