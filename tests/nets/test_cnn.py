@@ -113,3 +113,11 @@ def test_published_architecture_and_small_images(random_params):
 def test_other_orders_are_refused(layers, random_params):
     with pytest.raises(ValueError, match="expected convolutions, then linear layers, found linear"):
         evaluate_cnn(random_params(NetSpec(layers), 1), torch.randn(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize("change", [{"groups": 2}, {"residual": -1}, {"reads": -1}])
+def test_only_chains(change, random_params):
+    layers = [LayerSpec(2, 2, (3, 3), "relu"), LayerSpec(2, 2, (3, 3), "relu", **change), LayerSpec(2, 2)]
+    params = random_params(NetSpec(tuple(layers)), 1)
+    with pytest.raises(ValueError, match="expected a chain of layers, without residual connections from the input"):
+        evaluate_cnn(params, torch.zeros(1, 2, 6, 6, dtype=torch.float64))

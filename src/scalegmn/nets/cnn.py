@@ -30,10 +30,12 @@ def evaluate_cnn(
         [B, P, n_L]; the pooled channels where the last layer is a convolution.
 
     Raises:
-        ValueError: the first layer is linear, a convolution follows a linear layer, or a residual connection joins
-            images of different sizes.
+        ValueError: the layers are no chain, the first is linear, a convolution follows a linear layer, or a residual
+            connection comes from the input or joins images of different sizes.
     """
     spec, num_networks = params.spec, len(params)
+    if not spec.is_chain or any(residual.source < 0 for residual in spec.residuals):
+        raise ValueError(f"expected a chain of layers, without residual connections from the input, found {spec}")
     num_convolutions = sum(layer.kernel is not None for layer in spec.layers)
     if not num_convolutions or any(layer.kernel is None for layer in spec.layers[:num_convolutions]):
         kinds = ", ".join("linear" if layer.kernel is None else "convolution" for layer in spec.layers)
