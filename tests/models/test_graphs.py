@@ -79,3 +79,12 @@ def test_batch_norms_are_read_as_they_evaluate():
     with torch.no_grad():
         module.bn1.running_mean.add_(1)
     assert (model(from_module(module, x)) - model(params)).abs().max() > 1e-9
+
+
+def test_changes_need_folded_batch_norms():
+    _, params, _ = traced("side by side")
+    model = build(replace(HETERO, output="parameters"), params.spec)
+    with pytest.raises(ValueError, match=r"networks without batch norms; pass params.folded\(\)"):
+        model(params)
+    weights, _ = model(params.folded())
+    assert [change.shape for change in weights] == [weight.shape for weight in params.weights]

@@ -43,11 +43,14 @@ class Metanetwork(nn.Module):
 
         Raises:
             ValueError: the model cannot read such networks, or changes of parameters are asked for of several
-                architectures.
+                architectures or of networks with batch norms.
         """
         run = super().__call__
         if isinstance(nets, NetParams):
-            return run(nets.folded())
+            output = run(nets.folded())
+            if nets.statistics is not None and not isinstance(output, Tensor):
+                raise ValueError("changes of parameters are for networks without batch norms; pass params.folded()")
+            return output
         nets = [params.folded() for params in nets]
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):

@@ -28,12 +28,12 @@ def align(params: NetParams, reference: NetParams) -> GroupElement:
         reference: B networks of the same spec.
 
     Raises:
-        ValueError: the specs or the numbers of networks differ, or residual connections tie neurons.
+        ValueError: the specs or the numbers of networks differ, or layers are tied to one another.
     """
     if params.spec != reference.spec or len(params) != len(reference):
         raise ValueError(f"expected {len(reference)} x {reference.spec}, found {len(params)} x {params.spec}")
-    if params.spec.residuals:
-        raise ValueError(f"alignment moves neurons layer by layer, but residual connections tie them, in {params.spec}")
+    if params.spec.residuals or not params.spec.is_chain:
+        raise ValueError(f"alignment moves neurons layer by layer, but some are tied to others, in {params.spec}")
     shapes = [bias.shape for bias in params.biases[:-1]]
     permutations = [torch.arange(n, device=params.biases[0].device).repeat(num, 1) for num, n in shapes]
     scales = [torch.ones_like(bias) for bias in params.biases[:-1]]
