@@ -44,9 +44,9 @@ def net(module, rows, x, *extras):
     if isinstance(module, PlainLayer):
         return mlp(module.mlp, join(x, *extras))
     if isinstance(module, InvariantLayer):
-        return mlp(module.phi, join(inv(module.invariant, x, rows.num_odd), *(extras if module.extra_dim else ())))
+        return mlp(module.phi, join(inv(module.invariant, x, rows.odd), *(extras if module.extra_dim else ())))
     if isinstance(module, ByActivation):
-        parts = ((module.sign, x[: rows.num_odd]), (module.scale, x[rows.num_odd :]))
+        parts = ((module.sign, x[: rows.odd]), (module.scale, x[rows.odd :]))
         return torch.cat([net(half, rows, part) for half, part in parts])
     if isinstance(module, EquivariantLayer):
         return module.linear(x) * net(module.factor, rows, x, *extras)

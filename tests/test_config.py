@@ -357,10 +357,6 @@ def test_all_kinds_of_problems_in_one_message():
         assert part in message
 
 
-def test_compiling_hetero_is_refused():
-    assert "hetero sorts its batches" in error(["--train_args.compile=True", "--scalegmn_args.symmetry=hetero"])
-
-
 def test_problems_win_over_print_config():
     assert "batch_size" in error(["--batch_size", "many", "--print_config"])
     assert "batch_size" in error(["--batch_size", "0", "--print_config"])

@@ -128,11 +128,6 @@ class ModelConfig:
         raise NotImplementedError
 
     @property
-    def one_graph(self) -> bool:
-        """Whether `torch.compile` can make one graph of the model."""
-        return True
-
-    @property
     def section(self) -> str:
         """The model's section in a configuration."""
         return f"{self.name}_args"

@@ -211,11 +211,6 @@ class ScaleGMNConfig(ModelConfig):
             problems.append(f"position_net.io: {io} is not equivariant on edges into output nodes; use same or layer")
         return problems
 
-    @property
-    def one_graph(self) -> bool:
-        """Not for hetero, which sorts its batches by activation."""
-        return self.symmetry != "hetero"
-
     def build_within(self, spec: NetSpec) -> ScaleGMN:
         """As in `ModelConfig`."""
         return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
@@ -452,7 +447,7 @@ class ScaleGMNLayer(nn.Module):
             groups = sorted({group for k in chosen for group in (*ends[k - 1][0], ends[k - 1][1])})
             sent, received = {}, {}
             for together in layout.together(groups):  # all roles alike
-                own = Rows("hidden", rows[together[0]].num_odd)
+                own = Rows("hidden", rows[together[0]].odd)
                 parts = (_parts(end, nodes, together) for end in update.ends(own, join(nodes, together)))
                 for found, part in zip((sent, received), parts, strict=True):
                     found.update(part)
@@ -477,7 +472,7 @@ class ScaleGMNLayer(nn.Module):
         self, message: nn.Module, role: str, edges: Edges, sent: Tensor, extra: Tensor | Taken | None
     ) -> Tensor:
         """Messages [B, R, d] or [R, d] along a piece of a block."""
-        return message(Rows(role, edges.num_odd), edges, sent, *([] if extra is None else [extra]))
+        return message(Rows(role, edges.odd), edges, sent, *([] if extra is None else [extra]))
 
     def _update_nodes(
         self,
@@ -616,6 +611,8 @@ class ScaleGMN(Metanetwork):
         if self.config.symmetry != "hetero":
             return self._in_blocks(params, 0)
         odd = _odd_networks(params)
+        if torch.compiler.is_compiling():
+            return self._in_blocks(params, odd)
         order = odd.argsort(descending=True, stable=True)
         back = order.argsort()
         result = self._in_blocks(params[order], int(odd.sum()))
@@ -623,27 +620,27 @@ class ScaleGMN(Metanetwork):
             return result[back]
         return tuple([change[back] for change in changes] for changes in result)
 
-    def _in_blocks(self, params: NetParams, num_odd: int) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """`in_blocks` with the odd networks of a mixed batch first."""
+    def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+        """`in_blocks`; in a mixed batch with the odd networks, as `Rows.odd`."""
         read, gauge = self.canonical(self.normalized(params))
         graph = ParameterGraph.from_params(read)
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
-        edges = self._embed_edges(self.edge_linear, graph.edges, num_odd)
+        edges = self._embed_edges(self.edge_linear, graph.edges, odd)
         backward_edges = []
         if self.config.direction == "bidirectional":
             against = edges
             if self.backward_edge_linear is not None:
                 floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
                 inverted = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
-                against = self._embed_edges(self.backward_edge_linear, inverted, num_odd)
+                against = self._embed_edges(self.backward_edge_linear, inverted, odd)
             backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
-        rows = [Rows(role, num_odd) for role in self.spec.roles]
+        rows = [Rows(role, odd) for role in self.spec.roles]
         for layer in self.layers:
             nodes, edges, backward_edges = layer(self.layout, rows, nodes, edges, backward_edges, positions, pieces)
         if self.readout is not None:
-            return self.readout(nodes, num_odd)
+            return self.readout(nodes, odd)
         changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
         return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), gauge)
 
@@ -676,7 +673,7 @@ class ScaleGMN(Metanetwork):
             )
         if self.readout is not None:
             ends = [rows.by_network(group, nodes[group]) for group in (0, 2)]
-            return self.readout([ends[0], nodes[1], ends[1]], rows.rows[1].num_odd, rows.sum_hidden)
+            return self.readout([ends[0], nodes[1], ends[1]], rows.rows[1].odd, rows.sum_hidden)
         (params,), (gauge,), spec = read, gauges, read[0].spec
         changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
         edges = torch.cat(changes).index_select(0, inverse(along.order)).unflatten(0, (len(params), -1))
@@ -727,10 +724,10 @@ class ScaleGMN(Metanetwork):
             return self.node_position_map(nodes)
         return [linear_by_type(x, self.node_position_map.table, own) for x, own in zip(nodes, types, strict=True)]
 
-    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor], num_odd: int) -> list[EdgeBlock]:
+    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor], odd: int | Tensor) -> list[EdgeBlock]:
         """A_e weight, with positional embeddings."""
         matrices, shifts = [linear.weight[None, None]] * len(raw), [None] * len(raw)
-        build = partial(EdgeBlock, odd_networks=num_odd)
+        build = partial(EdgeBlock, odd=odd)
         if self.edge_positions is None:
             return list(map(build, raw, matrices))
         positions = self.edge_positions()

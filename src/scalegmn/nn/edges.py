@@ -203,8 +203,8 @@ class Edges(ABC):
 
     @property
     @abstractmethod
-    def num_odd(self) -> int:
-        """How many of the first rows belong to odd receivers, as in `Rows`."""
+    def odd(self) -> int | Tensor:
+        """Which networks, or edges of a sparse block, are odd, as in `Rows`."""
 
     @property
     @abstractmethod
@@ -236,15 +236,10 @@ class EdgeBlock(Edges):
         matrix: [R or 1, S or 1, D, K].
         shift: [R or 1, S or 1, D]; None: zero.
         updates: as in `Edges`.
-        odd_networks: in a batch of mixed activations, the first so many networks are the odd ones.
+        odd: in a batch of mixed activations, the odd networks, as in `Rows`.
     """
 
-    odd_networks: int = 0
-
-    @property
-    def num_odd(self) -> int:
-        """Networks that are odd."""
-        return self.odd_networks
+    odd: int | Tensor = 0
 
     @property
     def num_edges(self) -> int:
@@ -313,7 +308,7 @@ class EdgeBlock(Edges):
                     _receivers(self.matrix, column * receivers, receivers),
                     _receivers(self.shift, column * receivers, receivers),
                     tuple(EdgeUpdate(module, s[row], r[row][column]) for module, s, r in updates),
-                    min(max(self.odd_networks - row * networks, 0), len(part)),
+                    min(max(self.odd - row * networks, 0), len(part)),
                 )
                 for column, part in enumerate(columns)
             ]
@@ -440,8 +435,8 @@ class EdgeRows(Edges):
     incidence: Incidence = field(kw_only=True)
 
     @property
-    def num_odd(self) -> int:
-        """Edges to odd receivers."""
+    def odd(self) -> int:
+        """The first so many edges go to odd receivers."""
         return self.incidence.num_odd
 
     @property

@@ -18,9 +18,9 @@ class Rows(NamedTuple):
     role: str
     """The nodes' role: `input`, `hidden` or `output`."""
 
-    num_odd: int = 0
+    odd: int | Tensor = 0
     """In a batch of mixed activations, the first so many networks (sparse: rows) are the odd ones, or have no scalars
-    at all; the rest are homogeneous."""
+    at all; the rest are homogeneous. Or, where shapes may not depend on the data (torch.compile), [B] bool."""
 
 
 BuildInvariant = Callable[[int], nn.Module]
@@ -85,7 +85,7 @@ class ByActivation(nn.Module):
     """Networks, or rows, with odd activations go through one module, those with homogeneous ones through another.
 
     Args:
-        sign: the module of the first `rows.num_odd`.
+        sign: the module of `rows.odd`.
         scale: the module of the others.
     """
 
@@ -96,8 +96,11 @@ class ByActivation(nn.Module):
 
     def forward(self, rows: Rows, x: Tensor | Scaled, *others: Tensor) -> Tensor:
         """x [B, ..., d] and what the modules take besides -> [B, ..., out]."""
+        if isinstance(rows.odd, Tensor):
+            sign, scale = (module(rows, x, *others) for module in (self.sign, self.scale))
+            return torch.where(rows.odd.view(-1, *[1] * (sign.ndim - 1)), sign, scale)
         num = len(x.scale if isinstance(x, Scaled) else x)
-        sizes = (rows.num_odd, num - rows.num_odd)
+        sizes = (rows.odd, num - rows.odd)
         parts = zip((self.sign, self.scale), x.split(sizes), sizes, strict=True)
         return torch.cat([module(rows, part, *others) for module, part, size in parts if size])
 

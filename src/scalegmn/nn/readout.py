@@ -33,8 +33,8 @@ class OutputReadout(nn.Module):
         super().__init__()
         self.mlp = mlp(num_outputs * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], num_odd: int, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
+    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
         return self.mlp(nodes[-1].flatten(1))
 
 
@@ -64,8 +64,8 @@ class EndsReadout(nn.Module):
         self.input_projection = project(num_inputs * dim, dim)
         self.mlp = mlp(2 * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], num_odd: int, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
+    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
         return self.mlp(self.output_projection(nodes[-1].flatten(1)), self.input_projection(nodes[0].flatten(1)))
 
 
@@ -94,9 +94,9 @@ class GraphReadout(nn.Module):
         self.invariant_layer = invariant_layer
         self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], num_odd: int, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
-        pooled = total(self.invariant_layer(Rows("hidden", num_odd), torch.cat(nodes[1:-1], dim=-2)))
+    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
+        pooled = total(self.invariant_layer(Rows("hidden", odd), torch.cat(nodes[1:-1], dim=-2)))
         return self.mlp(pooled, nodes[0].flatten(1), nodes[-1].flatten(1))
 
 
@@ -115,7 +115,7 @@ class DeepSetReadout(nn.Module):
         self.local_mlp = mlp(dim, readout_dim)
         self.global_mlp = mlp(readout_dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], num_odd: int, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `num_odd` as in `Rows`."""
+    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
         inputs, outputs = (self.local_mlp(nodes[end]).sum(1) for end in (0, -1))
         return self.global_mlp(inputs + total(self.local_mlp(torch.cat(nodes[1:-1], dim=-2))) + outputs)

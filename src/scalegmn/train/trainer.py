@@ -66,7 +66,7 @@ class TrainConfig:
     loss scaled. bf16-mixed: in bfloat16, everywhere. Parameters and losses are always fp32."""
 
     compile: bool = False
-    """Compile the model (torch.compile, as one graph); not for hetero, whose batches are sorted by activation."""
+    """Compile the model (torch.compile, as one graph)."""
 
     checkpoint_minutes: float = 10.0
     """Minutes between two states that --resume goes on from; one is also saved after every epoch and when stopped."""
