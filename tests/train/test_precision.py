@@ -72,8 +72,9 @@ def test_parts_leave_training_as_it_is(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_is_the_same(tmp_path):
-    plain, compiled = (build(tmp_path, "sign", "forward", 1, compile=choice) for choice in (False, True))
+@pytest.mark.parametrize("symmetry", ["sign", "hetero"])
+def test_compiled_is_the_same(tmp_path, symmetry):
+    plain, compiled = (build(tmp_path, symmetry, "forward", 1, compile=choice) for choice in (False, True))
     for trainer in (plain, compiled):
         trainer.train_epoch()
     assert compiled.progress.loss == pytest.approx(plain.progress.loss, rel=1e-5)
