@@ -1,6 +1,8 @@
 """Who may import whom (docs/architecture.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,11 @@ def test_imports(path):
             assert any(inside == allowed or inside.startswith(f"{allowed}.") for allowed in ALLOWED[room]), name
         elif package in ONLY_IN:
             assert room in ONLY_IN[package], name
+
+
+def test_reading_a_configuration_imports_nothing_slow():
+    """Wrong input is refused at once: what takes seconds to import waits until it is used."""
+    code = "from scalegmn.config import read_config; read_config([]); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "jsonargparse" in done.stdout.split()
+    assert not {"lightning", "matplotlib", "wandb", "torch._dynamo", "scipy.stats"} & set(done.stdout.split())

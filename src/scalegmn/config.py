@@ -28,8 +28,8 @@ from scalegmn.models import (
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.official import translate_file
 from scalegmn.spec import NetSpec
+from scalegmn.train.config import TrainConfig
 from scalegmn.train.optim import OptimizationConfig
-from scalegmn.train.trainer import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from scalegmn.models import ScaleGMNConfig
 from scalegmn.spec import NetParams
 from scalegmn.symmetry.checks import invariance_error
 from scalegmn.tasks.classification import Classification
+from scalegmn.train.config import TrainConfig
 from scalegmn.train.launch import launch
 from scalegmn.train.optim import OptimizationConfig
-from scalegmn.train.trainer import InPrecision, TrainConfig, Trainer
+from scalegmn.train.trainer import InPrecision, Trainer
 
 KINDS = {"sign": "sine", "scale": "relu", "hetero": ("tanh", "relu", "relu") * 15}
 

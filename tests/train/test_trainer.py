@@ -15,9 +15,10 @@ from lightning.fabric.plugins import MixedPrecision
 
 from scalegmn.log import Run
 from scalegmn.train.checkpoint import load_checkpoint, read_tensors, state_files, write_tensors
+from scalegmn.train.config import TrainConfig
 from scalegmn.train.launch import launch
 from scalegmn.train.optim import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.train.trainer import Stopped, TrainConfig, Trainer, backward_in_parts
+from scalegmn.train.trainer import Stopped, Trainer, backward_in_parts
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
