@@ -131,3 +131,10 @@ def test_other_networks_are_refused(random_params):
     for other in (random_params(NetSpec.mlp([2, 5, 1], "relu"), 3), params[:2]):
         with pytest.raises(ValueError, match=r"expected . x MLP"):
             align(params, other)
+
+
+def test_neurons_that_are_tied_to_others_are_refused(random_params):
+    layers = (LayerSpec(2, 4, activation="relu"), LayerSpec(4, 4, activation="relu", residual=0), LayerSpec(4, 1))
+    params = random_params(NetSpec(layers), 2)
+    with pytest.raises(ValueError, match="some are tied to others"):
+        align(params, params)
