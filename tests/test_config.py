@@ -19,6 +19,8 @@ from scalegmn.zoos.recipes import InrRecipe
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps", "compare"))
+DIGITS = ("digits_cls", "digits_cnn", "digits_editing")
+"""Folders of configurations of the demos' zoos: all models."""
 RECIPES = sorted(ROOT.glob("configs/zoos/*.yml"))
 
 
@@ -47,6 +49,19 @@ def published_spec(config):
     activation = config.data.activation_function or "hetero"
     hidden = (LayerSpec(i, 16, (3, 3), activation) for i in (1, 16, 16))
     return NetSpec((*hidden, LayerSpec(16, 10)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in RUNS if path.parent.name in DIGITS], ids=str)
+def test_every_model_compiles_into_one_graph(path, random_params):
+    config = parse(Config, ["--conf", str(path)])
+    spec = published_spec(config)
+    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
+    params = random_params(spec, 3, own).map(torch.Tensor.float)
+    model = config.model_config.build(spec).eval()
+    torch._dynamo.reset()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(params)
+    torch.testing.assert_close(found, model(params), rtol=1e-5, atol=1e-5)
 
 
 def sized(path):

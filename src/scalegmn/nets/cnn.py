@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from scalegmn.nets.functional import activate_layer, evaluate, with_residual
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.nets.functional import activate_layer, linear_layers, with_residual
+from scalegmn.spec import NetParams
 
 
 def evaluate_cnn(
@@ -62,13 +61,7 @@ def evaluate_cnn(
     pooled = x.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l]
     if num_convolutions == spec.num_layers:
         return pooled
-    tail = slice(num_convolutions, None)
-    layers = (
-        layer if layer.residual is None else replace(layer, residual=layer.residual - num_convolutions)
-        for layer in spec.layers[tail]
-    )
-    linear = NetParams(NetSpec(tuple(layers)), params.weights[tail], params.biases[tail], params.activation)
-    return evaluate(linear, pooled)
+    return linear_layers(params, pooled, num_convolutions)[-1]
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -33,6 +33,12 @@ def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Te
     """
     if layer.activation != MIXED:
         return activate(z, layer.activation, layer.w0)
+    if torch.compiler.is_compiling():  # shapes may not depend on the data
+        x = z
+        for index, name in enumerate(ACTIVATIONS):
+            chosen = (activation == index).view(-1, *[1] * (z.ndim - 1))
+            x = torch.where(chosen, activate(z, name, layer.w0), x)
+        return x
     x = torch.empty_like(z)
     for index in activation.unique().tolist():
         rows = activation == index
@@ -72,11 +78,25 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     """
     if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
+    return linear_layers(params, inputs)
+
+
+def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Tensor]:
+    """What each layer from `first` on says, all of them linear; `inputs` are what that one reads, as in
+    `activations`.
+
+    Raises:
+        ValueError: a residual connection comes from before what that one reads.
+    """
     x, found = inputs, []
-    for layer, weight, bias in zip(params.spec.layers, params.weights, params.biases, strict=True):
+    tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
+    for layer, weight, bias in zip(*tensors, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
-            source = inputs.expand(len(params), *inputs.shape[-2:]) if layer.residual < 0 else found[layer.residual]
+            source = layer.residual - first
+            if source < -1:
+                raise ValueError(f"expected residual connections from layer {first - 1} on, found {layer.residual}")
+            source = inputs.expand(len(params), *inputs.shape[-2:]) if source < 0 else found[source]
             z = with_residual(z, source)
         x = activate_layer(z, layer, params.activation)
         found.append(x)
