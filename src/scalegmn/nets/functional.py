@@ -82,21 +82,20 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
 
 
 def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Tensor]:
-    """What each layer from `first` on says, all of them linear; `inputs` are what that one reads, as in
-    `activations`.
+    """What each layer from `first` on says, [B, P, n_l], all of them linear.
 
-    Raises:
-        ValueError: a residual connection comes from before what that one reads.
+    Args:
+        params: B networks.
+        inputs: what layer `first` reads, as in `activations`.
+        first: counted from 0.
     """
     x, found = inputs, []
     tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
     for layer, weight, bias in zip(*tensors, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
-            source = layer.residual - first
-            if source < -1:
-                raise ValueError(f"expected residual connections from layer {first - 1} on, found {layer.residual}")
-            source = inputs.expand(len(params), *inputs.shape[-2:]) if source < 0 else found[source]
+            own = layer.residual >= 0  # a linear layer, as `NetSpec` asks for
+            source = found[layer.residual - first] if own else inputs.expand(len(params), *inputs.shape[-2:])
             z = with_residual(z, source)
         x = activate_layer(z, layer, params.activation)
         found.append(x)
