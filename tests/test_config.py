@@ -52,7 +52,9 @@ def published_spec(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in RUNS if path.parent.name in DIGITS], ids=str)
+@pytest.mark.parametrize(
+    "path", [path for path in RUNS if path.parent.name in DIGITS], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_every_model_compiles_into_one_graph(path, random_params):
     config = parse(Config, ["--conf", str(path)])
     spec = published_spec(config)

@@ -41,6 +41,7 @@ def train(config: AnyConfig, build_task: Build, finished: Finished | None = None
         ValueError: the configuration and the data do not fit, or a run cannot go on; nothing is written then.
     """
     config = with_run_dir(config)
+    config.train_args.check_device()
     fabric = launch(config.train_args.device, config.train_args.devices, config.train_args.precision)
     if config.dry_run:
         dry_run(fabric, config, build_task)

@@ -417,3 +417,10 @@ def test_precisions_that_a_cpu_lacks():
     for precision in ("fp16-mixed", "tf32"):
         with pytest.raises(ValueError, match=f"train_args.precision: {precision} needs a GPU"):
             TrainConfig(device="cpu", precision=precision).check_device()
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    TrainConfig(device="cpu").check_device()
+    with pytest.raises(ValueError, match=r"train_args\.compile: needs a C\+\+ compiler, found no no-such-compiler"):
+        TrainConfig(device="cpu", compile=True).check_device()

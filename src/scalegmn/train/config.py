@@ -6,6 +6,9 @@ checkers, such as lightning, which takes seconds.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +42,8 @@ class TrainConfig:
     loss scaled. bf16-mixed: in bfloat16, everywhere. Parameters and losses are always fp32."""
 
     compile: bool = False
-    """Compile the model (torch.compile, as one graph)."""
+    """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.
+    hetero then computes both branches for all networks, and gains nothing on CPUs."""
 
     checkpoint_minutes: float = 10.0
     """Minutes between two states that --resume goes on from; one is also saved after every epoch and when stopped."""
@@ -57,5 +61,8 @@ class TrainConfig:
             raise ValueError("; ".join(problems))
 
     def check_device(self) -> None:
-        """Raises ValueError when this machine lacks the device, or the device the precision."""
-        accelerator(self.device, self.precision)
+        """Raises ValueError when this machine lacks the device or what compiles for it, or the device the precision."""
+        found = accelerator(self.device, self.precision)
+        compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if self.compile and found == "cpu" and not shutil.which(compiler):
+            raise ValueError(f"train_args.compile: needs a C++ compiler, found no {compiler}; install it or set CXX")
