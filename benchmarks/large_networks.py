@@ -16,7 +16,7 @@ from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.spec import NetSpec
 from scalegmn.train.trainer import backward_in_parts, keep_freed_memory
 
-LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,1000,1000,3", "2,2048,4096,3"]
+LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,600,600,3", "2,1000,1000,3", "2,2048,4096,3"]
 
 
 def measure(layout: str, hidden_dim: int, rounds: int) -> dict[str, object]:

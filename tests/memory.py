@@ -3,12 +3,11 @@
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.memory import kept_bytes
 
 
-def share_of_budget(model, params):
-    """Of the bytes that a backward pass may keep, the share that `networks_at_once` networks take."""
-    model.train()
+def bytes_kept(model, params):
+    """Of intermediate results and inputs, for the networks' backward pass."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -20,5 +19,11 @@ def share_of_budget(model, params):
         output = model(params)
     size = sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
     del output
+    return size
+
+
+def share_of_budget(model, params):
+    """Of the bytes that a backward pass may keep, the share that `networks_at_once` networks take."""
+    model.train()
     device = torch.device("cpu")
-    return size / len(params) * model.networks_at_once(device) / kept_bytes(device)
+    return bytes_kept(model, params) / len(params) * model.networks_at_once(device) / kept_bytes(device)

@@ -8,7 +8,7 @@ import torch
 from contract import assert_ties_are_seen, build, error, flat
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.nn.edges import Pieces
+from scalegmn.nn.pieces import Pieces
 from scalegmn.spec import MIXED, LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 
@@ -221,7 +221,7 @@ def test_in_pieces(symmetry, materialize, random_params, monkeypatch):
     nets = nets_of(specs, random_params)
     whole = model(nets)
     expected = gradients(model, whole)
-    monkeypatch.setattr(model, "pieces", lambda *args: Pieces(7, recompute=True, materialize=materialize))
+    monkeypatch.setattr(model, "pieces", lambda *args: Pieces(7, materialize=materialize))
     pieces = model(nets)
     assert_same(pieces, whole)
     assert_same_gradients(gradients(model, pieces), expected)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.memory import kept_bytes
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
 from scalegmn.spec import NetParams, NetSpec

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
-from scalegmn.nn.edges import kept_bytes, tensor_bytes
+from scalegmn.nn.memory import kept_bytes, tensor_bytes
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
 from scalegmn.spec import NetParams, NetSpec

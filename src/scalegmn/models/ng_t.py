@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
-from scalegmn.nn.edges import kept_bytes, tensor_bytes
+from scalegmn.nn.memory import kept_bytes, tensor_bytes
 from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.spec import NetParams, NetSpec
 

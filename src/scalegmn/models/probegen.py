@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.nets.cnn import evaluate_cnn
 from scalegmn.nets.functional import evaluate
-from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.memory import kept_bytes
 from scalegmn.nn.mlp import MLP
 from scalegmn.spec import NetParams, NetSpec
 

@@ -20,12 +20,9 @@ from scalegmn.nn.edges import (
     EdgeRows,
     Edges,
     EdgeUpdate,
-    Pieces,
     Taken,
-    kept_bytes,
     linear_by_type,
     sum_rows,
-    tensor_bytes,
 )
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
@@ -36,6 +33,7 @@ from scalegmn.nn.invariant import (
     ScaleInvariant,
     SignInvariant,
 )
+from scalegmn.nn.memory import kept_bytes, tensor_bytes
 from scalegmn.nn.messages import (
     ConcatEdgeUpdate,
     ConcatMessage,
@@ -45,6 +43,7 @@ from scalegmn.nn.messages import (
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.pieces import Inputs, Pieces
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 from scalegmn.spec import ACTIVATION_SYMMETRY, MIXED, NetParams, NetSpec
@@ -433,7 +432,8 @@ class ScaleGMNLayer(nn.Module):
                         else blocks[k].of_receivers(positions[group])
                     )
                 function = partial(self._messages, message, rows[group].role)
-                received.append(pieces.map(function, blocks[k], join(sent, senders[k]), extra))
+                inputs = Inputs(blocks[k], join(sent, senders[k]), extra)
+                received.append(pieces.messages(function, inputs, message.parameters()))
                 if residual is not None and group in added:
                     others, receivers = added[group]
                     passed = residual(join(nodes, range(len(nodes)))).index_select(0, others)
@@ -457,7 +457,7 @@ class ScaleGMNLayer(nn.Module):
                 pending = EdgeUpdate(update, join(sent, senders), received[receiver])
                 new[k - 1] = replace(block, updates=(*block.updates, pending))
                 if pieces.materialize:
-                    new[k - 1] = block.holding(pieces.map(_features, new[k - 1]))
+                    new[k - 1] = block.holding(pieces.features(new[k - 1]))
             return new
 
         if self.edge_update is not None:
@@ -641,7 +641,7 @@ class ScaleGMN(Metanetwork):
             nodes, edges, backward_edges = layer(self.layout, rows, nodes, edges, backward_edges, positions, pieces)
         if self.readout is not None:
             return self.readout(nodes, odd)
-        changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
+        changes = [pieces.features(block) if block.updates else block.values for block in edges]
         return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), gauge)
 
     def as_graph(self, nets: Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
@@ -675,7 +675,7 @@ class ScaleGMN(Metanetwork):
             ends = [rows.by_network(group, nodes[group]) for group in (0, 2)]
             return self.readout([ends[0], nodes[1], ends[1]], rows.rows[1].odd, rows.sum_hidden)
         (params,), (gauge,), spec = read, gauges, read[0].spec
-        changes = [pieces.map(_features, block) if block.updates else block.values for block in edges]
+        changes = [pieces.features(block) if block.updates else block.values for block in edges]
         edges = torch.cat(changes).index_select(0, inverse(along.order)).unflatten(0, (len(params), -1))
         nodes = torch.cat([nodes[1].new_zeros(rows.sizes[0], 1), *nodes[1:]]).index_select(0, rows.rank)
         nodes = nodes.unflatten(0, (len(params), -1)).split(spec.layout, dim=1)
@@ -785,11 +785,6 @@ class ScaleGMN(Metanetwork):
         """Bytes of the widest features of an edge."""
         width = max(self.config.hidden_dim, sum(self.config.mlp_dims or ()))
         return width * self.edge_linear.weight.element_size()
-
-
-def _features(edges: Edges, senders: None, extra: None) -> Tensor:
-    """The features of a piece of a block."""
-    return edges.features()
 
 
 def _flipped(block: EdgeBlock) -> EdgeBlock:

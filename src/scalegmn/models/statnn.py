@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.edges import kept_bytes
+from scalegmn.nn.memory import kept_bytes
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.statistics import NUM_STATISTICS, statistics

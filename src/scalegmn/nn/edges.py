@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class Taken(NamedTuple):
@@ -211,6 +210,11 @@ class Edges(ABC):
     def num_edges(self) -> int:
         """All of them."""
 
+    @property
+    @abstractmethod
+    def receivers_shape(self) -> torch.Size:
+        """(B, R) or (R,)."""
+
     @abstractmethod
     def parts(
         self, num_edges: int, senders: Tensor | None, extra: Tensor | Taken | None
@@ -245,6 +249,11 @@ class EdgeBlock(Edges):
     def num_edges(self) -> int:
         """B R S."""
         return self.values.shape[:3].numel()
+
+    @property
+    def receivers_shape(self) -> torch.Size:
+        """(B, R)."""
+        return self.values.shape[:2]
 
     @property
     def degree(self) -> int:
@@ -286,7 +295,7 @@ class EdgeBlock(Edges):
         num_networks, num_receivers, num_senders = self.values.shape[:3]
         networks = max(1, num_edges // (num_receivers * num_senders))
         # what is done once per sender and piece should not outweigh what is done per edge
-        receivers = min(num_receivers, max(16, num_edges // num_senders))
+        receivers = min(num_receivers, max(4, num_edges // num_senders))
         sent = [None] * num_networks if senders is None else senders.split(networks)
         return [
             [(part, sent[row], _receivers(extra, column * receivers, receivers)) for column, part in enumerate(parts)]
@@ -445,6 +454,11 @@ class EdgeRows(Edges):
         return len(self.values)
 
     @property
+    def receivers_shape(self) -> torch.Size:
+        """(R,)."""
+        return torch.Size([self.incidence.num_receivers])
+
+    @property
     def degree(self) -> Tensor:
         """[R, 1]."""
         return self.incidence.degree
@@ -508,83 +522,3 @@ class EdgeRows(Edges):
 def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
     """Rows of [R or 1, ...] that belong to some receivers."""
     return tensor if tensor is None or len(tensor) == 1 else tensor[start : start + count]
-
-
-TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of one feature tensor, of which there are ten or so at a time, that make full use of a kind of device; a piece
-has twice as many."""
-
-
-def tensor_bytes(device: torch.device) -> int:
-    """The size of a feature tensor that makes full use of the device."""
-    return TENSOR.get(device.type, TENSOR["cpu"])
-
-
-def kept_bytes(device: torch.device) -> int:
-    """Bytes of intermediate results that a forward pass may keep for its backward pass."""
-    return torch.cuda.get_device_properties(device).total_memory // 2 if device.type == "cuda" else 960 << 20
-
-
-EdgeFunction = Callable[[Edges, Tensor | None, Tensor | Taken | None], Tensor]
-"""(edges, senders, extra) -> something per receiver, [B, R, ...], or, of sparse blocks, per receiver or edge."""
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """How a block of edges is worked through: at once, or in pieces that stay in cache.
-
-    Attributes:
-        num_edges: edges in a piece; None: all of them.
-        recompute: do not keep a piece's intermediate results for the backward pass, compute them again.
-        materialize: keep updated edge features; else the updates are done again wherever they are read, with new
-            dropout inside their MLPs.
-    """
-
-    num_edges: int | None = None
-    recompute: bool = False
-    materialize: bool = True
-
-    @classmethod
-    def plan(cls, num_edges: int, edge_bytes: int, num_kept: int, device: torch.device) -> Pieces:
-        """All at once where what the backward pass needs fits the budget, else in pieces.
-
-        Args:
-            num_edges: edges of all networks.
-            edge_bytes: bytes of one feature vector.
-            num_kept: feature vectors per edge that a backward pass would keep.
-            device: where the features are.
-        """
-        size, budget = num_edges * edge_bytes, kept_bytes(device)
-        if torch.compiler.is_compiling() or size * num_kept <= budget:
-            return cls()
-        return cls(2 * tensor_bytes(device) // edge_bytes, recompute=True, materialize=8 * size <= budget)
-
-    def map(
-        self,
-        function: EdgeFunction,
-        edges: Edges,
-        senders: Tensor | None = None,
-        extra: Tensor | Taken | None = None,
-    ) -> Tensor:
-        """`function` of a whole block, [B, R, ...]; of sparse blocks [R, ...] or [E, ...].
-
-        Args:
-            function: called for each piece.
-            edges: the block.
-            senders: what the function reads of the senders, [B, S, ...] or [S, ...].
-            extra: what it reads besides, [R or 1, S or 1, ...] or, of sparse blocks, E rows.
-        """
-        if self.num_edges is None or edges.num_edges <= self.num_edges:
-            return self._run(function, edges, senders, extra)
-        rows = []
-        for parts in edges.parts(self.num_edges, senders, extra):
-            pieces = [self._run(function, *part) for part in parts]
-            rows.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))
-        return torch.cat(rows)
-
-    def _run(self, function: EdgeFunction, edges: Edges, *inputs: Tensor | Taken | None) -> Tensor:
-        """One piece."""
-        if self.recompute and torch.is_grad_enabled():
-            # a tensor among its arguments tells `checkpoint` on which device random numbers are drawn
-            return checkpoint(lambda _: function(edges, *inputs), edges.values, use_reentrant=False)
-        return function(edges, *inputs)

@@ -48,9 +48,9 @@ def keep_freed_memory() -> None:
     """Tells the C library (glibc) to keep freed memory for the next step.
 
     By default it goes back to the system at the end of each backward pass, and every page of it must be mapped and
-    cleared again: a third of the time of a step on a CPU. Blocks above 8 MB still go back, for they would leave holes
-    that nothing fits: a part of a batch has smaller tensors, the pieces of a large network larger ones
-    (`nn/edges.py`). Other C libraries are left alone.
+    cleared again: a third of the time of a step on a CPU. Blocks of 8 MB and more still go back, for they would leave
+    holes that nothing fits: parts of a batch and the pieces of a large network have smaller tensors (`nn/memory.py`).
+    Other C libraries are left alone.
     """
     settings = {-1: 2**31 - 1, -2: 2**24, -3: 2**23}  # trim threshold, top pad, mmap threshold
     with suppress(OSError, AttributeError, TypeError):

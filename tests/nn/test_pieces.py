@@ -1,0 +1,63 @@
+import pytest
+import torch
+from memory import bytes_kept
+
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.nn.pieces import Pieces
+from scalegmn.spec import NetSpec
+
+SPEC = NetSpec.mlp([2, 12, 10, 2], "sine")
+WAYS = [Pieces(30), Pieces(30, materialize=False)]
+
+
+def in_pieces(model, monkeypatch, pieces):
+    monkeypatch.setattr(model, "pieces", lambda *args: pieces)
+
+
+def bidirectional():
+    torch.manual_seed(0)
+    return ScaleGMNConfig(direction="bidirectional", hidden_dim=8).build(SPEC)
+
+
+@pytest.mark.parametrize("pieces", WAYS)
+def test_in_mixed_precision(pieces, random_params, monkeypatch):
+    """What autocast does in the forward pass, it does when pieces are computed again."""
+    model, params = bidirectional(), random_params(SPEC, 3).to(torch.float32)
+
+    def gradients():
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(params).float().square().sum()
+            return torch.autograd.grad(loss, list(model.parameters()))
+
+    whole = gradients()
+    in_pieces(model, monkeypatch, pieces)
+    for found, expected in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("pieces", WAYS)
+def test_gradients_of_what_needs_them_alone(pieces, random_params, monkeypatch):
+    """Some parameters are frozen, and the raw features of the networks need gradients."""
+    model, params = bidirectional().double(), random_params(SPEC, 3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("edge_update" in name or "node_linear" in name)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for weight in params.weights:
+        weight.requires_grad_()
+
+    def gradients():
+        return torch.autograd.grad(model(params).square().sum(), [*learned, *params.weights])
+
+    whole = gradients()
+    in_pieces(model, monkeypatch, pieces)
+    torch.testing.assert_close(gradients(), whole, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("pieces", "share"), list(zip(WAYS, (0.2, 0.05), strict=True)))
+def test_keeps_little_for_the_backward_pass(pieces, share, random_params, monkeypatch):
+    """Of what it would keep at once: inputs and nodes, and updated features if so told."""
+    spec = NetSpec.mlp([2, 64, 64, 2], "sine")
+    model, params = ScaleGMNConfig(hidden_dim=32).build(spec), random_params(spec, 1).to(torch.float32)
+    whole = bytes_kept(model, params)
+    in_pieces(model, monkeypatch, pieces)
+    assert bytes_kept(model, params) < share * whole
