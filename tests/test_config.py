@@ -12,8 +12,9 @@ from scalegmn.config import Config, ScriptConfig, read_config, start_run, with_r
 from scalegmn.models import MODELS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.train.launch import launch
 from scalegmn.train.optim import build_optimizer
-from scalegmn.train.trainer import backward_in_parts
+from scalegmn.train.trainer import InPrecision, backward_in_parts
 from scalegmn.zoos.cnns import CnnRecipe
 from scalegmn.zoos.recipes import InrRecipe
 
@@ -56,14 +57,21 @@ def published_spec(config):
     "path", [path for path in RUNS if path.parent.name in DIGITS], ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
 def test_every_model_compiles_into_one_graph(path, random_params):
+    """Which reads any number of networks."""
     config = parse(Config, ["--conf", str(path)])
     spec = published_spec(config)
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
-    params = random_params(spec, 3, own).map(torch.Tensor.float)
+    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu", "tanh", "relu")]
+    params = random_params(spec, 5, own if "hetero" in spec.symmetries else None).map(torch.Tensor.float)
     model = config.model_config.build(spec).eval()
+    batches = [params[:3], params]
+    expected = [model(batch) for batch in batches]
     torch._dynamo.reset()
-    found = torch.compile(model, fullgraph=True, backend="aot_eager")(params)
-    torch.testing.assert_close(found, model(params), rtol=1e-5, atol=1e-5)
+    model.compile(fullgraph=True, backend="aot_eager")
+    called = InPrecision(model, launch("cpu", 1, "fp32"), compiled=True)
+    found = [called(batches[0])]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found.append(called(batches[1]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def sized(path):

@@ -736,6 +736,10 @@ class NetParams:
         """The networks, as in `MixedNets`."""
         return (self,)
 
+    def tensors(self) -> list[Tensor]:
+        """All that has a row per network."""
+        return [x for x in (*self.weights, *self.biases, self.activation, *(self.statistics or ())) if x is not None]
+
     def map(self, fn: Callable[[Tensor], Tensor]) -> NetParams:
         """`fn` applied to every weight and bias, and to all statistics."""
         statistics = self.statistics and tuple(one if one is None else fn(one) for one in self.statistics)

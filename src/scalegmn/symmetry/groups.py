@@ -143,7 +143,7 @@ class GroupElement:
         if layer == len(self.permutations):
             return x
         p = self.permutations[layer].reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-        return torch.take_along_dim(x, p, dim=1)
+        return x.gather(1, p.expand_as(x))
 
     def _act_on_block(self, block: Tensor, spec: NetSpec, index: int, sender: Tensor | None) -> Tensor:
         """Features of a layer's edges, [B, n_l, n_{l-1} / groups, D], divided by `sender` [B, n_{l-1}]."""
@@ -154,7 +154,7 @@ class GroupElement:
             block = self._permuted(block * self.scales[index][:, :, None, None], index)
         if reads >= 0:
             order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
-            block = torch.take_along_dim(block, order[..., None], dim=2)
+            block = block.gather(2, order[..., None].expand_as(block))
         return block
 
 

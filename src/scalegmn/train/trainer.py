@@ -92,14 +92,23 @@ def backward_in_parts(
 
 
 class InPrecision(nn.Module):
-    """A model whose inside has the precision of a Fabric; its outputs are in single precision at least."""
+    """A model whose inside has the precision of a Fabric; its outputs are in single precision at least.
 
-    def __init__(self, model: nn.Module, fabric: Fabric) -> None:
+    Args:
+        model: the model.
+        fabric: says in which precision.
+        compiled: the model is; it is told that the number of networks varies, and compiled once for all of them.
+    """
+
+    def __init__(self, model: nn.Module, fabric: Fabric, compiled: bool = False) -> None:
         super().__init__()
-        self.model, self.fabric = model, fabric
+        self.model, self.fabric, self.compiled = model, fabric, compiled
 
     def forward(self, inputs: Any) -> Any:
         """As the model's."""
+        if self.compiled:
+            for tensor in inputs.tensors():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with self.fabric.autocast():
             outputs = self.model(inputs)
         return self.fabric.strategy.precision.convert_output(outputs)
@@ -191,7 +200,8 @@ class Trainer:
             for each in {model, self.evaluated}:
                 each.compile(fullgraph=True)
         self._at_once = model.networks_at_once(fabric.device)
-        self._called, self._called_evaluated = InPrecision(model, fabric), InPrecision(self.evaluated, fabric)
+        called = partial(InPrecision, fabric=fabric, compiled=config.compile)
+        self._called, self._called_evaluated = called(model), called(self.evaluated)
         self._generator = torch.Generator().manual_seed(config.seed)  # the same in all processes
         self._epoch_start = self._generator.get_state()
 
