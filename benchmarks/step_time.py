@@ -44,7 +44,7 @@ from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
 from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.train.trainer import backward_in_parts, keep_freed_memory
+from scalegmn.train.trainer import any_number, backward_in_parts, keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -226,6 +226,8 @@ def build_step(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 
     def loss(part: NetParams, _: Tensor) -> Tensor:
+        if arguments.compile:
+            any_number(part)
         with autocast:
             return mean_square(call(part))
 
@@ -260,7 +262,7 @@ def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[s
     keep_freed_memory()
     model = build_model(CONFIGS / conf, spec=spec).to(device)
     params = random_networks(spec, batch_size, device)
-    call = torch.compile(model, fullgraph=True, dynamic=False) if arguments.compile else model
+    call = torch.compile(model, fullgraph=True) if arguments.compile else model
     step, mixed_step = (build_step(model, way, params, arguments) for way in (call, as_two(model)))
     x, weight = torch.randn(17920, 128, device=device), torch.randn(128, 128, device=device)
     product, found = 2 * x.numel() * 128, torch.empty_like(x)

@@ -36,6 +36,8 @@ from scalegmn.train.task import Task
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from scalegmn.spec import NetParams
+
 SHOW_EVERY = 10
 """Steps between two changes of what the progress bar says."""
 
@@ -91,13 +93,19 @@ def backward_in_parts(
     return total
 
 
+def any_number(inputs: NetParams) -> None:
+    """Tells `torch.compile` that the number of networks varies, so that it compiles a model once for all."""
+    for tensor in inputs.tensors():
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
 class InPrecision(nn.Module):
     """A model whose inside has the precision of a Fabric; its outputs are in single precision at least.
 
     Args:
         model: the model.
         fabric: says in which precision.
-        compiled: the model is; it is told that the number of networks varies, and compiled once for all of them.
+        compiled: the model is.
     """
 
     def __init__(self, model: nn.Module, fabric: Fabric, compiled: bool = False) -> None:
@@ -107,8 +115,7 @@ class InPrecision(nn.Module):
     def forward(self, inputs: Any) -> Any:
         """As the model's."""
         if self.compiled:
-            for tensor in inputs.tensors():
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            any_number(inputs)
         with self.fabric.autocast():
             outputs = self.model(inputs)
         return self.fabric.strategy.precision.convert_output(outputs)
