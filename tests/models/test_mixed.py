@@ -211,9 +211,10 @@ def test_in_mixed_precision(symmetry, random_params):
     torch.testing.assert_close(found.float(), model(nets), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("num_edges", [7, 60, 10_000])
 @pytest.mark.parametrize("materialize", [True, False])
 @pytest.mark.parametrize("symmetry", KINDS)
-def test_in_pieces(symmetry, materialize, random_params, monkeypatch):
+def test_in_pieces(symmetry, materialize, num_edges, random_params, monkeypatch):
     kinds = KINDS[symmetry]
     specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], kinds)]
     options = OPTIONS["published"] if symmetry == "sign" else {"aggregator": "mean"}
@@ -221,7 +222,7 @@ def test_in_pieces(symmetry, materialize, random_params, monkeypatch):
     nets = nets_of(specs, random_params)
     whole = model(nets)
     expected = gradients(model, whole)
-    monkeypatch.setattr(model, "pieces", lambda *args: Pieces(7, materialize=materialize))
+    monkeypatch.setattr(model, "pieces", lambda *args: Pieces(num_edges, materialize))
     pieces = model(nets)
     assert_same(pieces, whole)
     assert_same_gradients(gradients(model, pieces), expected)

@@ -3,6 +3,7 @@ import torch
 from memory import bytes_kept
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.nn.edges import Incidence
 from scalegmn.nn.pieces import Pieces
 from scalegmn.spec import NetSpec
 
@@ -35,18 +36,21 @@ def test_in_mixed_precision(pieces, random_params, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()) + 1e-6)
 
 
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("part", ["edge_update", "node_linear", "branches.0", "branches.1"])
 @pytest.mark.parametrize("pieces", WAYS)
-def test_gradients_of_what_needs_them_alone(pieces, random_params, monkeypatch):
-    """Some parameters are frozen, and the raw features of the networks need gradients."""
+def test_gradients_of_what_needs_them_alone(pieces, part, raw, random_params, monkeypatch):
+    """Some parameters are frozen, and the raw features of the networks may need gradients."""
     model, params = bidirectional().double(), random_params(SPEC, 3)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("edge_update" in name or "node_linear" in name)
+        parameter.requires_grad_(part in name)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for weight in params.weights:
-        weight.requires_grad_()
+    assert learned
+    if raw:
+        learned += [weight.requires_grad_() for weight in params.weights]
 
     def gradients():
-        return torch.autograd.grad(model(params).square().sum(), [*learned, *params.weights])
+        return torch.autograd.grad(model(params).square().sum(), learned)
 
     whole = gradients()
     in_pieces(model, monkeypatch, pieces)
@@ -61,3 +65,18 @@ def test_keeps_little_for_the_backward_pass(pieces, share, random_params, monkey
     whole = bytes_kept(model, params)
     in_pieces(model, monkeypatch, pieces)
     assert bytes_kept(model, params) < share * whole
+
+
+@pytest.mark.parametrize("num_edges", [1, 2, 5, 9, 50])
+@pytest.mark.parametrize("receivers", [[], [0] + [1] * 9, [1] * 4 + [3] * 2 + [4]])
+def test_sparse_parts_hold_each_edge_and_receiver_once(receivers, num_edges):
+    """Receivers without edges are in some part; no part but an only one is empty."""
+    index = torch.tensor(receivers, dtype=torch.long)
+    parts = Incidence(index, index, index, num_receivers=6).parts(num_edges)
+    edges, rows, pieces = zip(*parts, strict=True)
+    assert torch.cat([torch.arange(20)[some] for some in edges]).tolist() == list(range(len(receivers)))
+    assert torch.cat([torch.arange(20)[some] for some in rows]).tolist() == list(range(6))
+    assert all(piece.num_edges for piece in pieces) or len(pieces) == 1
+    for some, piece in zip(rows, pieces, strict=True):
+        assert piece.num_receivers == some.stop - some.start
+        assert piece.num_edges == 0 or piece.receiver.max() < piece.num_receivers

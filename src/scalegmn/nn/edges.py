@@ -374,10 +374,10 @@ class Incidence:
     def parts(self, num_edges: int) -> list[tuple[slice, slice, Incidence]]:
         """Parts of about so many edges, each with all edges of its receivers: which edges, and which receivers."""
         starts = nn.functional.pad(self.receiver.bincount(minlength=self.num_receivers).cumsum(0), (1, 0)).cpu()
-        cuts = torch.searchsorted(starts, torch.arange(num_edges, len(self.receiver), num_edges)).unique()
-        receivers = torch.cat(
-            [cuts.new_zeros(1), cuts[cuts < self.num_receivers], cuts.new_full((1,), len(starts) - 1)]
-        )
+        last = max(self.num_edges, num_edges)
+        cuts = torch.searchsorted(starts, torch.arange(num_edges, last, num_edges)).unique()
+        cuts = cuts[starts[cuts] < self.num_edges]
+        receivers = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), self.num_receivers)])
         edges = starts[receivers].tolist()
         return [
             (slice(*some), slice(*rows), self._part(slice(*some), slice(*rows)))

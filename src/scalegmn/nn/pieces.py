@@ -50,6 +50,10 @@ EdgeFunction = Callable[[Edges, Tensor | None, Tensor | Taken | None], Tensor]
 """(edges, senders, extra), as `Inputs`, -> something per receiver, [B, R, ...] or [R, ...], or per edge."""
 
 
+Shape = Callable[[Edges], torch.Size]
+"""A block -> the leading sizes of a function's result."""
+
+
 @dataclass(frozen=True)
 class Pieces:
     """How a block of edges is worked through: at once, or in pieces that stay in cache.
@@ -66,7 +70,7 @@ class Pieces:
 
     @classmethod
     def plan(cls, num_edges: int, edge_bytes: int, num_kept: int, device: torch.device) -> Pieces:
-        """All at once where what the backward pass needs fits the budget, else in pieces.
+        """All at once where what the backward pass needs fits the budget, else in pieces of half of `tensor_bytes`.
 
         Args:
             num_edges: edges of all networks.
@@ -81,7 +85,7 @@ class Pieces:
 
     def features(self, edges: Edges) -> Tensor:
         """Features of a block with all updates done, [B, R, S, D] or [E, D]."""
-        return self._map(_features, _edges_shape, Inputs(edges), [])
+        return self._map(_features, lambda part: part.values.shape[:-1], Inputs(edges), [])
 
     def messages(self, function: EdgeFunction, inputs: Inputs, parameters: Iterable[Tensor]) -> Tensor:
         """What a function gives to the receivers of a block, [B, R, D] or [R, D].
@@ -91,7 +95,7 @@ class Pieces:
             inputs: what it reads, the whole block.
             parameters: other tensors with gradients that it reads.
         """
-        return self._map(function, _receivers_shape, inputs, parameters)
+        return self._map(function, lambda part: part.receivers_shape, inputs, parameters)
 
     def _map(self, function: EdgeFunction, shape: Shape, inputs: Inputs, parameters: Iterable[Tensor]) -> Tensor:
         """`function` of the whole block, whose leading sizes are those that `shape` tells."""
@@ -107,20 +111,6 @@ class Pieces:
 def _features(edges: Edges, senders: None, extra: None) -> Tensor:
     """The features of a piece of a block."""
     return edges.features()
-
-
-Shape = Callable[[Edges], torch.Size]
-"""A block -> the leading sizes of a result."""
-
-
-def _edges_shape(edges: Edges) -> torch.Size:
-    """Of one row per edge."""
-    return edges.values.shape[:-1]
-
-
-def _receivers_shape(edges: Edges) -> torch.Size:
-    """Of one row per receiver."""
-    return edges.receivers_shape
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,8 @@ class _Recomputed(torch.autograd.Function):
 
     As `torch.utils.checkpoint` of every piece, but results and gradients are written where they belong: all that a
     piece allocates is free again after it, and the next finds the same memory. Anything that stayed would leave holes
-    that the tensors of pieces do not fit.
+    that the tensors of pieces do not fit. It has no second derivatives, and hooks on parameters see the gradient of
+    each piece.
     """
 
     @staticmethod
@@ -176,7 +167,10 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of all inputs and parameters that need one."""
         work, tensors, needed = ctx.work, ctx.saved_tensors, ctx.needs_input_grad[1:]
-        sums = [torch.zeros_like(x) if need else x for x, need in zip(tensors, needed, strict=True)]
+        sums = [
+            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if need else x
+            for x, need in zip(tensors, needed, strict=True)
+        ]
         count = len(work.inputs.tensors())
         parts, of_parts = (work.inputs.holding(x[:count]).parts(work.num_edges) for x in (tensors, sums))
         gradients = work.cut(gradient, parts)
@@ -191,6 +185,8 @@ class _Recomputed(torch.autograd.Function):
                 ]
                 with torch.enable_grad(), _autocast(ctx):
                     result = work.function(*part.holding(leaves))
+                if not result.requires_grad:  # it reads none of the parameters that need gradients
+                    continue
                 wanted = [x for x, need in zip(leaves, needed[:count], strict=True) if need] + parameters
                 totals = [x for x, need in zip(of_part.tensors(), needed[:count], strict=True) if need]
                 totals += [x for x, need in zip(sums[count:], needed[count:], strict=True) if need]
@@ -198,7 +194,8 @@ class _Recomputed(torch.autograd.Function):
                 for total, one in zip(totals, found, strict=True):
                     if one is not None:
                         total += one
-        return None, *(x if need else None for x, need in zip(sums, needed, strict=True))
+        of_all = zip(sums, tensors, needed, strict=True)
+        return None, *(total.to(x.dtype) if need else None for total, x, need in of_all)
 
 
 def _autocast(ctx: Any) -> torch.autocast:

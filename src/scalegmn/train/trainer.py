@@ -94,7 +94,7 @@ def backward_in_parts(
 
 
 def any_number(inputs: NetParams) -> None:
-    """Tells `torch.compile` that the number of networks varies, so that it compiles a model once for all."""
+    """Tells `torch.compile` that the number of networks varies, so that it does not compile a model for each."""
     for tensor in inputs.tensors():
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
@@ -105,7 +105,7 @@ class InPrecision(nn.Module):
     Args:
         model: the model.
         fabric: says in which precision.
-        compiled: the model is.
+        compiled: whether `model` is.
     """
 
     def __init__(self, model: nn.Module, fabric: Fabric, compiled: bool = False) -> None:
