@@ -36,8 +36,6 @@ from scalegmn.train.task import Task
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from scalegmn.spec import NetParams
-
 SHOW_EVERY = 10
 """Steps between two changes of what the progress bar says."""
 
@@ -93,8 +91,12 @@ def backward_in_parts(
     return total
 
 
-def any_number(inputs: NetParams) -> None:
-    """Tells `torch.compile` that the number of networks varies, so that it does not compile a model for each."""
+def any_number(inputs: Any) -> None:
+    """Tells `torch.compile` that the number of networks varies, so that it does not compile a model for each.
+
+    Args:
+        inputs: a batch, whose `tensors()` have a row per network.
+    """
     for tensor in inputs.tensors():
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
