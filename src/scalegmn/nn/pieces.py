@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple
 
 import torch
@@ -174,22 +174,21 @@ class _Recomputed(torch.autograd.Function):
         count = len(work.inputs.tensors())
         parts, of_parts = (work.inputs.holding(x[:count]).parts(work.num_edges) for x in (tensors, sums))
         gradients = work.cut(gradient, parts)
-        parameters = [x for x, need in zip(tensors[count:], needed[count:], strict=True) if need]
+        parameters, of_parameters = (list(compress(x[count:], needed[count:])) for x in (tensors, sums))
         with torch.random.fork_rng(ctx.devices):
             torch.set_rng_state(ctx.cpu_state)
             set_device_states(ctx.devices, ctx.states)
             for part, of_part, own in zip(chain(*parts), chain(*of_parts), gradients, strict=True):
                 leaves = [
                     x if x is None else x.detach().requires_grad_(need)
-                    for x, need in zip(part.tensors(), needed[:count], strict=True)
+                    for x, need in zip(part.tensors(), needed, strict=False)  # the inputs come first
                 ]
                 with torch.enable_grad(), _autocast(ctx):
                     result = work.function(*part.holding(leaves))
                 if not result.requires_grad:  # it reads none of the parameters that need gradients
                     continue
-                wanted = [x for x, need in zip(leaves, needed[:count], strict=True) if need] + parameters
-                totals = [x for x, need in zip(of_part.tensors(), needed[:count], strict=True) if need]
-                totals += [x for x, need in zip(sums[count:], needed[count:], strict=True) if need]
+                wanted = [*compress(leaves, needed), *parameters]
+                totals = [*compress(of_part.tensors(), needed), *of_parameters]
                 found = torch.autograd.grad(result, wanted, own, allow_unused=True)
                 for total, one in zip(totals, found, strict=True):
                     if one is not None:
