@@ -3,9 +3,9 @@
 python inr_classification.py --conf configs/digits_cls/scalegmn.yml
 """
 
-from scalegmn.config import ScriptConfig, read_config
-from scalegmn.log import user_errors
-from scalegmn.run import train
+from scalegmn.experiments.config import ScriptConfig, read_config
+from scalegmn.experiments.run import train
+from scalegmn.reporting.errors import user_errors
 from scalegmn.tasks.classification import Classification
 
 

@@ -7,14 +7,14 @@ python inr_editing.py --checkpoint RUN --export_edited data/edited
 from pathlib import Path
 from typing import Any
 
-from scalegmn.config import read_config
-from scalegmn.data.loader import open_data
-from scalegmn.edit import EditConfig, export_zoo
-from scalegmn.log import user_errors
+from scalegmn.experiments.config import read_config
+from scalegmn.experiments.edited_zoo import EditConfig, export_zoo
+from scalegmn.experiments.run import train
+from scalegmn.experiments.trained import load_model
 from scalegmn.models.base import Metanetwork
-from scalegmn.run import train
+from scalegmn.reporting.errors import user_errors
 from scalegmn.tasks.editing import Editing, table
-from scalegmn.trained import load_model
+from scalegmn.zoos.loader import open_data
 
 
 def build_task(config: EditConfig) -> Editing:

@@ -3,9 +3,9 @@
 python predicting_generalization.py --conf configs/digits_cnn/scalegmn_hetero.yml
 """
 
-from scalegmn.config import ScriptConfig, read_config
-from scalegmn.log import user_errors
-from scalegmn.run import train
+from scalegmn.experiments.config import ScriptConfig, read_config
+from scalegmn.experiments.run import train
+from scalegmn.reporting.errors import user_errors
 from scalegmn.tasks.generalization import Generalization
 
 

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import torch
 
-from scalegmn.data.augment import AugmentConfig
-from scalegmn.data.loader import DataConfig, LabelledNets, augmented, load_splits
-from scalegmn.data.zoo_format import Networks, write_zoo
-from scalegmn.nets.siren import init_siren
-from scalegmn.spec import NetSpec
+from scalegmn.networks import NetSpec
+from scalegmn.networks.siren import init_siren
+from scalegmn.zoos.augment import AugmentConfig
+from scalegmn.zoos.loader import DataConfig, LabelledNets, augmented, load_splits
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 BATCH, IN_MEMORY, SECONDS = 128, 200_000, 5
 SPEC = NetSpec.mlp([2, 32, 32, 1], "sine")

@@ -18,10 +18,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scalegmn.cli import parse
-from scalegmn.config import Config
-from scalegmn.data.loader import load_splits
+from scalegmn.configuration.parsing import parse
+from scalegmn.experiments.config import Config
 from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
+from scalegmn.zoos.loader import load_splits
 
 BASELINES = {
     "logistic regression": LogisticRegression(max_iter=200),

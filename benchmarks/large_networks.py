@@ -13,8 +13,8 @@ import torch
 from step_time import mean_square, random_networks, report, timed
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.spec import NetSpec
-from scalegmn.train.trainer import backward_in_parts, keep_freed_memory
+from scalegmn.networks import NetSpec
+from scalegmn.training.trainer import backward_in_parts, keep_freed_memory
 
 LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,600,600,3", "2,1000,1000,3", "2,2048,4096,3"]
 

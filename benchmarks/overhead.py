@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scalegmn.config import read_config
-from scalegmn.log import Run
+from scalegmn.experiments.config import read_config
+from scalegmn.reporting.run_folder import Run
 from scalegmn.tasks.classification import Classification
-from scalegmn.train.launch import launch
-from scalegmn.train.optim import build_optimizer
-from scalegmn.train.trainer import Trainer
+from scalegmn.training.launch import launch
+from scalegmn.training.optimization import build_optimizer
+from scalegmn.training.trainer import Trainer
 
 CONF = Path(__file__).parents[1] / "configs" / "digits_cls" / "scalegmn.yml"
 

@@ -18,13 +18,13 @@ import torch
 from scipy.stats import kendalltau
 from sklearn.ensemble import GradientBoostingRegressor
 
-from scalegmn.cli import parse
-from scalegmn.config import Config
-from scalegmn.data.loader import load_splits
-from scalegmn.spec import NetParams
+from scalegmn.configuration.parsing import parse
+from scalegmn.experiments.config import Config
+from scalegmn.networks import NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.generalization import metrics
 from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
+from scalegmn.zoos.loader import load_splits
 
 TREES, DEPTH, LEARNING_RATE = 500, 5, 0.05
 

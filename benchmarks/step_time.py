@@ -14,7 +14,7 @@ all medians over the rounds.
 Counted work: two operations per multiply-add of all matrix products that are left when each is done once per node
 where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
 computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
-number times a vector needs no products of its own (`Scaled`), so doing that shows as efficiency. Of models other than
+number times a vector needs no products of its own (`ScaledRows`), so doing that shows as efficiency. Of models other than
 ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for these spec and
 configuration: not what is done once for all networks, such as ProbeGen's generator, nor sorting, which is most of
 StatNN.
@@ -35,16 +35,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalegmn.config import build_model
+from scalegmn.experiments.config import build_model
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.scalegmn import ScaleGMN
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
 from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.train.trainer import any_number, backward_in_parts, keep_freed_memory
+from scalegmn.training.trainer import any_number, backward_in_parts, keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

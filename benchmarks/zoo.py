@@ -19,12 +19,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nets.functional import activate
-from scalegmn.nets.siren import init_siren, pixel_grid
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
-from scalegmn.zoos.cnns import CnnRecipe, draw
-from scalegmn.zoos.fit import Descent, fit_sirens
-from scalegmn.zoos.fit_cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks.evaluate import activate
+from scalegmn.networks.siren import init_siren, pixel_grid
+from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, draw
+from scalegmn.zoos.fit.cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
+from scalegmn.zoos.fit.sirens import Descent, fit_sirens
 
 STEPS, ROUNDS = 20, 5
 CASES = {"digits": ([2, 12, 12, 1], 8, 6.0, 2048), "mnist": ([2, 32, 32, 1], 28, 30.0, 256)}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalegmn.modules import from_module
+from scalegmn.interop.torch_modules import from_module
 
 
 class BasicBlock(nn.Module):

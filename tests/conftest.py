@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalegmn.data.zoo_format import Networks, write_zoo
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 pytest.register_assert_rewrite("commands", "contract")
 

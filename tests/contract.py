@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegmn.check import outputs_on
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import relative_change
+from scalegmn.experiments.symmetry_report import outputs_on
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.measure import relative_change
 
 
 def build(config, spec):
@@ -75,9 +75,9 @@ class Contract:
         return False
 
     def test_keeps_the_symmetries_it_claims(self, model, config, nets, generator):
-        if not config.claims:
+        if not config.exact_symmetries:
             pytest.skip("claims nothing")
-        permute, scale = "permutation" in config.claims, bool(config.claims & {"sign", "scale"})
+        permute, scale = "permutation" in config.exact_symmetries, bool(config.exact_symmetries & {"sign", "scale"})
         params = nets(6)
         for _ in range(3):
             element = GroupElement.sample(params, generator, permute=permute, scale=scale)
@@ -85,10 +85,10 @@ class Contract:
 
     def test_keeps_no_more(self, model, config, nets, generator):
         params = nets(6)
-        if "permutation" not in config.claims:
+        if "permutation" not in config.exact_symmetries:
             assert error(model, params, GroupElement.sample(params, generator, scale=False)) > 1e-6
         element = GroupElement.sample(params, generator, permute=False)
-        if not config.claims & {"sign", "scale"} and any((q != 1).any() for q in element.scales):
+        if not config.exact_symmetries & {"sign", "scale"} and any((q != 1).any() for q in element.scales):
             assert error(model, params, element) > 1e-6
         unchanged = GroupElement.sample(params, generator, permute=False, scale=False)
         factor = {"scale": -1, "hetero": -3}.get(params.spec.symmetries[0], 2)  # outside every network's group
@@ -97,7 +97,7 @@ class Contract:
 
     def test_a_broken_model_is_caught(self, model, config, nets, generator):
         """One that tells the first hidden neuron from the others."""
-        if "permutation" not in config.claims:
+        if "permutation" not in config.exact_symmetries:
             pytest.skip("claims nothing that could be broken so")
 
         def broken(params):

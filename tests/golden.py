@@ -1,4 +1,4 @@
-"""Inputs, parameters and outputs of published models, float64 (tests/fixtures/<model>)."""
+"""EdgeInputs, parameters and outputs of published models, float64 (tests/fixtures/<model>)."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 from contract import flat
 from safetensors import safe_open
 
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import spread
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.measure import spread
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

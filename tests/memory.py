@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.engine.memory import kept_bytes
 
 
 def bytes_kept(model, params):

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from scalegmn.spec import LayerSpec, NetSpec
+from scalegmn.networks import LayerSpec, NetSpec
 
 DEEP = NetSpec((*(LayerSpec(i, o, (k, k), "relu") for i, o, k in ((1, 4, 5), (4, 2, 3), (2, 5, 1))), LayerSpec(5, 2)))
 WIDE = NetSpec((LayerSpec(1, 6, (3, 3), "relu"), LayerSpec(6, 2)))

@@ -13,8 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from scalegmn.nets.siren import render
-from scalegmn.spec import NetParams
+from scalegmn.networks import NetParams
+from scalegmn.networks.siren import render
 
 MNIST = {"training": (5, 0, 4, 1, 9, 2, 1, 3), "testing": (7, 2, 1)}
 """Labels of the images 0, 1, ... of each part."""

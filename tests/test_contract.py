@@ -3,19 +3,19 @@
 import itertools
 from dataclasses import replace
 
-import obvious
 import pytest
+import reference
 import torch
 from contract import Contract, build
 
+from scalegmn.engine.chunks import ChunkPlan
+from scalegmn.engine.edges import DenseEdges, linear
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.nets.siren import render
-from scalegmn.nn.edges import EdgeBlock, linear
-from scalegmn.nn.invariant import Rows, SignInvariant
-from scalegmn.nn.pieces import Pieces
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import assert_invariant, invariance_error
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.siren import render
+from scalegmn.nn.invariant import NodeContext, SignInvariant
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.measure import assert_invariant, invariance_error
 from scalegmn.tasks.editing import edited
 
 NETS = [
@@ -123,13 +123,13 @@ class TestScaleGMN(Contract):
         params = nets(5)
         if params.activation is not None:  # the twin takes odd networks first
             params = params[params.activation.argsort()]
-        assert_same(model, model(params), obvious.model(model, params))
+        assert_same(model, model(params), reference.model(model, params))
 
     @pytest.mark.parametrize("materialize", [True, False])
     def test_equals_itself_in_pieces(self, model, nets, monkeypatch, materialize):
         params = nets(5)
         whole = model(params)
-        pieces = Pieces(num_edges=24, materialize=materialize)
+        pieces = ChunkPlan(num_edges=24, materialize=materialize)
         monkeypatch.setattr(model, "pieces", lambda *args: pieces)
         assert_same(model, model(params), whole)
 
@@ -191,11 +191,11 @@ def test_layers_are_equivariant(random_params, generator):
     g = GroupElement.sample(params, generator)
     nodes = [torch.randn(3, n, 5, dtype=torch.float64) for n in spec.layout]
     edges = [torch.randn(3, layer.out_dim, layer.in_dim, 5, dtype=torch.float64) for layer in spec.layers]
-    positions, rows = model.node_positions(), list(map(Rows, spec.roles))
+    positions, rows = model.node_positions(), list(map(NodeContext, spec.roles))
 
     def apply(nodes, edges):
-        blocks, flipped = [EdgeBlock(e) for e in edges], [EdgeBlock(e.transpose(1, 2)) for e in edges]
-        new_nodes, new_edges, _ = model.layers[0](model.layout, rows, nodes, blocks, flipped, positions, Pieces())
+        blocks, flipped = [DenseEdges(e) for e in edges], [DenseEdges(e.transpose(1, 2)) for e in edges]
+        new_nodes, new_edges, _ = model.layers[0](model.layout, rows, nodes, blocks, flipped, positions, ChunkPlan())
         return new_nodes, [block.features() for block in new_edges]
 
     new_nodes, new_edges = apply(nodes, edges)

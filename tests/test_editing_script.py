@@ -11,10 +11,10 @@ import torch
 from onnx_files import chain, write_onnx
 from safetensors.torch import load_file, save_file
 
-from scalegmn.data.inr_zoos import read_network
-from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
-from scalegmn.nets.siren import render
-from scalegmn.spec import NetParams
+from scalegmn.networks import NetParams
+from scalegmn.networks.siren import render
+from scalegmn.zoos.published.inrs import read_network
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=1"]
@@ -85,7 +85,7 @@ def state_of(zoo, row, names):
 
 
 def predict(home, *words, checkpoint="runs/first"):
-    return run("-m", "scalegmn.predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run("-m", "scalegmn.experiments.predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_files_and_folders(home, tmp_path):
@@ -189,7 +189,7 @@ def test_wrong_words(home, words, message):
 
 
 def test_half_precision_zoo(home, tmp_path):
-    """Trained on, exported, and files of its kind edited."""
+    """TrainingResult on, exported, and files of its kind edited."""
     zoo = open_zoo(home / "data/digits_inr")
     parts = [Networks((zoo.params.map(torch.Tensor.half),), zoo.columns)]
     write_zoo(tmp_path / "half", parts, zoo.splits, zoo.provenance)

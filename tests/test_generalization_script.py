@@ -12,8 +12,8 @@ from published import write_cnns
 from safetensors.torch import save_file
 
 import scalegmn
-from scalegmn.data.zoo_format import open_zoo
-from scalegmn.spec import ACTIVATIONS
+from scalegmn.networks import ACTIVATIONS
+from scalegmn.zoos.zoo_format import open_zoo
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=2"]
@@ -40,7 +40,7 @@ def home(tmp_path_factory):
     """A folder with a zoo of both activations and two trained runs."""
     folder = tmp_path_factory.mktemp("home")
     words = ["--networks=40", "--checkpoints=[0,4]", "--channels=[4,5]", "--num_images=300", "--test_fraction=0.3"]
-    made = run("-m", "scalegmn.zoos.cnns", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
+    made = run("-m", "scalegmn.zoos.fit.cnn_zoo", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
     assert made.returncode == 0, made.stderr
     assert "80 checkpoints of 40 networks CNN [1, 4, 5, 10] (hetero); 0 diverged" in made.stdout
     for name in ("hetero", "relu"):
@@ -109,7 +109,7 @@ def test_published_files_and_layout(home, tmp_path):
         (["--scalegmn_args.out_dim=10"], ["scalegmn_args.out_dim: found 10", "needs 1"]),
         (["--scalegmn_args.output=parameters"], ["scalegmn_args.output: found parameters", "needs vector"]),
         (["--train_args.loss=CE"], ["train_args.loss", "CE", "MSE"]),
-        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.cnns"]),
+        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.fit.cnn_zoo"]),
         (["--data.augment.rotate=10"], ["data.augment"]),
     ],
 )
@@ -157,7 +157,7 @@ def nets(home):
 
 
 def ask(home, *words, checkpoint="runs/relu"):
-    return run("-m", "scalegmn.predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run("-m", "scalegmn.experiments.predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_own_networks(home, nets):

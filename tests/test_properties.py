@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from test_contract import build
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
-from scalegmn.symmetry.checks import spread
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
+from scalegmn.symmetry.measure import spread
 
 NAMES = {"sign": ("sine", "tanh"), "scale": ("relu", "leaky_relu"), "hetero": ("hetero",), "permutation": ("gelu",)}
 NETWORKS = 4

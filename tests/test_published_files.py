@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalegmn.cli import parse
-from scalegmn.config import Config, build_model, read_config
-from scalegmn.official import translate_file
-from scalegmn.spec import NetSpec
+from scalegmn.configuration.parsing import parse
+from scalegmn.experiments.config import Config, build_model, read_config
+from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.networks import NetSpec
 
 ROOT = Path(__file__).parents[1]
 FILES = json.loads((ROOT / "tests/fixtures/published_configs.json").read_text())

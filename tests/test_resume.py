@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalegmn.data.zoo_format import Networks, write_zoo
-from scalegmn.spec import NetParams
-from scalegmn.train.checkpoint import read_tensors, state_files
+from scalegmn.networks import NetParams
+from scalegmn.training.checkpoint import read_tensors, state_files
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("networks_per_second", "data_wait", "memory_gb", "seconds")
@@ -247,7 +247,7 @@ def test_srun(home):
 
 EVALUATE = """
 import os, sys, torch
-from scalegmn.data.loader import DataConfig
+from scalegmn.zoos.loader import DataConfig
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.tasks.classification import Classification
 if "RANK" in os.environ:

@@ -172,8 +172,8 @@ def test_bad_input(home, words, parts):
     if not truncated.exists():
         import torch
 
-        from scalegmn.data.zoo_format import Networks, write_zoo
-        from scalegmn.spec import NetParams
+        from scalegmn.networks import NetParams
+        from scalegmn.zoos.zoo_format import Networks, write_zoo
 
         truncated.mkdir()
         (truncated / "zoo.json").write_bytes((home / "data/digits_inr/zoo.json").read_bytes())

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 import scalegmn
 from scalegmn import check, export, predict
-from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
-from scalegmn.spec import ACTIVATIONS, NetParams
-from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
+from scalegmn.networks import ACTIVATIONS, NetParams
+from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 ROOT = Path(__file__).parents[1]
 MODELS = {

@@ -8,12 +8,16 @@ trained = scalegmn.load("RUN")  # or a bundle
 answer = trained(scalegmn.from_onnx("net.onnx"))
 """
 
-from scalegmn.config import build_model
-from scalegmn.data.onnx import from_onnx
-from scalegmn.data.state_dicts import from_state_dict
-from scalegmn.modules import from_module, to_module
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
-from scalegmn.trained import TrainedModel, load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalegmn.experiments.config import build_model
+    from scalegmn.experiments.trained import TrainedModel, load
+    from scalegmn.interop.onnx import from_onnx
+    from scalegmn.interop.state_dicts import from_state_dict
+    from scalegmn.interop.torch_modules import from_module, to_module
+    from scalegmn.networks import LayerSpec, NetParams, NetSpec
 
 __all__ = [
     "LayerSpec",
@@ -27,3 +31,44 @@ __all__ = [
     "load",
     "to_module",
 ]
+
+_HOMES = {
+    "LayerSpec": "networks",
+    "NetParams": "networks",
+    "NetSpec": "networks",
+    "TrainedModel": "experiments.trained",
+    "build_model": "experiments.config",
+    "from_module": "interop.torch_modules",
+    "from_onnx": "interop.onnx",
+    "from_state_dict": "interop.state_dicts",
+    "load": "experiments.trained",
+    "to_module": "interop.torch_modules",
+}
+"""Public name -> the module that defines it."""
+
+_ROOMS = (
+    "networks",
+    "symmetry",
+    "graphs",
+    "nn",
+    "engine",
+    "models",
+    "zoos",
+    "tasks",
+    "training",
+    "interop",
+    "experiments",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name or a package of rooms, imported when it is first used (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(f"scalegmn.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"scalegmn.{name}")
+    raise AttributeError(f"module 'scalegmn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

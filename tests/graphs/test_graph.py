@@ -1,5 +1,5 @@
 from scalegmn.graphs.graph import ParameterGraph
-from scalegmn.spec import NetParams
+from scalegmn.networks import NetParams
 
 
 def test_graph_blocks_and_back(cnn_spec, random_params):

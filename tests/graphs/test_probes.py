@@ -1,7 +1,7 @@
 import torch
 
 from scalegmn.graphs.probes import probe_features
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.networks import NetParams, NetSpec
 
 
 def test_activations_by_hand():

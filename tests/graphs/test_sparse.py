@@ -1,7 +1,7 @@
 import torch
 
 from scalegmn.graphs.sparse import ROLES, SparseGraph
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 
 RESIDUAL = NetSpec(
     (

@@ -13,8 +13,8 @@ from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.nn.relational import RelationalEdgeUpdate, RelationalLayer
-from scalegmn.spec import LayerSpec, MixedNets, NetParams, NetSpec
+from scalegmn.networks import LayerSpec, MultiArchBatch, NetParams, NetSpec
+from scalegmn.nn.attention import RelationalEdgeUpdate, RelationalLayer
 from scalegmn.symmetry.groups import GroupElement
 
 SPECS = [
@@ -213,10 +213,10 @@ def test_what_cannot_be_read_is_refused(random_params):
 
 @pytest.mark.parametrize("config", [GNN, TRANSFORMER, STATISTICS], ids=lambda config: config.name)
 def test_models_are_built_for_what_covers_all(config, random_params):
-    """As deep as the deepest, with the largest kernels, whatever the order; `MixedNets` are read like a list."""
+    """As deep as the deepest, with the largest kernels, whatever the order; `MultiArchBatch` are read like a list."""
     config, nets = replace(config, max_hidden_layers=None), nets_of(random_params)
     model = config.build_for(dict.fromkeys(SPECS, 1)).double().eval()
-    assert torch.equal(model(MixedNets.of(nets)), model(nets))
+    assert torch.equal(model(MultiArchBatch.of(nets)), model(nets))
     with pytest.raises(ValueError, match="the model was built for"):
         replace(config, max_hidden_layers=2).build_for(dict.fromkeys(SPECS, 1))
 

@@ -7,7 +7,7 @@ from contract import Contract, build, flat
 from memory import share_of_budget
 
 from scalegmn.models.dwsnet import DWSNetConfig
-from scalegmn.spec import LayerSpec, NetSpec
+from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 
 SET_LAYERS = {"sab": "attention", "ds": "deep_set"}

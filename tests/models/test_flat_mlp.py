@@ -6,7 +6,7 @@ import torch
 from contract import Contract
 
 from scalegmn.models import FlatMLPConfig
-from scalegmn.spec import LayerSpec, NetSpec
+from scalegmn.networks import LayerSpec, NetSpec
 
 SPECS = [
     NetSpec.mlp([2, 5, 4, 2], "sine", 6.0),

@@ -7,11 +7,11 @@ import torch
 from architectures import architecture, traced
 from contract import build, error
 
+from scalegmn.interop.torch_modules import from_module
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.modules import from_module
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 
 SCALEGMN = ScaleGMNConfig(direction="bidirectional", readout="full_graph", hidden_dim=4, num_layers=2, out_dim=3)
@@ -84,7 +84,7 @@ def test_batch_norms_are_read_as_they_evaluate():
 def test_changes_need_folded_batch_norms():
     _, params, _ = traced("side by side")
     model = build(replace(HETERO, output="parameters"), params.spec)
-    with pytest.raises(ValueError, match=r"networks without batch norms; pass params.folded\(\)"):
+    with pytest.raises(ValueError, match=r"networks without batch norms; pass params.with_batch_norm_folded\(\)"):
         model(params)
-    weights, _ = model(params.folded())
+    weights, _ = model(params.with_batch_norm_folded())
     assert [change.shape for change in weights] == [weight.shape for weight in params.weights]

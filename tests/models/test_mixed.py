@@ -7,13 +7,13 @@ import pytest
 import torch
 from contract import assert_ties_are_seen, build, error, flat
 
+from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.nn.pieces import Pieces
-from scalegmn.spec import MIXED, LayerSpec, NetSpec
+from scalegmn.networks import HETERO, LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 
 KINDS = {"sign": ["sine", "tanh"], "scale": ["relu", "leaky_relu"], "permutation": ["gelu", "relu"]}
-KINDS[MIXED] = ["relu", "tanh", "gelu", MIXED]
+KINDS[HETERO] = ["relu", "tanh", "gelu", HETERO]
 """Symmetry -> activations of the layers that it covers."""
 
 SIZES = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 5, 4, 2], [2, 6, 3, 2]]
@@ -45,7 +45,7 @@ def residual(kinds, kernel=(3, 3)):
 def nets_of(specs, random_params, num=2):
     """Random networks of each, mixed ones relu and tanh in turn."""
     own = ([1, 2] * num)[:num]
-    return [random_params(spec, num, own if MIXED in spec.symmetries else None) for spec in specs]
+    return [random_params(spec, num, own if HETERO in spec.symmetries else None) for spec in specs]
 
 
 def config_of(symmetry, direction, readout="last_layer", **options):
@@ -123,9 +123,9 @@ OPTIONS = {
 @pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=["default", *OPTIONS])
 def test_equal_chains_as_a_graph(symmetry, direction, readout, options, random_params):
     """The same function as in blocks per layer."""
-    if symmetry == MIXED and options.get("node_positions") == "net":
+    if symmetry == HETERO and options.get("node_positions") == "net":
         options = {name: value for name, value in options.items() if "position" not in name}
-    activation = {"scale": "relu", "permutation": "gelu", MIXED: MIXED}.get(symmetry, "tanh")
+    activation = {"scale": "relu", "permutation": "gelu", HETERO: HETERO}.get(symmetry, "tanh")
     for spec in (mlp([2, 4, 3, 2], [activation]), cnn([activation])):
         (params,) = nets_of([spec], random_params, 3)
         model = build(config_of(symmetry, direction, readout, max_hidden_layers=3, **options), spec)
@@ -137,7 +137,7 @@ def test_equal_chains_as_a_graph(symmetry, direction, readout, options, random_p
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 @pytest.mark.parametrize("symmetry", KINDS)
 def test_changes_of_equal_chains_as_a_graph(symmetry, direction, random_params):
-    activation = {"scale": "relu", "permutation": "gelu", MIXED: MIXED}.get(symmetry, "tanh")
+    activation = {"scale": "relu", "permutation": "gelu", HETERO: HETERO}.get(symmetry, "tanh")
     for spec in (mlp([2, 4, 3, 2], [activation]), cnn([activation])):
         (params,) = nets_of([spec], random_params, 3)
         model = build(config_of(symmetry, direction, output="parameters"), spec)
@@ -173,8 +173,8 @@ def test_residual_networks_keep_their_symmetries(symmetry, direction, output, ra
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 def test_several_activations_in_one_network(direction, output, random_params, generator):
     """Each layer's own scalars, and no others."""
-    (params,) = nets_of([mlp([2, 4, 3, 5, 4, 2], ["relu", "tanh", MIXED, "gelu"])], random_params, 4)
-    model = build(config_of(MIXED, direction, "full_graph", output=output), params.spec)
+    (params,) = nets_of([mlp([2, 4, 3, 5, 4, 2], ["relu", "tanh", HETERO, "gelu"])], random_params, 4)
+    model = build(config_of(HETERO, direction, "full_graph", output=output), params.spec)
     for _ in range(3):
         assert error(model, params, GroupElement.sample(params, generator)) <= 1e-9
     for layer, factor in ((0, -1), (1, 2), (2, -2), (3, 2)):
@@ -222,7 +222,7 @@ def test_in_pieces(symmetry, materialize, num_edges, random_params, monkeypatch)
     nets = nets_of(specs, random_params)
     whole = model(nets)
     expected = gradients(model, whole)
-    monkeypatch.setattr(model, "pieces", lambda *args: Pieces(num_edges, materialize))
+    monkeypatch.setattr(model, "pieces", lambda *args: ChunkPlan(num_edges, materialize))
     pieces = model(nets)
     assert_same(pieces, whole)
     assert_same_gradients(gradients(model, pieces), expected)
@@ -237,7 +237,7 @@ def test_every_parameter_is_used(symmetry, readout, direction, random_params):
     config = config_of(
         symmetry, direction, readout, max_hidden_layers=3, num_layers=4, message=branches, update=branches
     )
-    specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], ["tanh"] if symmetry == MIXED else kinds)]
+    specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], ["tanh"] if symmetry == HETERO else kinds)]
     model = build(config, specs[1])
     found = gradients(model, model(nets_of(specs, random_params)))
     assert [name for name, gradient in found.items() if not gradient.any()] == []

@@ -7,9 +7,9 @@ from contract import Contract, build, flat
 from memory import share_of_budget
 
 from scalegmn.models.nfn import NFNConfig
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.nn.statistics import statistics
 from scalegmn.nn.weight_space import InputOutputEmbedding
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
 
 
 def config_of(case):

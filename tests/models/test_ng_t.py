@@ -10,8 +10,8 @@ from memory import share_of_budget
 from torch import nn
 
 from scalegmn.models.ng_t import NGTConfig
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import assert_invariant
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.symmetry.measure import assert_invariant
 
 RENAMES = [
     (r"^cls_token$", "token"),
@@ -50,7 +50,7 @@ def config_of(case):
     )
 
 
-*CASES, MIXED = sorted(golden.cases("ng_t"), key=lambda path: path.stem.endswith("mixed"))
+*CASES, HETERO = sorted(golden.cases("ng_t"), key=lambda path: path.stem.endswith("mixed"))
 
 
 def test_all_cases_are_there():
@@ -59,7 +59,7 @@ def test_all_cases_are_there():
 
 def test_published_outputs_of_mixed_architectures():
     """Residual connections, kernels from 3 to 7, activations by layer, identities among them."""
-    case, state, nets, output = golden.read_mixed(MIXED)
+    case, state, nets, output = golden.read_mixed(HETERO)
     config = replace(config_of(case), max_hidden_layers=5, activation_embedding=True)
     model = config.build(nets[1].spec).double().eval()
     model.load_state_dict(neural_graphs.ours(case, state, RENAMES, []))

@@ -4,9 +4,9 @@ from contract import Contract, build
 from memory import share_of_budget
 
 from scalegmn.models.probegen import ProbeGenConfig
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import LayerSpec, NetParams, NetSpec
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize
 
 SPECS = [

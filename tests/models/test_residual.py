@@ -8,8 +8,8 @@ from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.spec import LayerSpec, NetSpec
-from scalegmn.symmetry.checks import assert_invariant
+from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.symmetry.measure import assert_invariant
 
 MLP = NetSpec(
     (*NetSpec.mlp([2, 5, 4, 1], "relu").layers[:2], LayerSpec(4, 6, None, "relu", residual=0), LayerSpec(6, 2))

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
+from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
+from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
 from scalegmn.nn import memory
-from scalegmn.nn.pieces import Pieces
-from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
-from scalegmn.symmetry.checks import assert_invariant
+from scalegmn.symmetry.measure import assert_invariant
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
@@ -109,7 +109,7 @@ def test_trains_on_weights_of_all_sizes(kind, direction):
 @pytest.mark.parametrize("symmetry", ["sign", "scale", "hetero", "permutation"])
 def test_compiles_into_one_graph(symmetry, output, random_params):
     """No graph breaks, and the same numbers; also of the gradients."""
-    spec = NetSpec.mlp([2, 5, 4, 1], {"scale": "relu", "hetero": MIXED}.get(symmetry, "sine"))
+    spec = NetSpec.mlp([2, 5, 4, 1], {"scale": "relu", "hetero": HETERO}.get(symmetry, "sine"))
     config = ScaleGMNConfig(
         symmetry=symmetry, direction="bidirectional", output=output, num_layers=2, hidden_dim=4, normalize=False
     )
@@ -135,9 +135,9 @@ def test_parts_and_pieces_follow_the_size(direction, dropout, random_params, mon
     config = ScaleGMNConfig(direction=direction, hidden_dim=4, mlp_dropout=dropout)
     model = config.build(spec).double().train()
     device = torch.device("cpu")
-    assert model.pieces(100, device) == Pieces()
+    assert model.pieces(100, device) == ChunkPlan()
     assert model.networks_at_once(device) > 100
-    for module in ("scalegmn.nn.pieces", "scalegmn.models.scalegmn"):
+    for module in ("scalegmn.engine.chunks", "scalegmn.models.scalegmn"):
         monkeypatch.setattr(f"{module}.kept_bytes", lambda device: 10_000)
     monkeypatch.setitem(memory.TENSOR, "cpu", 2_000)
     assert model.pieces(5, device).num_edges == 1_000 // 32

@@ -6,11 +6,11 @@ import torch
 from contract import Contract
 
 from scalegmn.models.statnn import StatNNConfig
+from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.nn.statistics import NUM_STATISTICS
-from scalegmn.spec import LayerSpec, NetSpec
 
 (CNN,) = (path for path in golden.cases("statnn") if path.stem == "statnn-cnn")
-(MIXED,) = (path for path in golden.cases("statnn") if path.stem == "statnn-mixed")
+(HETERO,) = (path for path in golden.cases("statnn") if path.stem == "statnn-mixed")
 
 
 def ours(state):
@@ -31,7 +31,7 @@ def test_published_outputs():
 
 def test_published_outputs_of_mixed_architectures():
     """There all statistics of weights come before those of biases."""
-    case, state, nets, output = golden.read_mixed(MIXED)
+    case, state, nets, output = golden.read_mixed(HETERO)
     state = ours(state)
     first = state["mlp.linears.0.weight"]
     state["mlp.linears.0.weight"] = first.unflatten(1, (2, 6, NUM_STATISTICS)).transpose(1, 2).flatten(1)

@@ -2,18 +2,18 @@
 
 import math
 
-import obvious
 import pytest
+import reference
 import torch
 from torch import nn
 
-from scalegmn.nn.edges import EdgeBlock, EdgeUpdate, Scaled
+from scalegmn.engine.edges import DenseEdges, EdgeUpdate, ScaledRows
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
 from scalegmn.nn.invariant import (
     AbsoluteValue,
     ByActivation,
     InvariantLayer,
-    Rows,
+    NodeContext,
     ScaleInvariant,
     SignInvariant,
 )
@@ -30,7 +30,7 @@ from scalegmn.nn.pna import Aggregate, GraphNorm, Reduced
 from scalegmn.nn.positional import PositionalEmbedding
 
 D = 6
-HIDDEN, INPUT, OUTPUT = Rows("hidden"), Rows("input"), Rows("output")
+HIDDEN, INPUT, OUTPUT = NodeContext("hidden"), NodeContext("input"), NodeContext("output")
 
 
 def mlp(in_dim, out_dim):
@@ -130,21 +130,21 @@ def test_invariant_maps_join_the_linear_that_follows(module):
     module = module.double()
     x, after = torch.randn(3, 4, D), nn.Linear(D, 5)
     extra = torch.randn(4, 5)
-    close(module(HIDDEN, x, after.weight, after.bias + extra), after(obvious.inv(module, x)) + extra)
-    factors = Scaled(torch.randn(3, 1, 4, D), torch.randn(3, 2, 4, 1))
+    close(module(HIDDEN, x, after.weight, after.bias + extra), after(reference.inv(module, x)) + extra)
+    factors = ScaledRows(torch.randn(3, 1, 4, D), torch.randn(3, 2, 4, 1))
     whole = factors.values * factors.scale
-    close(module(HIDDEN, factors, after.weight, after.bias), after(obvious.inv(module, whole)))
-    close(module(HIDDEN, factors.split([2, 1])[0], after.weight, after.bias), after(obvious.inv(module, whole))[:2])
+    close(module(HIDDEN, factors, after.weight, after.bias), after(reference.inv(module, whole)))
+    close(module(HIDDEN, factors.split([2, 1])[0], after.weight, after.bias), after(reference.inv(module, whole))[:2])
 
 
 def test_by_activation_splits_the_batch():
     module = ByActivation(AbsoluteValue(), ScaleInvariant())
     x = torch.randn(5, 4, D)
-    found = inv(module, x, Rows("hidden", 2))
+    found = inv(module, x, NodeContext("hidden", 2))
     close(found[:2], x[:2].abs())
     close(found[2:], inv(ScaleInvariant(), x[2:]))
     for num_odd in (0, 5):
-        assert inv(module, x, Rows("hidden", num_odd)).shape == x.shape
+        assert inv(module, x, NodeContext("hidden", num_odd)).shape == x.shape
 
 
 def build_sign(dim):
@@ -197,12 +197,12 @@ def test_by_role_keeps_only_what_occurs():
 def test_messages(aggregator):
     layer = EquivariantMessage(D, equivariant_layer(3), aggregator)
     x, e, p = torch.randn(2, 5, D), torch.randn(2, 4, 5, D), torch.randn(5, 3)
-    found = layer(HIDDEN, EdgeBlock(e), layer.send(x), p[None])
+    found = layer(HIDDEN, DenseEdges(e), layer.send(x), p[None])
     sent = [layer.net(HIDDEN, layer.node_linear(x[:, j]) * layer.edge_linear(e[:, 2, j]), p[j]) for j in range(5)]
     close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
     plain = ConcatMessage(D, mlp, aggregator)
     sent = [sequential(plain.mlp)(torch.cat([e[:, 2, j], x[:, j]], -1)) for j in range(5)]
-    close(plain(HIDDEN, EdgeBlock(e), plain.send(x))[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
+    close(plain(HIDDEN, DenseEdges(e), plain.send(x))[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
 
 
 def test_messages_are_equivariant():
@@ -211,7 +211,7 @@ def test_messages_are_equivariant():
     q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
 
     def apply(x, e):
-        return layer(HIDDEN, EdgeBlock(e), layer.send(x))
+        return layer(HIDDEN, DenseEdges(e), layer.send(x))
 
     close(apply(q_j * x, e * q_i[:, :, None] / q_j[:, None]), q_i * apply(x, e))
     senders, receivers = torch.randperm(5), torch.randperm(4)
@@ -224,10 +224,10 @@ def test_edge_updates(kind):
     x_j, x_i, e = torch.randn(2, 5, D), torch.randn(2, 4, D), torch.randn(2, 4, 5, D)
 
     def apply(e, x_j, x_i):
-        return layer(EdgeBlock(e), layer.ends(HIDDEN, x_j)[0], layer.ends(HIDDEN, x_i)[1])
+        return layer(DenseEdges(e), layer.ends(HIDDEN, x_j)[0], layer.ends(HIDDEN, x_i)[1])
 
     found = apply(e, x_j, x_i)
-    close(found, obvious.edge_update(layer, 0, e, x_j, x_i))
+    close(found, reference.edge_update(layer, 0, e, x_j, x_i))
     if isinstance(layer, EquivariantEdgeUpdate):
         q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
         ratio = q_i[:, :, None] / q_j[:, None]
@@ -243,20 +243,20 @@ def test_edge_blocks(kernel, types, shifted):
     values, matrix = torch.randn(3, 4, 5, kernel), torch.randn(*types, D, kernel)
     shift = torch.randn(*types, D) if shifted else torch.zeros(*types, D)
     e = (matrix @ values[..., None])[..., 0] + shift
-    block = EdgeBlock(values, matrix, shift if shifted else None)
+    block = DenseEdges(values, matrix, shift if shifted else None)
     weight, bias = torch.randn(2, D), torch.randn(3, 1, 5, 2)
 
     def multiplied(x):
-        return x.values * x.scale if isinstance(x, Scaled) else x
+        return x.values * x.scale if isinstance(x, ScaledRows) else x
 
     close(multiplied(block.linear(weight)), e @ weight.T)
     close(block.linear(weight, bias), e @ weight.T + bias)
-    assert isinstance(block.linear(weight), Scaled) == (kernel == 1 and not shifted)
+    assert isinstance(block.linear(weight), ScaledRows) == (kernel == 1 and not shifted)
     update = EquivariantEdgeUpdate(D, D, build_sign, mlp)
     ends = EdgeUpdate(update, torch.randn(3, 5, 7), torch.randn(3, 4, 7))
-    new = EdgeBlock(values, matrix, block.shift, (ends, ends))
-    once = update(EdgeBlock(e), ends.senders, ends.receivers)
-    close(new.features(), update(EdgeBlock(once), ends.senders, ends.receivers))
+    new = DenseEdges(values, matrix, block.shift, (ends, ends))
+    once = update(DenseEdges(e), ends.senders, ends.receivers)
+    close(new.features(), update(DenseEdges(once), ends.senders, ends.receivers))
     for whole in (block, new):
         parts = [[multiplied(part.linear(weight)) for part in row] for row in whole.split(2, 3)]
         assert [[tuple(part.shape[:2]) for part in row] for row in parts] == [[(2, 3), (2, 1)], [(1, 3), (1, 1)]]

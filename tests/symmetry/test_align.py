@@ -2,9 +2,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATION_SYMMETRY, ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import ACTIVATION_SYMMETRY, ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry import align as module
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.groups import GroupElement

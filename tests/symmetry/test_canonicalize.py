@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize, canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement
 

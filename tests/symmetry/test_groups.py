@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
 NETS = [("sine", None), ("tanh", None), ("relu", None), ("leaky_relu", None), ("gelu", None), ("hetero", [0, 1, 2, 4])]

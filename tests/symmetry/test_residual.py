@@ -6,9 +6,9 @@ import pytest
 import torch
 from contract import without_residuals
 
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.nets.functional import evaluate
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec, Tie
+from scalegmn.networks import ACTIVATIONS, CoupledChannels, LayerSpec, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -54,18 +54,25 @@ def change_of_function(params, moved):
 def test_ties_by_hand():
     spec = spec_of(LAYOUT, ["relu", "relu", "relu", "tanh", "identity"], SOURCES)
     # hidden sizes 4 6 5 3 6: layers 0, 2, 3, 4 share channels 0..2; layer 3 has no channel 3, layer 0 no channel 4
-    assert spec.ties == (
-        Tie((0, 2, 3, 4), slice(0, 3)),
-        Tie((0, 2, 4), slice(3, 4)),
-        Tie((1,), slice(0, 6)),
-        Tie((2, 4), slice(4, 5)),
-        Tie((4,), slice(5, 6)),
+    assert spec.permutation_classes == (
+        CoupledChannels((0, 2, 3, 4), slice(0, 3)),
+        CoupledChannels((0, 2, 4), slice(3, 4)),
+        CoupledChannels((1,), slice(0, 6)),
+        CoupledChannels((2, 4), slice(4, 5)),
+        CoupledChannels((4,), slice(5, 6)),
     )
-    assert [spec.tie_symmetry(tie) for tie in spec.ties] == ["permutation", *["scale"] * 4]
+    assert [spec.class_symmetry(tie) for tie in spec.permutation_classes] == ["permutation", *["scale"] * 4]
     # layer 2 joins 0 and 3 where it has the channel; where it has not, they are on their own
     spec = spec_of([1, 3, 5, 2, 1, 3, 1], ["relu"] * 5, [None, None, 0, None, 2])
-    assert spec.ties[:3] == (Tie((0, 2, 4), slice(0, 2)), Tie((0,), slice(2, 3)), Tie((1,), slice(0, 5)))
-    assert NetSpec.mlp([2, 3, 4, 1], "relu").ties == (Tie((0,), slice(0, 3)), Tie((1,), slice(0, 4)))
+    assert spec.permutation_classes[:3] == (
+        CoupledChannels((0, 2, 4), slice(0, 2)),
+        CoupledChannels((0,), slice(2, 3)),
+        CoupledChannels((1,), slice(0, 5)),
+    )
+    assert NetSpec.mlp([2, 3, 4, 1], "relu").permutation_classes == (
+        CoupledChannels((0,), slice(0, 3)),
+        CoupledChannels((1,), slice(0, 4)),
+    )
 
 
 @pytest.mark.parametrize("kernel", [None, (3, 3)], ids=["mlp", "cnn"])

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegmn.data.augment import AugmentConfig
-from scalegmn.data.loader import DataConfig
-from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.spec import NetSpec
+from scalegmn.networks import NetSpec
 from scalegmn.tasks.classification import Classification
+from scalegmn.zoos.augment import AugmentConfig
+from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 FIVE = ScaleGMNConfig(hidden_dim=4, out_dim=5)
 """A model for five classes."""

@@ -7,14 +7,14 @@ import torch
 from published import write_mnist, write_mnist_images
 from scipy.ndimage import grey_dilation
 
-from scalegmn.data.augment import AugmentConfig
-from scalegmn.data.images import load_digits_images
-from scalegmn.data.loader import DataConfig
-from scalegmn.data.zoo_format import Networks, open_zoo, write_zoo
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.nets.siren import render
+from scalegmn.networks.siren import render
 from scalegmn.tasks.editing import Editing, edited
-from scalegmn.zoos.recipes import InrRecipe, make_zoo
+from scalegmn.zoos.augment import AugmentConfig
+from scalegmn.zoos.fit.inr_zoo import InrRecipe, make_zoo
+from scalegmn.zoos.images import load_digits_images
+from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 MODEL = ScaleGMNConfig(output="parameters", hidden_dim=4, num_layers=2)
 

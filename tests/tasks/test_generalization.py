@@ -7,13 +7,13 @@ import torch
 from scipy.stats import kendalltau
 from sklearn.metrics import mean_absolute_error, r2_score
 
-from scalegmn.data.loader import DataConfig
-from scalegmn.data.zoo_format import Networks, write_zoo
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.spec import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.generalization import Generalization, metrics, weight_sizes
+from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 MODEL = ScaleGMNConfig(symmetry="hetero", hidden_dim=4, num_layers=2, out_dim=1)
 

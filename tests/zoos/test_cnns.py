@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import scalegmn.zoos.cnns as cnns
-from scalegmn.data.images import load_images
-from scalegmn.data.zoo_format import open_zoo, verify_zoo
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.spec import ACTIVATIONS
-from scalegmn.zoos.cnns import CnnRecipe, make_cnn_zoo
-from scalegmn.zoos.making import seeded
+import scalegmn.zoos.fit.cnn_zoo as cnns
+from scalegmn.networks import ACTIVATIONS
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
+from scalegmn.zoos.fit.common import seeded
+from scalegmn.zoos.images import load_images
+from scalegmn.zoos.zoo_format import open_zoo, verify_zoo
 
 SMALL = {"networks": 24, "checkpoints": (0, 2), "channels": (4, 4), "padding": "same", "batch_size": 32}
 SMALL |= {"num_images": 200, "init_std": (0.1, 0.5)}
@@ -51,12 +51,12 @@ def test_zoo_of_digits(recipe, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 
-MIXED = {"mixed": True, "channels": (4, 8), "activations": ("relu", "gelu", "tanh", "sigmoid", "leaky_relu")}
+HETERO = {"mixed": True, "channels": (4, 8), "activations": ("relu", "gelu", "tanh", "sigmoid", "leaky_relu")}
 
 
 def test_zoo_of_mixed_architecture(recipe):
     """Each stored network has its own architecture, and the recorded accuracy on the held-out images."""
-    zoo = verify_zoo(make_cnn_zoo(replace(recipe, **MIXED)))
+    zoo = verify_zoo(make_cnn_zoo(replace(recipe, **HETERO)))
     images = load_images("digits")
     chosen = torch.arange(200) * 1797 // 200
     held_out = chosen[torch.randperm(200, generator=seeded(0))[:40]]
@@ -70,7 +70,7 @@ def test_zoo_of_mixed_architecture(recipe):
     assert {params.spec.num_layers - 1 for params in zoo.nets} == {2, 3, 4, 5}
     assert {layer.out_dim for layer in convolutions} == {4, 8}
     assert {layer.kernel for layer in convolutions} == {(3, 3), (5, 5), (7, 7)}
-    assert {layer.activation for layer in convolutions} == set(MIXED["activations"])
+    assert {layer.activation for layer in convolutions} == set(HETERO["activations"])
     assert {layer.residual for layer in convolutions} >= {None, 0, 1}
     network, row = zoo.columns["network"], 0
     for params in zoo.nets:  # a network's checkpoints are its own
@@ -99,7 +99,7 @@ def test_one_activation_and_other_widths(recipe):
     assert zoo.params.activation is None
 
 
-@pytest.mark.parametrize("change", [{}, MIXED], ids=["alike", "mixed"])
+@pytest.mark.parametrize("change", [{}, HETERO], ids=["alike", "mixed"])
 def test_shards_in_turn_make_the_same_zoo(recipe, tmp_path, capsys, change):
     recipe = replace(recipe, **change)
     whole = open_zoo(make_cnn_zoo(recipe)).sha256
@@ -119,7 +119,7 @@ def test_killed_and_restarted(tmp_path):
     """kill -9 in the middle, then the same command: finished shards are kept, and the zoo is the same."""
     words = [f"--{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
     words = [*words, "--networks=600", "--checkpoints=[8]", f"--out={tmp_path / 'zoo'}"]
-    command = [sys.executable, "-m", "scalegmn.zoos.cnns", *words]
+    command = [sys.executable, "-m", "scalegmn.zoos.fit.cnn_zoo", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial, deadline = tmp_path / "zoo.partial", time.monotonic() + 100
@@ -187,7 +187,7 @@ def test_problems_are_named_together_in_one_line():
     words = ["--networks=0", "--channels=[]", "--checkpoints=[3,1]", "--lr=[1,0.1]", "--dropout=[0,1]"]
     words += ["--train_fractions=[0,2]", "--activations=[relu,relu]", "--shard=2/2", "--val_fraction=1"]
     words += ["--depths=[0]", "--kernels=[]", "--mixed=true"]
-    result = subprocess.run([sys.executable, "-m", "scalegmn.zoos.cnns", *words], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "scalegmn.zoos.fit.cnn_zoo", *words], capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     more = ("depths", "kernels", "padding")
     for name in (

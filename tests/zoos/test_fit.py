@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from scalegmn.nets.functional import evaluate
-from scalegmn.nets.siren import init_siren, pixel_grid
-from scalegmn.spec import NetSpec
+from scalegmn.networks import NetSpec
+from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.siren import init_siren, pixel_grid
 from scalegmn.zoos import fit
-from scalegmn.zoos.fit import Descent, SirenFit, fit_sirens
+from scalegmn.zoos.fit.sirens import Descent, SirenFit, fit_sirens
 
 
 def problem(layout, generator, num_networks=5):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.spec import LayerSpec, NetSpec
+from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.zoos import fit_cnns
-from scalegmn.zoos.fit_cnns import OPTIMIZERS, AlikeFit, Choices, LabelledImages, MixedFit, train_cnns
+from scalegmn.zoos.fit.cnns import OPTIMIZERS, AlikeFit, Choices, LabelledImages, MixedFit, train_cnns
 
 NUM = 6
 P = 7
@@ -29,7 +29,7 @@ RESIDUAL = [
 ]
 SHORT = [LayerSpec(2, 4, (3, 3), "gelu"), LayerSpec(4, 3, (7, 7), "identity"), LayerSpec(3, 3)]
 WIDER = [*SHORT[:1], LayerSpec(4, 3, (7, 7), "relu"), LayerSpec(3, 2, (3, 5), "silu", residual=0), LayerSpec(2, 3)]
-MIXED = [NetSpec(tuple(layers)) for layers in (RESIDUAL, SHORT, WIDER, RESIDUAL, SHORT, [SHORT[0], LayerSpec(4, 3)])]
+HETERO = [NetSpec(tuple(layers)) for layers in (RESIDUAL, SHORT, WIDER, RESIDUAL, SHORT, [SHORT[0], LayerSpec(4, 3)])]
 """Three layers in common; two networks of one architecture."""
 
 
@@ -40,7 +40,7 @@ def problem(generator, random_params):
 
     def make(activation, padding, dropout=0.0, size=(9, 8)):
         if activation is None:
-            nets = [random_params(spec, 1).map(lambda tensor: tensor / 3) for spec in MIXED]
+            nets = [random_params(spec, 1).map(lambda tensor: tensor / 3) for spec in HETERO]
         else:
             nets = [random_params(cnn(activation), NUM).map(lambda tensor: tensor / 3)]
         pixels = torch.randn(40, 2, *size, generator=generator, dtype=torch.float64)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import scalegmn.zoos.recipes as recipes
-from scalegmn.data.images import load_images
-from scalegmn.data.zoo_format import open_zoo, verify_zoo
-from scalegmn.nets.siren import render
-from scalegmn.zoos.recipes import InrRecipe, make_zoo
+import scalegmn.zoos.fit.inr_zoo as recipes
+from scalegmn.networks.siren import render
+from scalegmn.zoos.fit.inr_zoo import InrRecipe, make_zoo
+from scalegmn.zoos.images import load_images
+from scalegmn.zoos.zoo_format import open_zoo, verify_zoo
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.networks import NetParams, NetSpec
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from scalegmn.nets.functional import activations
-from scalegmn.nets.siren import OUTPUT_OFFSET
-from scalegmn.spec import NetParams
+from scalegmn.networks import NetParams
+from scalegmn.networks.evaluate import activations
+from scalegmn.networks.siren import OUTPUT_OFFSET
 
 
 def probe_features(params: NetParams, points: Tensor) -> list[Tensor]:

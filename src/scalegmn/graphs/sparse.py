@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 
 ROLES = ("input", "hidden", "output")
 
@@ -136,12 +136,12 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
     linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
-    own = ACTIVATIONS if MIXED in spec.symmetries else (MIXED,)
+    own = ACTIVATIONS if HETERO in spec.symmetries else (HETERO,)
     return _Indices(
         spec.edge_index,
         torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
-        among_more(node_type, spec.num_node_types, num_outputs, later),
-        among_more(edge_type, spec.num_edge_types, num_outputs, later),
+        shift_types_to_depth(node_type, spec.num_node_types, num_outputs, later),
+        shift_types_to_depth(edge_type, spec.num_edge_types, num_outputs, later),
         torch.cat(linear),
         torch.stack([_activation(spec, name) for name in own]),
         torch.stack([_odd(spec, name) for name in own]),
@@ -150,7 +150,7 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     )
 
 
-def among_more(types: Tensor, num_types: int, num_outputs: int, num_more: int) -> Tensor:
+def shift_types_to_depth(types: Tensor, num_types: int, num_outputs: int, num_more: int) -> Tensor:
     """Types of nodes or edges, of any shape, in the numbering of networks with `num_more` more hidden layers."""
     return types + num_more * (types >= num_types - num_outputs)
 
@@ -159,16 +159,16 @@ def _activation(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
     indices = torch.full((len(spec.layout),), -1)
     for layer, (_, place) in zip(spec.layers[:-1], spec.node_layers, strict=False):
-        indices[place] = ACTIVATIONS.index(own if layer.activation == MIXED else layer.activation)
+        indices[place] = ACTIVATIONS.index(own if layer.activation == HETERO else layer.activation)
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 
 def _odd(spec: NetSpec, own: str) -> Tensor:
     """[N], of a network that has `own` in layers where networks differ."""
     layers = [torch.ones(size, dtype=torch.bool) for size in spec.layout]
-    for tie in spec.scale_ties:
+    for tie in spec.scaling_classes:
         for layer in tie.layers:
-            layers[spec.node_layers[layer][1]][tie.channels] = spec.tie_symmetry(tie, own) != "scale"
+            layers[spec.node_layers[layer][1]][tie.channels] = spec.class_symmetry(tie, own) != "scale"
     first = next((layer[0] for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"), True)
     for layer, role in zip(layers, spec.roles, strict=True):
         if role != "hidden":

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.spec import NetParams, NetSpec
 
 ONE_ARCHITECTURE = "changes of parameters have their networks' shapes; pass one architecture at a time"
 """What is said of a call with several, where they are asked for."""
@@ -21,7 +21,7 @@ class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
     `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
-    in the shapes of the parameters. `model([NetParams, ...])`, or `model(MixedNets)`, gives [sum of B, out_dim] of
+    in the shapes of the parameters. `model([NetParams, ...])`, or `model(MultiArchBatch)`, gives [sum of B, out_dim] of
     networks of several architectures, in order, if the model reads them.
 
     Args:
@@ -47,11 +47,13 @@ class Metanetwork(nn.Module):
         """
         run = super().__call__
         if isinstance(nets, NetParams):
-            output = run(nets.folded())
+            output = run(nets.with_batch_norm_folded())
             if nets.statistics is not None and not isinstance(output, Tensor):
-                raise ValueError("changes of parameters are for networks without batch norms; pass params.folded()")
+                raise ValueError(
+                    "changes of parameters are for networks without batch norms; pass params.with_batch_norm_folded()"
+                )
             return output
-        nets = [params.folded() for params in nets]
+        nets = [params.with_batch_norm_folded() for params in nets]
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(nets):
             places.setdefault(params.spec, []).append(place)
@@ -68,7 +70,7 @@ class Metanetwork(nn.Module):
         """How many networks a training step should pass through the model at once, the rest of a batch after them."""
         raise NotImplementedError
 
-    def check(self, spec: NetSpec) -> None:
+    def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`. Here: if their parameters have the shapes
         that it was built for."""
         if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
@@ -89,7 +91,7 @@ class Metanetwork(nn.Module):
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation, if the model has one, from batches of training networks."""
         if self.normalization is not None:
-            folded = (params.folded() for params in batches)
+            folded = (params.with_batch_norm_folded() for params in batches)
             self.normalization.fit((params.weights, params.biases) for params in folded)
 
     def normalized(self, params: NetParams) -> NetParams:
@@ -106,7 +108,7 @@ class ModelConfig:
     name: ClassVar[str]
     """What a configuration calls the model: `model: <name>`, with the section `<name>_args`."""
 
-    mixes: ClassVar[bool] = False
+    supports_multiple_architectures: ClassVar[bool] = False
     """Whether the model reads networks of several architectures."""
 
     output: Literal["vector", "parameters"] = "vector"
@@ -123,7 +125,7 @@ class ModelConfig:
     standard deviation; null: as the model was published."""
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """The symmetries of input networks that the model keeps exactly: `permutation`, `sign`, `scale`, `phase`."""
         raise NotImplementedError
 
@@ -185,16 +187,16 @@ class ModelConfig:
         """
         if len(architectures) == 1:
             return self.build(*architectures)
-        if not self.mixes:
+        if not self.supports_multiple_architectures:
             found = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
             raise ValueError(f"model: {found}; use scalegmn, ng_gnn, ng_t, statnn or probegen")
-        model = self.build_within(NetSpec.covering(architectures))
+        model = self.build_within(NetSpec.envelope(architectures))
         for spec in architectures:
-            model.check(spec)
+            model.validate_spec(spec)
         return model
 
     def build_within(self, spec: NetSpec) -> Metanetwork:
-        """The model for networks of all architectures that `spec` covers (`NetSpec.covering`).
+        """The model for networks of all architectures that `spec` covers (`NetSpec.envelope`).
 
         Raises:
             ValueError: the configuration does not fit these networks.

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
 from scalegmn.nn.sets import DeepSet, SetAttention, affine, reduced
-from scalegmn.spec import NetParams, NetSpec
 
 _BIAS_BOUND = 1e-4
 """Biases inside DWS layers start uniform within it."""
@@ -78,7 +78,7 @@ class DWSNetConfig(ModelConfig):
         self.refuse(problems)
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """Permutations of hidden neurons."""
         return frozenset({"permutation"})
 
@@ -246,7 +246,7 @@ class DWSNet(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check(params.spec)
+        self.validate_spec(params.spec)
         self.config.refuse_residuals(params.spec)
         tensors = self._tensors(self.normalized(params))
         tensors = self.layers[0](tensors)

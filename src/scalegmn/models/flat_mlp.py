@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
-from scalegmn.spec import NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FlatMLPConfig(ModelConfig):
         self.refuse(self.wrong_choices() + self.wrong_numbers(counts, ["dropout"]))
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """None."""
         return frozenset()
 
@@ -74,7 +74,7 @@ class FlatMLP(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check(params.spec)
+        self.validate_spec(params.spec)
         output = self.layers(self.normalized(params).flatten())
         if self.config.output == "vector":
             return output

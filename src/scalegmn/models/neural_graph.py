@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from scalegmn.graphs.probes import probe_features
 from scalegmn.graphs.sparse import ROLES, SparseGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.pna import Reduced
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class NeuralGraphConfig(ModelConfig):
         return problems
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """Permutations."""
         return frozenset({"permutation"})
 
@@ -363,9 +363,9 @@ class NeuralGraphModel(Metanetwork):
             self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
             self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
             self.add_scales(config.out_scale)
-        self.check(spec)
+        self.validate_spec(spec)
 
-    def check(self, spec: NetSpec) -> None:
+    def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
         graph, options, depth = self.graph, self.config, spec.num_hidden_layers
         if (
@@ -386,7 +386,7 @@ class NeuralGraphModel(Metanetwork):
             raise ValueError(f"{options.section}.{bound[0]}: expected networks that are a chain, found {spec}")
         if bound and depth != self.spec.num_hidden_layers:
             raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
-        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, MIXED}
+        unknown = {layer.activation for layer in spec.layers[:-1]} - {*_EMBEDDED, HETERO}
         if options.activation_embedding and unknown:
             raise ValueError(
                 f"{options.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
@@ -400,7 +400,7 @@ class NeuralGraphModel(Metanetwork):
         """
         parts = [nets] if isinstance(nets, NetParams) else nets
         for params in parts:
-            self.check(params.spec)
+            self.validate_spec(params.spec)
         read = [self.normalized(params) for params in parts]
         if len(parts) == 1 and parts[0].spec.is_chain:
             return self.graph(*read, *parts)
@@ -472,7 +472,7 @@ def _activations(params: NetParams) -> Tensor:
     order, mixed = _rows_of_activations(params.biases[0].device), params.activation is not None
     found = [order.new_full((1, first), -1)]
     for layer, size in zip(params.spec.layers, hidden, strict=False):
-        own = params.activation if layer.activation == MIXED else torch.tensor([ACTIVATIONS.index(layer.activation)])
+        own = params.activation if layer.activation == HETERO else torch.tensor([ACTIVATIONS.index(layer.activation)])
         found.append(order[own.to(order.device)][:, None].expand(-1, size))
     found.append(order.new_full((1, last), -1))
     num = len(params) if mixed else 1

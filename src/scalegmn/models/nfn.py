@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.statistics import NUM_STATISTICS, statistics
@@ -25,7 +26,6 @@ from scalegmn.nn.weight_space import (
     WeightSpaceFourier,
     WeightSpacePool,
 )
-from scalegmn.spec import NetParams, NetSpec
 
 _KEPT, _KEPT_BY_NORM, _KEPT_BY_FREQUENCIES = 2, 4, 3
 """Numbers per channel, or per frequency, and parameter of the input networks that the backward pass keeps; measured."""
@@ -103,7 +103,7 @@ class NFNConfig(ModelConfig):
         self.refuse(problems)
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """Permutations of hidden neurons."""
         return frozenset({"permutation"})
 
@@ -184,7 +184,7 @@ class NFN(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
-        self.check(params.spec)
+        self.validate_spec(params.spec)
         self.config.refuse_residuals(params.spec)
         read = self.normalized(params)
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
-from scalegmn.nn.memory import kept_bytes, tensor_bytes
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
-from scalegmn.spec import NetParams, NetSpec
 
 Scaler = Literal["identity", "amplification", "attenuation"]
 
@@ -23,7 +23,7 @@ class NGGNNConfig(NeuralGraphConfig):
     """NG-GNN: PNA with edge updates and modulated messages on the neural graph."""
 
     name = "ng_gnn"
-    mixes = True
+    supports_multiple_architectures = True
 
     hidden_dim: int = 32
     """Width of node and edge features."""

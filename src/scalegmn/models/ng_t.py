@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
-from scalegmn.nn.memory import kept_bytes, tensor_bytes
-from scalegmn.nn.relational import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
-from scalegmn.spec import NetParams, NetSpec
+from scalegmn.networks import NetParams, NetSpec
+from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 
 _LEAST_SHARE = 0.85
 """Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
@@ -24,7 +24,7 @@ class NGTConfig(NeuralGraphConfig):
     """NG-T: attention among all nodes of the neural graph, connected or not, with features of each pair."""
 
     name = "ng_t"
-    mixes = True
+    supports_multiple_architectures = True
 
     node_dim: int = 64
     """Width of node features."""

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nets.cnn import evaluate_cnn
-from scalegmn.nets.functional import evaluate
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.networks import NetParams, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.nn.mlp import MLP
-from scalegmn.spec import NetParams, NetSpec
 
 _SMALLEST_IMAGE = 4
 """Height and width after the generator's first layer."""
@@ -29,10 +29,10 @@ class ProbeGenConfig(ModelConfig):
     """ProbeGen: an MLP of what a network answers to generated inputs; invariant to all that keeps its function."""
 
     name = "probegen"
-    mixes = True
+    supports_multiple_architectures = True
 
     num_probes: int = 128
-    """Inputs sent through each network."""
+    """EdgeInputs sent through each network."""
 
     generator: Literal["deep_linear", "none"] = "deep_linear"
     """deep_linear: probes are learned codes that went through linear layers in a row; none: they are learned themselves
@@ -77,7 +77,7 @@ class ProbeGenConfig(ModelConfig):
         self.refuse(problems)
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """All that keeps a network's function."""
         return frozenset({"permutation", "sign", "scale", "phase"})
 
@@ -130,14 +130,14 @@ class ProbeGen(Metanetwork):
         """
         probes, answers = self.probes(), []
         for params in [nets] if isinstance(nets, NetParams) else nets:
-            self.check(params.spec)
+            self.validate_spec(params.spec)
             if self.spec.is_cnn:
                 answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
             else:
                 answers.append(evaluate(params, probes))
         return self.readout(torch.cat(answers).flatten(1))
 
-    def check(self, spec: NetSpec) -> None:
+    def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
         own = self.spec
         if (spec.is_cnn, spec.layout[0], spec.layout[-1]) != (own.is_cnn, own.layout[0], own.layout[-1]):

@@ -11,29 +11,31 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.graphs.graph import ParameterGraph
-from scalegmn.graphs.sparse import SparseGraph, among_more
-from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
-from scalegmn.models.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
-from scalegmn.nn.edges import (
-    EdgeBlock,
-    EdgeRows,
+from scalegmn.engine.chunks import ChunkPlan, EdgeInputs
+from scalegmn.engine.edges import (
+    DenseEdges,
     Edges,
     EdgeUpdate,
-    Taken,
+    GatheredRows,
+    SparseEdges,
     linear_by_type,
     sum_rows,
 )
+from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
+from scalegmn.engine.memory import kept_bytes, tensor_bytes
+from scalegmn.graphs.graph import ParameterGraph
+from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
+from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
+from scalegmn.networks import ACTIVATION_SYMMETRY, HETERO, NetParams, NetSpec
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
     ByActivation,
     InvariantLayer,
-    Rows,
+    NodeContext,
     ScaleInvariant,
     SignInvariant,
 )
-from scalegmn.nn.memory import kept_bytes, tensor_bytes
 from scalegmn.nn.messages import (
     ConcatEdgeUpdate,
     ConcatMessage,
@@ -43,10 +45,8 @@ from scalegmn.nn.messages import (
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.pieces import Inputs, Pieces
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
-from scalegmn.spec import ACTIVATION_SYMMETRY, MIXED, NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
@@ -83,7 +83,7 @@ class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
     name = "scalegmn"
-    mixes = True
+    supports_multiple_architectures = True
 
     normalize: bool | None = None
     """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
@@ -190,9 +190,9 @@ class ScaleGMNConfig(ModelConfig):
         self.refuse(problems)
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """Permutations and the symmetry; of hetero both, each network its own."""
-        return frozenset({"permutation", *(("sign", "scale") if self.symmetry == MIXED else (self.symmetry,))})
+        return frozenset({"permutation", *(("sign", "scale") if self.symmetry == HETERO else (self.symmetry,))})
 
     def _position_problems(self) -> list[str]:
         """What contradicts the choice of positional embeddings."""
@@ -385,12 +385,12 @@ class ScaleGMNLayer(nn.Module):
     def forward(
         self,
         layout: Layout,
-        rows: Sequence[Rows],
+        rows: Sequence[NodeContext],
         nodes: list[Tensor],
         edges: list[Edges | None],
         backward_edges: list[Edges | None],
         positions: list[Tensor] | None,
-        pieces: Pieces,
+        pieces: ChunkPlan,
         residuals: Sequence[Mapping[int, Tensor]] = ({}, {}),
     ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
         """One layer; groups that nothing reads stay as they were, such blocks are None.
@@ -432,7 +432,7 @@ class ScaleGMNLayer(nn.Module):
                         else blocks[k].of_receivers(positions[group])
                     )
                 function = partial(self._messages, message, rows[group].role)
-                inputs = Inputs(blocks[k], join(sent, senders[k]), extra)
+                inputs = EdgeInputs(blocks[k], join(sent, senders[k]), extra)
                 received.append(pieces.messages(function, inputs, message.parameters()))
                 if residual is not None and group in added:
                     others, receivers = added[group]
@@ -447,7 +447,7 @@ class ScaleGMNLayer(nn.Module):
             groups = sorted({group for k in chosen for group in (*ends[k - 1][0], ends[k - 1][1])})
             sent, received = {}, {}
             for together in layout.together(groups):  # all roles alike
-                own = Rows("hidden", rows[together[0]].odd)
+                own = NodeContext("hidden", rows[together[0]].odd)
                 parts = (_parts(end, nodes, together) for end in update.ends(own, join(nodes, together)))
                 for found, part in zip((sent, received), parts, strict=True):
                     found.update(part)
@@ -469,15 +469,15 @@ class ScaleGMNLayer(nn.Module):
         return new_nodes, edges, backward_edges
 
     def _messages(
-        self, message: nn.Module, role: str, edges: Edges, sent: Tensor, extra: Tensor | Taken | None
+        self, message: nn.Module, role: str, edges: Edges, sent: Tensor, extra: Tensor | GatheredRows | None
     ) -> Tensor:
         """Messages [B, R, d] or [R, d] along a piece of a block."""
-        return message(Rows(role, edges.odd), edges, sent, *([] if extra is None else [extra]))
+        return message(NodeContext(role, edges.odd), edges, sent, *([] if extra is None else [extra]))
 
     def _update_nodes(
         self,
         layout: Layout,
-        rows: Sequence[Rows],
+        rows: Sequence[NodeContext],
         nodes: list[Tensor],
         messages: dict[int, list[Tensor]],
         positions: list[Tensor] | None,
@@ -541,14 +541,14 @@ class ScaleGMN(Metanetwork):
             self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.node_positions = self.node_position_net = self.node_position_map = None
         if config.node_positions != "none":
-            types = [among_more(block, spec.num_node_types, n_out, more) for block in spec.node_types]
+            types = [shift_types_to_depth(block, spec.num_node_types, n_out, more) for block in spec.node_types]
             self.node_positions = PositionalEmbedding(types, spec.num_node_types + more, d)
             self.node_position_map = config.build_position_map(types, spec.num_node_types + more)
             roles = {"hidden"} if config.node_positions == "net_sum" else set(spec.roles)
             self.node_position_net = config.build_position_net(roles)
         self.edge_positions = self.edge_position_net = self.edge_position_map = None
         if config.edge_positions:
-            types = [among_more(block, spec.num_edge_types, n_out, more) for block in spec.edge_types]
+            types = [shift_types_to_depth(block, spec.num_edge_types, n_out, more) for block in spec.edge_types]
             self.edge_positions = PositionalEmbedding(types, spec.num_edge_types + more, d)
             self.edge_position_map = config.build_position_map(types, spec.num_edge_types + more)
             self.edge_position_net = config.build_position_net(set(spec.roles[1:]))
@@ -565,9 +565,9 @@ class ScaleGMN(Metanetwork):
             self.readout = _build_readout(config, spec)
         else:
             self.add_scales(config.out_scale)
-        self.check(spec)
+        self.validate_spec(spec)
 
-    def check(self, spec: NetSpec) -> None:
+    def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
         own, depth = self.spec, spec.num_hidden_layers
         least = 1 if self.config.max_hidden_layers else self.max_hidden
@@ -597,7 +597,7 @@ class ScaleGMN(Metanetwork):
         parts = [nets] if isinstance(nets, NetParams) else nets
         for params in parts:
             if params.spec != self.spec:  # sizes decide what the parameters fit, symmetries what is still exact
-                self.check(params.spec)
+                self.validate_spec(params.spec)
         return self.in_blocks(parts[0]) if len(parts) == 1 and self._is_chain(parts[0].spec) else self.as_graph(parts)
 
     def _is_chain(self, spec: NetSpec) -> bool:
@@ -621,8 +621,8 @@ class ScaleGMN(Metanetwork):
         return tuple([change[back] for change in changes] for changes in result)
 
     def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """`in_blocks`; in a mixed batch with the odd networks, as `Rows.odd`."""
-        read, gauge = self.canonical(self.normalized(params))
+        """`in_blocks`; in a mixed batch with the odd networks, as `NodeContext.odd`."""
+        read, element = self.canonical(self.normalized(params))
         graph = ParameterGraph.from_params(read)
         positions = self.node_positions() if self.node_positions else None
         nodes = self._embed_nodes(graph.nodes, positions)
@@ -636,19 +636,19 @@ class ScaleGMN(Metanetwork):
                 against = self._embed_edges(self.backward_edge_linear, inverted, odd)
             backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
-        rows = [Rows(role, odd) for role in self.spec.roles]
+        rows = [NodeContext(role, odd) for role in self.spec.roles]
         for layer in self.layers:
             nodes, edges, backward_edges = layer(self.layout, rows, nodes, edges, backward_edges, positions, pieces)
         if self.readout is not None:
             return self.readout(nodes, odd)
         changes = [pieces.features(block) if block.updates else block.values for block in edges]
-        return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), gauge)
+        return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), element)
 
     def as_graph(self, nets: Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
         """`forward` of networks of any architectures, as one sparse graph; in order, [sum of B, out_dim]."""
         if self.readout is None and len(nets) > 1:
             raise ValueError(ONE_ARCHITECTURE)
-        read, gauges = zip(*(self.canonical(self.normalized(params)) for params in nets), strict=True)
+        read, elements = zip(*(self.canonical(self.normalized(params)) for params in nets), strict=True)
         graph = SparseGraph.from_params(read, self.spec.kernel, self.max_hidden)
         rows = RoleRows(graph, self.config.symmetry == "hetero", self.edge_positions is not None)
         types, positions = rows.split(graph.node_type), None
@@ -674,7 +674,7 @@ class ScaleGMN(Metanetwork):
         if self.readout is not None:
             ends = [rows.by_network(group, nodes[group]) for group in (0, 2)]
             return self.readout([ends[0], nodes[1], ends[1]], rows.rows[1].odd, rows.sum_hidden)
-        (params,), (gauge,), spec = read, gauges, read[0].spec
+        (params,), (element,), spec = read, elements, read[0].spec
         changes = [pieces.features(block) if block.updates else block.values for block in edges]
         edges = torch.cat(changes).index_select(0, inverse(along.order)).unflatten(0, (len(params), -1))
         nodes = torch.cat([nodes[1].new_zeros(rows.sizes[0], 1), *nodes[1:]]).index_select(0, rows.rank)
@@ -687,11 +687,11 @@ class ScaleGMN(Metanetwork):
                 strict=True,
             )
         ]
-        return self._changes(NetParams.from_features(spec, nodes, edges, params.activation), gauge)
+        return self._changes(NetParams.from_features(spec, nodes, edges, params.activation), element)
 
-    def _changes(self, changes: NetParams, gauge: GroupElement | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _changes(self, changes: NetParams, element: GroupElement | None) -> tuple[list[Tensor], list[Tensor]]:
         """Changes of the networks as they are, from those of the networks that the model read."""
-        return self.scaled(changes if gauge is None else gauge.inverse().act_on_changes(changes))
+        return self.scaled(changes if element is None else element.inverse().act_on_changes(changes))
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and what leads to them.
@@ -724,10 +724,10 @@ class ScaleGMN(Metanetwork):
             return self.node_position_map(nodes)
         return [linear_by_type(x, self.node_position_map.table, own) for x, own in zip(nodes, types, strict=True)]
 
-    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor], odd: int | Tensor) -> list[EdgeBlock]:
+    def _embed_edges(self, linear: nn.Linear, raw: Sequence[Tensor], odd: int | Tensor) -> list[DenseEdges]:
         """A_e weight, with positional embeddings."""
         matrices, shifts = [linear.weight[None, None]] * len(raw), [None] * len(raw)
-        build = partial(EdgeBlock, odd=odd)
+        build = partial(DenseEdges, odd=odd)
         if self.edge_positions is None:
             return list(map(build, raw, matrices))
         positions = self.edge_positions()
@@ -743,7 +743,7 @@ class ScaleGMN(Metanetwork):
             matrices = map(torch.matmul, self.edge_position_map.rows(), matrices)
         return list(map(build, raw, matrices, shifts))
 
-    def _embed_rows(self, linear: nn.Linear, raw: Tensor, along: Direction, towards: Direction) -> list[EdgeRows]:
+    def _embed_rows(self, linear: nn.Linear, raw: Tensor, along: Direction, towards: Direction) -> list[SparseEdges]:
         """A_e weight of raw features [E, K], with positional embeddings.
 
         Args:
@@ -769,16 +769,16 @@ class ScaleGMN(Metanetwork):
                 matrix = table[..., None] * linear.weight
                 matrix = matrix if mapped is None else mapped.table @ matrix
         blocks = zip(towards.split(raw), towards.blocks, strict=True)
-        return [EdgeRows(values, matrix, shift, incidence=incidence) for values, incidence in blocks]
+        return [SparseEdges(values, matrix, shift, incidence=incidence) for values, incidence in blocks]
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as make full use of the machine, if the backward pass can keep everything of them."""
         size = self.spec.num_edges * self._edge_bytes
         return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * self._num_kept)))
 
-    def pieces(self, num_edges: int, device: torch.device) -> Pieces:
+    def pieces(self, num_edges: int, device: torch.device) -> ChunkPlan:
         """How blocks are worked through that have so many edges together."""
-        return Pieces.plan(num_edges, self._edge_bytes, self._num_kept, device)
+        return ChunkPlan.plan(num_edges, self._edge_bytes, self._num_kept, device)
 
     @property
     def _edge_bytes(self) -> int:
@@ -787,7 +787,7 @@ class ScaleGMN(Metanetwork):
         return width * self.edge_linear.weight.element_size()
 
 
-def _flipped(block: EdgeBlock) -> EdgeBlock:
+def _flipped(block: DenseEdges) -> DenseEdges:
     """A block towards the other end of its edges."""
     matrix, shift = (None if x is None else x.transpose(0, 1) for x in (block.matrix, block.shift))
     return replace(block, values=block.values.transpose(1, 2).contiguous(), matrix=matrix, shift=shift)
@@ -863,10 +863,10 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
-    every = {*ACTIVATION_SYMMETRY.values(), MIXED}
-    found = {spec.tie_symmetry(tie) for tie in spec.scale_ties}
-    if not found <= {"permutation": every, MIXED: every}.get(config.symmetry, {config.symmetry}):
-        (fitting,) = found if len(found) == 1 else {MIXED}
+    every = {*ACTIVATION_SYMMETRY.values(), HETERO}
+    found = {spec.class_symmetry(tie) for tie in spec.scaling_classes}
+    if not found <= {"permutation": every, HETERO: every}.get(config.symmetry, {config.symmetry}):
+        (fitting,) = found if len(found) == 1 else {HETERO}
         raise ValueError(
             f"scalegmn_args.symmetry: {config.symmetry} does not hold for {spec}, whose activations admit "
             f"{', '.join(sorted(found))}; use {fitting}"

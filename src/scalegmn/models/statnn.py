@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.nn.memory import kept_bytes
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.statistics import NUM_STATISTICS, statistics
-from scalegmn.spec import NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StatNNConfig(ModelConfig):
     """An MLP of the mean, variance and quantiles of each layer's weights and biases."""
 
     name = "statnn"
-    mixes = True
+    supports_multiple_architectures = True
 
     hidden_dim: int = 1000
     """Width of both hidden layers."""
@@ -41,7 +41,7 @@ class StatNNConfig(ModelConfig):
         self.refuse(problems)
 
     @property
-    def claims(self) -> frozenset[str]:
+    def exact_symmetries(self) -> frozenset[str]:
         """Permutations."""
         return frozenset({"permutation"})
 
@@ -78,13 +78,13 @@ class StatNN(Metanetwork):
         """
         parts = [nets] if isinstance(nets, NetParams) else nets
         for params in parts:
-            self.check(params.spec)
+            self.validate_spec(params.spec)
         read = [self.normalized(params) for params in parts]
         rows = statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
         width = self.mlp.linears[0].in_features
         return self.mlp(torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]))
 
-    def check(self, spec: NetSpec) -> None:
+    def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
         if spec.num_layers > self.max_layers:
             raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {spec}")

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, linear, times
-from scalegmn.nn.invariant import Rows
+from scalegmn.engine.edges import ScaledRows, linear, times
+from scalegmn.nn.invariant import NodeContext
 from scalegmn.nn.mlp import BuildMLP
 
 ROLES = ("input", "hidden", "output")
@@ -30,7 +30,7 @@ class ByRole(nn.Module):
         self.branches = nn.ModuleList(distinct.values())
         self.index = {role: list(distinct).index(id(modules[role])) for role in ROLES if role in roles}
 
-    def forward(self, rows: Rows, *inputs: Tensor | Scaled) -> Tensor | Scaled:
+    def forward(self, rows: NodeContext, *inputs: Tensor | ScaledRows) -> Tensor | ScaledRows:
         """The branch of the rows' role applied to `inputs`."""
         return self.branches[self.index[rows.role]](rows, *inputs)
 
@@ -48,7 +48,7 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.mlp = mlp(in_dim, out_dim)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor:
         """x [..., d], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
         return self.mlp(x, *extras)
 
@@ -67,8 +67,8 @@ class EquivariantLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.factor = factor
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor | Scaled:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `Scaled` if x is."""
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor | ScaledRows:
+        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `ScaledRows` if x is."""
         return times(linear(x, self.linear.weight), self.factor(rows, x, *extras))
 
 
@@ -85,12 +85,12 @@ class EquivariantNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.skips = nn.ModuleList(skips)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor) -> Tensor | Scaled:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `Scaled` only if x is."""
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor | ScaledRows:
+        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `ScaledRows` only if x is."""
         for index, layer in enumerate(self.layers):
             new = layer(rows, x, *extras)
             if self.skips:
-                new = new.product() if isinstance(new, Scaled) else new
+                new = new.product() if isinstance(new, ScaledRows) else new
                 new = linear(x, self.skips[index].weight, new)
             x = new
         return x
@@ -112,7 +112,7 @@ class SineUpdate(nn.Module):
         self.parts = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(num_parts if summed else 0))
         self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
 
-    def forward(self, rows: Rows, x: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor) -> Tensor:
         """[x, m...] [..., num_parts * dim] -> [..., out_dim], the same for all `rows`."""
         if self.parts:
             x = sum(part(piece) for part, piece in zip(self.parts, x.split(self.dim, -1), strict=True))

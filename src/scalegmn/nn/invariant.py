@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, Taken, each, linear, linear_of_both_signs, taken
+from scalegmn.engine.edges import GatheredRows, ScaledRows, each, gathered, linear, linear_of_both_signs
 from scalegmn.nn.mlp import BuildMLP
 
 
-class Rows(NamedTuple):
+class NodeContext(NamedTuple):
     """What the rows of a feature tensor [B, ...] belong to; on the sparse path, [rows, ...]."""
 
     role: str
@@ -44,7 +44,7 @@ class SignInvariant(nn.Module):
         super().__init__()
         self.rho = mlp(dim, dim)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]."""
         first, last = self.rho.linears[0], self.rho.linears[-1]
         plus, minus = linear_of_both_signs(x, first.weight, first.bias)
@@ -55,9 +55,9 @@ class SignInvariant(nn.Module):
 class AbsoluteValue(nn.Module):
     """inv(x) = |x| componentwise, unchanged under x -> -x."""
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]."""
-        size = Scaled(each(x.values, torch.abs), x.scale.abs()) if isinstance(x, Scaled) else x.abs()
+        size = ScaledRows(each(x.values, torch.abs), x.scale.abs()) if isinstance(x, ScaledRows) else x.abs()
         return linear(size, weight, bias)
 
 
@@ -72,13 +72,13 @@ class ScaleInvariant(nn.Module):
         super().__init__()
         self.epsilon = epsilon
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
         """x [..., dim] -> weight inv(x) + bias, [..., out]; the norm is over the last axis."""
-        values, scale = (x.values, x.scale) if isinstance(x, Scaled) else (x, torch.ones_like(x[..., :1]))
+        values, scale = (x.values, x.scale) if isinstance(x, ScaledRows) else (x, torch.ones_like(x[..., :1]))
         norms = each(values, lambda rows: torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
-        norm = taken(norms) * scale.abs() + self.epsilon
+        norm = gathered(norms) * scale.abs() + self.epsilon
         smallest = torch.finfo(norm.dtype).tiny ** 0.5  # the gradient holds 1 / norm^2
-        return linear(Scaled(values, scale / torch.where(norm > smallest, norm, 1)), weight, bias)
+        return linear(ScaledRows(values, scale / torch.where(norm > smallest, norm, 1)), weight, bias)
 
 
 class ByActivation(nn.Module):
@@ -94,12 +94,12 @@ class ByActivation(nn.Module):
         self.sign = sign
         self.scale = scale
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *others: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *others: Tensor) -> Tensor:
         """x [B, ..., d] and what the modules take besides -> [B, ..., out]."""
         if isinstance(rows.odd, Tensor):
             sign, scale = (module(rows, x, *others) for module in (self.sign, self.scale))
             return torch.where(rows.odd.view(-1, *[1] * (sign.ndim - 1)), sign, scale)
-        num = len(x.scale if isinstance(x, Scaled) else x)
+        num = len(x.scale if isinstance(x, ScaledRows) else x)
         sizes = (rows.odd, num - rows.odd)
         parts = zip((self.sign, self.scale), x.split(sizes), sizes, strict=True)
         return torch.cat([module(rows, part, *others) for module, part, size in parts if size])
@@ -122,7 +122,7 @@ class InvariantLayer(nn.Module):
         self.invariant = invariant(in_dim)
         self.phi = mlp(in_dim + extra_dim, out_dim)
 
-    def forward(self, rows: Rows, x: Tensor | Scaled, *extras: Tensor | Taken) -> Tensor:
+    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor | GatheredRows) -> Tensor:
         """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
         weight, bias = self.phi.first(*(extras if self.extra_dim else ()))
         return self.phi.rest(self.invariant(rows, x, weight, bias))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Edges, Scaled, Taken, linear, times
-from scalegmn.nn.invariant import BuildInvariant, Rows
+from scalegmn.engine.edges import Edges, GatheredRows, ScaledRows, linear, times
+from scalegmn.nn.invariant import BuildInvariant, NodeContext
 from scalegmn.nn.mlp import BuildMLP
 
 
@@ -32,7 +32,7 @@ class EquivariantMessage(nn.Module):
         """What messages read of their senders [B, S, d]: A x, once for all edges."""
         return self.node_linear(nodes)
 
-    def forward(self, rows: Rows, edges: Edges, sent: Tensor, *extras: Tensor | Taken) -> Tensor:
+    def forward(self, rows: NodeContext, edges: Edges, sent: Tensor, *extras: Tensor | GatheredRows) -> Tensor:
         """Edges [B, R, S, d], `send` of nodes [B, S, d], extras broadcasting to [R, S, d] -> [B, R, d]; of sparse
         blocks [E, d], [S, d], [E, d] -> [R, d].
 
@@ -63,7 +63,7 @@ class ConcatMessage(nn.Module):
         """What messages read of their senders [B, S, d]: their part of the first Linear."""
         return self.mlp.first(nodes)[1]
 
-    def forward(self, rows: Rows, edges: Edges, sent: Tensor) -> Tensor:
+    def forward(self, rows: NodeContext, edges: Edges, sent: Tensor) -> Tensor:
         """Edges [B, R, S, d], `send` of nodes [B, S, d] -> [B, R, d], or [E, d], [S, d] -> [R, d]; the same for all
         `rows`."""
         dim = self.mlp.linears[0].in_features // 2
@@ -90,7 +90,7 @@ class EquivariantEdgeUpdate(nn.Module):
         self.invariant = invariant(dim)
         self.phi = mlp(2 * dim, out_dim)
 
-    def ends(self, rows: Rows, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    def ends(self, rows: NodeContext, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
         first = self.phi.linears[0]
         weight = torch.cat(first.weight.chunk(2, dim=1))
@@ -102,7 +102,7 @@ class EquivariantEdgeUpdate(nn.Module):
         [E, d], [S, ...], [R, ...] -> [E, out_dim]."""
         factor = self.phi.rest(edges.at_senders(senders) + edges.at_receivers(receivers))
         new = times(edges.linear(self.linear.weight), factor)
-        return new.product() if isinstance(new, Scaled) else new
+        return new.product() if isinstance(new, ScaledRows) else new
 
 
 class ConcatEdgeUpdate(nn.Module):
@@ -118,7 +118,7 @@ class ConcatEdgeUpdate(nn.Module):
         super().__init__()
         self.phi = mlp(3 * dim, out_dim)
 
-    def ends(self, rows: Rows, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    def ends(self, rows: NodeContext, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
         first = self.phi.linears[0]
         _, sender, receiver = first.weight.chunk(3, dim=1)

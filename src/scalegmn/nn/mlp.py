@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.edges import Scaled, Taken, linear
+from scalegmn.engine.edges import GatheredRows, ScaledRows, linear
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -75,12 +75,12 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor | Scaled, *extras: Tensor | Taken) -> Tensor:
+    def forward(self, x: Tensor | ScaledRows, *extras: Tensor | GatheredRows) -> Tensor:
         """x [..., d_0] and extras [..., d_k], the d_k summing to `in_dim` -> [..., out_dim]."""
         weight, bias = self.first(*extras)
         return self.rest(linear(x, weight, bias))
 
-    def first(self, *extras: Tensor | Taken) -> tuple[Tensor, Tensor]:
+    def first(self, *extras: Tensor | GatheredRows) -> tuple[Tensor, Tensor]:
         """Weight and bias of the first Linear for the leading part of its input, the others being given."""
         first = self.linears[0]
         if not extras:

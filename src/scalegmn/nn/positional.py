@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.invariant import Rows
+from scalegmn.nn.invariant import NodeContext
 
 
 class ByType(nn.Module):
@@ -85,6 +85,6 @@ def embed_positions(
     def embed(x: Tensor, p: Tensor, role: str) -> Tensor:
         if role in summed:
             return x + p
-        return x * p if net is None else net(Rows(role), x, p)
+        return x * p if net is None else net(NodeContext(role), x, p)
 
     return [embed(*rows) for rows in zip(features, positions, roles, strict=True)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.invariant import Rows
+from scalegmn.nn.invariant import NodeContext
 from scalegmn.nn.mlp import BuildMLP
 
 Total = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ class OutputReadout(nn.Module):
         self.mlp = mlp(num_outputs * dim, out_dim)
 
     def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
         return self.mlp(nodes[-1].flatten(1))
 
 
@@ -65,7 +65,7 @@ class EndsReadout(nn.Module):
         self.mlp = mlp(2 * dim, out_dim)
 
     def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
         return self.mlp(self.output_projection(nodes[-1].flatten(1)), self.input_projection(nodes[0].flatten(1)))
 
 
@@ -95,8 +95,8 @@ class GraphReadout(nn.Module):
         self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
 
     def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
-        pooled = total(self.invariant_layer(Rows("hidden", odd), torch.cat(nodes[1:-1], dim=-2)))
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
+        pooled = total(self.invariant_layer(NodeContext("hidden", odd), torch.cat(nodes[1:-1], dim=-2)))
         return self.mlp(pooled, nodes[0].flatten(1), nodes[-1].flatten(1))
 
 
@@ -116,6 +116,6 @@ class DeepSetReadout(nn.Module):
         self.global_mlp = mlp(readout_dim, out_dim)
 
     def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `Rows`."""
+        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
         inputs, outputs = (self.local_mlp(nodes[end]).sum(1) for end in (0, -1))
         return self.global_mlp(inputs + total(self.local_mlp(torch.cat(nodes[1:-1], dim=-2))) + outputs)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATIONS, MIXED, NetParams, Tie
+from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, NetParams
 from scalegmn.symmetry.groups import GroupElement, PhaseShift, by_receiver, without_residual_turns
 
 
@@ -22,9 +22,9 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
     turns = []
     for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
         k = -(layer.w0 * bias / math.pi + 0.5).floor()  # [B, n_l]
-        if layer.activation == MIXED:
+        if layer.activation == HETERO:
             k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
-        turns.append(k if layer.activation in ("sine", MIXED) else torch.zeros_like(k))
+        turns.append(k if layer.activation in ("sine", HETERO) else torch.zeros_like(k))
     return PhaseShift(tuple(without_residual_turns(params.spec, turns)))
 
 
@@ -48,10 +48,10 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     layer. Neurons that residual connections tie have one factor, from the first of them. Neurons whose incoming weights
     and bias are zero, and those of other activations, stay.
     """
-    spec, folded = params.spec, params.folded()
+    spec, folded = params.spec, params.with_batch_norm_folded()
     scales = [torch.ones_like(bias) for bias in params.biases[:-1]]
     for index in range(spec.num_layers - 1):
-        for tie in spec.scale_ties:
+        for tie in spec.scaling_classes:
             if index == tie.layers[0]:
                 reads = spec.sender(index)
                 norm = incoming_norm(folded, index, scales[reads] if reads >= 0 else None)[:, tie.channels]
@@ -65,12 +65,12 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     return GroupElement(tuple(permutations), tuple(scales))
 
 
-def _where_homogeneous(params: NetParams, tie: Tie, q: Tensor) -> Tensor:
+def _where_homogeneous(params: NetParams, tie: CoupledChannels, q: Tensor) -> Tensor:
     """q [B, n] of a tie's neurons; 1 where positive factors do not commute with all of its activations."""
-    kind = params.spec.tie_symmetry(tie)
-    if kind != MIXED:
+    kind = params.spec.class_symmetry(tie)
+    if kind != HETERO:
         return q if kind == "scale" else torch.ones_like(q)
-    found = [params.spec.tie_symmetry(tie, name) == "scale" for name in ACTIVATIONS]
+    found = [params.spec.class_symmetry(tie, name) == "scale" for name in ACTIVATIONS]
     return torch.where(torch.tensor(found, device=q.device)[params.activation][:, None], q, 1)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scalegmn.spec import ACTIVATIONS, MIXED, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class GroupElement:
 
     W_l -> P_l diag(q_l) W_l diag(q_{l-1})^-1 P_{l-1}^T,   b_l -> P_l diag(q_l) b_l,   P and q trivial at 0 and L.
     The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3) and neurons that residual
-    connections, normalisation and attention tie move together (`NetSpec.ties`, `NetSpec.scale_ties`). A batch norm's
+    connections, normalisation and attention tie move together (`NetSpec.permutation_classes`, `NetSpec.scaling_classes`). A batch norm's
     statistics are those of what it reads: mean -> q mean, variance + epsilon -> q^2 (variance + epsilon).
 
     Attributes:
@@ -49,7 +49,7 @@ class GroupElement:
         permutations = [_identity((num_networks, size)) for size in hidden]
         scales = [torch.ones(num_networks, size).double() for size in hidden]
         orders: dict[int, Tensor] = {}
-        for tie in spec.ties if permute else ():
+        for tie in spec.permutation_classes if permute else ():
             size = (tie.channels.stop - tie.channels.start) // tie.blocks
             order, key = _identity((num_networks, tie.blocks)), spec.block_order[tie.layers[0]]
             if tie.blocks > 1 and key >= 0:
@@ -60,14 +60,14 @@ class GroupElement:
             permutation = (order[..., None] * size + within).flatten(1)
             for layer in tie.layers:
                 permutations[layer][:, tie.channels] = tie.channels.start + permutation
-        for tie in spec.scale_ties if scale else ():
+        for tie in spec.scaling_classes if scale else ():
             shape = (num_networks, tie.channels.stop - tie.channels.start)
             signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
             powers = torch.exp(math.log(10) * decades * (torch.rand(shape, generator=generator).double() * 2 - 1))
             choices = {"sign": signs, "scale": powers, "permutation": torch.ones(shape).double()}
-            kind = spec.tie_symmetry(tie)
-            if kind == MIXED:
-                own = [spec.tie_symmetry(tie, ACTIVATIONS[index]) for index in params.activation.tolist()]
+            kind = spec.class_symmetry(tie)
+            if kind == HETERO:
+                own = [spec.class_symmetry(tie, ACTIVATIONS[index]) for index in params.activation.tolist()]
                 factors = torch.stack([choices[kind][row] for row, kind in enumerate(own)])
             else:
                 factors = choices[kind]
@@ -120,7 +120,7 @@ class GroupElement:
         return self.act(changes)
 
     def act_on_nodes(self, nodes: Sequence[Tensor], spec: NetSpec) -> list[Tensor]:
-        """x_i -> q_i x_i and permuted; `nodes` per node layer: [B, n_l, D]. Inputs and outputs stay."""
+        """x_i -> q_i x_i and permuted; `nodes` per node layer: [B, n_l, D]. EdgeInputs and outputs stay."""
         moved = list(nodes)
         for index, (_, place) in enumerate(spec.node_layers):
             moved[place] = self._act_on_layer(nodes[place], index)
@@ -183,7 +183,7 @@ class PhaseShift:
         turns = []
         for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
             k = torch.randint(-largest, largest + 1, bias.shape, generator=generator).to(bias)
-            if layer.activation == MIXED:
+            if layer.activation == HETERO:
                 k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
             elif layer.activation != "sine":
                 k = torch.zeros_like(k)

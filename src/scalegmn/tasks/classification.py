@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig
 from scalegmn.models.base import ModelConfig
-from scalegmn.plot import confusion_matrix
-from scalegmn.spec import MixedNets, NetParams
+from scalegmn.networks import MultiArchBatch, NetParams
+from scalegmn.reporting.figures import confusion_matrix
 from scalegmn.tasks.zoo_task import ZooTask
+from scalegmn.zoos.loader import DataConfig
 
 
 class Classification(ZooTask):
@@ -46,7 +46,7 @@ class Classification(ZooTask):
         """The labels [B], or under mixup their probabilities [B, classes]."""
         return nn.functional.one_hot(labels, self.num_classes).float() if self.data.augment.mixup else labels
 
-    def loss(self, model: nn.Module, inputs: NetParams | MixedNets, target: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, inputs: NetParams | MultiArchBatch, target: Tensor) -> Tensor:
         """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes]."""
         return nn.functional.cross_entropy(model(inputs), target)
 

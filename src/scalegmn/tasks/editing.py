@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.images import SOURCES, Images, load_images
-from scalegmn.data.loader import DataConfig
-from scalegmn.data.zoo_format import Zoo
-from scalegmn.nets.siren import render
-from scalegmn.plot import edits
-from scalegmn.spec import NetParams
+from scalegmn.networks import NetParams
+from scalegmn.networks.siren import render
+from scalegmn.reporting.figures import edits
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
-from scalegmn.tasks.styles import STYLES
+from scalegmn.tasks.image_edits import STYLES
 from scalegmn.tasks.zoo_task import ZooTask
+from scalegmn.zoos.images import SOURCES, Images, load_images
+from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import Zoo
 
 SHOWN = 6
 """Networks in each figure."""

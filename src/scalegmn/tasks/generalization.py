@@ -11,11 +11,11 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, LabelledNets, hidden_activation
-from scalegmn.plot import predictions
-from scalegmn.spec import ACTIVATIONS, MixedNets, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, MultiArchBatch, NetParams, NetSpec
+from scalegmn.reporting.figures import predictions
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.zoo_task import ZooTask
+from scalegmn.zoos.loader import DataConfig, LabelledNets, hidden_activation
 
 LOSSES = {
     "MSE": lambda logits, target: nn.functional.mse_loss(logits.sigmoid(), target),
@@ -77,7 +77,7 @@ class Generalization(ZooTask):
         self.criterion = LOSSES[loss]
         self.announce()
 
-    def loss(self, model: nn.Module, inputs: NetParams | MixedNets, target: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, inputs: NetParams | MultiArchBatch, target: Tensor) -> Tensor:
         """The mean loss of the networks' accuracies, [B]."""
         return self.criterion(model(inputs)[:, 0], target)
 
@@ -109,7 +109,7 @@ class Generalization(ZooTask):
         """
         nets = self.splits["train"]
         parts = [weight_sizes(part) for params, _ in nets.batches() for part in params.parts]
-        depth = NetSpec.covering(self.architectures).num_layers
+        depth = NetSpec.envelope(self.architectures).num_layers
         sizes = torch.cat([_at_depth(part, depth) for part in parts]).double().numpy()
         ranges = zip(np.fmin.reduce(sizes).tolist(), np.fmax.reduce(sizes).tolist(), strict=True)
         percentiles = np.percentile(nets.labels.double().numpy(), range(101))

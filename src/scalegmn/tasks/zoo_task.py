@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from scalegmn.data.loader import DataConfig, augmented, load_splits, reading, symmetries_to_remove
 from scalegmn.models.base import Metanetwork
-from scalegmn.spec import MixedNets, NetParams, NetSpec
+from scalegmn.networks import MultiArchBatch, NetParams, NetSpec
+from scalegmn.zoos.loader import DataConfig, augmented, load_splits, reading, symmetries_to_remove
 
 DEBUG_NETWORKS = 16
 """Networks per split in a debug run."""
@@ -41,7 +41,7 @@ class ZooTask:
     def announce(self) -> None:
         """Prints what is read, and how."""
         sizes = ", ".join(f"{len(nets):,} {name}" for name, nets in self.splits.items())
-        num, covering = len(self.architectures), NetSpec.covering(self.architectures)
+        num, covering = len(self.architectures), NetSpec.envelope(self.architectures)
         kinds = str(covering) if num == 1 else f"{num:,} architectures within {covering}"
         print(f"{self.zoo.path}: {sizes} networks, {kinds}, {reading(self.data, self.zoo)}")
 
@@ -75,7 +75,7 @@ class ZooTask:
 
     def train_batches(
         self, batches: Sequence[Tensor], generator: torch.Generator, device: torch.device
-    ) -> Iterator[tuple[NetParams | MixedNets, Tensor]]:
+    ) -> Iterator[tuple[NetParams | MultiArchBatch, Tensor]]:
         """Training batches (networks, targets) of these rows on a device, augmented."""
         for params, labels in self.splits["train"].batches(batches, device):
             yield augmented(self.data, params, self.target(labels), generator)
@@ -86,7 +86,7 @@ class ZooTask:
         model: nn.Module,
         split: str,
         device: torch.device,
-        measure: Callable[[NetParams | MixedNets, Tensor], Tensor],
+        measure: Callable[[NetParams | MultiArchBatch, Tensor], Tensor],
     ) -> Tensor:
         """`measure` of the networks and labels of a split, [M, ...] on the CPU, in batches, the model evaluating.
 
@@ -116,5 +116,5 @@ class ZooTask:
             "canonical": [*self.zoo.canonical, *symmetries_to_remove(self.data, self.zoo)],
             "networks": {name: len(nets) for name, nets in self.splits.items()},
             "architectures": len(self.architectures),
-            "spec": NetSpec.covering(self.architectures).to_dict(),
+            "spec": NetSpec.envelope(self.architectures).to_dict(),
         }

@@ -1,0 +1,528 @@
+"""Edge features of one block of a parameter graph, and how a block is worked through.
+
+A block is dense (`DenseEdges`: all edges between two layers of nodes, of networks of one architecture) or sparse
+(`SparseEdges`: edges of any networks, one by one). Modules read both alike.
+
+Shape letters: B networks, R receivers, S senders, E edges, T edge types, D features, K raw values per edge.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class GatheredRows(NamedTuple):
+    """Rows of a tensor, values[index]: linear maps act on `values`, once per row rather than once per edge."""
+
+    values: Tensor
+    """[n, D]."""
+
+    index: Tensor
+    """[E] long."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(E, D)."""
+        return torch.Size((len(self.index), self.values.shape[-1]))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> GatheredRows:
+        """`function` of each row."""
+        return GatheredRows(function(self.values), self.index)
+
+    def split(self, sizes: Sequence[int] | int) -> list[GatheredRows]:
+        """So many rows each."""
+        return [GatheredRows(self.values, index) for index in self.index.split(sizes)]
+
+
+def gathered(x: Tensor | GatheredRows) -> Tensor:
+    """[E, D], multiplied out."""
+    return x.values.index_select(0, x.index) if isinstance(x, GatheredRows) else x
+
+
+def each(x: Tensor | GatheredRows, function: Callable[[Tensor], Tensor]) -> Tensor | GatheredRows:
+    """`function` of each row."""
+    return x.map(function) if isinstance(x, GatheredRows) else function(x)
+
+
+@dataclass(frozen=True)
+class ScaledRows:
+    """A tensor in two factors, values * scale: linear maps act on `values`, once per node rather than once per edge.
+
+    Attributes:
+        values: [B or 1, R or 1, S or 1, D], of sparse blocks [E or 1, D]; split only once it has B, or E.
+        scale: [B, R, S, 1] or [E, 1].
+    """
+
+    values: Tensor | GatheredRows
+    scale: Tensor
+
+    def product(self) -> Tensor:
+        """[B, R, S, D] or [E, D]."""
+        return gathered(self.values) * self.scale
+
+    def sum_senders(self) -> Tensor:
+        """The product's sum over senders, [B, R, D], of a dense block."""
+        return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
+
+    def split(self, sizes: Sequence[int]) -> list[ScaledRows]:
+        """So many networks, or edges of a sparse block, each."""
+        return list(map(ScaledRows, self.values.split(sizes), self.scale.split(sizes)))
+
+
+def linear(
+    x: Tensor | GatheredRows | ScaledRows, weight: Tensor, bias: Tensor | None = None
+) -> Tensor | GatheredRows | ScaledRows:
+    """W x + bias, for a bias that may be any tensor that broadcasts; `ScaledRows` or `GatheredRows` only if x is and there is no
+    bias."""
+    if isinstance(x, ScaledRows):
+        values = linear(x.values, weight)
+        return ScaledRows(values, x.scale) if bias is None else torch.addcmul(bias, gathered(values), x.scale)
+    if isinstance(x, GatheredRows):
+        new = x.map(lambda values: nn.functional.linear(values, weight))
+        return new if bias is None else gathered(new) + bias
+    if bias is None or bias.ndim == 1:
+        return nn.functional.linear(x, weight, bias)
+    return nn.functional.linear(x, weight) + bias
+
+
+def linear_of_both_signs(x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W x + bias and W (-x) + bias, for W x once."""
+    if isinstance(x, ScaledRows):
+        values = gathered(linear(x.values, weight))
+        return torch.addcmul(bias, values, x.scale), torch.addcmul(bias, values, x.scale, value=-1)
+    if torch.is_autocast_enabled(x.device.type):  # rounding must not tell x from -x
+        product = nn.functional.linear(x, weight)
+        return bias + product, bias - product
+    plus = nn.functional.linear(x, weight, bias)
+    return plus, 2 * bias - plus
+
+
+def times(x: Tensor | ScaledRows, factor: Tensor) -> Tensor | ScaledRows:
+    """x * factor."""
+    return ScaledRows(gathered(x.values) * factor, x.scale) if isinstance(x, ScaledRows) else x * factor
+
+
+class EdgeUpdate(NamedTuple):
+    """An update of edge features that is still to be done."""
+
+    module: nn.Module
+    """Called as module(edges, senders, receivers)."""
+
+    senders: Tensor
+    """What it reads of the senders, [B, S, ...] or, of sparse blocks, [S, ...]."""
+
+    receivers: Tensor
+    """What it reads of the receivers, [B, R, ...] or [R, ...]."""
+
+
+@dataclass(frozen=True)
+class Edges(ABC):
+    """The features e = matrix @ values + shift of a block of edges, with updates still to do.
+
+    Attributes:
+        values: raw features, K per edge; where `matrix` is None the features themselves.
+        matrix: [..., D, K], see the subclasses.
+        shift: [..., D]; None: zero.
+        updates: done in turn whenever the features are read.
+    """
+
+    values: Tensor
+    matrix: Tensor | None = None
+    shift: Tensor | None = None
+    updates: tuple[EdgeUpdate, ...] = ()
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor | ScaledRows:
+        """W e + bias, [B, R, S, out] or [E, out]; `ScaledRows` where e is one number times a vector and nothing is
+        added."""
+        if self.updates:
+            return linear(self.features(), weight, bias)
+        if self.matrix is None:
+            return linear(self.values, weight, bias)
+        matrix = weight @ self.matrix
+        if self.shift is not None:
+            shift = gathered(self._of_edges(nn.functional.linear(self.shift, weight)))
+            bias = shift if bias is None else bias + shift
+        if matrix.shape[-1] == 1:
+            vector = self._of_edges(matrix[..., 0])
+            return (
+                ScaledRows(vector, self.values) if bias is None else torch.addcmul(bias, gathered(vector), self.values)
+            )
+        if matrix.shape[:-2].numel() == 1:
+            return linear(self.values, matrix.flatten(0, -2), bias)
+        product = self._product(matrix)
+        return product if bias is None else product + bias
+
+    def features(self) -> Tensor:
+        """e with all updates done, [B, R, S, D] or [E, D]; for a block that has some, or that holds its features."""
+        block = replace(self, updates=())
+        for update in self.updates:
+            block = block.holding(update.module(block, update.senders, update.receivers))
+        return block.values
+
+    def holding(self, features: Tensor) -> Edges:
+        """The block with these features, [B, R, S, D] or [E, D]."""
+        return replace(self, values=features, matrix=None, shift=None, updates=())
+
+    @abstractmethod
+    def at_senders(self, x: Tensor) -> Tensor:
+        """Rows of senders on their edges, [B, S, ...] or [S, ...] -> what broadcasts to the features."""
+
+    @abstractmethod
+    def at_receivers(self, x: Tensor) -> Tensor:
+        """Rows of receivers on their edges, [B, R, ...] or [R, ...] -> what broadcasts to the features."""
+
+    @abstractmethod
+    def of_senders(self, p: Tensor) -> Tensor | GatheredRows:
+        """What all networks have in common at senders, [S, ...], or rows of senders, on their edges."""
+
+    @abstractmethod
+    def of_receivers(self, p: Tensor) -> Tensor | GatheredRows:
+        """What all networks have in common at receivers, [R, ...], or rows of receivers, on their edges."""
+
+    @abstractmethod
+    def times_senders(self, x: Tensor | ScaledRows, sent: Tensor) -> Tensor | ScaledRows:
+        """x * `at_senders(sent)`, for x = `linear` of the block."""
+
+    @abstractmethod
+    def sum(self, messages: Tensor | ScaledRows) -> Tensor:
+        """The sum of what comes to each receiver, [B, R, D] or [R, D]."""
+
+    @abstractmethod
+    def mean(self, messages: Tensor | ScaledRows) -> Tensor:
+        """The mean of what comes to each receiver, [B, R, D] or [R, D]; 0 where nothing comes."""
+
+    @property
+    @abstractmethod
+    def degree(self) -> int | Tensor:
+        """How many edges each receiver has: S, or [R, 1]."""
+
+    @property
+    @abstractmethod
+    def odd(self) -> int | Tensor:
+        """Which networks, or edges of a sparse block, are odd, as in `NodeContext`."""
+
+    @property
+    @abstractmethod
+    def num_edges(self) -> int:
+        """All of them."""
+
+    @property
+    @abstractmethod
+    def receivers_shape(self) -> torch.Size:
+        """(B, R) or (R,)."""
+
+    @abstractmethod
+    def parts(
+        self, num_edges: int, senders: Tensor | None, extra: Tensor | GatheredRows | None
+    ) -> list[list[tuple[Edges, Tensor | None, Tensor | GatheredRows | None]]]:
+        """The block in parts of about so many edges, with what each reads of senders and besides: parts of some
+        networks (outer list) and of some receivers (inner list)."""
+
+    @abstractmethod
+    def _of_edges(self, x: Tensor) -> Tensor | GatheredRows:
+        """Rows that belong to `matrix` or `shift`, on their edges."""
+
+    @abstractmethod
+    def _product(self, matrix: Tensor) -> Tensor:
+        """matrix @ values, for matrices that differ between edges."""
+
+
+@dataclass(frozen=True)
+class DenseEdges(Edges):
+    """All edges from one layer of nodes to the next, of B networks of one architecture.
+
+    Attributes:
+        values: [B, R, S, K]; where `matrix` is None [B, R, S, D].
+        matrix: [R or 1, S or 1, D, K].
+        shift: [R or 1, S or 1, D]; None: zero.
+        updates: as in `Edges`.
+        odd: in a batch of mixed activations, the odd networks, as in `NodeContext`.
+    """
+
+    odd: int | Tensor = 0
+
+    @property
+    def num_edges(self) -> int:
+        """B R S."""
+        return self.values.shape[:3].numel()
+
+    @property
+    def receivers_shape(self) -> torch.Size:
+        """(B, R)."""
+        return self.values.shape[:2]
+
+    @property
+    def degree(self) -> int:
+        """S."""
+        return self.values.shape[2]
+
+    def at_senders(self, x: Tensor) -> Tensor:
+        """[B, S, ...] -> [B, 1, S, ...]."""
+        return x[:, None]
+
+    def at_receivers(self, x: Tensor) -> Tensor:
+        """[B, R, ...] -> [B, R, 1, ...]."""
+        return x[:, :, None]
+
+    def of_senders(self, p: Tensor) -> Tensor:
+        """[S or 1, ...] -> [1, S or 1, ...]."""
+        return p[None]
+
+    def of_receivers(self, p: Tensor) -> Tensor:
+        """[R or 1, ...] -> [R or 1, 1, ...]."""
+        return p[:, None]
+
+    def times_senders(self, x: Tensor | ScaledRows, sent: Tensor) -> Tensor | ScaledRows:
+        """x * sent [B, S, D]."""
+        return times(x, sent[:, None])
+
+    def sum(self, messages: Tensor | ScaledRows) -> Tensor:
+        """[B, R, S, D] -> [B, R, D]."""
+        return messages.sum_senders() if isinstance(messages, ScaledRows) else messages.sum(2)
+
+    def mean(self, messages: Tensor | ScaledRows) -> Tensor:
+        """[B, R, S, D] -> [B, R, D]."""
+        return self.sum(messages) / self.degree
+
+    def parts(
+        self, num_edges: int, senders: Tensor | None, extra: Tensor | None
+    ) -> list[list[tuple[DenseEdges, Tensor | None, Tensor | None]]]:
+        """See `Edges`; extra [R or 1, S or 1, ...]."""
+        num_networks, num_receivers, num_senders = self.values.shape[:3]
+        networks = max(1, num_edges // (num_receivers * num_senders))
+        # what is done once per sender and piece should not outweigh what is done per edge
+        receivers = min(num_receivers, max(4, num_edges // num_senders))
+        sent = [None] * num_networks if senders is None else senders.split(networks)
+        return [
+            [(part, sent[row], _receivers(extra, column * receivers, receivers)) for column, part in enumerate(parts)]
+            for row, parts in enumerate(self.split(networks, receivers))
+        ]
+
+    def split(self, networks: int, receivers: int) -> list[list[DenseEdges]]:
+        """The block in parts of so many networks (outer list) and receivers (inner list)."""
+
+        def parts(tensor: Tensor) -> list[tuple[Tensor, ...]]:
+            return [part.split(receivers, dim=1) for part in tensor.split(networks)]
+
+        values = parts(self.values)
+        updates = [(u.module, u.senders.split(networks), parts(u.receivers)) for u in self.updates]
+        return [
+            [
+                DenseEdges(
+                    part,
+                    _receivers(self.matrix, column * receivers, receivers),
+                    _receivers(self.shift, column * receivers, receivers),
+                    tuple(EdgeUpdate(module, s[row], r[row][column]) for module, s, r in updates),
+                    min(max(self.odd - row * networks, 0), len(part)),
+                )
+                for column, part in enumerate(columns)
+            ]
+            for row, columns in enumerate(values)
+        ]
+
+    def _of_edges(self, x: Tensor) -> Tensor:
+        return x[None]
+
+    def _product(self, matrix: Tensor) -> Tensor:
+        return torch.einsum("rsdk,brsk->brsd", matrix.expand(*self.values.shape[1:3], -1, -1), self.values)
+
+
+@dataclass(frozen=True)
+class EdgeIndex:
+    """From which row to which row edges go, one by one.
+
+    Attributes:
+        sender: [E] long.
+        receiver: [E] long, ascending.
+        type: [E] long.
+        num_receivers: R.
+        num_odd: edges to odd receivers, which come first.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    type: Tensor
+    num_receivers: int
+    num_odd: int = 0
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return len(self.receiver)
+
+    @cached_property
+    def degree(self) -> Tensor:
+        """[R, 1], edges to each receiver."""
+        return self.receiver.bincount(minlength=self.num_receivers)[:, None]
+
+    @cached_property
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Type and sender of each pair that occurs, [P] long, and the pair of each edge, [E] long."""
+        num_senders = int(self.sender.max()) + 1
+        pairs, pair = (self.type * num_senders + self.sender).unique(return_inverse=True)
+        return pairs // num_senders, pairs % num_senders, pair
+
+    @cached_property
+    def by_type(self) -> ByTypes:
+        """The edges, type by type."""
+        return ByTypes.of(self.type)
+
+    def parts(self, num_edges: int) -> list[tuple[slice, slice, EdgeIndex]]:
+        """Parts of about so many edges, each with all edges of its receivers: which edges, and which receivers."""
+        starts = nn.functional.pad(self.receiver.bincount(minlength=self.num_receivers).cumsum(0), (1, 0)).cpu()
+        last = max(self.num_edges, num_edges)
+        cuts = torch.searchsorted(starts, torch.arange(num_edges, last, num_edges)).unique()
+        cuts = cuts[starts[cuts] < self.num_edges]
+        receivers = torch.cat([cuts.new_zeros(1), cuts, cuts.new_full((1,), self.num_receivers)])
+        edges = starts[receivers].tolist()
+        return [
+            (slice(*some), slice(*rows), self._part(slice(*some), slice(*rows)))
+            for some, rows in zip(pairwise(edges), pairwise(receivers.tolist()), strict=True)
+        ]
+
+    def _part(self, edges: slice, receivers: slice) -> EdgeIndex:
+        """Some of the edges."""
+        return EdgeIndex(
+            self.sender[edges],
+            self.receiver[edges] - receivers.start,
+            self.type[edges],
+            receivers.stop - receivers.start,
+            min(max(self.num_odd - edges.start, 0), edges.stop - edges.start),
+        )
+
+
+class ByTypes(NamedTuple):
+    """Rows of several types, type by type."""
+
+    order: Tensor
+    """[E] long, the rows of the first type, then those of the next."""
+
+    sizes: list[int]
+    """How many there are of each."""
+
+    @classmethod
+    def of(cls, types: Tensor) -> ByTypes:
+        """Of rows of these types, [E] long."""
+        return cls(types.argsort(stable=True), types.bincount().tolist())
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """weight[type] x for each row: [E, K] and [T, D, K] -> [E, D]."""
+        parts = x.index_select(0, self.order).split(self.sizes)
+        new = torch.cat([nn.functional.linear(part, own) for part, own in zip(parts, weight, strict=False)])
+        return new.index_select(0, self.order.argsort())
+
+
+def sum_rows(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """The sum of all rows with one index, [n, D] and [n] long -> [num_rows, D]; in mixed precision in float32, as
+    torch's own sums."""
+    if torch.is_autocast_enabled(rows.device.type):
+        rows = rows.float()
+    return rows.new_zeros(num_rows, rows.shape[1]).index_add(0, index, rows)
+
+
+def linear_by_type(x: Tensor, weight: Tensor, types: Tensor) -> Tensor:
+    """weight[type] x for each row: [n, K], [T, D, K] (T = 1: the same for all types) and [n] -> [n, D]."""
+    return nn.functional.linear(x, weight[0]) if len(weight) == 1 else ByTypes.of(types).linear(x, weight)
+
+
+@dataclass(frozen=True)
+class SparseEdges(Edges):
+    """Edges of networks of any architectures, whose ends are rows of all networks.
+
+    Attributes:
+        values: [E, K]; where `matrix` is None [E, D].
+        matrix: [T or 1, D, K], by type.
+        shift: [T, D], by type; None: zero.
+        updates: as in `Edges`.
+        incidence: the ends.
+    """
+
+    incidence: EdgeIndex = field(kw_only=True)
+
+    @property
+    def odd(self) -> int:
+        """The first so many edges go to odd receivers."""
+        return self.incidence.num_odd
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return len(self.values)
+
+    @property
+    def receivers_shape(self) -> torch.Size:
+        """(R,)."""
+        return torch.Size([self.incidence.num_receivers])
+
+    @property
+    def degree(self) -> Tensor:
+        """[R, 1]."""
+        return self.incidence.degree
+
+    def at_senders(self, x: Tensor) -> Tensor:
+        """[S, ...] -> [E, ...]."""
+        return x.index_select(0, self.incidence.sender)
+
+    def at_receivers(self, x: Tensor) -> Tensor:
+        """[R, ...] -> [E, ...]."""
+        return x.index_select(0, self.incidence.receiver)
+
+    def of_senders(self, p: Tensor) -> GatheredRows:
+        """[S, ...] -> [E, ...]."""
+        return GatheredRows(p, self.incidence.sender)
+
+    def of_receivers(self, p: Tensor) -> GatheredRows:
+        """[R, ...] -> [E, ...]."""
+        return GatheredRows(p, self.incidence.receiver)
+
+    def times_senders(self, x: Tensor | ScaledRows, sent: Tensor) -> Tensor | ScaledRows:
+        """x * sent [S, D]; where x is a vector per type times a number, once per pair of a type and a sender."""
+        if not isinstance(x, ScaledRows):
+            return x * self.at_senders(sent)
+        types, senders, pair = self.incidence.pairs
+        vectors = x.values.values.index_select(0, types) if isinstance(x.values, GatheredRows) else x.values
+        return ScaledRows(GatheredRows(vectors * sent.index_select(0, senders), pair), x.scale)
+
+    def sum(self, messages: Tensor | ScaledRows) -> Tensor:
+        """[E, D] -> [R, D]."""
+        messages = messages.product() if isinstance(messages, ScaledRows) else messages
+        return sum_rows(messages, self.incidence.receiver, self.incidence.num_receivers)
+
+    def mean(self, messages: Tensor | ScaledRows) -> Tensor:
+        """[E, D] -> [R, D]."""
+        return self.sum(messages) / self.degree.clamp_min(1)
+
+    def parts(
+        self, num_edges: int, senders: Tensor | None, extra: GatheredRows | None
+    ) -> list[list[tuple[SparseEdges, Tensor | None, GatheredRows | None]]]:
+        """See `Edges`."""
+        return [
+            [
+                (
+                    replace(self, values=self.values[edges], updates=updates, incidence=incidence),
+                    senders,
+                    None if extra is None else GatheredRows(extra.values, extra.index[edges]),
+                )
+            ]
+            for edges, receivers, incidence in self.incidence.parts(num_edges)
+            for updates in [tuple(u._replace(receivers=u.receivers[receivers]) for u in self.updates)]
+        ]
+
+    def _of_edges(self, x: Tensor) -> Tensor | GatheredRows:
+        return x if len(x) == 1 else GatheredRows(x, self.incidence.type)
+
+    def _product(self, matrix: Tensor) -> Tensor:
+        return self.incidence.by_type.linear(self.values, matrix)
+
+
+def _receivers(tensor: Tensor | None, start: int, count: int) -> Tensor | None:
+    """Rows of [R or 1, ...] that belong to some receivers."""
+    return tensor if tensor is None or len(tensor) == 1 else tensor[start : start + count]

@@ -1,0 +1,139 @@
+"""`python -m scalegmn.experiments.bundles --checkpoint RUN --out DIR`: a trained model as one folder to pass on, a bundle.
+
+`model.safetensors` (parameters, and the normalisation of inputs), `config.json` (complete configuration, the run's
+summary: task, data, networks, metrics, versions) and `README.md`, a model card. Whatever takes `--checkpoint RUN` takes
+a bundle too, as does `scalegmn.load` in Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, weights_file
+from scalegmn.reporting.errors import user_errors
+from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
+
+SCRIPTS = {
+    "classification": "inr_classification.py",
+    "generalization": "predicting_generalization.py",
+    "editing": "inr_editing.py",
+}
+"""Task -> the script that trains it."""
+
+PREDICTS = {
+    "classification": "The class of a network, such as what the image shows that an INR stores: probabilities.",
+    "generalization": "The test accuracy of a network, from 0 to 1, from its weights alone.",
+    "editing": "Changes of a network's parameters, so that the image which an INR stores is edited (`{style}`).",
+}
+
+
+def write_bundle(run: Path, out: Path) -> None:
+    """Writes the model of a finished run as a bundle, whole or not at all.
+
+    Raises:
+        ValueError: the run is not finished or damaged, or `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"--out: {out} exists already")
+    model, weights = load(run), weights_file(run).read_bytes()
+    content: dict[str, Any] = {
+        "format": BUNDLE,
+        "config": model.config.content(),
+        "normalization": [name for name in model.metanetwork(model.spec).state_dict() if "normalization." in name],
+        "summary": model.summary,
+        "model_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    content["sha256"] = description_sha256(content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f"{out.name}.{uuid4().hex}.tmp")
+    with removed_on_failure(staging):
+        staging.mkdir()
+        write_atomic(staging / "model.safetensors", weights)
+        write_json(staging / "config.json", content)
+        write_atomic(staging / "README.md", model_card(model, out.name))
+        os.rename(staging, out)
+
+
+def model_card(model: TrainedModel, name: str) -> str:
+    """What people should know of a model, as Markdown."""
+    config, summary, data = model.config, model.summary, model.summary["data"]
+    sizes = ", ".join(f"{number:,} {split}" for split, number in data["networks"].items())
+    kinds, reads = str(model.spec), f"networks such as {model.spec}, some models also with wider hidden layers"
+    if model.num_architectures > 1:
+        kinds = f"{model.num_architectures:,} architectures within {model.spec}"
+        reads = f"networks of any architecture within {model.spec}, some models also with wider hidden layers"
+    metrics = [f"| {key} | {value:.4f} |" for key, value in summary.items() if key.startswith(("test_", "val_"))]
+    claims = sorted({*config.model_config.exact_symmetries, *model.canonical})
+    edits = " --out EDITED" if model.task == "editing" else ""
+    versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
+    limits = [
+        f"It reads {reads}; others are refused.",
+        "The figures hold for networks made as those above. Others may get answers that are far off, without warning.",
+    ]
+    limits += {
+        "classification": ["Probabilities are not calibrated, and there is no answer for what is none of the classes."],
+        "generalization": ["Accuracies are those on the task that the training networks were trained for."],
+        "editing": ["Edited networks keep their architecture and the names in their files, not their training loss."],
+    }[model.task]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            PREDICTS[model.task].format(style=config.data.style_function),
+            f"A `{config.model}` metanetwork, {summary['parameters']:,} parameters, made with scalegmn.",
+            "",
+            "```",
+            f"python -m scalegmn.experiments.predict --checkpoint {name} NET...{edits}",
+            "```",
+            "",
+            f"or `model = scalegmn.load({name!r})`, `model(params)`.",
+            "",
+            "## Data",
+            "",
+            f"- Zoo `{data['zoo']}`, sha256 {data['sha256']}, read {data['read']}.",
+            f"- Networks: {sizes}; {kinds}.",
+            "",
+            "## Metrics",
+            "",
+            f"Of the epoch that was best on the validation split ({summary['best_epoch']}), by",
+            f"`python {SCRIPTS[model.task]} --conf {name}/config.json`.",
+            "",
+            "| metric | value |",
+            "| --- | ---: |",
+            *metrics,
+            "",
+            "## Symmetries",
+            "",
+            f"Keeps exactly: {', '.join(claims) or 'none'}.",
+            f"Measured by `python -m scalegmn.experiments.symmetry_report --checkpoint {name}`, which reads the zoo.",
+            "",
+            "## Limits",
+            "",
+            *(f"- {limit}" for limit in limits),
+            "",
+            f"Versions: {versions}; git commit {summary['git_commit']}.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scalegmn.experiments.bundles", description=__doc__.split(": ", 1)[1]
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
+    arguments = parser.parse_args()
+    with user_errors():
+        write_bundle(arguments.checkpoint, arguments.out)
+        print(f"{arguments.out}: read it with --checkpoint {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

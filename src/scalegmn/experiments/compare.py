@@ -1,0 +1,370 @@
+"""`python -m scalegmn.experiments.compare --conf compare.yml [--out DIR]`: models beside each other, on one zoo and over seeds,
+with what each costs.
+
+Every model gets the same budget: the same seeds, and the same small grid of settings, of which it keeps those that are
+best on the validation split with the first seed. The same command goes on where it stopped. All numbers are read from
+the run folders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalegmn.configuration.parsing import leaves, parse
+from scalegmn.experiments.config import Config, changed_keys, read_config
+from scalegmn.experiments.processes import OUR_KEYS, POLL_SECONDS, last_line, only_here, started, word, words
+from scalegmn.experiments.report import RunRecord, read_run
+from scalegmn.reporting.errors import user_errors
+from scalegmn.reporting.figures import results_and_costs
+from scalegmn.reporting.files import write_atomic
+from scalegmn.reporting.run_folder import write_csv
+
+HOW_READ = ("switch_to_canon", "canonicalize", "augment")
+"""Of the section `data`, what may differ between models; the others say which networks there are."""
+
+
+COLUMNS = {"networks_per_second": "networks/s", "memory_gb": "peak memory [GB]"}
+"""Names of columns in table.md that are not those of table.csv."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which models to compare, and how much each may try."""
+
+    script: str = "inr_classification.py"
+    """The script of every run."""
+
+    models: dict[str, Any] = field(default_factory=dict)
+    """Name of a model: {conf: FILE}, and settings of this model alone, which win."""
+
+    common: dict[str, Any] = field(default_factory=dict)
+    """Settings of all models, such as train_args.num_epochs: 5; they win over the files."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each model for each seed."""
+
+    tune: dict[str, Any] = field(default_factory=dict)
+    """Lists of values by dotted key: each model keeps the combination that is best on the validation split with the
+    first seed."""
+
+    processes: int = 1
+    """Runs at the same time, each with its share of the cores."""
+
+    out: str = "comparisons/comparison"
+    """Folder for table.md, table.csv, figure.png, tuning.csv and the runs."""
+
+    def __post_init__(self) -> None:
+        problems = [] if self.models else ["models: found none, expected at least one, as NAME: {conf: FILE}"]
+        for name, entry in self.models.items():
+            if not re.fullmatch(r"[\w+-][\w.+ -]*", str(name)):
+                problems.append(f"models.{name}: found a name that is no folder's, expected letters, digits, . + - _")
+            if not isinstance(entry, dict) or not isinstance(entry.get("conf"), str):
+                problems.append(f"models.{name}: found {entry}, expected {{conf: FILE}} and settings")
+                continue
+            settings = self.settings(name)
+            problems += [f"{key}: not in a comparison" for key in OUR_KEYS if key in settings]
+            problems += ["train_args.seed: not in a comparison, use seeds"] if "train_args.seed" in settings else []
+            both = [key for key in self.tune if key in settings]
+            problems += [f"{key}: found in tune and in the settings of {name}, expected in one of them" for key in both]
+        for key, values in self.tune.items():
+            if not isinstance(values, list) or not values or len({*map(word, values)}) < len(values):
+                problems.append(f"tune.{key}: found {values}, expected a list of different values")
+        if not self.seeds or min(self.seeds) < 0 or len({*self.seeds}) < len(self.seeds):
+            problems.append(f"seeds: found {list(self.seeds)}, expected different numbers from 0 on")
+        if self.processes < 1:
+            problems.append(f"processes: found {self.processes}, expected at least 1")
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+
+    @property
+    def threads(self) -> int:
+        """Of each run."""
+        return max(1, (os.cpu_count() or 1) // self.processes)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """A model's settings by dotted key, but for those that are tuned."""
+        own = {key: value for key, value in self.models[name].items() if key != "conf"}
+        return {**dict(leaves(self.common)), **dict(leaves(own))}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a comparison may need."""
+
+    model: str
+    """Name of the model."""
+
+    tuned: dict[str, Any]
+    """Values of the keys that are tuned."""
+
+    config: Config
+    """Of the run, with its seed and folder."""
+
+    command: list[str]
+    """The script and its words."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return Path(self.config.run_dir)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has its results."""
+        return (self.folder / "summary.json").exists()
+
+
+def plan(config: CompareConfig) -> list[PlannedRun]:
+    """Each model with each combination of what is tuned and each seed.
+
+    Raises:
+        ValueError: the script is missing, settings are refused, or models read different networks.
+    """
+    if not Path(config.script).is_file():
+        raise ValueError(f"script: {config.script}: no such file")
+    runs: list[PlannedRun] = []
+    problems = []
+    for name, entry in config.models.items():
+        for values in itertools.product(*config.tune.values()):
+            tuned = dict(zip(config.tune, values, strict=True))
+            command = [config.script, *words([entry["conf"]], {**config.settings(name), **tuned})]
+            try:
+                own = read_config(command[1:])
+            except ValueError as error:  # settings are words on a command line that the user has not written
+                problems.append(f"models.{name}: {str(error).replace('command line: ', '')}")
+                continue
+            folder = Path(config.out, name, _name(tuned))
+            for seed in config.seeds:
+                run_dir = str(folder / f"seed_{seed}")
+                content = replace(own, train_args=replace(own.train_args, seed=seed), run_dir=run_dir)
+                said = [f"--train_args.seed={seed}", f"--run_dir={run_dir}", "--resume=auto"]
+                runs.append(PlannedRun(name, tuned, content, [*command, *said]))
+    first = asdict(runs[0].config.data) if runs else {}
+    for run in runs:
+        for key, value in asdict(run.config.data).items():
+            if value != first[key] and key not in HOW_READ:
+                problems.append(f"models.{run.model}: data.{key}: found {value}, {runs[0].model} has {first[key]}")
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))
+    return runs
+
+
+def _name(tuned: Mapping[str, Any]) -> str:
+    """The folder of a combination of values; none when nothing is tuned."""
+    return ",".join(f"{_last(key)}={word(value)}" for key, value in tuned.items()).replace("/", "_")
+
+
+def _last(key: str) -> str:
+    """The last part of a dotted key."""
+    return key.rpartition(".")[2]
+
+
+def compare(config: CompareConfig) -> list[Path]:
+    """Trains what is missing, writes the tables and the figure, prints the table.
+
+    Returns:
+        The folders of runs that failed.
+
+    Raises:
+        ValueError: as `plan`; the folder holds runs of other configurations or networks, or is in use.
+    """
+    runs, out = plan(config), Path(config.out)
+    with only_here(out, "comparison"):
+        for run in runs:
+            _check(run)
+        trials = [run for run in runs if run.config.train_args.seed == config.seeds[0]]
+        failed = train(config, trials)
+        chosen = {name: choose([run for run in trials if run.model == name]) for name in config.models}
+        if config.tune:
+            write_csv(out / "tuning.csv", [_trial(run, run.tuned == chosen[run.model]) for run in trials])
+        runs = [run for run in runs if run.tuned == chosen[run.model]]
+        failed += train(config, [run for run in runs if run not in trials])
+        runs = [run for run in runs if run.is_finished]
+        if not runs:
+            return failed
+        networks = _networks(runs)
+        rows = [row(name, chosen[name] or {}, [run for run in runs if run.model == name]) for name in config.models]
+        text = f"{table(rows)}\n\n{conditions(config, runs, networks)}\n"
+        write_csv(out / "table.csv", rows)
+        write_atomic(out / "table.md", text)
+        metric = next(key for found in rows for key in found if key.startswith("test_"))
+        points = {
+            found["model"]: (found["seconds"], found[metric], found[f"{metric}_std"] or 0.0)
+            for found in rows
+            if found["seeds"]
+        }
+        results_and_costs(out / "figure.png", points, metric.replace("_", " ", 1))
+    print(f"\n{text}\nresults: {out}")
+    return failed
+
+
+def _check(run: PlannedRun) -> None:
+    """Raises ValueError when the run's folder holds a run of another configuration."""
+    if (run.folder / "config.yml").exists():
+        read_run(run.folder, run.model)  # names damaged files
+        changed = changed_keys(run.config, run.folder / "config.yml")
+        if changed:
+            remedy = "leave it so, or choose another --out"
+            raise ValueError(f"{run.folder} was trained with {', '.join(changed)}; {remedy}")
+
+
+def train(config: CompareConfig, runs: Sequence[PlannedRun]) -> list[Path]:
+    """Trains those that are not finished, `processes` at a time; the folders of those that failed."""
+    waiting, running, failed = [run for run in runs if not run.is_finished], [], []
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < config.processes:
+                run = waiting.pop(0)
+                log = run.folder.with_name(f"{run.folder.name}.log")
+                log.parent.mkdir(parents=True, exist_ok=True)
+                process = started(run.command, log, OMP_NUM_THREADS=str(config.threads))
+                running.append((run, stack.enter_context(process), log))
+            time.sleep(POLL_SECONDS)
+            for run, process, log in [one for one in running if one[1].poll() is not None]:
+                running.remove((run, process, log))
+                if process.returncode == 0:
+                    found = results(read_run(run.folder, run.model))
+                    said = {key: value for key, value in found.items() if key.startswith(("test_", "val_"))}
+                    shown = [f"{key} {value:.4f}" for key, value in said.items()]
+                    print(f"{run.folder}: {', '.join(shown)}, {found['seconds']:.0f} s", flush=True)
+                else:
+                    failed.append(run.folder)
+                    said = last_line(log.read_text())
+                    print(f"{run.folder}: failed, exit code {process.returncode}: {said}", file=sys.stderr, flush=True)
+    return failed
+
+
+def results(run: RunRecord) -> dict[str, float]:
+    """What a finished run is compared by: its task's metric on both splits, and what it cost.
+
+    `networks_per_second`: trained, over all epochs. `memory_gb`: the largest of all epochs. A metric that was never
+    finite on the validation split is nan.
+    """
+    metric, summary = run.summary["monitor"]["name"], run.summary
+    return {
+        **{f"{split}_{metric}": summary.get(f"{split}_{metric}", math.nan) for split in ("test", "val")},
+        "parameters": summary["parameters"],
+        "networks_per_second": statistics.harmonic_mean([epoch["networks_per_second"] for epoch in run.rows]),
+        "memory_gb": max(epoch["memory_gb"] for epoch in run.rows),
+        "seconds": summary["seconds"],
+    }
+
+
+def choose(trials: Sequence[PlannedRun]) -> dict[str, Any] | None:
+    """The tuned values of the trial that is best on the validation split; None when there are several and none has
+    finished."""
+    if len(trials) == 1:
+        return trials[0].tuned
+
+    def value(trial: PlannedRun) -> float:
+        run = read_run(trial.folder, trial.model)
+        monitor = run.summary["monitor"]
+        found = results(run)[f"val_{monitor['name']}"]
+        return -math.inf if math.isnan(found) else found if monitor["maximize"] else -found
+
+    finished = [trial for trial in trials if trial.is_finished]
+    return max(finished, key=value).tuned if finished else None
+
+
+def _trial(run: PlannedRun, is_chosen: bool) -> dict[str, Any]:
+    """A row of tuning.csv: of a trial's results, those of the validation split."""
+    found = results(read_run(run.folder, run.model)) if run.is_finished else {}
+    found = {key: value for key, value in found.items() if key.startswith("val_") or key == "seconds"}
+    return {"model": run.model, **run.tuned, "seed": run.config.train_args.seed, "chosen": is_chosen, **found}
+
+
+def row(model: str, tuned: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """A model's row of the table, over its finished runs.
+
+    The mean and, as `_std`, the standard deviation (n - 1) of the metric on both splits; mean networks per second and
+    seconds of a run, the largest memory; the number of runs as `seeds`.
+    """
+    finished = [results(read_run(run.folder, model)) for run in runs]
+    found: dict[str, Any] = {"model": model, **tuned}
+    for key in finished[0] if finished else ():
+        values = [one[key] for one in finished]
+        if key.startswith(("test_", "val_")):
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # which knows nan
+            found |= {key: statistics.fmean(values), f"{key}_std": spread}
+        else:
+            found[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)
+    return {**found, "seeds": len(finished)}
+
+
+def _networks(runs: Sequence[PlannedRun]) -> str:
+    """The zoo of finished runs, and how many of its networks.
+
+    Raises:
+        ValueError: runs have read different ones.
+    """
+    found = {run.folder: read_run(run.folder, run.model).summary["data"] for run in runs}
+    (first, data), *others = found.items()
+    for folder, own in others:
+        if (own["sha256"], own["networks"]) != (data["sha256"], data["networks"]):
+            raise ValueError(
+                f"{folder} was trained on other networks than {first}; remove one, or choose another --out"
+            )
+    sizes = ", ".join(f"{number:,} {split}" for split, number in data["networks"].items())
+    return f"{data['zoo']} (sha256 {data['sha256'][:12]}; {sizes} networks)"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows in Markdown, means with their standard deviations."""
+    names = [key for key in dict.fromkeys(key for found in rows for key in found) if not key.endswith("_std")]
+    names.sort(key=lambda key: (key != "model", key == "seeds"))  # those of a model without runs are fewer
+    lines = [[COLUMNS.get(key, _last(key).replace("_", " ", 1)) for key in names]]
+    lines += [[_cell(found, key) for key in names] for found in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |" for line in lines
+    )
+
+
+def _cell(found: Mapping[str, Any], key: str) -> str:
+    """A value of a row, as people read it."""
+    value = found.get(key)
+    if key.startswith(("test_", "val_")) and value is not None:
+        spread = found[f"{key}_std"]
+        return f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
+    digits = {"networks_per_second": ",.0f", "memory_gb": ".2f", "seconds": ",.0f", "parameters": ","}
+    return "" if value is None else format(value, digits.get(key, "")) if key in digits else word(value)
+
+
+def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str) -> str:
+    """What all models had in common, as a sentence below the table."""
+    epochs = " or ".join(map(str, sorted({run.config.train_args.num_epochs for run in runs})))
+    tuned = [f"{key} among {', '.join(map(word, values))}" for key, values in config.tune.items()]
+    budget = f"; {' and '.join(tuned)}, chosen on the validation split with seed {config.seeds[0]}" if tuned else ""
+    seeds = ", ".join(map(str, config.seeds))
+    return (
+        f"{networks}. Every model: epochs at most {epochs}{budget}; then mean +- standard deviation (n - 1) over seeds "
+        f"{seeds}. Seconds: of one run; threads of each: {config.threads}."
+    )
+
+
+def main() -> None:
+    """Reads the configuration, compares; exit code 1 when a run has failed."""
+    with user_errors():
+        failed = compare(parse(CompareConfig, prog="python -m scalegmn.experiments.compare"))
+    if failed:
+        names = ", ".join(map(str, failed))
+        print(f"error: {len(failed)} failed ({names}); the same command tries them again", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

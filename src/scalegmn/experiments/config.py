@@ -1,0 +1,262 @@
+"""The configuration of a run, and models from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from scalegmn.configuration.parsing import leaves, parse, read_yaml, split_arguments
+from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.models import (
+    MODELS,
+    DWSNetConfig,
+    FlatMLPConfig,
+    NFNConfig,
+    NGGNNConfig,
+    NGTConfig,
+    ProbeGenConfig,
+    ScaleGMNConfig,
+    StatNNConfig,
+)
+from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.networks import NetSpec
+from scalegmn.reporting.run_folder import Run, TensorBoard, Wandb, WandbConfig
+from scalegmn.training.config import TrainConfig
+from scalegmn.training.optimization import OptimizationConfig
+from scalegmn.zoos.loader import DataConfig, open_data
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: data, model, training."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The networks to learn from."""
+
+    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "statnn", "mlp"] = "scalegmn"
+    """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
+
+    scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
+    """ScaleGMN."""
+
+    ng_gnn_args: NGGNNConfig = field(default_factory=NGGNNConfig)
+    """NG-GNN, the graph network of Neural Graphs."""
+
+    ng_t_args: NGTConfig = field(default_factory=NGTConfig)
+    """NG-T, the transformer of Neural Graphs."""
+
+    dwsnet_args: DWSNetConfig = field(default_factory=DWSNetConfig)
+    """DWSNet."""
+
+    nfn_args: NFNConfig = field(default_factory=NFNConfig)
+    """Neural functional network."""
+
+    probegen_args: ProbeGenConfig = field(default_factory=ProbeGenConfig)
+    """ProbeGen."""
+
+    statnn_args: StatNNConfig = field(default_factory=StatNNConfig)
+    """An MLP of statistics of the weights."""
+
+    mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
+    """An MLP of all parameters."""
+
+    train_args: TrainConfig = field(default_factory=TrainConfig)
+    """How long to train, and from which seed."""
+
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    """How the model is fitted."""
+
+    wandb_args: WandbConfig = field(default_factory=WandbConfig)
+    """Where the run goes in Weights & Biases."""
+
+    batch_size: int = 128
+    """Networks per batch."""
+
+    wandb: bool = False
+    """Log to Weights & Biases as well."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files as well."""
+
+    debug: bool = False
+    """Try the code out: 16 networks per split."""
+
+    run_dir: str | None = None
+    """Folder for results; null: runs/<config name>/<time>."""
+
+    resume: str | None = None
+    """Go on with an unfinished run, as if it had never stopped: its folder; or auto: run_dir, or else the newest in
+    runs/<config name> that has this configuration, if there is one, and a new run if there is none."""
+
+    def __post_init__(self) -> None:
+        problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
+        if self.model not in MODELS:
+            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(MODELS)}")
+        for name, model in MODELS.items():
+            if name != self.model and getattr(self, f"{name}_args") != model():
+                problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The section of the chosen model."""
+        return getattr(self, f"{self.model}_args")
+
+    def content(self) -> dict[str, Any]:
+        """All fields of a run but `run_dir` and `resume`, of models only the chosen one, as lists, dictionaries and
+        plain values."""
+        others = {f"{name}_args" for name in MODELS if name != self.model}
+        content = _plain(asdict(replace(self, run_dir=None, resume=None)))
+        return {item.name: content[item.name] for item in fields(Config) if item.name not in others}
+
+    def to_yaml(self) -> str:
+        """`content`, such that `--conf` reads it back to an equal configuration."""
+        return yaml.safe_dump(self.content(), sort_keys=False)
+
+
+@dataclass(frozen=True)
+class ScriptConfig(Config):
+    """A run, or several that differ in their seed."""
+
+    seeds: str | None = None
+    """Numbers such as 0,1,2: a run for each seed, in sub-folders of run_dir, then mean and standard deviation of their
+    test metrics. Runs that are finished are not repeated."""
+
+    dry_run: bool = False
+    """Only say what would be read and trained, with how many parameters, steps and how much memory; write nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        if self.seeds is not None and self.resume is not None and self.run_dir is None:
+            raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def read_config(
+    arguments: Sequence[str] | None = None, config_class: type[AnyConfig] = Config, prog: str | None = None
+) -> AnyConfig:
+    """The configuration from command line words (None: the process's own); see `cli.parse`.
+
+    Published files and bundles are understood (`_settings`). The configuration of a run to go on with (`resume`) and,
+    where the class has a field `checkpoint`, of that run or bundle, come before all `--conf` files.
+    """
+    files, words = split_arguments(arguments)
+    keys = {"resume", "checkpoint"} & {item.name for item in fields(config_class)}
+    for key, _, run in (word.partition("=") for word in words):
+        if key.removeprefix("--") in keys and (key, run) != ("--resume", "auto"):
+            file = config_file(Path(run)) if key == "--checkpoint" else Path(run, "config.yml")
+            if not file.is_file():
+                raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
+            files = [str(file), *files]
+    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, _settings)
+
+
+def config_file(run: Path) -> Path:
+    """Where the configuration of a bundle or of a run is."""
+    return run / ("config.json" if (run / "config.json").is_file() else "config.yml")
+
+
+def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a file, but for `overrides` such as `"batch_size=64"`; raises ValueError."""
+    words = (f"--{word.removeprefix('--')}" for word in overrides)
+    return parse(Config, ["--conf", str(file), *words], translate=_settings)
+
+
+def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
+    is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
+    return (content["config"], []) if is_bundle else translate_file(content)
+
+
+def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
+    """The configuration with `run_dir` filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`; or the
+    run to go on with.
+
+    Raises:
+        ValueError: `run_dir` and `resume` name different folders.
+    """
+    if config.resume not in (None, "auto"):
+        if config.run_dir not in (None, config.resume):
+            raise ValueError(f"--run_dir {config.run_dir}, but --resume {config.resume}: leave out --run_dir")
+        return replace(config, run_dir=config.resume)
+    if config.run_dir is not None:
+        return config
+    files, _ = split_arguments(arguments)
+    path = Path(files[-1]).resolve() if files else None
+    name = f"{path.parent.name}-{path.stem}" if path else "default"
+    for run in sorted(Path("runs", name).glob("*/config.yml"), reverse=True) if config.resume == "auto" else ():
+        if not (run.parent / "summary.json").exists() and not changed_keys(config, run):
+            return replace(config, run_dir=str(run.parent))
+    folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}-again")
+    return replace(config, run_dir=str(folder))
+
+
+def start_run(config: Config) -> Run:
+    """The run folder of a configuration.
+
+    Raises:
+        ValueError: it cannot be begun there (`Run`), or the run to go on with has another configuration.
+    """
+    folder = Path(config.run_dir)
+    if config.resume is not None and (folder / "config.yml").exists():
+        changed = changed_keys(config, folder / "config.yml")
+        if changed:
+            raise ValueError(
+                f"--resume: {folder} was started with {', '.join(changed)}; leave it so, or start a new run"
+            )
+    loggers = [TensorBoard()] if config.tensorboard else []
+    loggers += [Wandb(config.wandb_args)] if config.wandb else []
+    return Run(folder, config.to_yaml(), config.content(), loggers, config.resume is not None)
+
+
+def changed_keys(config: Config, file: Path) -> list[str]:
+    """`key value (found own value)` for each setting that a run's config.yml has and the configuration has not; where a
+    run trains does not count."""
+    stored, own = (dict(leaves(content)) for content in (read_yaml(file), config.content()))
+    return [
+        f"{key} {stored.get(key)} (found {own.get(key)})"
+        for key in {**stored, **own}
+        if key not in ("train_args.device", "train_args.devices") and stored.get(key) != own.get(key)
+    ]
+
+
+def build_model(conf: str | Path | Config, overrides: Sequence[str] = (), spec: NetSpec | None = None) -> Metanetwork:
+    """A model from a configuration, in a notebook as on the command line.
+
+    Args:
+        conf: a YAML file or a `Config`.
+        overrides: settings in place of the file's, as `"scalegmn_args.symmetry=permutation"`.
+        spec: the input networks; None: those of the configuration's zoo.
+
+    Raises:
+        ValueError: the configuration is wrong, its zoo is missing, or the networks don't fit the model.
+    """
+    if isinstance(conf, Config):
+        if overrides:
+            raise ValueError("overrides: only with a YAML file; use dataclasses.replace on a Config")
+        config = conf
+    else:
+        config = read_config_file(conf, overrides)
+    if spec is None:
+        return config.model_config.build_for(open_data(config.data).architectures)
+    return config.model_config.build(spec)

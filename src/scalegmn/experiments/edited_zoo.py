@@ -1,0 +1,74 @@
+"""A zoo's networks edited (`inr_editing.py --export_edited`)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from scalegmn.experiments.config import ScriptConfig
+from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
+from scalegmn.models.base import Metanetwork
+from scalegmn.reporting.files import versions
+from scalegmn.tasks.editing import edit_stored
+from scalegmn.zoos.shards import Shards
+from scalegmn.zoos.zoo_format import Zoo, in_single
+
+
+@dataclass(frozen=True)
+class EditConfig(ScriptConfig):
+    """Train a model that edits INRs, or edit INRs with one that has been trained."""
+
+    checkpoint: str | None = None
+    """Run folder or bundle of a trained model, which edits its zoo (--export_edited) instead of training; for files:
+    python -m scalegmn.experiments.predict."""
+
+    export_edited: str | None = None
+    """Write all networks of the zoo, edited by the trained model, to this folder."""
+
+    export_format: Literal["zoo", "pth"] = "zoo"
+    """As a zoo, or as one file net<number>.pth per network."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is not None and self.export_edited is None:
+            remedy = "to edit files use python -m scalegmn.experiments.predict"
+            raise ValueError(f"--checkpoint: a trained model edits its zoo here (--export_edited); {remedy}")
+        if self.export_edited is not None and Path(self.export_edited).exists():
+            raise ValueError(f"--export_edited: {self.export_edited} exists already")
+        if self.export_edited is not None and self.seeds is not None:
+            raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
+        self.model_config.check_output("parameters", "editing")
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The symmetries that the networks which the model reads have removed."""
+        return self.data.canonicalize if self.data.switch_to_canon else ()
+
+
+def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
+    """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files."""
+    out, params, block = Path(config.export_edited), zoo.params, config.batch_size
+    removed = [name for name in config.removed if name not in zoo.canonical]
+    model = model.eval()
+    parts = [slice(start, start + block) for start in range(0, len(params), block)]
+    device = next(model.parameters()).device
+    if config.export_format == "pth":
+        out.mkdir(parents=True)
+        for part in tqdm(parts, desc="exporting", disable=None):
+            changed = edit_stored(model, in_single(params[part].to(device)), removed).to("cpu")
+            for row in range(len(changed)):
+                write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(changed, row))
+        return
+    state = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
+    plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
+    shards = Shards(out, plan, len(parts))
+    for number in tqdm(shards.missing(), desc="exporting", disable=None):
+        changed = edit_stored(model, in_single(params[parts[number]].to(device)), removed)
+        shards.write(number, changed, **{name: column[parts[number]] for name, column in zoo.columns.items()})
+    source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
+    shards.merge(zoo.splits, {"source": source, "versions": versions()})
+    print(f"{out}: {len(zoo):,} edited networks")

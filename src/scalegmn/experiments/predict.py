@@ -1,0 +1,284 @@
+"""`python -m scalegmn.experiments.predict --checkpoint RUN NET...`: what a trained model says of networks of one's own.
+
+Classes, predicted test accuracies, or edited networks, as the model was trained for. Networks of one architecture pass
+together. One that cannot be read is named in a line on stderr; the others' results come all the same (exit code 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from scalegmn.experiments.trained import TrainedModel, load
+from scalegmn.interop.onnx import from_onnx
+from scalegmn.interop.state_dicts import from_state_dict, read_layers, state_dict_of, write_state_dict
+from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.reporting.errors import user_errors
+from scalegmn.reporting.files import write_atomic
+from scalegmn.tasks.generalization import weight_sizes
+from scalegmn.zoos.zoo_format import first_not_finite
+
+STATE_DICTS = (".pth", ".pt", ".safetensors")
+"""What files of state dicts end in."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from.
+
+    Attributes:
+        name: a file, or `package.module:factory`.
+        target: the file of the edited network, in the folder of all.
+    """
+
+    name: str
+    target: Path
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What networks do not say themselves.
+
+    Attributes:
+        activation: of state dicts; None: it is not known.
+        w0: of their sines.
+        input_shape: of a module's example input; None: it is not known.
+    """
+
+    activation: str | None
+    w0: float
+    input_shape: tuple[int, ...] | None
+
+
+def find_sources(names: Sequence[str]) -> list[Source]:
+    """The networks that a command names; of a folder, all files of networks below it."""
+    found = []
+    for path in map(Path, names):
+        files = sorted(file for file in path.rglob("*") if file.suffix in (*STATE_DICTS, ".onnx"))
+        for file in files or [path]:
+            target = file.relative_to(path) if files else Path(file.name)
+            if file.suffix not in STATE_DICTS:
+                target = target.with_name(f"{target.name.replace(':', '.')}.safetensors")
+            found.append(Source(str(file), target))
+    return found
+
+
+def read_net(name: str, reading: InputOptions) -> NetParams:
+    """One network in single precision, a batch of one; raises ValueError with its name."""
+    path = Path(name)
+    if path.suffix in STATE_DICTS:
+        state, _ = read_layers(path)
+        if reading.activation is None:
+            raise ValueError(
+                f"{name}: says no activation, and the training networks may have several; set --activation"
+            )
+        try:
+            params = from_state_dict(state, reading.activation, reading.w0)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    elif path.suffix == ".onnx":
+        params = from_onnx(path)
+    elif re.fullmatch(FACTORY, name):
+        params = from_factory(name, reading.input_shape)
+    else:
+        expected = f"a {', '.join(STATE_DICTS)} or .onnx file, a folder of them, or package.module:factory"
+        raise ValueError(f"{name}: expected {expected}")
+    params = params.map(Tensor.float)
+    statistics = [one for one in params.statistics or () if one is not None]
+    if first_not_finite((*params.weights, *params.biases, *statistics)) is not None:
+        raise ValueError(f"{name}: a weight or bias is too large for single precision")
+    return params
+
+
+def predict(
+    model: TrainedModel, sources: Sequence[Source], reading: InputOptions, out: Path | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What a model says of networks.
+
+    Args:
+        model: the model.
+        sources: the networks.
+        reading: what they do not say themselves.
+        out: folder of the edited networks.
+
+    Returns:
+        A row per network that could be read, in order: its name, the answer, how it is unlike the training networks;
+        and what was wrong with the others, a line each.
+    """
+    nets: dict[int, NetParams] = {}
+    rows: dict[int, dict[str, Any]] = {}
+    problems = []
+    for index, source in enumerate(sources):
+        try:
+            nets[index] = read_net(source.name, reading)
+        except ValueError as error:
+            problems.append(str(error))
+    for part in tqdm(_parts(nets, model.config.batch_size), unit=" batches", disable=None):
+        params = NetParams.cat([nets[index] for index in part])
+        try:
+            said, warnings = model(params), differences(model, params)
+        except ValueError as error:
+            problems += [f"{sources[index].name}: {error}" for index in part]
+            continue
+        for row, index in enumerate(part):
+            try:
+                answer = _answer(model, said, row, sources[index], out)
+                rows[index] = {"network": sources[index].name, **answer, "warnings": warnings[row]}
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    return [rows[index] for index in sorted(rows)], problems
+
+
+def _parts(nets: dict[int, NetParams], batch_size: int) -> list[list[int]]:
+    """Networks of equal architecture, in batches."""
+    groups: dict[NetSpec, list[int]] = {}
+    for index, params in nets.items():
+        groups.setdefault(params.spec, []).append(index)
+    return [own[i : i + batch_size] for own in groups.values() for i in range(0, len(own), batch_size)]
+
+
+def _answer(model: TrainedModel, said: Any, row: int, source: Source, out: Path | None) -> dict[str, Any]:
+    """The answer for one network of a batch; an edited one is written."""
+    if model.task == "editing":
+        return {"edited": str(write_edited(said, row, source, out / source.target))}
+    if model.task == "classification":
+        number = int(said[row].argmax())
+        return {"class": number, "probability": said[row, number].item(), "probabilities": said[row].tolist()}
+    accuracy = said[row].item()
+    percentile = np.searchsorted(model.summary["data"]["test_accuracy"], accuracy).clip(0, 100)
+    return {"test_accuracy": accuracy, "percentile": int(percentile)}
+
+
+def write_edited(edited: NetParams, row: int, source: Source, target: Path) -> Path:
+    """Writes one of B edited networks: a state dict with the keys and types of its source; of other sources, with
+    `seq.<l>.weight` and `seq.<l>.bias`.
+
+    Raises:
+        ValueError: the file exists.
+    """
+    if target.exists():
+        raise ValueError(f"{source.name}: --out: {target} exists already")
+    state = state_dict_of(edited.to("cpu"), row)
+    if Path(source.name).suffix in STATE_DICTS:
+        own, names = read_layers(Path(source.name))
+        state = own | {name: new.to(own[name].dtype) for name, new in zip(names, state.values(), strict=True)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_state_dict(target, state)
+    return target
+
+
+def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
+    """How each of B networks of one architecture is unlike those that a model was trained on, in words.
+
+    Raises:
+        ValueError: they have other inputs or outputs.
+    """
+    found, trained = params.spec, model.spec
+    if model.num_architectures == 1:
+        layers = []
+        for old, new in zip(trained.layers, found.layers, strict=True):
+            own = new if old.activation == HETERO else old
+            layers.append(replace(old, activation=own.activation, w0=own.w0, bias=new.bias))  # no bias is one of zeros
+        same, known = NetSpec(tuple(layers)) == found, _described(trained)
+    else:
+        same = found.is_chain and NetSpec.envelope([trained, found]) == trained
+        known = f"of {model.num_architectures:,} architectures within {_described(trained)}"
+    unlike = [] if same else [f"is a {_described(found)}, the training networks are {known}"]
+    warnings = [list(unlike) for _ in range(len(params))]
+    *hidden, last = model.summary["data"].get("log10_weights", [None])  # known where sizes matter
+    if last is None:
+        return warnings
+    hidden = [*hidden, *[None] * found.num_layers][: found.num_layers - 1]
+    own_sizes = weight_sizes(params).mT.tolist()
+    for layer, (trained_sizes, sizes) in enumerate(zip([*hidden, last], own_sizes, strict=True)):
+        for own, size in zip(warnings, sizes, strict=True):
+            if trained_sizes is None:
+                own.append(f"layer {layer} is there, the training networks have no such layer")
+                continue
+            low, high = trained_sizes
+            if not low - 0.01 <= size <= high + 0.01:  # canonical relu layers all have the same, but for rounding
+                between = f"{10**low:.2g} to {10**high:.2g}"
+                own.append(f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}")
+    return warnings
+
+
+def _described(spec: NetSpec) -> str:
+    """A spec with the frequencies of its sines."""
+    frequencies = sorted({layer.w0 for layer in spec.layers if layer.activation == "sine"})
+    return str(spec) + (f" of w0 {', '.join(f'{w0:g}' for w0 in frequencies)}" if frequencies else "")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """NodeContext for people: a line each, shares of 1 in percent."""
+    if not rows:
+        return ""
+    names = [name for name in rows[0] if name not in ("warnings", "probabilities")]
+    cells = [[name.replace("_", " ") for name in names]]
+    cells += [[f"{v:.1%}" if isinstance(v, float) else str(v) for v in map(row.get, names)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "".join(
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]) + "\n"
+        for first, *rest in cells
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scalegmn.experiments.predict", description=__doc__.split(": ", 1)[1]
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="folder of a finished run, or bundle")
+    parser.add_argument(
+        "nets",
+        nargs="+",
+        metavar="NET",
+        help="a .pth, .pt, .safetensors or .onnx file, a folder of them, or package.module:factory, which is run",
+    )
+    known = [name for name in ACTIVATIONS if name != "identity"]
+    parser.add_argument(
+        "--activation", choices=known, help="of state dicts (the training networks', where they have one)"
+    )
+    parser.add_argument("--input_shape", help="of an input of package.module:factory, such as 1,1,28,28")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the results (table)")
+    parser.add_argument("--out", type=Path, help="folder of edited networks; else a file for the results (stdout)")
+    arguments = parser.parse_args()
+    with user_errors():
+        model, out = load(arguments.checkpoint), arguments.out
+        editing = model.task == "editing"
+        if editing and out is None:
+            raise ValueError("--out: missing; say in which folder the edited networks go")
+        if not editing and out is not None and out.exists():
+            raise ValueError(f"--out: {out} exists already")
+        own = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
+        only = own.pop() if len(own) == 1 and own != {HETERO} and model.num_architectures == 1 else None
+        w0 = model.spec.layers[0].w0
+        reading = InputOptions(arguments.activation or only, w0, parse_shape(arguments.input_shape))
+        rows, problems = predict(model, find_sources(arguments.nets), reading, out)
+        text = table(rows) if arguments.format == "table" else json.dumps(rows, indent=2) + "\n"
+        if out is None or editing:
+            print(text, end="")
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out, text)
+            print(f"{out}: {len(rows):,} networks")
+    for row in rows:
+        for warning in row["warnings"]:
+            print(f"warning: {row['network']}: {warning}; the answer may be far off", file=sys.stderr)
+    for problem in problems:
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+    sys.exit(2 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

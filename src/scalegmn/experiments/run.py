@@ -1,0 +1,150 @@
+"""What the scripts have in common: from a configuration to trained and tested models."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from scalegmn.experiments.config import ScriptConfig, start_run, with_run_dir
+from scalegmn.models.base import Metanetwork
+from scalegmn.reporting.files import git_commit, versions, write_json
+from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
+from scalegmn.training.task import Task
+from scalegmn.training.trainer import Stopped, Trainer, peak_memory
+
+if TYPE_CHECKING:
+    from scalegmn.training.launch import Fabric
+
+AnyConfig = TypeVar("AnyConfig", bound=ScriptConfig)
+Build = Callable[[AnyConfig], Task]
+Finished = Callable[[AnyConfig, Task, Metanetwork, dict[str, Any]], None]
+
+
+def train(config: AnyConfig, build_task: Build, finished: Finished | None = None) -> None:
+    """Trains and tests: once, for each of `config.seeds`, or not at all (`config.dry_run`).
+
+    Ends the process with exit code 75 when a signal stopped a run, 3 when a loss or gradient was not finite.
+
+    Args:
+        config: a configuration; without `run_dir` it gets one by name and time.
+        build_task: the task of a configuration; may raise ValueError.
+        finished: called with configuration, task, trained model and summary of each run, in the first process.
+
+    Raises:
+        ValueError: the configuration and the data do not fit, or a run cannot go on; nothing is written then.
+    """
+    config = with_run_dir(config)
+    config.train_args.check_device()
+    fabric = launch(config.train_args.device, config.train_args.devices, config.train_args.precision)
+    if config.dry_run:
+        dry_run(fabric, config, build_task)
+    elif config.seeds is not None:
+        train_seeds(fabric, config, build_task, finished)
+    else:
+        train_once(fabric, config, build_task, finished)
+
+
+def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:
+    """One run; results in its folder."""
+    with ending_together(fabric):
+        task, model = _task_and_model(config, build_task)
+        run = start_run(config) if fabric.is_global_zero else None
+    try:
+        summary = Trainer(fabric, task, model, config.train_args, config.optimization, run).fit()
+    except (Stopped, FloatingPointError) as error:
+        if not fabric.is_global_zero:
+            raise SystemExit(0) from None  # the first process says why and how
+        print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
+        raise SystemExit(STOPPED if isinstance(error, Stopped) else NOT_FINITE) from None
+    if finished is not None and summary is not None:
+        finished(config, task, model, summary)
+
+
+def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[Task, Metanetwork]:
+    task = build_task(config)
+    if config.train_args.compile and len(task.architectures) > 1:
+        found = f"{len(task.architectures):,} architectures"
+        raise ValueError(f"train_args.compile: found True, expected False for {found}, which are not one graph")
+    torch.manual_seed(config.train_args.seed)
+    return task, config.model_config.build_for(task.architectures)
+
+
+def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:
+    """A run per seed in `run_dir/seed_<seed>`, unless it is finished, from where it stopped; then
+    `run_dir/summary.json`.
+
+    Raises:
+        ValueError: `run_dir` holds a single run, or a run with another configuration.
+    """
+    folder, runs = Path(config.run_dir), each_seed(config)
+    paths = [Path(one.run_dir) / "summary.json" for one in runs]
+    with ending_together(fabric):
+        if (folder / "config.yml").exists():
+            raise ValueError(f"{folder} holds a single run; choose another --run_dir for --seeds")
+        done = [path.exists() for path in paths]
+        for one, path, there in zip(runs, paths, done, strict=True):
+            if there and (path.parent / "config.yml").read_text() != one.to_yaml():
+                raise ValueError(f"{path.parent} was trained with another configuration; choose another --run_dir")
+    for one, path, there in zip(runs, paths, done, strict=True):
+        print(f"{path.parent}: {'finished already' if there else 'training'}")
+        if not there:
+            train_once(fabric, one, build_task, finished)
+    if not fabric.is_global_zero:
+        return
+    found = over_seeds([json.loads(path.read_text()) for path in paths])
+    seeds = [one.train_args.seed for one in runs]
+    write_json(folder / "summary.json", {"seeds": seeds, **found, "versions": versions(), "git_commit": git_commit()})
+    for name, values in found.items():
+        spread = "" if values["std"] is None else f" +- {values['std']:.4f} (standard deviation)"
+        print(f"{name.replace('_', ' ', 1)} {values['mean']:.4f}{spread}, {len(seeds)} seeds")
+    print(f"results: {folder}")
+
+
+def each_seed(config: AnyConfig) -> list[AnyConfig]:
+    """The configurations of the single runs, a folder each."""
+    found = []
+    for seed in dict.fromkeys(map(int, config.seeds.split(","))):
+        folder, own = str(Path(config.run_dir) / f"seed_{seed}"), replace(config.train_args, seed=seed)
+        found.append(replace(config, seeds=None, run_dir=folder, resume="auto", train_args=own))
+    return found
+
+
+def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Test metric -> `mean`, `std` (n - 1; None for one seed) and `values` over the summaries of runs."""
+    found = {}
+    for name in (name for name in summaries[0] if name.startswith("test_")):
+        values = [summary[name] for summary in summaries]
+        std = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "std": std, "values": values}
+    return found
+
+
+def dry_run(fabric: Fabric, config: AnyConfig, build_task: Build) -> None:
+    """Prints what would be read and trained, and measures the memory of one training step on the first batch; writes
+    nothing."""
+    with ending_together(fabric):
+        task, model = _task_and_model(replace(config, data=replace(config.data, convert=False)), build_task)
+    trainer = Trainer(fabric, task, model, config.train_args, config.optimization, None)
+    generator = torch.Generator().manual_seed(config.train_args.seed)
+    trainer.step(*next(task.train_batches(task.shuffle(generator)[:1], generator, fabric.device)))
+    trainer.optimizer.step()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    epochs = config.train_args.num_epochs
+    runs = "" if config.seeds is None else f", for each of {len(each_seed(config))} seeds"
+    print(f"model: {type(model).__name__}, {parameters:,} parameters")
+    print(
+        f"steps: {task.steps_per_epoch:,} per epoch of {config.batch_size:,} networks each, "
+        f"{epochs:,} epochs at most: {epochs * task.steps_per_epoch:,} steps{runs}"
+    )
+    print(
+        f"memory: {peak_memory(fabric.device) / 1e9:.2f} GB, measured: the peak of "
+        f"{'this process' if fabric.device.type == 'cpu' else 'torch on the GPU'} over one training step on real data"
+    )
+    print(f"results would go to {config.run_dir}; nothing was written")

@@ -1,0 +1,202 @@
+"""`python -m scalegmn.experiments.symmetry_report --conf ... | --checkpoint RUN`: does a model keep the symmetries that it claims?
+
+For each symmetry, the largest change of the output over random group elements, relative to the spread between different
+networks, in float32 and float64; beside a control outside every group. Models that change parameters must change moved
+networks alike: their output is moved back before it is compared. Exit code 1 if a claimed symmetry is broken.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scalegmn.experiments.config import Config, read_config
+from scalegmn.experiments.trained import weights_file
+from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
+from scalegmn.networks import HETERO, MultiArchBatch, NetParams
+from scalegmn.reporting.errors import user_errors
+from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
+from scalegmn.symmetry.measure import relative_change
+from scalegmn.training.checkpoint import load_checkpoint
+from scalegmn.zoos.loader import load_splits
+from scalegmn.zoos.zoo_format import joined
+
+NETWORKS, MADE, DRAWS = 32, 8, 5
+"""Networks of a zoo, networks that a factory makes, random elements of each group."""
+
+TOLERANCE = 1e-9
+"""The largest relative change in float64 at which a symmetry counts as kept; float32 is shown, not judged."""
+
+
+@dataclass(frozen=True)
+class CheckConfig(Config):
+    """Check the symmetries of a model on networks of its zoo."""
+
+    checkpoint: str | None = None
+    """A run folder or bundle: check its model, with its configuration; null: a model as it is at the start."""
+
+    modules: str | None = None
+    """package.module:factory, your own code, which is run: check the model on networks that it makes instead of a
+    zoo's. A function without arguments that returns an nn.Module, another one at each call."""
+
+    input_shape: str | None = None
+    """Of an input of these networks, such as 1,3,32,32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.modules is None) != (self.input_shape is None):
+            raise ValueError("--modules and --input_shape go together: package.module:factory, and such as 1,3,32,32")
+        if self.modules is not None and not re.fullmatch(FACTORY, self.modules):
+            raise ValueError(f"--modules: found {self.modules}, expected package.module:factory")
+        if self.modules is not None and self.checkpoint is not None:
+            raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
+        parse_shape(self.input_shape)
+
+
+def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetParams | MultiArchBatch:
+    """So many networks that the user's code makes, each call after another seed.
+
+    Raises:
+        ValueError: the code fails, or makes no differing networks.
+    """
+    made = []
+    for seed in range(num):
+        torch.manual_seed(seed)
+        made.append(from_factory(factory, input_shape).map(Tensor.float))
+    params = MultiArchBatch.of(joined(made))
+    if isinstance(params, NetParams) and (params.flatten() == params[:1].flatten()).all():
+        raise ValueError(f"--modules: {factory} makes the same network at each call, expected other weights each time")
+    return params
+
+
+Element = GroupElement | PhaseShift
+"""Of networks of one architecture."""
+
+
+def elements(params: NetParams | MultiArchBatch, generator: torch.Generator) -> dict[str, list[Element | None]]:
+    """One random element of each group, and one of none (`control`), for the networks of each architecture; None where
+    they have no such group."""
+    found = [_elements(part, generator) for part in params.parts]
+    groups = dict.fromkeys(name for own in found for name in own if name != "control")
+    return {name: [own.get(name) for own in found] for name in (*groups, "control")}
+
+
+def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Element]:
+    """`elements` of one architecture."""
+    scaled = GroupElement.sample(params, generator, permute=False, decades=3.0)
+    outside = replace(scaled, scales=tuple(torch.full_like(q, -1.7) for q in scaled.scales))
+    found: dict[str, Element] = {"permutation": GroupElement.sample(params, generator, scale=False)}
+    if any((q != 1).any() for q in scaled.scales):
+        kinds = {*params.spec.symmetries} - {"permutation"}
+        found[kinds.pop() if len(kinds) == 1 else HETERO] = scaled
+    phase = PhaseShift.sample(params, generator)
+    if any(k.any() for k in phase.turns):
+        found["phase"] = phase
+    return found | {"control": outside}
+
+
+Model = Callable[[NetParams | MultiArchBatch], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
+"""Networks -> [B, ...], or the changes of weights and of biases."""
+
+
+def outputs_on(
+    model: Model, params: NetParams | MultiArchBatch, removed: Sequence[str], *elements: Element | None
+) -> list[Tensor]:
+    """What a symmetric model says of networks w whatever element g moves them: the same numbers for every g.
+
+    The model reads x = c g w, c what leads to canonical networks. A vector f(x) is compared as it is. Changes of
+    parameters are changes of x; (c g)^-1 makes them changes of w.
+
+    Args:
+        model: f.
+        params: w.
+        removed: the symmetries that canonical networks have removed.
+        elements: g, for the networks of each architecture; None, or no elements at all: the identity.
+
+    Returns:
+        One tensor [B, ...]; for changes of parameters, one per layer and kind.
+    """
+    read, passed = [], []
+    for x, element in zip(params.parts, elements or [None] * len(params.parts), strict=True):
+        passed.append([] if element is None else [element])
+        x = x if element is None else element.act(x)
+        for name in removed:
+            passed[-1].append(TO_CANONICAL[name](x))
+            x = passed[-1][-1].act(x)
+        read.append(x)
+    output = model(MultiArchBatch.of(read))
+    if isinstance(output, Tensor):
+        return [output]
+    (x,), (own,), (weights, biases) = read, passed, output
+    changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
+    for last in reversed(own):
+        changes = last.inverse().act_on_changes(changes)
+    return [*changes.weights, *changes.biases]
+
+
+@torch.no_grad()
+def report(
+    model: Model, params: NetParams | MultiArchBatch, generator: torch.Generator, removed: Sequence[str] = ()
+) -> dict[str, float]:
+    """Per group, the largest change of the output over `DRAWS` elements, relative to the spread between networks.
+
+    Each layer's changes of parameters have their own spread: they differ in size by many decades. Changes that are the
+    same for all networks say nothing, and give NaN.
+    """
+    outputs = outputs_on(model, params, removed)
+    changes: dict[str, list[float]] = {}
+    for _ in range(DRAWS):
+        for name, own in elements(params, generator).items():
+            moved = outputs_on(model, params, removed, *own)
+            changes.setdefault(name, []).extend(map(relative_change, moved, outputs))
+    return {name: torch.tensor(found).max().item() for name, found in changes.items()}  # NaN stays
+
+
+def main() -> None:
+    """Reads a configuration or a run, prints the table."""
+    with user_errors():
+        config = read_config(config_class=CheckConfig, prog="python -m scalegmn.experiments.symmetry_report")
+        removed = config.data.canonicalize if config.data.switch_to_canon else ()
+        if config.modules is None:
+            zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
+            nets, architectures = splits["test"], zoo.architectures
+            stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
+            rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
+            params = nets.read(rows)
+        else:
+            params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
+            stored, architectures = params.parts, Counter()
+            for part in params.parts:
+                architectures[part.spec] += len(part)
+        torch.manual_seed(config.train_args.seed)
+        model = config.model_config.build_for(architectures).eval()
+        model.fit_normalization(canonicalize(part, removed) for part in stored)
+        if config.checkpoint is not None:
+            load_checkpoint(weights_file(Path(config.checkpoint)), model)
+    claimed = {*config.model_config.exact_symmetries, *removed}
+    claimed |= {HETERO} if claimed >= {"sign", "scale"} else set()
+    table = {}
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        table[dtype] = report(model, params.to(dtype), torch.Generator().manual_seed(0), removed)
+    print(f"{'':<16}{'claimed':>8}{'float32':>10}{'float64':>10}   change / spread between {len(params)} networks")
+    broken = []
+    for name, error in table[torch.float64].items():
+        kept = error <= TOLERANCE
+        verdict = "" if name not in claimed else "   kept" if kept else "   BROKEN"
+        broken += [name] if "BROKEN" in verdict else []
+        claim, single = "yes" if name in claimed else "no", table[torch.float32][name]
+        print(f"{name:<16}{claim:>8}{single:>10.1e}{error:>10.1e}{verdict}")
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,411 @@
+"""The published ScaleGMN code's configuration keys and parameter names, translated into ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn.configuration.parsing import leaves, nearest
+from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMN, ScaleGMNConfig
+from scalegmn.networks import LayerSpec, NetSpec
+
+_READ = {
+    "": """d_hid num_layers direction equivariant symmetry gnn_skip_connections concat_mlp_directions reciprocal
+        node_pos_embed edge_pos_embed""",
+    "positional_encodings.": """final_linear_pos_embed sum_pos_enc po_as_different_linear equiv_net sum_on_io
+        equiv_on_hidden layer_equiv_on_hidden num_mlps""",
+    "gnn_args.": """message_fn_layers message_fn_skip_connections msg_equiv_on_hidden layer_msg_equiv_on_hidden
+        msg_num_mlps pos_embed_msg update_node_feats_fn_layers update_node_feats_fn_skip_connections upd_equiv_on_hidden
+        layer_upd_equiv_on_hidden upd_num_mlps pos_embed_upd mlp_on_io update_as_act update_as_act_arg update_edge_attr
+        dropout dropout_all aggregator sign_symmetrization""",
+    "mlp_args.": "d_k activation dropout layer_norm",
+}
+"""Section -> the published keys that are read, all of which a configuration needs."""
+
+_OPTIONAL = {"readout_range", "out_scale", "readout_args.d_out", "readout_args.d_rho"}
+_OPTIONAL |= {"layer_layout", "_max_kernel_height", "_max_kernel_width"}
+"""Published keys that are read where they are given; the layout and the kernel by `load_official`."""
+
+_FIXED = {
+    "mlp_args.final_activation": "identity",
+    "mlp_args.batch_norm": False,
+    "mlp_args.skip": False,
+    "mlp_args.bias": True,
+    "mlp_args.weight_init": None,
+    "mlp_args.weight_init_args": None,
+    "mlp_args.w0": 30.0,
+    "graph_init.project_node_feats": True,
+    "graph_init.project_edge_feats": True,
+}
+"""Published key -> the one value that our models cover."""
+
+_NEVER_READ = {"d_in_v", "d_in_e", "jit", "compile", "gnn_args.layer_norm"}
+"""Keys that the published code never reads."""
+
+_IMPLIED = {"gnn_args.d_hid", *(f"graph_init.{name}" for name in ("d_in_v", "d_in_e", "d_node", "d_edge"))}
+"""Published keys with one value that runs: `d_hid`, or the width of the input networks' features."""
+
+_RUN = """batch_size debug wandb wandb_args.project wandb_args.entity wandb_args.group wandb_args.name wandb_args.tags
+    data.dataset data.dataset_path data.split_path data.split_points data.data_path data.metrics_path data.layout_path
+    data.idcs_file data.activation_function data.extra_aug data.switch_to_canon data.style_function
+    train_args.num_epochs train_args.seed train_args.patience
+    optimization.optimizer_args.lr optimization.optimizer_args.weight_decay"""
+"""Keys outside `scalegmn_args` that mean the same here, under the same name."""
+
+_RUN_TRANSLATED = """optimization.clip_grad optimization.clip_grad_max_norm optimization.optimizer_name
+    optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps train_args.loss"""
+"""Keys outside `scalegmn_args` that are read and said in other words."""
+
+_RUN_NOT_USED = """data.image_size data.layer_layout data.img_ds
+    train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
+    inr_model.out_features inr_model.n_layers inr_model.hidden_features inr_model.img_shape
+    optimization.scheduler_args.scheduler_mode optimization.scheduler_args.decay_rate
+    optimization.scheduler_args.decay_steps optimization.scheduler_args.patience"""
+"""Keys outside `scalegmn_args` that the published code reads and we do not."""
+
+_RUN_NEVER_READ = """data.node_pos_embed data.edge_pos_embed train_args.val_acc_threshold
+    optimization.scheduler_args.min_lr num_workers num_threads validate gpu_ids"""
+"""Keys outside `scalegmn_args` that the published code never reads from a file, or overwrites before it does."""
+
+_ACTIVATION = {"sign": "tanh", "scale": "relu", "hetero": "hetero", "permutation": "tanh"}
+"""Symmetry -> an activation that has it: a model depends on the input networks' symmetry, not on their activation."""
+
+
+def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> ScaleGMNConfig:
+    """Our configuration for a published `scalegmn_args` section.
+
+    Args:
+        scalegmn_args: the section.
+        exact: false: what the published code computes even where that is not quite symmetric, for its checkpoints: no
+            inverse edge features, an epsilon beside norms.
+
+    Raises:
+        ValueError: it uses an option that is not supported, lacks a key or has an unknown one; names all of them.
+    """
+    _check_keys(scalegmn_args)
+    gnn, mlp, encodings = (scalegmn_args[key] for key in ("gnn_args", "mlp_args", "positional_encodings"))
+    symmetry, direction, d = (scalegmn_args[key] for key in ("symmetry", "direction", "d_hid"))
+    readout = scalegmn_args.get("readout_args", {})
+
+    def net(options: Mapping[str, Any], name: str, layers: str, skips: bool, positions: bool) -> EquivariantNetConfig:
+        """The net whose keys contain `name`."""
+        branches = options[f"{name}num_mlps"]
+        io = "same"
+        if branches > 1 and gnn["mlp_on_io"]:
+            io = "mlp"
+        elif branches > 1 and options[f"layer_{name}equiv_on_hidden"]:
+            io = "layer"
+        elif branches > 1 and options[f"{name}equiv_on_hidden"]:
+            io = "factor"
+        return EquivariantNetConfig(io, 1 if io == "same" else branches - 1, gnn[f"{layers}_layers"], skips, positions)
+
+    node_positions, positional = "none", {}
+    equiv_net = encodings["equiv_net"] and symmetry != "permutation"
+    if scalegmn_args["node_pos_embed"]:
+        node_positions = ("net" if equiv_net else "product") + ("_sum" if encodings["sum_on_io"] else "")
+    if equiv_net:
+        positional["position_net"] = net(encodings, "", "message_fn", False, True)
+    if symmetry != "permutation" and (scalegmn_args["node_pos_embed"] or scalegmn_args["edge_pos_embed"]):
+        if encodings["final_linear_pos_embed"] and not equiv_net:
+            positional["position_map"] = "shared"
+        if encodings["po_as_different_linear"]:  # after the shared one, which it includes
+            positional["position_map"] = "per_type"
+    update_as_act = gnn["update_as_act"] and direction == "forward" and symmetry != "permutation"
+    return ScaleGMNConfig(
+        symmetry=symmetry,
+        direction=direction,
+        output="parameters" if scalegmn_args["equivariant"] else "vector",
+        readout=scalegmn_args.get("readout_range") or "last_layer",
+        readout_projection="mlp" if scalegmn_args["concat_mlp_directions"] else "linear",
+        num_layers=scalegmn_args["num_layers"],
+        hidden_dim=d,
+        mlp_dims=None if mlp["d_k"] == [d] else tuple(mlp["d_k"]),
+        mlp_activation=mlp["activation"],
+        mlp_layer_norm=mlp["layer_norm"],
+        mlp_dropout=gnn["dropout"] if gnn["dropout_all"] else mlp["dropout"],
+        readout_dim=None if readout.get("d_rho") == d else readout.get("d_rho"),
+        out_dim=readout.get("d_out", 10),
+        out_scale=scalegmn_args.get("out_scale", 0.01),
+        normalize=None if exact else False,
+        node_positions=node_positions,
+        edge_positions=scalegmn_args["edge_pos_embed"],
+        **positional,
+        skip_connections=scalegmn_args["gnn_skip_connections"],
+        dropout=gnn["dropout"],
+        sign_map="symmetrized" if gnn["sign_symmetrization"] else "absolute",
+        aggregator=gnn["aggregator"],
+        update_edges=gnn["update_edge_attr"],
+        norm_epsilon=0.0 if exact else 1e-10,
+        reciprocal=exact and scalegmn_args["reciprocal"],
+        message=net(gnn, "msg_", "message_fn", gnn["message_fn_skip_connections"], gnn["pos_embed_msg"]),
+        update=net(
+            gnn, "upd_", "update_node_feats_fn", gnn["update_node_feats_fn_skip_connections"], gnn["pos_embed_upd"]
+        ),
+        update_rule=f"sine_{gnn['update_as_act_arg']}" if update_as_act else "net",
+    )
+
+
+def translate_file(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The content of a published configuration file in our words; any other content as it is.
+
+    A published file is one with `scalegmn_args.gnn_args`.
+
+    Args:
+        content: what a YAML file holds.
+
+    Returns:
+        Settings as in our own files, and remarks on keys that have no effect.
+
+    Raises:
+        ValueError: keys are unknown or missing, or ask for what is not supported; names all of them.
+    """
+    model = content.get("scalegmn_args")
+    if not isinstance(model, dict) or "gnn_args" not in model:
+        return content, []
+    content = _with_nulls(content)
+    if isinstance(content.get("wandb"), dict):  # so in the published files of cifar_inr_cls
+        content["wandb_args"] = content.pop("wandb")
+    model, given = content.pop("scalegmn_args"), dict(leaves(content))
+    same, translated, not_used, never_read = (
+        set(keys.split()) for keys in (_RUN, _RUN_TRANSLATED, _RUN_NOT_USED, _RUN_NEVER_READ)
+    )
+    known = same | translated | not_used | never_read
+    problems = [f"{key}: no published key{nearest(key, known)}" for key in given if key not in known]
+    optimizer = given.get("optimization.optimizer_name", "AdamW")
+    scheduler = given.get("optimization.scheduler_args.scheduler")
+    if optimizer != "AdamW":
+        problems.append(f"optimization.optimizer_name: {optimizer!r} is not supported, only 'AdamW'")
+    if scheduler not in (None, "WarmupLRScheduler"):
+        key = "optimization.scheduler_args.scheduler"
+        problems.append(f"{key}: {scheduler!r} is not supported, only 'WarmupLRScheduler' and null")
+    try:
+        config = asdict(translate_config(_as_run(model)))
+    except ValueError as error:
+        problems.append(str(error))
+    except TypeError as error:
+        problems.append(f"scalegmn_args: a value has the wrong type ({error})")
+    loss = given.get("train_args.loss")
+    if loss not in (None, "CrossEntropyLoss", "MSE", "BCE"):
+        problems.append(f"train_args.loss: {loss!r} is not supported, only 'CrossEntropyLoss', 'MSE' and 'BCE'")
+    if problems:
+        raise ValueError("; ".join(problems))
+    settings = {key: value for key, value in given.items() if key in same and value is not None}
+    clip, steps = given.get("optimization.clip_grad"), given.get("optimization.scheduler_args.warmup_steps", 0)
+    settings["optimization.clip_grad_max_norm"] = given.get("optimization.clip_grad_max_norm") if clip else None
+    settings["optimization.scheduler_args.warmup_steps"] = steps if scheduler else 0
+    if loss in ("MSE", "BCE"):  # classification always has CrossEntropyLoss
+        settings["train_args.loss"] = loss
+    settings |= {f"scalegmn_args.{key}": list(v) if isinstance(v, tuple) else v for key, v in leaves(config)}
+    given |= {f"scalegmn_args.{key}": value for key, value in leaves(model)}
+    never_read |= {f"scalegmn_args.{key}" for key in _NEVER_READ}
+    remarks = {"not used": not_used, "not used, nor ever read by the published code": never_read}
+    found = {remark: [key for key in given if key in keys] for remark, keys in remarks.items()}
+    return _nested(settings), [f"{remark}: {', '.join(keys)}" for remark, keys in found.items() if keys]
+
+
+def _with_nulls(value: Any) -> Any:
+    """A copy with null for the published files' `None`, which YAML reads as a word."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return None if value == "None" else value
+
+
+def _as_run(scalegmn_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The section as the published scripts run it: every width in an MLP is `d_hid`, whatever the file says."""
+    changed = dict(scalegmn_args)
+    for section, key in (("mlp_args", "d_k"), ("readout_args", "d_rho")):
+        if key in scalegmn_args.get(section, ()):
+            value, d = scalegmn_args[section][key], scalegmn_args.get("d_hid")
+            changed[section] = {**scalegmn_args[section], key: [d] * len(value) if key == "d_k" else d}
+    return changed
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `leaves`."""
+    content: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        section = content
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return content
+
+
+def _check_keys(scalegmn_args: Mapping[str, Any]) -> None:
+    """Raises ValueError for missing and unknown keys and for values that are not supported."""
+    given = dict(leaves(scalegmn_args))
+    needed = [section + name for section, names in _READ.items() for name in names.split()]
+    known = {*needed, *_OPTIONAL, *_FIXED, *_NEVER_READ, *_IMPLIED}
+    problems = [f"{key}: is missing" for key in needed if key not in given]
+    for key, value in given.items():
+        if key not in known:
+            problems.append(f"{key}: no published key{nearest(key, known)}")
+        elif value != _FIXED.get(key, value):
+            problems.append(f"{key}: {value!r} is not supported, only {_FIXED[key]!r}")
+    encodings = "positional_encodings"
+    if given.get("symmetry") != "permutation":
+        if given.get(f"{encodings}.sum_pos_enc"):
+            problems.append(f"{encodings}.sum_pos_enc: breaks every symmetry but permutation; use sum_on_io")
+        if given.get(f"{encodings}.equiv_net") and given.get("edge_pos_embed") and not given.get("node_pos_embed"):
+            problems.append(f"{encodings}.equiv_net: for edges, needs node_pos_embed as well")
+    if problems:
+        raise ValueError("; ".join(f"scalegmn_args.{problem}" for problem in problems))
+
+
+_RENAMES = [
+    (r"^construct_graph\.proj_bias\.", "node_linear."),
+    (r"^construct_graph\.proj_weight\.", "edge_linear."),
+    (r"^positional_embeddings\.pos_embed$", "node_positions.table"),
+    (r"^positional_embeddings_edge\.pos_embed$", "edge_positions.table"),
+    (r"^positional_embeddings\.init_fn\.", "node_position_net."),
+    (r"^positional_embeddings_edge\.init_fn\.", "edge_position_net."),
+    (r"^gnn\.skip_layers\.(\d+)\.", r"layers.\1.skip."),
+    (r"^gnn\.fw_layers\.(\d+)\.update_node_feats_fn\.", r"layers.\1.update."),
+    (r"^gnn\.update_node_feats_fn\.(\d+)\.", r"layers.\1.update."),
+    (r"^gnn\.fw_layers\.(\d+)\.update_edge_attr_fn\.", r"layers.\1.edge_update."),
+    (r"^gnn\.fw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.edge_update."),
+    (r"^gnn\.bw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.backward_edge_update."),
+    (r"^gnn\.fw_layers\.(\d+)\.w_h\.", r"layers.\1.update.parts.0."),
+    (r"^gnn\.fw_layers\.(\d+)\.w_msg\.", r"layers.\1.update.parts.1."),
+    (r"^gnn\.fw_layers\.(\d+)\.", r"layers.\1.forward_message."),
+    (r"^gnn\.bw_layers\.(\d+)\.", r"layers.\1.backward_message."),
+    (r"\.message_fn\.rho\.", ".mlp."),
+    (r"\.message_fn\.", ".net."),
+    (r"\.update\.rho\.", ".update.mlp."),
+    (r"\.update\.W\.", ".update.linear."),
+    (r"\.w_v\.", ".node_linear."),
+    (r"\.w_e\.", ".edge_linear."),
+    (r"\.eq_layers\.(\d+)\.", r".layers.\1.hidden."),
+    (r"\.eq_layers_in\.(\d+)\.rho\.", r".layers.\1.input.mlp."),
+    (r"\.eq_layers_last\.(\d+)\.rho\.", r".layers.\1.output.mlp."),
+    (r"\.eq_layers_in\.(\d+)\.", r".layers.\1.input."),
+    (r"\.eq_layers_last\.(\d+)\.", r".layers.\1.output."),
+    (r"\.skip_layers\.(\d+)\.", r".skips.\1."),
+    (r"(hidden|input|output)\.W\.", r"\1.linear."),
+    (r"edge_update\.W\.", "edge_update.linear."),
+    (r"\.g\.phi_in\.", ".factor.input.mlp."),
+    (r"\.g\.phi_last\.", ".factor.output.mlp."),
+    (r"^gnn\.readout\.(g1|g_sign|g_scale)\.", r"readout.invariant_layer.hidden.\1."),
+    (r"\.g\.(g1|g_sign|g_scale)\.", r".factor.hidden.\1."),
+    (r"edge_update\.(g1|g_sign|g_scale)\.rho\.", r"edge_update.invariant.\1.rho."),
+    (r"hidden\.(g1|g_sign|g_scale)\.rho\.", r"hidden.\1.invariant.rho."),
+    (r"\.g1\.", "."),
+    (r"\.g_(sign|scale)\.", r".\1."),
+    (r"^gnn\.project_last\.", "readout.output_projection."),
+    (r"^gnn\.project_first\.", "readout.input_projection."),
+    (r"^gnn\.readout\.rho\.", "readout.mlp."),
+    (r"^gnn\.readout\.(local|global)_mlp\.", r"readout.\1_mlp."),
+    (r"\.fc\.(\d+)\.", r".linears.\1."),
+    (r"\.ln\.(\d+)\.", r".norms.\1."),
+]
+"""Published parameter name -> ours, applied in turn; `hidden`, `input`, `output` are roles until `_branches`."""
+
+_UNUSED = r"^gnn\.readout\.(phi|aggr)\."
+"""Published parameters that no output depends on, beside those of branches and edges that nothing reads."""
+
+_COMBINED = r"^(weight|bias)_scale\.|^positional_embeddings(_edge)?\.(final_linear\.weight|linears)$"
+"""Published parameters that are combined to one of ours."""
+
+
+def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
+    """Our names of a translated name: each role's branch where modules are held by role, none where it has none."""
+    parts = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1)
+    if len(parts) == 1:
+        yield name
+        return
+    head, found, rest = parts
+    try:
+        module = model.get_submodule(head)
+    except AttributeError:  # the layer needs no such module
+        return
+    if not hasattr(module, "index"):  # one module for all roles
+        if found == "hidden":
+            yield from _branches(f"{head}.{rest}", model)
+        return
+    options = model.config.message if ".net." in name else model.config.update
+    if "_position_net." in name:
+        options = model.config.position_net
+    shared = found == "input" and options.io_branches == 1  # published under `input`
+    roles = ["input", "output"] if shared else [found]
+    for branch in {module.index[role] for role in roles if role in module.index}:
+        yield from _branches(f"{head}.branches.{branch}.{rest}", model)
+
+
+def load_official(scalegmn_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ScaleGMN:
+    """Our model with the parameters of a published checkpoint, in evaluation mode and the checkpoint's dtype.
+
+    It computes what the published model does, `exact: false` in `translate_config`.
+
+    Args:
+        scalegmn_args: the `scalegmn_args` section of the published configuration, with its `layer_layout`.
+        state_dict: the published model's state dict. Parameters that no output depends on are ignored.
+
+    Raises:
+        ValueError: an option is not supported, a parameter is missing, unknown or of the wrong shape.
+    """
+    config = translate_config(scalegmn_args, exact=False)
+    model = config.build(_input_spec(scalegmn_args)).to(next(iter(state_dict.values())).dtype)
+    expected = model.state_dict()
+    loaded = _fused_scales(state_dict) if config.output == "parameters" else {}
+    loaded |= _position_maps(state_dict)
+    for published, tensor in state_dict.items():
+        name = published
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if config.readout == "full_graph" and config.symmetry != "permutation":
+            name = name.replace("readout.global_mlp.", "readout.mlp.")
+        if name == published and not re.match(f"{_UNUSED}|{_COMBINED}", published):
+            raise ValueError(f"the checkpoint has a parameter {published}, which no published model has")
+        loaded |= dict.fromkeys(_branches(name, model), tensor)
+    missing = sorted(set(expected) - set(loaded))
+    if missing:
+        raise ValueError(f"the checkpoint lacks {len(missing)} parameters of the model, first {missing[0]}")
+    for name, tensor in expected.items():
+        if loaded[name].shape != tensor.shape:
+            raise ValueError(f"{name}: shape {tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(loaded[name])
+    return model.eval()
+
+
+def _input_spec(scalegmn_args: Mapping[str, Any]) -> NetSpec:
+    """Networks of the published layout: convolutions with the largest kernel and a linear layer for CNN zoos."""
+    layout = scalegmn_args["layer_layout"]
+    activation = _ACTIVATION[scalegmn_args["symmetry"]]
+    if "_max_kernel_height" not in scalegmn_args:
+        return NetSpec.mlp(layout, activation)
+    kernel = (scalegmn_args["_max_kernel_height"], scalegmn_args["_max_kernel_width"])
+    hidden = pairwise(layout[:-1])
+    return NetSpec((*(LayerSpec(i, o, kernel, activation) for i, o in hidden), LayerSpec(layout[-2], layout[-1])))
+
+
+def _fused_scales(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The editing scalars, one parameter per layer in published checkpoints, as one tensor per kind."""
+    return {
+        f"{kind}_scales": torch.stack([state_dict[f"{kind}_scale.{index}"].reshape(()) for index in range(count)])
+        for kind in ("weight", "bias")
+        if (count := sum(name.startswith(f"{kind}_scale.") for name in state_dict))
+    }
+
+
+def _position_maps(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The maps after positional embeddings, in published checkpoints a shared one, one per type or both in a row."""
+    maps = {}
+    for kind, published in (("node", "positional_embeddings"), ("edge", "positional_embeddings_edge")):
+        shared = state_dict.get(f"{published}.final_linear.weight")
+        typed = state_dict.get(f"{published}.linears")
+        if f"{published}.init_fn.eq_layers.0.W.weight" in state_dict:  # then the shared one is not used
+            shared = None
+        if shared is not None or typed is not None:
+            maps[f"{kind}_position_map.table"] = (
+                shared[None] if typed is None else typed if shared is None else typed @ shared
+            )
+    return maps

@@ -1,0 +1,70 @@
+"""Small CNNs (Unterthiner et al. 2020): strided convolutions, global average pooling, linear layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from scalegmn.networks import NetParams
+from scalegmn.networks.evaluate import activate_layer, linear_layers, with_residual
+
+
+def evaluate_cnn(
+    params: NetParams, images: Tensor, stride: int = 2, padding: Literal["same", "valid"] = "same"
+) -> Tensor:
+    """The outputs of B CNNs: x_l = sigma_l(W_l * x_{l-1} + b_l [+ x_s]), mean over positions, then linear layers.
+
+    All networks are evaluated at once, each as one group of a convolution's channels.
+
+    Args:
+        params: B networks of convolutions, then linear layers, if any.
+        images: [P, n_0, height, width], for all networks.
+        stride: of every convolution.
+        padding: `same`: zeros around such that ceil(size / stride) positions remain, the odd one at the bottom and
+            right, as in Keras; any kernel fits any image. `valid`: none, as in the published zoo.
+
+    Returns:
+        [B, P, n_L]; the pooled channels where the last layer is a convolution.
+
+    Raises:
+        ValueError: the layers are no chain, the first is linear, a convolution follows a linear layer, or a residual
+            connection comes from the input or joins images of different sizes.
+    """
+    spec, num_networks = params.spec, len(params)
+    if not spec.is_chain or any(residual.source < 0 for residual in spec.residuals):
+        raise ValueError(f"expected a chain of layers, without residual connections from the input, found {spec}")
+    num_convolutions = sum(layer.kernel is not None for layer in spec.layers)
+    if not num_convolutions or any(layer.kernel is None for layer in spec.layers[:num_convolutions]):
+        kinds = ", ".join("linear" if layer.kernel is None else "convolution" for layer in spec.layers)
+        raise ValueError(f"expected convolutions, then linear layers, found {kinds}")
+    x = images  # [P, n_0, height, width], then [P, B n_l, height, width]
+    sources, found = {residual.source for residual in spec.residuals}, {}
+    for index in range(num_convolutions):
+        layer, weight, bias = spec.layers[index], params.weights[index], params.biases[index]
+        if padding == "same":
+            (top, bottom), (left, right) = (
+                same_padding(size, kernel, stride) for size, kernel in zip(x.shape[2:], layer.kernel, strict=True)
+            )
+            x = pad(x, (left, right, top, bottom))
+        # all networks read the same images, and each its own channels after that
+        groups = num_networks if index else 1
+        z = conv2d(x, weight.flatten(0, 1), bias.flatten(), stride, groups=groups)
+        by_network = z.unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l, height, width]
+        if layer.residual is not None:
+            by_network = with_residual(by_network, found[layer.residual])
+        by_network = activate_layer(by_network, layer, params.activation)
+        if index in sources:
+            found[index] = by_network
+        x = by_network.transpose(0, 1).flatten(1, 2)
+    pooled = x.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l]
+    if num_convolutions == spec.num_layers:
+        return pooled
+    return linear_layers(params, pooled, num_convolutions)[-1]
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after, such that ceil(size / stride) positions remain."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2

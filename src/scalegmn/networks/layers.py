@@ -1,0 +1,85 @@
+"""One layer of an input network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NORMS = ("batch", "layer", "group")
+"""Normalisation layers: what the statistics are over. Root mean square norms are `layer` norms too."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer, x -> sigma(W x + b), or sigma(w0 (W x + b)) for a sine.
+
+    A residual connection adds the activations x_s of an earlier layer before the activation: the first
+    min(n_s, n_l) channels of W x + b + x_s.
+
+    Args:
+        in_dim: neurons (or channels) that it reads; of a `constant` layer, its own inputs.
+        out_dim: neurons (or channels) that it has, n_l.
+        kernel: (kh, kw) of a convolution, or of a linear layer that reads all positions of an image; None for a
+            linear layer.
+        activation: one of `ACTIVATIONS` (of the last layer, `"identity"`), or `"hetero"` where networks differ.
+        w0: the frequency of the sines; 1 where there are none.
+        residual: s, the earlier layer, counted from 0, that a residual connection comes from, -1 for the network's
+            input; None: there is none.
+        residual_after: the residual connection is added after the activation.
+        reads: the earlier layer whose neurons it reads, -1 for the network's input; None: the one before.
+        constant: it reads `in_dim` constant inputs of its own, such as the positions of a learned position embedding.
+        groups: neurons and what they read are cut into so many groups, each of which reads its own; `out_dim` for a
+            depthwise convolution.
+        norm: one of `NORMS`: a normalisation layer, whose weight is the scale and whose bias is the shift.
+        norm_groups: of a group norm.
+        epsilon: what a normalisation layer adds to the variance.
+        affine: false: the weights are no parameters but ones.
+        bias: false: the biases are no parameters but zeros.
+        attention: (query layer, key layer, heads): the layer says the values of a multi-head attention,
+            softmax(q k^T) v, and whatever reads it reads the heads' results.
+        tied: the earlier layer whose weights these are, transposed.
+        maximum: whatever reads it reads the largest of its values at several positions (max pooling), with which no
+            sign commutes.
+    """
+
+    in_dim: int
+    out_dim: int
+    kernel: tuple[int, int] | None = None
+    activation: str = "identity"
+    w0: float = 1.0
+    residual: int | None = None
+    residual_after: bool = False
+    reads: int | None = None
+    constant: bool = False
+    groups: int = 1
+    norm: str | None = None
+    norm_groups: int = 1
+    epsilon: float = 0.0
+    affine: bool = True
+    bias: bool = True
+    attention: tuple[int, int, int] | None = None
+    tied: int | None = None
+    maximum: bool = False
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in / groups) or (out, in / groups, kh, kw)."""
+        return (self.out_dim, self.in_dim // self.groups, *(self.kernel or ()))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a linear layer or a convolution that reads all of the layer before, in a chain."""
+        return (
+            self.reads is None
+            and self.norm is None
+            and self.attention is None
+            and self.tied is None
+            and not self.maximum
+            and not self.constant
+            and not self.residual_after
+            and self.groups == 1
+        )
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether each neuron reads one of its own: normalisation, depthwise convolutions."""
+        return self.groups == self.in_dim == self.out_dim > 1 or self.norm is not None

@@ -1,0 +1,56 @@
+"""Things by name: a class or object registers itself, everything else reads the registry."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Registry(Mapping[str, Item]):
+    """Name -> item, in the order of registration.
+
+    The command line, its help, error messages, tables of the documentation and the contract tests read registries, so
+    that a new item is one new file.
+
+    Args:
+        kind: what the items are, for messages: `activation`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, Item] = {}
+
+    def register(self, name: str, item: Item) -> Item:
+        """Adds an item and returns it.
+
+        Raises:
+            ValueError: another item has this name.
+        """
+        if name in self._items:
+            raise ValueError(f"{self.kind}: {name!r} is registered already; choose another name")
+        self._items[name] = item
+        return item
+
+    def __getitem__(self, name: str) -> Item:
+        if name not in self._items:
+            near = difflib.get_close_matches(str(name), self._items, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            raise KeyError(f"{self.kind}: found {name!r}, expected one of {', '.join(self._items)}{advice}")
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def index(self, name: str) -> int:
+        """The place of a name in the order of registration."""
+        return list(self._items).index(name)
+
+    def at(self, index: int) -> str:
+        """The name at a place in the order of registration."""
+        return list(self._items)[index]

@@ -1,0 +1,68 @@
+"""How a run trains.
+
+In a file of its own: to read a configuration, jsonargparse imports all that the files of its classes import for type
+checkers, such as lightning, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from scalegmn.training.launch import Device, Precision, accelerator
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, on what, and from which seed."""
+
+    num_epochs: int = 200
+    """Epochs at most."""
+
+    patience: int = 50
+    """Epochs without a better validation result before training stops."""
+
+    seed: int = 0
+    """Seed of initial parameters, order of batches and dropout."""
+
+    loss: Literal["MSE", "BCE"] = "MSE"
+    """Predicting generalisation: squared error or binary cross-entropy of the predicted accuracy."""
+
+    device: Device = "auto"
+    """Where to train; auto: a GPU if there is one."""
+
+    devices: int = 1
+    """GPUs of this machine, or processes on its CPU, that share each batch; torchrun and srun say it themselves."""
+
+    precision: Precision = "fp32"
+    """Numbers inside the model. On GPUs, tf32: matrix products in TensorFloat-32; fp16-mixed: in half precision, the
+    loss scaled. bf16-mixed: in bfloat16, everywhere. Parameters and losses are always fp32."""
+
+    compile: bool = False
+    """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.
+    hetero then computes both branches for all networks, and gains nothing on CPUs."""
+
+    checkpoint_minutes: float = 10.0
+    """Minutes between two states that --resume goes on from; one is also saved after every epoch and when stopped."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"train_args.{name}: found {getattr(self, name)}, expected at least 1"
+            for name in ("num_epochs", "patience", "devices")
+            if getattr(self, name) < 1
+        ]
+        if not self.checkpoint_minutes >= 0:
+            found = self.checkpoint_minutes
+            problems.append(f"train_args.checkpoint_minutes: found {found}, expected 0 (after every step) or more")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def check_device(self) -> None:
+        """Raises ValueError when this machine lacks the device or what compiles for it, or the device the precision."""
+        found = accelerator(self.device, self.precision)
+        compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        if self.compile and found == "cpu" and not shutil.which(compiler):
+            raise ValueError(f"train_args.compile: needs a C++ compiler, found no {compiler}; install it or set CXX")

@@ -1,0 +1,297 @@
+"""Batches of networks with their labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
+from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
+from scalegmn.zoos.published.cnns import cnn_listing
+from scalegmn.zoos.published.convert import checksum, converted
+from scalegmn.zoos.published.inrs import cifar_listing, fmnist_listing, mnist_listing
+from scalegmn.zoos.published.wild_park import wild_park_listing
+from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
+
+BLOCK = 2048
+"""Networks that are read at once, or a batch if that is more."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The networks to learn from."""
+
+    dataset_path: str = "data/digits_inr"
+    """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
+
+    dataset: Literal[
+        "zoo",
+        "labeled_mnist_inr",
+        "mnist_inr_edit",
+        "labeled_fashion_mnist_inr",
+        "cifar_inr",
+        "cifar10",
+        "svhn",
+        "cnn_wild_park",
+    ] = "zoo"
+    """What is in dataset_path: a zoo of ours, or a published dataset by its published name, which is converted to a zoo
+    on first use."""
+
+    split_path: str | None = None
+    """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
+    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+
+    split_points: tuple[int, int] = (45_000, 50_000)
+    """cifar_inr: images below the first train, those below the second validate, the others test."""
+
+    extra_aug: int = 0
+    """cifar_inr: train on so many more fits of each image."""
+
+    activation_function: str | None = None
+    """Predicting generalisation: only networks with this hidden activation, such as relu; null: all."""
+
+    style_function: Literal["dilate", "increase_contrast"] = "dilate"
+    """Editing: what the edited image is. dilate: thicker strokes (one channel); increase_contrast (three)."""
+
+    images_path: str | None = None
+    """Editing: where the images are that the INRs were fitted to; null: in dataset_path. Digits need none."""
+
+    data_path: str | None = None
+    """cifar10, svhn: the weights; null: weights.npy in dataset_path."""
+
+    metrics_path: str | None = None
+    """cifar10, svhn: the test accuracies; null: metrics.csv.gz in dataset_path."""
+
+    layout_path: str | None = None
+    """cifar10, svhn: which weights are which; null: layout.csv in dataset_path."""
+
+    idcs_file: str | None = None
+    """cifar10, svhn: the order that the splits are made in; null: <dataset>_split.csv in dataset_path."""
+
+    cache_dir: str | None = None
+    """Where converted datasets go; null: dataset_path, or where that is read-only the user's cache folder."""
+
+    convert: bool = True
+    """Convert a published dataset on first use; false: refuse one that has not been converted."""
+
+    switch_to_canon: bool = True
+    """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.experiments.canonical_zoo` is canonical
+    too."""
+
+    canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
+    """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training networks."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.extra_aug < 0:
+            problems.append(f"data.extra_aug: found {self.extra_aug}, expected 0 or more")
+        if not 0 < self.split_points[0] < self.split_points[1]:
+            problems.append(f"data.split_points: found {self.split_points}, expected two ascending numbers above 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def open_data(config: DataConfig) -> Zoo:
+    """The zoo of a configuration; a published dataset is converted unless it has been.
+
+    Raises:
+        ValueError: there is none, or a file of it is missing, refused or damaged; says which.
+    """
+    root = Path(config.dataset_path).expanduser()
+    if config.dataset == "zoo" or (root / "zoo.json").exists():
+        zoo = open_zoo(root)
+        return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
+
+    def file(given: str | None, default: str) -> Path:
+        return root / default if given is None else Path(given).expanduser()
+
+    if config.dataset == "cifar_inr":
+        name, choice = "cifar_inr", {"split_points": list(config.split_points), "extra_aug": config.extra_aug}
+        listing = partial(cifar_listing, root, config.split_points, config.extra_aug)
+    elif config.dataset in ("cifar10", "svhn"):
+        files = (
+            file(config.data_path, "weights.npy"),
+            file(config.metrics_path, "metrics.csv.gz"),
+            file(config.layout_path, "layout.csv"),
+            file(config.idcs_file, f"{config.dataset}_split.csv"),
+        )
+        name, activation = "small_cnns", config.activation_function
+        choice = {"files": [os.path.relpath(path, root) for path in files], "activation_function": activation}
+        listing = partial(cnn_listing, *files, activation)
+    elif config.dataset == "labeled_fashion_mnist_inr":
+        splits = file(config.split_path, "splits.json")
+        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(fmnist_listing, root, splits)
+    elif config.dataset == "cnn_wild_park":
+        splits = file(config.split_path, "cnn_park_splits.json")
+        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(wild_park_listing, root, splits)
+    else:
+        splits = file(config.split_path, "mnist_splits.json")
+        if config.split_path is None and not splits.exists():
+            splits = None
+        name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
+        listing = partial(mnist_listing, root, splits)
+    cache_dir = config.cache_dir and Path(config.cache_dir).expanduser()
+    return converted(name, root, choice, listing, cache_dir, config.convert)
+
+
+def of_activation(zoo: Zoo, name: str) -> Zoo:
+    """Those of a zoo's networks whose hidden layers all have an activation; of a zoo that also has others, copied into
+    memory.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [hidden_activation(params) for params in zoo.nets]
+    owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
+    own = torch.cat(owns)
+    if not own.any():
+        names = sorted(ACTIVATIONS[index] for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+        expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
+        raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
+    if own.all():
+        return zoo
+    kept = []
+    for params, chosen in zip(zoo.nets, owns, strict=True):
+        if chosen.any():
+            kept.append(replace(params[chosen], spec=params.spec.with_activation(name), activation=None))
+    place = own.cumsum(0) - 1
+    splits = {split: place[rows[own[rows]]] for split, rows in zoo.splits.items()}
+    return replace(zoo, nets=tuple(kept), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
+
+
+def hidden_activation(params: NetParams) -> Tensor:
+    """[B], the index in `ACTIVATIONS` of the activation that all hidden layers of a network have; `len(ACTIVATIONS)` if
+    they have several."""
+    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
+    fixed = [ACTIVATIONS.index(name) for name in names]
+    uniform = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+    own = uniform if params.activation is None else params.activation
+    for index in fixed:
+        own = own.where(own == index, len(ACTIVATIONS))
+    return own
+
+
+@dataclass(frozen=True)
+class LabelledNets:
+    """Some networks of a zoo and how they are read: lazily, batch by batch.
+
+    Attributes:
+        zoo: all networks, where they are stored.
+        rows: [M] which of them, those of one architecture together.
+        labels: [M].
+        removed: the symmetries to remove from each batch.
+    """
+
+    zoo: Zoo
+    rows: Tensor
+    labels: Tensor
+    removed: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams | MultiArchBatch:
+        """Some of the networks on a device, in single precision at least, canonical if they are read so."""
+        parts = self.zoo.take(self.rows[index]).parts
+        return MultiArchBatch.of(canonicalize(in_single(part.to(device)), self.removed) for part in parts)
+
+    def grouped(self, index: Tensor) -> Tensor:
+        """[B], which of the networks, in an order in which those of one architecture stand together."""
+        return index[self.zoo.architecture(self.rows[index]).argsort(stable=True)]
+
+    def batches(
+        self, batches: Sequence[Tensor] | int = BLOCK, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[NetParams | MultiArchBatch, Tensor]]:
+        """Batches of networks and labels on a device; of one architecture, several come from one indexed read.
+
+        Args:
+            batches: the networks [B] of each batch; or how many a batch has, in order, the last maybe fewer.
+            device: where they go.
+        """
+        if isinstance(batches, int):
+            batches = torch.arange(len(self)).split(batches)
+        at_once = max(1, BLOCK // len(batches[0])) if batches and len(self.zoo.nets) == 1 else 1
+        for first in range(0, len(batches), at_once):
+            together = batches[first : first + at_once]
+            index, start = torch.cat(together), 0
+            params, labels = self.read(index, device), self.labels[index].to(device)
+            for batch in together:
+                rows = slice(start, start := start + len(batch))
+                yield params[rows], labels[rows]
+
+
+def augmented(
+    config: DataConfig, params: NetParams | MultiArchBatch, target: Tensor, generator: torch.Generator
+) -> tuple[NetParams | MultiArchBatch, Tensor]:
+    """A batch under `config.augment`, and canonical again if networks are read so: biases may leave their range."""
+    if config.augment == AugmentConfig():
+        return params, target
+    targets = target.split([len(part) for part in params.parts])
+    pairs = [augment(config.augment, *pair, generator) for pair in zip(params.parts, targets, strict=True)]
+    removed = config.canonicalize if config.switch_to_canon else ()
+    return MultiArchBatch.of(canonicalize(part, removed) for part, _ in pairs), torch.cat([own for _, own in pairs])
+
+
+def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
+    """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
+    as they are stored, still have."""
+    having = {"phase": {"sine", HETERO}, "scale": {"relu", "leaky_relu", "identity", HETERO}}
+    found = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
+    wanted = config.canonicalize if config.switch_to_canon else ()
+    return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)
+
+
+def reading(config: DataConfig, zoo: Zoo) -> str:
+    """In words, how the zoo's networks are read: without which symmetries, or as they are stored."""
+    removed = symmetries_to_remove(config, zoo)
+    if removed or (config.switch_to_canon and config.canonicalize and zoo.canonical):
+        return f"canonical ({', '.join((*zoo.canonical, *removed))})"
+    return "as stored" + (f" (canonical: {', '.join(zoo.canonical)})" if zoo.canonical else "")
+
+
+def load_splits(
+    config: DataConfig, column: str | None = None, limit: int | None = None
+) -> tuple[Zoo, dict[str, LabelledNets]]:
+    """The zoo and its splits with a column as labels.
+
+    Args:
+        config: which zoo, canonical or not.
+        column: the column that the labels come from; None: the networks' numbers.
+        limit: at most so many networks per split.
+
+    Raises:
+        ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented so.
+    """
+    zoo = open_data(config)
+    if column is not None and column not in zoo.columns:
+        raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
+    missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
+    if missing:
+        raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
+    if config.augment.mixup and len(zoo.nets) > 1:
+        found = f"found {config.augment.mixup}, expected 0 for networks of several architectures"
+        raise ValueError(f"data.augment.mixup: {found}, which cannot be mixed, as in {zoo.path}")
+    for params in zoo.nets:
+        check_augment(config.augment, params.spec)
+    removed = symmetries_to_remove(config, zoo)
+    undone = [name for name in config.augment.group if config.switch_to_canon and name in config.canonicalize]
+    if undone:
+        remedy = "use --data.switch_to_canon False or leave it out"
+        raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
+    splits = {}
+    for name, rows in zoo.splits.items():
+        own = rows[:limit]
+        own = own[zoo.architecture(own).argsort(stable=True)]
+        splits[name] = LabelledNets(zoo, own, own if column is None else zoo.columns[column][own], removed)
+    return zoo, splits

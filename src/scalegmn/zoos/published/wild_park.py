@@ -1,0 +1,163 @@
+"""The CNN Wild Park (Kofinas et al., ICLR 2024; doi 10.5281/zenodo.12797219): CNNs of mixed architecture.
+
+Its layout is taken from the scripts that write and read it (github.com/mkofinas/neural-graphs, directory
+experiments/cnn_generalization/dataset); the download itself has not been at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.state_dicts import names_in_file, refusal
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.zoos.published.convert import Listing, NothingThereError
+from scalegmn.zoos.zoo_format import Networks, first_not_finite, joined
+
+
+class _Checkpoint(NamedTuple):
+    """One network on disk; its run, of which all checkpoints have one architecture, is the folder of its folder."""
+
+    path: Path
+    score: float
+    step: int
+    split: str
+
+
+class _StandIn:
+    """What a pickle has instead of a class or function of its own: empty, whatever it is made or called with."""
+
+    def __new__(cls, *args: Any) -> _StandIn:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+
+def wild_park_listing(root: Path, splits: Path) -> Listing:
+    """The checkpoints of all runs, run by run, with their test accuracy.
+
+    Args:
+        root: where the paths of `splits` are found, or their ends, such as `<run>/<checkpoint>/checkpoint.pt`.
+        splits: JSON, split -> {"path", "score": test accuracies, "step": epochs}, lists with an entry per checkpoint.
+
+    Raises:
+        ValueError: a file is missing or not what it should be, or a run is in two splits; names it.
+    """
+    checkpoints = _read_splits(root, splits)
+    runs: dict[Path, str] = {}
+    for own in checkpoints:
+        run = own.path.parents[1]
+        if runs.setdefault(run, own.split) != own.split:
+            raise ValueError(f"{splits}: {run} is in split {runs[run]} and in {own.split}, expected runs in one")
+    numbers = {run: number for number, run in enumerate(runs)}
+    names = [own.split for own in checkpoints]
+    rows = {
+        name: torch.tensor([row for row, own in enumerate(names) if own == name]).long()
+        for name in ("train", "val", "test")
+    }
+    read = partial(_read, checkpoints, numbers)
+    provenance = {"images": "cifar10", "image_shape": [32, 32, 3]}
+    return Listing([own.path for own in checkpoints], len(checkpoints), read, rows, provenance)
+
+
+def _read_splits(root: Path, path: Path) -> list[_Checkpoint]:
+    """The checkpoints that the JSON names, in the order of their paths."""
+    expected = 'JSON with "train", "val" and "test", each with lists "path", "score" (0 to 1) and "step"'
+    try:
+        content = json.loads(path.read_text())
+        entries = sorted(
+            (re.split(r"[\\/]", name), float(score), int(step), split)
+            for split in ("train", "val", "test")
+            for name, score, step in zip(*(content[split][key] for key in ("path", "score", "step")), strict=True)
+        )
+        good = bool(entries) and all(len(parts) > 2 and 0 <= score <= 1 for parts, score, _, _ in entries)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        good = False
+    if not good:
+        raise ValueError(f"{path}: expected {expected}")
+    first = entries[0][0]
+    ends = [depth for depth in range(len(first), 2, -1) if root.joinpath(*first[-depth:]).is_file()]
+    if not ends:
+        raise NothingThereError(f"{root}: no {'/'.join(first)}, as in {path}; set --data.dataset_path")
+    return [_Checkpoint(root.joinpath(*parts[-ends[0] :]), score, step, split) for parts, score, step, split in entries]
+
+
+def _read(checkpoints: Sequence[_Checkpoint], numbers: Mapping[Path, int], part: slice) -> Networks:
+    """Some of the checkpoints."""
+    chosen = checkpoints[part]
+    columns: dict[str, Tensor] = {
+        "test_accuracy": torch.tensor([own.score for own in chosen]),
+        "epoch": torch.tensor([own.step for own in chosen]),
+        "network": torch.tensor([numbers[own.path.parents[1]] for own in chosen]),
+    }
+    return Networks(joined([_read_network(own.path) for own in chosen]), columns)
+
+
+def _read_network(path: Path) -> NetParams:
+    """The network of a checkpoint, [1], without executing anything.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another kind, or its weights are not finite; names it.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([_stand_in(name) for name in names]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile or broken file leads to
+        raise refusal(path, error) from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path}: expected a checkpoint with model, a state dict, and config")
+    state = content["model"]
+    spec = _spec(path, _plain(content.get("config")))
+    tensors = [state[name][None].float() for name in names_in_file(path, state)]
+    found = [tuple(tensor.shape[1:]) for tensor in tensors]
+    expected = [shape for layer in spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
+    if found != expected:
+        raise ValueError(f"{path}: model: found shapes {found}, expected {expected} by its config")
+    if first_not_finite([tensor.flatten(1) for tensor in tensors]) is not None:
+        raise ValueError(f"{path}: a weight or bias is NaN or infinite")
+    return NetParams(spec, tuple(tensors[::2]), tuple(tensors[1::2]))
+
+
+@cache
+def _stand_in(name: str) -> type:
+    """The stand-in of what pickles call `name`."""
+    module, _, own = name.rpartition(".")
+    return type(own, (_StandIn,), {"__module__": module, "__qualname__": own})
+
+
+def _plain(value: Any) -> Any:
+    """The dictionaries, lists and values that an OmegaConf container holds; others as they are."""
+    if isinstance(value, _StandIn):
+        inside = vars(value)
+        return _plain(inside.get("_content", inside.get("_val")))
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    return [_plain(own) for own in value] if isinstance(value, list) else value
+
+
+def _spec(path: Path, config: Any) -> NetSpec:
+    """The architecture that a checkpoint describes: `channels` (with those of the image), and per convolution
+    `kernel_size`, `stride`, `padding`, `activation` (or `none`) and `residual`, its source or -1."""
+    try:
+        channels = config["channels"]
+        keys = ("kernel_size", "stride", "padding", "activation", "residual")
+        layers = []
+        rows = zip(channels[:-1], channels[1:], *(config[key] for key in keys), strict=True)
+        for in_dim, out_dim, kernel, stride, padding, activation, residual in rows:
+            if (stride, padding) != (1, kernel // 2) or kernel % 2 == 0:
+                raise ValueError(f"found stride {stride} and padding {padding}, expected 1 and {kernel // 2}")
+            name = {"none": "identity"}.get(activation, activation)
+            source = None if residual < 0 else residual
+            layers.append(LayerSpec(in_dim, out_dim, (kernel, kernel), name, residual=source))
+        return NetSpec((*layers, LayerSpec(channels[-1], config["n_classes"])))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: config: not the description of a CNN ({type(error).__name__}: {error})") from None

@@ -1,0 +1,82 @@
+"""Real models in mixed precision, compiled, and in parts."""
+
+import pytest
+import torch
+
+from scalegmn.models import ScaleGMNConfig
+from scalegmn.networks import NetParams
+from scalegmn.reporting.run_folder import Run
+from scalegmn.symmetry.measure import invariance_error
+from scalegmn.tasks.classification import Classification
+from scalegmn.training.config import TrainConfig
+from scalegmn.training.launch import launch
+from scalegmn.training.optimization import OptimizationConfig
+from scalegmn.training.trainer import InPrecision, Trainer
+from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import Networks, write_zoo
+
+KINDS = {"sign": "sine", "scale": "relu", "hetero": ("tanh", "relu", "relu") * 15}
+
+
+def build(tmp_path, symmetry, direction="bidirectional", num_layers=2, **options):
+    """A trainer on 15 networks per split, of three classes."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(45, *shape, generator=generator) / 2 for shape in ((5, 2), (4, 5), (1, 4))]
+    biases = [torch.randn(45, size, generator=generator) / 3 for size in (5, 4, 1)]
+    params = NetParams.from_tensors(weights, biases, KINDS[symmetry])
+    splits = dict(zip(("train", "val", "test"), torch.arange(45).split(15), strict=True))
+    if not (tmp_path / "zoo").exists():
+        write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.arange(45) % 3})], splits, {})
+    sizes = {"hidden_dim": 16, "num_layers": num_layers, "out_dim": 3}
+    model = ScaleGMNConfig(symmetry=symmetry, direction=direction, **sizes)
+    task = Classification(DataConfig(str(tmp_path / "zoo")), 15, model)
+    config = TrainConfig(device="cpu", num_epochs=2, **options)
+    torch.manual_seed(0)
+    run = Run(tmp_path / "-".join(map(str, options.values())), "", {})
+    fabric = launch(config.device, config.devices, config.precision)
+    return Trainer(fabric, task, model.build(task.spec), config, OptimizationConfig(), run)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("symmetry", KINDS)
+def test_training_in_bf16(tmp_path, symmetry, direction, generator):
+    """The inside is bfloat16, parameters and losses are float32; still invariant, and near to float32."""
+    trainer = build(tmp_path, symmetry, direction, precision="bf16-mixed")
+    types, inside = set(), trainer.model.layers[0].forward_message.node_linear
+    inside.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    params = trainer.task.splits["test"].read(slice(None))
+    exact = trainer.model.eval()(params)
+    types.clear()
+    before = trainer.model.node_linear.weight.detach().clone()
+    outputs = InPrecision(trainer.model, trainer.fabric)(params)
+    assert types == {torch.bfloat16}
+    assert outputs.dtype == torch.float32
+    spread = (exact - exact.mean(0)).square().mean().sqrt()
+    assert 0 < (outputs - exact).abs().max() < 0.3 * spread
+    trainer.train_epoch()
+    assert not torch.equal(trainer.model.node_linear.weight, before)
+    for parameter in trainer.model.parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.isfinite().all()
+    assert invariance_error(InPrecision(trainer.model, trainer.fabric), params, generator) < 1e-2
+
+
+def test_parts_leave_training_as_it_is(tmp_path):
+    whole, parts = (build(tmp_path / name, "sign") for name in ("whole", "parts"))
+    parts._at_once = 4
+    for trainer in (whole, parts):
+        trainer.train_epoch()
+    assert parts.progress.loss == pytest.approx(whole.progress.loss, rel=1e-6)
+    assert parts.progress.grad_norm == pytest.approx(whole.progress.grad_norm, rel=1e-5)
+    for one, other in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("symmetry", ["sign", "hetero"])
+def test_compiled_is_the_same(tmp_path, symmetry):
+    plain, compiled = (build(tmp_path, symmetry, "forward", 1, compile=choice) for choice in (False, True))
+    for trainer in (plain, compiled):
+        trainer.train_epoch()
+    assert compiled.progress.loss == pytest.approx(plain.progress.loss, rel=1e-5)
+    assert compiled.progress.grad_norm == pytest.approx(plain.progress.grad_norm, rel=1e-4)
