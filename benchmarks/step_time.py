@@ -44,7 +44,7 @@ from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
-from scalegmn.training.trainer import any_number, backward_in_parts, keep_freed_memory
+from scalegmn.training.trainer import backward_in_micro_batches, keep_freed_memory
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -227,7 +227,7 @@ def build_step(
 
     def loss(part: NetParams, _: Tensor) -> Tensor:
         if arguments.compile:
-            any_number(part)
+            mark_batch_size_dynamic(part)
         with autocast:
             return mean_square(call(part))
 
@@ -237,7 +237,7 @@ def build_step(
 
     def train() -> None:
         optimizer.zero_grad()
-        backward_in_parts(loss, params, target, at_once)
+        backward_in_micro_batches(loss, params, target, at_once)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
 
