@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn.configuration.parsing import leaves, nearest
+from scalegmn.configuration.files import leaves
+from scalegmn.configuration.names import nearest
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMN, ScaleGMNConfig
 from scalegmn.networks import LayerSpec, NetSpec
 
