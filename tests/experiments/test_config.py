@@ -9,7 +9,7 @@ import yaml
 from scalegmn import build_model
 from scalegmn.configuration.parsing import parse
 from scalegmn.experiments.config import Config, ScriptConfig, read_config, start_run, with_run_dir
-from scalegmn.models import MODELS
+from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.training.launch import launch
@@ -322,7 +322,7 @@ def test_print_config(capsys):
 
 
 def test_models_are_chosen_by_name(tmp_path):
-    for name, section in MODELS.items():
+    for name, section in METANETWORKS.items():
         assert Config(model=name).model_config == section()
         assert section().section in Config.__dataclass_fields__
         (tmp_path / f"{name}.yml").write_text(Config(model=name).to_yaml())

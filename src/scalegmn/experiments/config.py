@@ -14,7 +14,7 @@ import yaml
 from scalegmn.configuration.parsing import leaves, parse, read_yaml, split_arguments
 from scalegmn.interop.published_scalegmn import translate_file
 from scalegmn.models import (
-    MODELS,
+    METANETWORKS,
     DWSNetConfig,
     FlatMLPConfig,
     NFNConfig,
@@ -96,9 +96,9 @@ class Config:
 
     def __post_init__(self) -> None:
         problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
-        if self.model not in MODELS:
-            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(MODELS)}")
-        for name, model in MODELS.items():
+        if self.model not in METANETWORKS:
+            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(METANETWORKS)}")
+        for name, model in METANETWORKS.items():
             if name != self.model and getattr(self, f"{name}_args") != model():
                 problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
         if problems:
@@ -112,7 +112,7 @@ class Config:
     def content(self) -> dict[str, Any]:
         """All fields of a run but `run_dir` and `resume`, of models only the chosen one, as lists, dictionaries and
         plain values."""
-        others = {f"{name}_args" for name in MODELS if name != self.model}
+        others = {f"{name}_args" for name in METANETWORKS if name != self.model}
         content = _plain(asdict(replace(self, run_dir=None, resume=None)))
         return {item.name: content[item.name] for item in fields(Config) if item.name not in others}
 

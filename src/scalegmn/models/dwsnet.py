@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
@@ -85,6 +86,9 @@ class DWSNetConfig(ModelConfig):
     def build(self, spec: NetSpec) -> DWSNet:
         """The model for networks of `spec`."""
         return DWSNet(self, spec)
+
+
+METANETWORKS.register(DWSNetConfig.name, DWSNetConfig)
 
 
 class Axes(NamedTuple):

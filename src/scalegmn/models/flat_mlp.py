@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
@@ -44,6 +45,9 @@ class FlatMLPConfig(ModelConfig):
     def build(self, spec: NetSpec) -> FlatMLP:
         """The model for networks of `spec`."""
         return FlatMLP(self, spec)
+
+
+METANETWORKS.register(FlatMLPConfig.name, FlatMLPConfig)
 
 
 class FlatMLP(Metanetwork):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
@@ -110,6 +111,9 @@ class NFNConfig(ModelConfig):
     def build(self, spec: NetSpec) -> NFN:
         """The model for networks of `spec`."""
         return NFN(self, spec)
+
+
+METANETWORKS.register(NFNConfig.name, NFNConfig)
 
 
 class NFN(Metanetwork):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
@@ -64,6 +65,9 @@ class NGGNNConfig(NeuralGraphConfig):
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`."""
         return NGGNN(self, spec)
+
+
+METANETWORKS.register(NGGNNConfig.name, NGGNNConfig)
 
 
 class NGGNNLayer(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 
@@ -73,6 +74,9 @@ class NGTConfig(NeuralGraphConfig):
     def build(self, spec: NetSpec) -> NGT:
         """The model for networks of `spec`."""
         return NGT(self, spec)
+
+
+METANETWORKS.register(NGTConfig.name, NGTConfig)
 
 
 class NGT(NeuralGraphModel):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
@@ -84,6 +85,9 @@ class ProbeGenConfig(ModelConfig):
     def build(self, spec: NetSpec) -> ProbeGen:
         """The model for networks of `spec`."""
         return ProbeGen(self, spec)
+
+
+METANETWORKS.register(ProbeGenConfig.name, ProbeGenConfig)
 
 
 class ProbeGen(Metanetwork):

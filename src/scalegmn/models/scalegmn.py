@@ -26,6 +26,7 @@ from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, symmetry_word
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
@@ -318,6 +319,9 @@ class ScaleGMNConfig(ModelConfig):
         if self.symmetry == "permutation":
             return ConcatEdgeUpdate(self.hidden_dim, out_dim, self.build_mlp)
         return EquivariantEdgeUpdate(self.hidden_dim, out_dim, self.build_invariant, self.build_mlp)
+
+
+METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)
 
 
 @dataclass(frozen=True)

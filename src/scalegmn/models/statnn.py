@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization
@@ -48,6 +49,9 @@ class StatNNConfig(ModelConfig):
     def build(self, spec: NetSpec) -> StatNN:
         """The model for networks of `spec`."""
         return StatNN(self, spec)
+
+
+METANETWORKS.register(StatNNConfig.name, StatNNConfig)
 
 
 class StatNN(Metanetwork):
