@@ -109,7 +109,7 @@ def test_published_files_and_layout(home, tmp_path):
         (["--scalegmn_args.out_dim=10"], ["scalegmn_args.out_dim: found 10", "needs 1"]),
         (["--scalegmn_args.output=parameters"], ["scalegmn_args.output: found parameters", "needs vector"]),
         (["--train_args.loss=CE"], ["train_args.loss", "CE", "MSE"]),
-        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.fit.cnn_zoo"]),
+        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "scalegmn zoo cnn"]),
         (["--data.augment.rotate=10"], ["data.augment"]),
     ],
 )

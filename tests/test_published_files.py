@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from scalegmn.experiments.config import build_model, read_config
-from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetSpec
 
 ROOT = Path(__file__).parents[1]

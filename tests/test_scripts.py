@@ -161,7 +161,7 @@ def assert_refused(result, *parts):
     [
         (["--scalegmn_args.symetry", "sign"], ["scalegmn_args.symetry", "did you mean scalegmn_args.symmetry?"]),
         (["--batch_size", "many"], ["batch_size", "many"]),
-        (["--data.dataset_path", "data/nothing"], ["data/nothing", "python -m scalegmn.zoos"]),
+        (["--data.dataset_path", "data/nothing"], ["data/nothing", "scalegmn zoo inr"]),
         (["--data.dataset_path", "data/truncated"], ["zoo.safetensors", "truncated"]),
         (["--data.dataset_path", "data/relu"], ["scalegmn_args.symmetry", "relu", "use scale"]),
         (["--scalegmn_args.out_dim", "3"], ["scalegmn_args.out_dim: 3 classes"]),

@@ -14,7 +14,7 @@ import yaml
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.names import nearest
 from scalegmn.configuration.parsing import NO_OPTION, parse, split_arguments
-from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetSpec
