@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,10 +158,10 @@ def test_changes_are_compared_as_changes_of_the_same_networks(random_params, gen
     params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
 
     def doubled(p):
-        return p.weights, p.biases
+        return p
 
     def shifted(p):
-        return p.weights, [b + 1 for b in p.biases]
+        return replace(p, biases=tuple(b + 1 for b in p.biases))
 
     errors = report(doubled, params, generator)
     assert errors["phase"] > 0.1  # biases are shifted, not multiplied
@@ -175,12 +176,12 @@ def test_each_layers_changes_are_compared_with_their_own_spread(random_params, g
     params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
 
     def hidden_weights_wrong(p):
-        return [p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]], p.biases
+        return replace(p, weights=(p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]))
 
     errors = report(hidden_weights_wrong, params, generator)
     assert errors["sign"] > 0.1
     assert errors["permutation"] < 1e-12
-    constant = report(lambda p: (p.weights, [torch.zeros_like(b) for b in p.biases]), params, generator)
+    constant = report(lambda p: replace(p, biases=tuple(map(torch.zeros_like, p.biases))), params, generator)
     assert not any(error <= 1e-9 for error in constant.values())
 
 

@@ -107,8 +107,8 @@ def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Elemen
     return found | {"control": outside}
 
 
-Model = Callable[[NetParams | MultiArchBatch], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
-"""Networks -> [B, ...], or the changes of weights and of biases."""
+Model = Callable[[NetParams | MultiArchBatch], Tensor | NetParams]
+"""Networks -> [B, ...], or changes of their parameters."""
 
 
 def outputs_on(
@@ -139,8 +139,7 @@ def outputs_on(
     output = model(MultiArchBatch.of(read))
     if isinstance(output, Tensor):
         return [output]
-    (x,), (own,), (weights, biases) = read, passed, output
-    changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
+    (own,), changes = passed, output
     for last in reversed(own):
         changes = last.inverse().act_on_changes(changes)
     return [*changes.weights, *changes.biases]
