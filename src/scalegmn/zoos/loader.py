@@ -30,7 +30,7 @@ class DataConfig:
     """The networks to learn from."""
 
     dataset_path: str = "data/digits_inr"
-    """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
+    """Folder of the zoo, as made by `scalegmn zoo inr`, or of the published dataset."""
 
     dataset: Literal[
         "zoo",
@@ -47,7 +47,7 @@ class DataConfig:
 
     split_path: str | None = None
     """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
-    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `scalegmn zoo splits` draws them."""
 
     split_points: tuple[int, int] = (45_000, 50_000)
     """cifar_inr: images below the first train, those below the second validate, the others test."""
@@ -83,7 +83,7 @@ class DataConfig:
     """Convert a published dataset on first use; false: refuse one that has not been converted."""
 
     switch_to_canon: bool = True
-    """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.experiments.canonical_zoo` is canonical
+    """Read canonical networks; false: as stored, which in a zoo made by `scalegmn zoo canonicalize` is canonical
     too."""
 
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
@@ -156,7 +156,7 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
     own = torch.cat(owns)
     if not own.any():
-        names = sorted(ACTIVATIONS[index] for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+        names = sorted(ACTIVATIONS.at(index) for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
         expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
         raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if own.all():
@@ -246,7 +246,10 @@ def augmented(
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
     as they are stored, still have."""
-    having = {"phase": {"sine", HETERO}, "scale": {"relu", "leaky_relu", "identity", HETERO}}
+    having = {
+        "phase": {"sine", HETERO},
+        "scale": {HETERO, *(name for name, activation in ACTIVATIONS.items() if activation.group.scales)},
+    }
     found = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
     wanted = config.canonicalize if config.switch_to_canon else ()
     return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)

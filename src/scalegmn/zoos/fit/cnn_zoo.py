@@ -1,4 +1,4 @@
-"""`python -m scalegmn.zoos.fit.cnn_zoo --conf configs/zoos/digits_cnn.yml`: train a zoo of small CNNs that classify images.
+"""`scalegmn zoo cnn --conf zoos/digits_cnn.yml`: train a zoo of small CNNs that classify images.
 
 Each network has its own hyper-parameters, drawn from the ranges of Unterthiner et al. (2020, arXiv 2002.11448), and, if
 `mixed`, its own architecture, drawn from those of the CNN Wild Park (Kofinas et al., ICLR 2024).
@@ -16,9 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalegmn.configuration.parsing import parse
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.figures import accuracies
 from scalegmn.reporting.files import versions
 from scalegmn.zoos.fit.cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
@@ -71,11 +69,8 @@ class CnnRecipe(Recipe):
     batch_size: int = 512
     """Images per step; all of a network's where it has fewer."""
 
-    activations: tuple[Literal["relu", "tanh", "gelu", "sigmoid", "leaky_relu", "silu", "identity"], ...] = (
-        "relu",
-        "tanh",
-    )
-    """Each network draws one, relu or tanh; mixed: each convolution."""
+    activations: tuple[str, ...] = ("relu", "tanh")
+    """Each network draws one, relu or tanh; mixed: each convolution draws one of all activations."""
 
     optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = OPTIMIZERS
     """Each network draws one."""
@@ -110,7 +105,10 @@ class CnnRecipe(Recipe):
             problems.append(f"kernels: found {list(self.kernels)}, expected odd numbers")
         if self.mixed and self.padding != "same":
             problems.append(f"padding: found {self.padding}, expected same for mixed")
-        if not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
+        unknown = [name for name in self.activations if name not in ACTIVATIONS]
+        if unknown:
+            problems.append(f"activations: found {unknown[0]}, expected one of {', '.join(ACTIVATIONS)}")
+        elif not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
             problems.append(f"activations: found {list(self.activations)}, expected relu, tanh; others need mixed")
         given = list(self.checkpoints)
         if not given or given != sorted(set(given)) or given[0] < 0:
@@ -262,7 +260,7 @@ def draw(
         layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
         spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
         own = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-        return [spec.with_activation(ACTIVATIONS[index]) for index in own]
+        return [spec.with_activation(ACTIVATIONS.at(index)) for index in own]
 
     def of_any() -> NetSpec:
         widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]
@@ -317,13 +315,3 @@ def _of_any_activation(params: NetParams) -> NetParams:
     """The same networks with a spec that those of other activations have too."""
     activation = torch.full((len(params),), ACTIVATIONS.index(params.spec.layers[0].activation))
     return NetParams(params.spec.with_activation(HETERO), params.weights, params.biases, activation)
-
-
-def main() -> None:
-    """Reads a recipe and makes its zoo."""
-    with user_errors():
-        make_cnn_zoo(parse(CnnRecipe, prog="python -m scalegmn.zoos.fit.cnn_zoo"))
-
-
-if __name__ == "__main__":
-    main()
