@@ -14,7 +14,8 @@ from step_time import mean_square, random_networks, report, timed
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetSpec
-from scalegmn.training.trainer import backward_in_micro_batches, keep_freed_memory
+from scalegmn.training.gradients import backward_in_micro_batches
+from scalegmn.training.memory import keep_freed_memory
 
 LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,600,600,3", "2,1000,1000,3", "2,2048,4096,3"]
 
