@@ -41,6 +41,9 @@ class Registry(Mapping[str, Item]):
             raise KeyError(f"{self.kind}: found {name!r}, expected one of {', '.join(self._items)}{advice}")
         return self._items[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 

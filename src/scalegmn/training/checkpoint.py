@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Named tensors and `metadata` (plain types), atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "sha256": _checksum(tensors, metadata)}
-    write_atomic(path, save(tensors, {"metadata": json.dumps(metadata)}))
+    write_atomic(path, save(tensors, {"facts": json.dumps(metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads(file.metadata()["metadata"])
+            metadata = json.loads(file.metadata()["facts"])
         expected = metadata.pop("sha256")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: missing or damaged ({error})") from None
