@@ -52,7 +52,7 @@ def receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
     """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
     bidirectional = config.direction == "bidirectional"
     nodes, edges, backward_edges = set(range(last + 1)), set(), set()
-    if config.output == "parameters":
+    if config.changes_parameters:
         nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
     elif config.readout == "last_layer":
         nodes = {0, last} if bidirectional else {last}
