@@ -136,7 +136,7 @@ def outputs_on(
     if isinstance(output, Tensor):
         return [output]
     (x,), (own,), (weights, biases) = read, passed, output
-    changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
+    changes = x.replace(weights=tuple(weights), biases=tuple(biases))
     for last in reversed(own):
         changes = last.inverse().act_on_changes(changes)
     return [*changes.weights, *changes.biases]

@@ -276,7 +276,7 @@ class DWSNet(Metanetwork):
         first, *middle, last = tensors[: self.spec.num_layers]
         *hidden, output = tensors[self.spec.num_layers :]
         weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
-        return NetParams(params.spec, weights, (*(bias[..., 0] for bias in hidden), output), params.activation)
+        return params.replace(weights=weights, biases=(*(bias[..., 0] for bias in hidden), output))
 
     def networks_at_once(self, device: torch.device) -> int:
         """As many as the backward pass can keep everything of."""

@@ -30,11 +30,9 @@ RIDGE = 1e-3
 def edited(model: nn.Module, params: NetParams) -> NetParams:
     """The networks that a model makes of others: theta + delta(theta)."""
     weights, biases = model(params)
-    return NetParams(
-        params.spec,
-        tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
-        tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
-        params.activation,
+    return params.replace(
+        weights=tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
+        biases=tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
     )
 
 
