@@ -29,10 +29,10 @@ RIDGE = 1e-3
 
 def edited(model: nn.Module, params: NetParams) -> NetParams:
     """The networks that a model makes of others: theta + delta(theta)."""
-    weights, biases = model(params)
+    changes: NetParams = model(params)
     return params.replace(
-        weights=tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
-        biases=tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
+        weights=tuple(map(torch.add, params.weights, changes.weights)),
+        biases=tuple(map(torch.add, params.biases, changes.biases)),
     )
 
 
