@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from scalegmn.configuration.files import leaves
 from scalegmn.reporting.figures import compared_curves
-from scalegmn.reporting.run_folder import read_rows
+from scalegmn.reporting.rows import read_rows
 
 MARK = '<meta name="generator" content="scalegmn.experiments.report">'
 """Tells a report from another file, which is never overwritten."""
