@@ -13,18 +13,13 @@ from scalegmn.experiments.run import train
 from scalegmn.experiments.trained import load_model
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.errors import user_errors
-from scalegmn.tasks.editing import Editing, table
+from scalegmn.tasks.editing import Editing
 from scalegmn.zoos.loader import open_data
-
-
-def build_task(config: EditConfig) -> Editing:
-    """The task."""
-    return Editing(config.data, config.batch_size, config.debug)
 
 
 def finished(config: EditConfig, task: Editing, model: Metanetwork, summary: dict[str, Any]) -> None:
     """Prints the errors beside trivial answers', and writes the edited zoo if one is wanted."""
-    print(table(summary))
+    print(task.result_text(summary))
     if config.export_edited is not None:
         export_zoo(config, model, task.zoo)
 
@@ -36,4 +31,4 @@ if __name__ == "__main__":
             zoo = open_data(config.data)
             export_zoo(config, load_model(config.model_config, Path(config.checkpoint), zoo.spec), zoo)
         else:
-            train(config, build_task, finished)
+            train(config, Editing.from_settings, finished)

@@ -8,13 +8,6 @@ from scalegmn.experiments.run import train
 from scalegmn.reporting.errors import user_errors
 from scalegmn.tasks.generalization import Generalization
 
-
-def build_task(config: ScriptConfig) -> Generalization:
-    """The task, for models with one output."""
-    config.model_config.check_output("vector", "predicting generalisation", out_dim=1)
-    return Generalization(config.data, config.batch_size, config.train_args.loss, config.debug)
-
-
 if __name__ == "__main__":
     with user_errors():
-        train(read_config(config_class=ScriptConfig), build_task)
+        train(read_config(config_class=ScriptConfig), Generalization.from_settings)
