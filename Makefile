@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIME := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo demo-editing demo-generalization test test-slow lint
+.PHONY: setup demo demo-editing demo-generalization test test-slow coverage lint types docs
 
 setup: .venv/installed
 
@@ -27,11 +27,20 @@ demo-generalization: setup
 	$(BIN)/python benchmarks/statistics_baseline.py runs/demo-generalization/$(TIME)
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --cov --cov-report=term
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

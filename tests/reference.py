@@ -5,7 +5,8 @@ Every feature is multiplied out and repeated on every edge, every MLP sees the c
 
 import torch
 
-from scalegmn.networks import ACTIVATION_SYMMETRY, ACTIVATIONS, NetParams
+from scalegmn.networks import ACTIVATIONS, NetParams
+from scalegmn.networks.scalar_groups import SIGNS
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -110,8 +111,8 @@ def model(module, params):
     if config.symmetry == "hetero":
         names = [spec.layers[0].activation] * len(params)
         if params.activation is not None:
-            names = [ACTIVATIONS[index] for index in params.activation.tolist()]
-        num_odd = sum(ACTIVATION_SYMMETRY[name] == "sign" for name in names)
+            names = [ACTIVATIONS.at(index) for index in params.activation.tolist()]
+        num_odd = sum(ACTIVATIONS[name].group == SIGNS for name in names)
     params, element = module.canonical(module.normalized(params))
     positions = module.node_positions() if module.node_positions else None
     nodes = module._embed_nodes(params.node_features(), positions)

@@ -120,7 +120,7 @@ def test_bad_input(home, words, parts):
 
 
 def test_zoos_without_accuracies(home):
-    made = run("-m", "scalegmn.zoos", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
+    made = run("-m", "scalegmn.cli.zoo_inr", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
     assert made.returncode == 0, made.stderr
     assert_refused(predict(home, "--data.dataset_path=data/inrs"), "data/inrs: no column 'test_accuracy', found image")
 

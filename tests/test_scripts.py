@@ -25,7 +25,9 @@ def home(tmp_path_factory):
     """A folder with a zoo of 40 digits, two views each, made by the command."""
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
-    made = run("-m", "scalegmn.zoos", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder)
+    made = run(
+        "-m", "scalegmn.cli.zoo_inr", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder
+    )
     assert made.returncode == 0, made.stderr
     assert "80 networks" in made.stdout
     return folder
@@ -189,5 +191,7 @@ def test_bad_input(home, words, parts):
 
 
 def test_zoo_command_refuses_bad_recipes(home):
-    assert_refused(run("-m", "scalegmn.zoos", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?")
-    assert_refused(run("-m", "scalegmn.zoos", "--views", "0", cwd=home), "views: found 0, expected at least 1")
+    assert_refused(
+        run("-m", "scalegmn.cli.zoo_inr", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?"
+    )
+    assert_refused(run("-m", "scalegmn.cli.zoo_inr", "--views", "0", cwd=home), "views: found 0, expected at least 1")

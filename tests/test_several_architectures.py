@@ -10,7 +10,7 @@ from commands import assert_refused, run_main
 from safetensors.torch import save_file
 
 import scalegmn
-from scalegmn import check, export, predict
+from scalegmn.experiments import bundles, predict, symmetry_report
 from scalegmn.networks import ACTIVATIONS, NetParams
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
@@ -92,7 +92,7 @@ def test_predicts_and_is_checked(home, run, model, monkeypatch, capsys):
     assert {"test_tau", "test_tau_relu", "test_mae_tanh"} <= set(found)
     assert found["data"]["architectures"] == 3
     assert [layer["out_dim"] for layer in found["data"]["spec"]["layers"]] == [4, 5, 5, 10]
-    code, out, error = run_main(check.main, [f"--checkpoint=gen_{model}"], home, monkeypatch, capsys)
+    code, out, error = run_main(symmetry_report.main, [f"--checkpoint=gen_{model}"], home, monkeypatch, capsys)
     assert code == 0, out + error
     lines = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert lines["permutation"].endswith("kept")
@@ -158,7 +158,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
     assert_refused(ask(fewer), "fewer.safetensors: expected architectures with the same inputs and outputs")
     result = run_main(predict.main, ["--checkpoint=statnn", known], home, monkeypatch, capsys)
     assert_refused(result, "known.safetensors: says no activation, and the training networks may have several; set")
-    code, _, error = run_main(export.main, ["--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
+    code, _, error = run_main(bundles.main, ["--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
     assert code == 0, error
     assert "3 architectures within CNN [1, 4, 5, 5, 10] (hetero)" in (home / "bundle/README.md").read_text()
     assert ask(known, within, checkpoint="bundle") == ask(known, within)

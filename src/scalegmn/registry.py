@@ -58,6 +58,9 @@ class Registry(Mapping[str, Item]):
         advice = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: found {name!r}, expected one of {', '.join(self._items)}{advice}"
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
 

@@ -16,7 +16,7 @@ from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
 def command(*words):
-    words = [sys.executable, "-m", "scalegmn.data", *map(str, words)]
+    words = [sys.executable, "-m", "scalegmn.cli.data", *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120)
 
 

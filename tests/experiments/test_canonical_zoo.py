@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalegmn import canonicalize
+from scalegmn.experiments import canonical_zoo
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.tasks.classification import Classification
 from scalegmn.zoos.loader import DataConfig, load_splits
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONF = str(ROOT / "configs/mnist_cls/scalegmn.yml")
 SPLITS = {"train": torch.arange(3, 20), "val": torch.tensor([0, 1]), "test": torch.tensor([2])}
 
@@ -40,7 +40,7 @@ def command(monkeypatch, capsys):
         start = ["canonicalize", "--conf", CONF, "--data.dataset_path", str(path)]
         monkeypatch.setattr(sys, "argv", [*start, *map(str, words)])
         try:
-            canonicalize.main()
+            canonical_zoo.main()
             code = 0
         except SystemExit as stop:
             code = stop.code
@@ -80,13 +80,13 @@ def test_copy_equals_the_zoo_read_as_canonical(zoo, command, tmp_path):
 
 def test_blocks_do_not_show(zoo, command, tmp_path, monkeypatch):
     command(zoo)
-    monkeypatch.setattr(canonicalize, "BLOCK", 7)
+    monkeypatch.setattr(canonical_zoo, "BLOCK", 7)
     assert command(zoo, "--out", tmp_path / "blocks")[0] == 0
     assert same(open_zoo(tmp_path / "blocks").params, open_zoo(tmp_path / "zoo_canon").params)
 
 
 def test_scale_of_mixed_cnns(command, tmp_path, random_params, monkeypatch):
-    monkeypatch.setattr(canonicalize, "BLOCK", 7)
+    monkeypatch.setattr(canonical_zoo, "BLOCK", 7)
     layers = (LayerSpec(1, 4, (3, 3), "hetero"), LayerSpec(4, 5, (5, 1), "hetero"), LayerSpec(5, 2))
     params = random_params(NetSpec(layers), 20, [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 10)
     zoo = make(tmp_path / "cnns", params, {})

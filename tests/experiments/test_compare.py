@@ -19,7 +19,7 @@ from filelock import FileLock
 from scalegmn.experiments.compare import CompareConfig, main, plan
 from scalegmn.reporting.figures import results_and_costs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted(ROOT.glob("configs/compare/*.yml"))
 LR = "optimization.optimizer_args.lr"
 

@@ -18,7 +18,7 @@ from scalegmn.training.trainer import InPrecision, backward_in_parts
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe
 from scalegmn.zoos.fit.inr_zoo import InrRecipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps", "compare"))
 DIGITS = ("digits_cls", "digits_cnn", "digits_editing")
 """Folders of configurations of the demos' zoos: all models."""

@@ -1,4 +1,4 @@
-"""python -m scalegmn.experiments.predict, .export and scalegmn.load, for a model that classifies (others: the scripts' tests)."""
+"""Predictions, bundles and scalegmn.load, for a model that classifies (others: the tests of the scripts)."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from commands import assert_refused, run_main
 from onnx_files import chain, write_onnx
 
 import scalegmn
-from scalegmn import check, export, predict
+from scalegmn.experiments import bundles, predict, symmetry_report
 from scalegmn.experiments.config import ScriptConfig, read_config
 from scalegmn.experiments.run import train
 from scalegmn.reporting.errors import user_errors
@@ -29,7 +29,7 @@ def home(small_home, tmp_path_factory):
         patch.chdir(folder)
         config = read_config(["--conf", str(small_home / "conf.yml"), "--run_dir=run"], ScriptConfig)
         train(config, lambda config: Classification(config.data, config.batch_size, config.model_config))
-        export.write_bundle(Path("run"), Path("bundle"))
+        bundles.write_bundle(Path("run"), Path("bundle"))
     zoo = open_zoo(folder / "data" / "zoo")
     (folder / "nets" / "more").mkdir(parents=True)
     for row in range(6):
@@ -114,14 +114,14 @@ def test_bundle(home, monkeypatch, capsys):
     )
     with pytest.raises(ValueError, match=r"--resume: .*bundle is not the folder of a run"):
         read_config(["--resume", str(home / "bundle")])
-    code, table, _ = run_main(check.main, ["--checkpoint", "bundle"], home, monkeypatch, capsys)
+    code, table, _ = run_main(symmetry_report.main, ["--checkpoint", "bundle"], home, monkeypatch, capsys)
     assert code == 0
     assert "BROKEN" not in table
     words = ["--checkpoint", "run", "--out", "bundle"]
-    assert_refused(run_main(export.main, words, home, monkeypatch, capsys), "--out: bundle exists already")
+    assert_refused(run_main(bundles.main, words, home, monkeypatch, capsys), "--out: bundle exists already")
     words = ["--checkpoint", "data", "--out", "other"]
-    assert_refused(run_main(export.main, words, home, monkeypatch, capsys), "data is not the folder of a finished run")
-    code, *_ = run_main(export.main, ["--checkpoint", "bundle", "--out", "made/again"], home, monkeypatch, capsys)
+    assert_refused(run_main(bundles.main, words, home, monkeypatch, capsys), "data is not the folder of a finished run")
+    code, *_ = run_main(bundles.main, ["--checkpoint", "bundle", "--out", "made/again"], home, monkeypatch, capsys)
     assert code == 0
     assert (home / "made/again/config.json").read_bytes() == (home / "bundle/config.json").read_bytes()
 

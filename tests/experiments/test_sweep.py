@@ -16,7 +16,7 @@ from commands import assert_refused, run_main
 from scalegmn.configuration.parsing import parse
 from scalegmn.experiments.sweep import SweepConfig, main, wandb_sweep
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(ROOT.glob("configs/sweeps/*.yml"))
 
 

@@ -15,7 +15,7 @@ from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.zoos.zoo_format import Networks, write_zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ RESIDUAL = NetSpec(
 
 
 def names(indices):
-    return [ACTIVATIONS[index] if index >= 0 else None for index in indices.tolist()]
+    return [ACTIVATIONS.at(index) if index >= 0 else None for index in indices.tolist()]
 
 
 def test_two_small_networks_by_hand():

@@ -12,7 +12,7 @@ from scalegmn.interop.published_scalegmn import load_official, translate_config
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.symmetry.measure import assert_invariant, invariance_error, spread
 
-CASES = sorted(Path(__file__).parent.glob("fixtures/*.safetensors"))
+CASES = sorted(Path(__file__).parents[1].glob("fixtures/*.safetensors"))
 
 
 def read(path):

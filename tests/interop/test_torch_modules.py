@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from scalegmn.interop.torch_modules import from_module, to_module
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
@@ -73,7 +74,7 @@ def test_wrong_elements_change_the_function(name):
     free = {
         layer for tie in spec.permutation_classes if len(tie.layers) == 1 and tie.blocks == 1 for layer in tie.layers
     }
-    scaled = {layer for tie in spec.scaling_classes if spec.class_symmetry(tie) == "scale" for layer in tie.layers}
+    scaled = {layer for tie in spec.scaling_classes if spec.class_symmetry(tie) == SCALES for layer in tie.layers}
     scaled |= {*spec.reciprocal_layers}
     single = {layer for tie in spec.scaling_classes if len(tie.layers) == 1 for layer in tie.layers}
     tried = 0

@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 import torch
 
+from scalegmn.engine import memory
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
-from scalegmn.nn import memory
 from scalegmn.symmetry.measure import assert_invariant
 
 

@@ -57,7 +57,7 @@ def one_by_one(params, images, stride, padding):
                 for channel in range(min(x.shape[1], said[layer.residual].shape[1])):
                     x[:, channel] += said[layer.residual][:, channel]
             own = layer.activation
-            x = activate(x, ACTIVATIONS[params.activation[b]] if own == HETERO else own, layer.w0)
+            x = activate(x, ACTIVATIONS.at(params.activation[b]) if own == HETERO else own, layer.w0)
             said.append(x)
             following = params.spec.layers[index + 1 : index + 2]
             if layer.kernel is not None and (not following or following[0].kernel is None):

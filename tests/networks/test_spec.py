@@ -88,7 +88,7 @@ def test_from_tensors():
     assert params.flatten().shape == (3, params.spec.num_parameters)
     mixed = NetParams.from_tensors(weights, biases, ["relu", "tanh", "relu"])
     assert mixed.spec.symmetries == ("hetero",)
-    assert [ACTIVATIONS[index] for index in mixed.activation] == ["relu", "tanh", "relu"]
+    assert [ACTIVATIONS.at(index) for index in mixed.activation] == ["relu", "tanh", "relu"]
     assert mixed[torch.tensor([1])].activation.tolist() == [ACTIVATIONS.index("tanh")]
     assert NetParams.from_tensors(weights, biases, ["tanh"] * 3).spec == NetSpec.mlp([2, 4, 1], "tanh")
     conv = NetParams.from_tensors([torch.randn(3, 4, 2, 3, 3), weights[1]], biases, "relu")

@@ -9,6 +9,7 @@ from contract import without_residuals
 from scalegmn.networks import ACTIVATIONS, CoupledChannels, LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.scalar_groups import SCALES, TRIVIAL
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -61,7 +62,7 @@ def test_ties_by_hand():
         CoupledChannels((2, 4), slice(4, 5)),
         CoupledChannels((4,), slice(5, 6)),
     )
-    assert [spec.class_symmetry(tie) for tie in spec.permutation_classes] == ["permutation", *["scale"] * 4]
+    assert [spec.class_symmetry(tie) for tie in spec.permutation_classes] == [TRIVIAL, *[SCALES] * 4]
     # layer 2 joins 0 and 3 where it has the channel; where it has not, they are on their own
     spec = spec_of([1, 3, 5, 2, 1, 3, 1], ["relu"] * 5, [None, None, 0, None, 2])
     assert spec.permutation_classes[:3] == (

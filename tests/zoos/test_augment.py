@@ -205,7 +205,7 @@ def test_each_network_its_own_group(random_params, generator):
         moved = transform(params, [group], generator)
         assert change_of_function(params, moved) < 1e-9
         changed = (moved.flatten() - params.flatten()).abs().amax(1) > 0.1
-        assert changed.tolist() == [ACTIVATIONS[index] in kinds for index in OWN]
+        assert changed.tolist() == [ACTIVATIONS.at(index) in kinds for index in OWN]
     assert change_of_function(params, transform(params, ["permutation", "sign", "scale", "phase"], generator)) < 1e-9
 
 

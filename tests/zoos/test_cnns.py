@@ -42,7 +42,7 @@ def test_zoo_of_digits(recipe, tmp_path):
     assert not torch.allclose(both[~whole], right[~whole].sum(1), rtol=0, atol=1e-3)
     test = 40 * zoo.columns["test_accuracy"]
     torch.testing.assert_close(test, test.round(), rtol=0, atol=1e-4)
-    assert {ACTIVATIONS[k] for k in zoo.params.activation.tolist()} == {"relu", "tanh"}
+    assert {ACTIVATIONS.at(k) for k in zoo.params.activation.tolist()} == {"relu", "tanh"}
     assert (zoo.path / "accuracies.png").stat().st_size > 1000
     assert zoo.provenance["diverged"] == 0
     for name, (low, high) in {"lr": recipe.lr, "l2": recipe.l2, "dropout": recipe.dropout}.items():

@@ -18,7 +18,7 @@ import torch
 from published import save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
 from scalegmn.zoos.loader import DataConfig, open_data
-from scalegmn.zoos.published import convert, inr_zoos
+from scalegmn.zoos.published import convert, inrs
 
 ROOT = Path(__file__).parents[2]
 
@@ -329,8 +329,8 @@ def test_killed_and_started_again(mnist, monkeypatch):
     kept = len(list(partial.glob("shard-*.safetensors")))
     assert 2 <= kept < 6
     monkeypatch.setattr(convert, "SHARD", 2)
-    read, calls = inr_zoos.read_network, []
-    monkeypatch.setattr(inr_zoos, "read_network", lambda path: calls.append(path) or read(path))
+    read, calls = inrs.read_network, []
+    monkeypatch.setattr(inrs, "read_network", lambda path: calls.append(path) or read(path))
     assert open_data(config(mnist)).params.flatten().equal(whole.params.flatten())
     assert len(calls) == 11 - 2 * kept + 1  # and the first, for its shapes
     assert not partial.exists()

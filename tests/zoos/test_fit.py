@@ -4,7 +4,7 @@ import torch
 from scalegmn.networks import NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import init_siren, pixel_grid
-from scalegmn.zoos import fit
+from scalegmn.zoos.fit import sirens
 from scalegmn.zoos.fit.sirens import Descent, SirenFit, fit_sirens
 
 
@@ -77,9 +77,9 @@ def test_each_network_stops_where_it_reaches_the_target(generator):
 
 
 def test_result_does_not_depend_on_cores(generator, monkeypatch):
-    monkeypatch.setattr(fit, "CACHE_BYTES", 20_000)
+    monkeypatch.setattr(sirens, "CACHE_BYTES", 20_000)
     params, points, targets = problem([2, 6, 5, 1], generator, num_networks=23)
-    assert fit.networks_per_core(params.spec, len(points)) < 12
+    assert sirens.networks_per_core(params.spec, len(points)) < 12
     threads, found, done = torch.get_num_threads(), [], []
     for number in (1, 3):
         torch.set_num_threads(number)

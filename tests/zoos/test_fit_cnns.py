@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import scalegmn.zoos.fit.cnns as fit_cnns
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
-from scalegmn.zoos import fit_cnns
 from scalegmn.zoos.fit.cnns import OPTIMIZERS, AlikeFit, Choices, LabelledImages, MixedFit, train_cnns
 
 NUM = 6

@@ -160,7 +160,15 @@ def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     """Written by the command, read back identically: the final networks, to the bit, each with its accuracy."""
     recipe = {"networks": 30, "checkpoints": (0, 1, 3), "channels": (3, 4), "padding": "same", "num_images": 100}
     ours = open_zoo(make_cnn_zoo(CnnRecipe(out=str(tmp_path / "zoo"), activations=activations, **recipe)))
-    command = [sys.executable, "-m", "scalegmn.data", "published", str(ours.path), "--out", str(tmp_path / "published")]
+    command = [
+        sys.executable,
+        "-m",
+        "scalegmn.cli.data",
+        "published",
+        str(ours.path),
+        "--out",
+        str(tmp_path / "published"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     names = ["cifar10_split.csv", "layout.csv", "metrics.csv.gz", "weights.npy"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES
 
 ROLES = ("input", "hidden", "output")
 
@@ -68,7 +69,7 @@ class SparseGraph:
             max_hidden_layers: at least the hidden layers of each.
         """
         device = nets[0].biases[0].device
-        found = [_indices(params.spec, max_hidden_layers) for params in nets]
+        found = [_indices(params.spec, max_hidden_layers, len(ACTIVATIONS)) for params in nets]
         sizes = [len(params) for params in nets]
         own = [
             torch.zeros(size, dtype=torch.long) if params.activation is None else params.activation
@@ -128,15 +129,15 @@ class _Indices(NamedTuple):
 
 
 @lru_cache(256)
-def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
-    """The indices of one network."""
+def _indices(spec: NetSpec, max_hidden_layers: int, num_activations: int) -> _Indices:
+    """The indices of one network; of a mixed batch, a row for each of the `num_activations` that are registered."""
     sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
     later = max_hidden_layers - (spec.num_node_types - spec.layout[0] - num_outputs)
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
     linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
-    own = ACTIVATIONS if HETERO in spec.symmetries else (HETERO,)
+    own = list(ACTIVATIONS)[:num_activations] if spec.is_hetero else [HETERO]
     return _Indices(
         spec.edge_index,
         torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
@@ -168,7 +169,7 @@ def _odd(spec: NetSpec, own: str) -> Tensor:
     layers = [torch.ones(size, dtype=torch.bool) for size in spec.layout]
     for tie in spec.scaling_classes:
         for layer in tie.layers:
-            layers[spec.node_layers[layer][1]][tie.channels] = spec.class_symmetry(tie, own) != "scale"
+            layers[spec.node_layers[layer][1]][tie.channels] = spec.class_symmetry(tie, own) != SCALES
     first = next((layer[0] for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"), True)
     for layer, role in zip(layers, spec.roles, strict=True):
         if role != "hidden":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scalegmn.networks import ACTIVATION_SYMMETRY, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 
 GRID = (torch.arange(96, dtype=torch.float64) - 47.5) / 8
 """Values before an activation, at which what the operators make of them tells which it is: none is 0, and all have few
@@ -19,16 +19,6 @@ digits, so that w0 z / z is w0."""
 
 TOLERANCE = 1e-6
 """Of activations on the grid: files hold constants such as sqrt(2) in single precision."""
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": functional.leaky_relu,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-}
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
     "Relu": torch.relu,
@@ -86,8 +76,8 @@ class _Signal:
     @property
     def activation(self) -> str | None:
         """The name of f; None: it has none."""
-        candidates = {**_ACTIVATIONS, "sine": lambda z: torch.sin(self.w0 * z)}
-        close = (name for name, f in candidates.items() if (f(GRID) - self.values).abs().max() < TOLERANCE)
+        candidates = ACTIVATIONS.items()
+        close = (name for name, f in candidates if (f.function(GRID, self.w0) - self.values).abs().max() < TOLERANCE)
         return next(close, None)
 
 
@@ -293,7 +283,8 @@ def _activated(signal: _Signal) -> tuple[_Layer, ...]:
         return ()
     if name is None:
         raise ValueError("what comes between it and the layer before is no known activation")
-    if signal.maximum and ACTIVATION_SYMMETRY[name] == "sign":
+    group = ACTIVATIONS[name].group
+    if signal.maximum and group.signs and group.sign_exponent == 1:
         raise ValueError(f"maxima are taken before it, which {name} neurons with other signs would change")
     *before, last = signal.layers
     return (*before, replace(last, activation=name, w0=signal.w0 if name == "sine" else 1.0))

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES
 
 
 def from_module(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> NetParams:
@@ -306,8 +307,9 @@ class Traced:
             return self._moved(node, args, kwargs)
         if name in _POOLING:
             return self._pooled(node, name, args[0])
-        if name in _ACTIVATIONS:
-            return self._activated(args[0], _ACTIVATIONS[name])
+        activation = "sine" if name == "sin" else name
+        if activation in ACTIVATIONS:
+            return self._activated(args[0], activation)
         known = getattr(self, f"_op_{name}", None)
         if known is None:
             self._refuse(f"{node.target}")
@@ -755,7 +757,8 @@ class Traced:
         specs, shared = [], {}
         for index, layer in enumerate(self.layers):
             options, constant = dict(layer.options), layer.reads is None
-            if options.get("activation") in ("relu", "leaky_relu"):
+            activation = options.get("activation", "identity")
+            if activation != "identity" and ACTIVATIONS[activation].group == SCALES:
                 options.pop("maximum", None)  # which positive scalars do not mind
             if not constant:
                 reads = where[int(layer.reads[0])]
@@ -892,12 +895,6 @@ _POOLING = {
     *("adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"),
 }
 """Operations that join or repeat positions, channel by channel."""
-
-_ACTIVATIONS = {
-    **{name: name for name in ("tanh", "relu", "leaky_relu", "gelu", "silu", "sigmoid")},
-    "sin": "sine",
-}
-"""Operation -> what `spec` calls it."""
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

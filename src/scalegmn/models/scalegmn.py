@@ -27,7 +27,8 @@ from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
-from scalegmn.networks import ACTIVATION_SYMMETRY, HETERO, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES, symmetry_word
 from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
 from scalegmn.nn.invariant import (
     AbsoluteValue,
@@ -867,9 +868,8 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
-    every = {*ACTIVATION_SYMMETRY.values(), HETERO}
-    found = {spec.class_symmetry(tie) for tie in spec.scaling_classes}
-    if not found <= {"permutation": every, HETERO: every}.get(config.symmetry, {config.symmetry}):
+    found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
+    if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
         (fitting,) = found if len(found) == 1 else {HETERO}
         raise ValueError(
             f"scalegmn_args.symmetry: {config.symmetry} does not hold for {spec}, whose activations admit "
@@ -883,5 +883,5 @@ def _odd_networks(params: NetParams) -> Tensor:
     spec, device = params.spec, params.biases[0].device
     if params.activation is None:
         return torch.full((len(params),), spec.symmetries[0] != "scale", device=device)
-    odd = torch.tensor([kind != "scale" for kind in ACTIVATION_SYMMETRY.values()], device=device)
+    odd = torch.tensor([activation.group != SCALES for activation in ACTIVATIONS.values()], device=device)
     return odd[params.activation]

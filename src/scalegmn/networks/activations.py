@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -28,12 +29,22 @@ class Activation:
     group: ScalarGroup = TRIVIAL
 
 
-REGISTRY: Registry[Activation] = Registry("activation")
+HETERO: Final = "hetero"
+"""The activation of a layer whose networks differ in it, and the symmetry of such a batch."""
+
+ACTIVATIONS: Registry[Activation] = Registry("activation")
+"""All activations by name; `NetParams.activation` counts them in the order of registration, built-in ones first."""
 
 
 def register_activation(activation: Activation) -> Activation:
-    """Makes an activation usable everywhere by its name."""
-    return REGISTRY.register(activation.name, activation)
+    """Makes an activation usable everywhere by its name, and returns it.
+
+    Raises:
+        ValueError: another activation has this name, or it is `hetero`.
+    """
+    if activation.name == HETERO:
+        raise ValueError(f"activation: {HETERO!r} stands for networks that differ in it; choose another name")
+    return ACTIVATIONS.register(activation.name, activation)
 
 
 for _activation in (
@@ -47,15 +58,3 @@ for _activation in (
     Activation("identity", lambda z, w0: z, SCALES),  # all commute with an identity; here those of relu
 ):
     register_activation(_activation)
-
-ACTIVATION_SYMMETRY = {
-    name: "scale" if item.group.scales else "sign" if item.group.signs else "permutation"
-    for name, item in REGISTRY.items()
-}
-"""Transitional: reads the registry as it is at import; use `REGISTRY[name].group`."""
-
-ACTIVATIONS = tuple(ACTIVATION_SYMMETRY)
-"""Transitional: use `REGISTRY`."""
-
-HETERO = "hetero"
-"""The activation of a layer whose networks differ in it, and the symmetry of such a batch."""

@@ -7,20 +7,10 @@ from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams
 
-_FUNCTIONS = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "gelu": torch.nn.functional.gelu,
-    "silu": torch.nn.functional.silu,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda z: z,
-}
-
 
 def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
-    """sigma(z) by name; sin(w0 z) for `sine`."""
-    return torch.sin(w0 * z) if name == "sine" else _FUNCTIONS[name](z)
+    """sigma(z) of the activation of this name; sin(w0 z) for `sine`."""
+    return ACTIVATIONS[name].function(z, w0)
 
 
 def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Tensor:
@@ -42,7 +32,7 @@ def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Te
     x = torch.empty_like(z)
     for index in activation.unique().tolist():
         rows = activation == index
-        x[rows] = activate(z[rows], ACTIVATIONS[index], layer.w0)
+        x[rows] = activate(z[rows], ACTIVATIONS.at(index), layer.w0)
     return x
 
 

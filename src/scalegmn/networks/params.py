@@ -275,7 +275,7 @@ class NetParams:
             )
         ]
         activation = batch.get("activation")
-        if HETERO in spec.symmetries and activation is None:
+        if spec.is_hetero and activation is None:
             raise ValueError(f"activation: missing, expected [{num}] indices for {spec}")
         return cls.from_features(spec, nodes, edges, activation)
 

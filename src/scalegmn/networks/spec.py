@@ -13,13 +13,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scalegmn.networks.activations import ACTIVATION_SYMMETRY, ACTIVATIONS, HETERO
+from scalegmn.networks.activations import ACTIVATIONS, HETERO
 from scalegmn.networks.layers import NORMS, LayerSpec
+from scalegmn.networks.scalar_groups import ALL_SCALARS, SCALES, SIGNS, TRIVIAL, ScalarGroup, shared_group
 
 
 class Residual(NamedTuple):
@@ -363,7 +364,13 @@ class NetSpec:
     def symmetries(self) -> tuple[str, ...]:
         """Per hidden layer, the scalars that commute with its activation: `sign`, `scale`, `permutation` or `hetero`
         (each network its own). They leave the function unchanged where nothing ties the layer."""
-        return tuple(ACTIVATION_SYMMETRY.get(layer.activation, HETERO) for layer in self.layers[:-1])
+        names = (layer.activation for layer in self.layers[:-1])
+        return tuple(HETERO if name == HETERO else ACTIVATIONS[name].group.symmetry for name in names)
+
+    @property
+    def is_hetero(self) -> bool:
+        """Whether networks differ in the activation of some layer: `NetParams.activation` is needed."""
+        return any(layer.activation == HETERO for layer in self.layers)
 
     @property
     def residuals(self) -> tuple[Residual, ...]:
@@ -481,29 +488,34 @@ class NetSpec:
         found = {self.sender(index) for index, layer in enumerate(self.layers) if layer.norm in ("layer", "group")}
         return frozenset(found | {index for index, layer in enumerate(self.layers) if not layer.affine})
 
-    def class_symmetry(self, tie: CoupledChannels, own: str = HETERO) -> str:
-        """The scalars that commute with the activations of all layers of a tie, and with all that reads them.
+    def class_symmetry(self, channels: CoupledChannels, activation: str = HETERO) -> ScalarGroup | Literal["hetero"]:
+        """The scalars that commute with the activations of all layers of a class, and with all that reads them.
 
-        Keys of attention have those of their queries (`reciprocal_layers`), inverted, and none of their own.
+        Layers that a residual connection joins share those scalars alone that their activations preserve, chi(q) = q;
+        tied weights, transposed, those with q = 1 / q; maxima, those with chi(q) > 0. Keys of attention have those of
+        their queries (`reciprocal_layers`), inverted.
 
         Args:
-            tie: one of `scaling_classes`.
-            own: the network's activation in layers where networks differ.
+            channels: one of `scaling_classes`.
+            activation: the network's activation in layers where networks differ.
+
+        Returns:
+            `HETERO` where networks differ and `activation` is not given.
         """
-        if set(tie.layers) & self._unscaled or set(tie.layers) & self._attended:
-            return "permutation"
-        names = {self.layers[layer].activation for layer in tie.layers}
-        if HETERO in names and own == HETERO:
+        members = set(channels.layers)
+        if members & self._unscaled or members & self._attended:
+            return TRIVIAL
+        names = [self.layers[layer].activation for layer in channels.layers]
+        if HETERO in names and activation == HETERO:
             return HETERO
-        names = {own if name == HETERO else name for name in names} - {"identity"}  # which commutes with all scalars
-        kinds = {ACTIVATION_SYMMETRY[name] for name in names} or {"scale"}
-        for pair in self._transposed:  # q of one is 1 / q of the other
-            if set(pair) & set(tie.layers):
-                odd = kinds == {"sign"} or not names
-                kinds = {"sign"} if odd and set(pair) <= set(tie.layers) else set()
-        if kinds == {"sign"} and any(self.layers[layer].maximum for layer in tie.layers):
-            return "permutation"
-        return kinds.pop() if len(kinds) == 1 else "permutation"
+        names = [activation if name == HETERO else name for name in names]
+        group = shared_group(ALL_SCALARS if name == "identity" else ACTIVATIONS[name].group for name in names)
+        pairs = [set(pair) for pair in self._transposed if members & set(pair)]
+        for pair in pairs:  # q of one is 1 / chi(q) of the other
+            group &= SIGNS if pair <= members else TRIVIAL
+        if group.sign_exponent == 1 and any(self.layers[layer].maximum for layer in channels.layers):
+            group = replace(group, signs=False)
+        return SCALES if group == ALL_SCALARS else group
 
     @cached_property
     def _attended(self) -> frozenset[int]:
@@ -530,5 +542,5 @@ def _senders(layer: LayerSpec) -> Tensor:
 def _envelope_activation(names: set[str]) -> str:
     """One activation that admits the scalars of all; `HETERO` where these differ."""
     names = names - {"identity"} or names  # which commutes with all scalars
-    kinds = {ACTIVATION_SYMMETRY.get(name, HETERO) for name in names}
-    return min(names, key=ACTIVATIONS.index) if len(kinds) == 1 and HETERO not in kinds else HETERO
+    groups = {HETERO if name == HETERO else ACTIVATIONS[name].group for name in names}
+    return min(names, key=ACTIVATIONS.index) if len(groups) == 1 and HETERO not in groups else HETERO

@@ -113,7 +113,7 @@ class SineUpdate(nn.Module):
         self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
 
     def forward(self, rows: NodeContext, x: Tensor) -> Tensor:
-        """[x, m...] [..., num_parts * dim] -> [..., out_dim], the same for all `rows`."""
+        """`[x, m...]` of shape `[..., num_parts * dim]` -> [..., out_dim], the same for all `rows`."""
         if self.parts:
             x = sum(part(piece) for part, piece in zip(self.parts, x.split(self.dim, -1), strict=True))
         return torch.sin(30 * self.linear(x))

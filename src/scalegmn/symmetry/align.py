@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATION_SYMMETRY, ACTIVATIONS, HETERO, NetParams
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams
 from scalegmn.symmetry.groups import GroupElement
 
 SWEEPS = 2
@@ -60,7 +60,7 @@ def _neurons(params: NetParams, layer: int, outgoing: bool) -> Tensor:
 
 def _is_odd(params: NetParams, layer: int) -> Tensor:
     """[B, 1, 1] or []: whether the layer's activation is odd."""
-    odd = torch.tensor([ACTIVATION_SYMMETRY[name] == "sign" for name in ACTIVATIONS], device=params.biases[0].device)
+    odd = torch.tensor([activation.group.signs for activation in ACTIVATIONS.values()], device=params.biases[0].device)
     name = params.spec.layers[layer].activation
     return odd[params.activation][:, None, None] if name == HETERO else odd[ACTIVATIONS.index(name)]
 

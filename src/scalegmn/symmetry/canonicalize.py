@@ -67,10 +67,10 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
 
 def _where_homogeneous(params: NetParams, tie: CoupledChannels, q: Tensor) -> Tensor:
     """q [B, n] of a tie's neurons; 1 where positive factors do not commute with all of its activations."""
-    kind = params.spec.class_symmetry(tie)
-    if kind != HETERO:
-        return q if kind == "scale" else torch.ones_like(q)
-    found = [params.spec.class_symmetry(tie, name) == "scale" for name in ACTIVATIONS]
+    group = params.spec.class_symmetry(tie)
+    if group != HETERO:
+        return q if group.scales else torch.ones_like(q)
+    found = [params.spec.class_symmetry(tie, name).scales for name in ACTIVATIONS]
     return torch.where(torch.tensor(found, device=q.device)[params.activation][:, None], q, 1)
 
 

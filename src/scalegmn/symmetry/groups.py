@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import random_scalars
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,11 @@ class GroupElement:
             permutation = (order[..., None] * size + within).flatten(1)
             for layer in tie.layers:
                 permutations[layer][:, tie.channels] = tie.channels.start + permutation
-        for tie in spec.scaling_classes if scale else ():
-            shape = (num_networks, tie.channels.stop - tie.channels.start)
-            signs = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
-            powers = torch.exp(math.log(10) * decades * (torch.rand(shape, generator=generator).double() * 2 - 1))
-            choices = {"sign": signs, "scale": powers, "permutation": torch.ones(shape).double()}
-            kind = spec.class_symmetry(tie)
-            if kind == HETERO:
-                own = [spec.class_symmetry(tie, ACTIVATIONS[index]) for index in params.activation.tolist()]
-                factors = torch.stack([choices[kind][row] for row, kind in enumerate(own)])
-            else:
-                factors = choices[kind]
-            for layer in tie.layers:
-                scales[layer][:, tie.channels] = factors
+        for channels in spec.scaling_classes if scale else ():
+            shape = (num_networks, channels.channels.stop - channels.channels.start)
+            q = in_group(params, channels, random_scalars(shape, generator, decades))
+            for layer in channels.layers:
+                scales[layer][:, channels.channels] = q
         for key, query in spec.reciprocal_layers.items():
             scales[key] = 1 / scales[query]
         reference = params.biases[0]
@@ -156,6 +149,16 @@ class GroupElement:
             order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
             block = block.gather(2, order[..., None].expand_as(block))
         return block
+
+
+def in_group(params: NetParams, channels: CoupledChannels, q: Tensor) -> Tensor:
+    """Any scalars but 0 of a class's neurons, [B, n], as scalars that each network's activations admit: without their
+    signs and sizes where these do not commute."""
+    group = params.spec.class_symmetry(channels)
+    if group != HETERO:
+        return group.project(q)
+    groups = [params.spec.class_symmetry(channels, name) for name in ACTIVATIONS]
+    return torch.stack([groups[index].project(row) for index, row in zip(params.activation.tolist(), q, strict=True)])
 
 
 def by_receiver(senders: Tensor, layer: LayerSpec) -> Tensor:

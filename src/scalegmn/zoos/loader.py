@@ -156,7 +156,7 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
     own = torch.cat(owns)
     if not own.any():
-        names = sorted(ACTIVATIONS[index] for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+        names = sorted(ACTIVATIONS.at(index) for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
         expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
         raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if own.all():
@@ -246,7 +246,10 @@ def augmented(
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
     as they are stored, still have."""
-    having = {"phase": {"sine", HETERO}, "scale": {"relu", "leaky_relu", "identity", HETERO}}
+    having = {
+        "phase": {"sine", HETERO},
+        "scale": {HETERO, *(name for name, activation in ACTIVATIONS.items() if activation.group.scales)},
+    }
     found = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
     wanted = config.canonicalize if config.switch_to_canon else ()
     return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)

@@ -71,11 +71,8 @@ class CnnRecipe(Recipe):
     batch_size: int = 512
     """Images per step; all of a network's where it has fewer."""
 
-    activations: tuple[Literal["relu", "tanh", "gelu", "sigmoid", "leaky_relu", "silu", "identity"], ...] = (
-        "relu",
-        "tanh",
-    )
-    """Each network draws one, relu or tanh; mixed: each convolution."""
+    activations: tuple[str, ...] = ("relu", "tanh")
+    """Each network draws one, relu or tanh; mixed: each convolution draws one of all activations."""
 
     optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = OPTIMIZERS
     """Each network draws one."""
@@ -110,7 +107,10 @@ class CnnRecipe(Recipe):
             problems.append(f"kernels: found {list(self.kernels)}, expected odd numbers")
         if self.mixed and self.padding != "same":
             problems.append(f"padding: found {self.padding}, expected same for mixed")
-        if not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
+        unknown = [name for name in self.activations if name not in ACTIVATIONS]
+        if unknown:
+            problems.append(f"activations: found {unknown[0]}, expected one of {', '.join(ACTIVATIONS)}")
+        elif not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
             problems.append(f"activations: found {list(self.activations)}, expected relu, tanh; others need mixed")
         given = list(self.checkpoints)
         if not given or given != sorted(set(given)) or given[0] < 0:
@@ -262,7 +262,7 @@ def draw(
         layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
         spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
         own = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-        return [spec.with_activation(ACTIVATIONS[index]) for index in own]
+        return [spec.with_activation(ACTIVATIONS.at(index)) for index in own]
 
     def of_any() -> NetSpec:
         widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]

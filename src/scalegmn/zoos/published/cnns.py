@@ -112,7 +112,7 @@ def write_published(zoo: Zoo, folder: Path) -> None:
     columns["step"] = torch.where(zoo.columns["epoch"] == last, FINAL_STEP, zoo.columns["epoch"]).tolist()
     columns["config.activation"] = [spec.layers[0].activation] * len(zoo)
     if zoo.params.activation is not None:
-        columns["config.activation"] = [ACTIVATIONS[index] for index in zoo.params.activation.tolist()]
+        columns["config.activation"] = [ACTIVATIONS.at(index) for index in zoo.params.activation.tolist()]
     with removed_on_failure(folder):
         folder.mkdir(parents=True)
         np.save(folder / "weights.npy", torch.cat(parts, 1).numpy())
