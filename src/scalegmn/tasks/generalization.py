@@ -12,8 +12,7 @@ import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from scalegmn.networks import MultiArchBatch, NetParams, NetSpec
-from scalegmn.networks.activations import REGISTRY
+from scalegmn.networks import ACTIVATIONS, MultiArchBatch, NetParams, NetSpec
 from scalegmn.reporting.figures import predictions
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.registry import RunSettings, register_task
@@ -172,5 +171,5 @@ def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
     """Activation -> [M] bool, the networks that have it in all hidden layers; `several`: those with different ones."""
     activation = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
-    names = (*REGISTRY, "several")
+    names = (*ACTIVATIONS, "several")
     return {names[index]: (activation == index).numpy() for index in activation.unique().tolist()}
