@@ -266,13 +266,13 @@ def changed_keys(config: Config, file: Path) -> list[str]:
     """`key value (found other value)` for each setting in which a configuration differs from a run's config.yml; on
     which devices a run trains, and where its own modules are, does not count. A setting that is newer than the run, and
     missing in its file, has its default."""
-    default = Config(model_config=type(config.model_config)())
-    stored = {**dict(leaves(default.content())), **dict(leaves(read_yaml(file)))}
-    given = dict(leaves(config.content()))
+    default = dict(leaves(Config(model_config=type(config.model_config)()).content()))
+    stored, given = dict(leaves(read_yaml(file))), dict(leaves(config.content()))
+    before = {key: stored.get(key, default.get(key)) for key in {**stored, **given}}
     return [
-        f"{key} {stored.get(key)} (found {given.get(key)})"
-        for key in {**stored, **given}
-        if key not in ("train_args.device", "train_args.devices", "imports") and stored.get(key) != given.get(key)
+        f"{key} {value} (found {given.get(key)})"
+        for key, value in before.items()
+        if key not in ("train_args.device", "train_args.devices", "imports") and value != given.get(key)
     ]
 
 
