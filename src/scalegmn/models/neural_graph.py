@@ -436,13 +436,10 @@ class NeuralGraphModel(Metanetwork):
             biases: q_v(x) of all nodes but inputs, [B, N - n_0, 1].
         """
         weights = tuple(change.reshape(w.shape) for change, w in zip(weights, params.weights, strict=True))
-        changes = NetParams(
-            params.spec, weights, biases[..., 0].split(params.spec.layout[1:], dim=1), params.activation
-        )
+        changes = params.replace(weights=weights, biases=biases[..., 0].split(params.spec.layout[1:], dim=1))
         if self.config.denormalize:
-            changes = NetParams(
-                params.spec, *self.normalization.inverse(changes.weights, changes.biases), params.activation
-            )
+            weights, layers = self.normalization.inverse(changes.weights, changes.biases)
+            changes = params.replace(weights=tuple(weights), biases=tuple(layers))
         return self.scaled(changes)
 
 
