@@ -19,9 +19,10 @@ from scalegmn.experiments.config import (
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.training.gradients import backward_in_micro_batches
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import build_optimizer
-from scalegmn.training.trainer import InPrecision, backward_in_parts
+from scalegmn.training.precision import InPrecision
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe
 from scalegmn.zoos.fit.inr_zoo import InrRecipe
 
@@ -106,7 +107,7 @@ def test_every_config_takes_a_training_step(path, random_params):
             return torch.stack([(change - 1).square().mean() for change in (*output.weights, *output.biases)]).mean()
         return (output - 1).square().mean()
 
-    value = backward_in_parts(loss, params, torch.zeros(3), 2)
+    value = backward_in_micro_batches(loss, params, torch.zeros(3), 2)
     optimizer.step()
     assert value.isfinite()
     for name, parameter in model.named_parameters():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ RIDGE = 1e-3
 def edited(model: nn.Module, params: NetParams) -> NetParams:
     """The edited networks theta + delta(theta)."""
     changes: NetParams = model(params)
-    return replace(
-        params,
+    return params.replace(
         weights=tuple(map(torch.add, params.weights, changes.weights)),
         biases=tuple(map(torch.add, params.biases, changes.biases)),
     )
