@@ -23,8 +23,7 @@ from scalegmn.engine.edges import (
 )
 from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
 from scalegmn.engine.memory import kept_bytes
-from scalegmn.graphs.graph import ParameterGraph
-from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
+from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.receptive_field import LayerReads, reads_by_role, receptive_field
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
@@ -330,16 +329,18 @@ class ScaleGMN(Metanetwork):
     def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | NetParams:
         """`in_blocks`; in a mixed batch with the odd networks, as `NodeContext.odd`."""
         read, element = self.canonical(self.normalized(params))
-        graph = ParameterGraph.from_params(read)
+        node_features, edge_features = read.node_features(), read.edge_features()
         positions = self.node_positions() if self.node_positions else None
-        nodes = self._embed_nodes(graph.nodes, positions)
-        edges = self._embed_edges(self.edge_linear, graph.edges, odd)
+        nodes = self._embed_nodes(node_features, positions)
+        edges = self._embed_edges(self.edge_linear, edge_features, odd)
         backward_edges = []
         if self.config.direction == "bidirectional":
             against = edges
             if self.backward_edge_linear is not None:
                 floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
-                inverted = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
+                inverted = [
+                    reciprocal(w, floor[..., None, None]) for w, floor in zip(edge_features, floors, strict=True)
+                ]
                 against = self._embed_edges(self.backward_edge_linear, inverted, odd)
             backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
@@ -356,7 +357,7 @@ class ScaleGMN(Metanetwork):
         if self.readout is None and len(nets) > 1:
             raise ValueError(ONE_ARCHITECTURE)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in nets), strict=True)
-        graph = SparseGraph.from_params(read, self.spec.kernel, self.max_hidden)
+        graph = ParameterGraph.from_params(read, self.spec.kernel, self.max_hidden)
         rows = RoleRows(graph, self.config.symmetry == "hetero", self.edge_positions is not None)
         types, positions = rows.split(graph.node_type), None
         if self.node_positions is not None:
