@@ -10,7 +10,7 @@ from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
 from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.files import write_atomic
 from scalegmn.zoos.published.cnns import write_published
-from scalegmn.zoos.published.inrs import mnist_splits
+from scalegmn.zoos.published.mnist_inrs import mnist_splits
 from scalegmn.zoos.zoo_format import Zoo, open_zoo, verify_zoo
 
 SHOWN = 10
