@@ -18,7 +18,7 @@ from scalegmn.training.checkpoint import load_checkpoint, read_tensors, state_fi
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.training.trainer import Stopped, Trainer, backward_in_parts
+from scalegmn.training.trainer import Stopped, Trainer, backward_in_micro_batches
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
@@ -176,7 +176,7 @@ def test_parts_add_up_to_the_gradient_of_the_batch():
 
     whole = loss(x, x[:, :2])
     expected = torch.autograd.grad(whole, list(model.parameters()))
-    found = backward_in_parts(loss, x, x[:, :2], 6)
+    found = backward_in_micro_batches(loss, x, x[:, :2], 6)
     assert sizes == [10, 5, 5]
     assert not found.requires_grad
     torch.testing.assert_close(found, whole.detach(), rtol=1e-12, atol=0)

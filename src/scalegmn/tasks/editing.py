@@ -30,12 +30,10 @@ RIDGE = 1e-3
 
 def edited(model: nn.Module, params: NetParams) -> NetParams:
     """The edited networks theta + delta(theta)."""
-    weights, biases = model(params)
-    return NetParams(
-        params.spec,
-        tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
-        tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
-        params.activation,
+    changes: NetParams = model(params)
+    return params.replace(
+        weights=tuple(map(torch.add, params.weights, changes.weights)),
+        biases=tuple(map(torch.add, params.biases, changes.biases)),
     )
 
 

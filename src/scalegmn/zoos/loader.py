@@ -71,7 +71,8 @@ class DataConfig:
     """Convert a published dataset on first use; false: refuse one that has not been converted."""
 
     switch_to_canon: bool = True
-    """Read canonical networks; false: as stored, which in a zoo made by `scalegmn zoo canonicalize` is canonical too."""
+    """Read canonical networks; false: as stored, which in a zoo made by `scalegmn zoo canonicalize` is canonical
+    too."""
 
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
     """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
