@@ -43,7 +43,7 @@ def register_image_edit(edit: ImageEdit) -> ImageEdit:
 
 def dilate(images: NDArray) -> NDArray:
     """The maximum over 3x3 pixels of each image, [n, height, width, 1]: thicker strokes."""
-    from scipy.ndimage import grey_dilation  # slow to import; configurations are read without it
+    from scipy.ndimage import grey_dilation  # takes long to import
 
     return grey_dilation(images, size=(1, 3, 3, 1))
 
