@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.image import imread
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim", "8", "--scalegmn_args.num_layers", "2", "--train_args.num_epochs", "2"]
@@ -60,12 +61,12 @@ def test_results(finished):
     for name in ("checkpoints/best.safetensors", "checkpoints/last.safetensors"):
         assert (finished / name).stat().st_size > 1000
     for name in ("figures/learning_curves.png", "figures/confusion_matrix.png"):
-        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+        assert imread(finished / name).std() > 0
 
 
 def test_flat_baselines(home, finished):
     """The demo's last step."""
-    result = run(ROOT / "benchmarks" / "flat_baselines.py", finished, cwd=home)
+    result = run(ROOT / "benchmarks" / "baselines.py", finished, cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (finished / "baselines.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["scalegmn", "logistic regression", "MLP, 256-128"]

@@ -18,7 +18,8 @@ from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetSpec
-from scalegmn.reporting.run_folder import Run, TensorBoard, Wandb, WandbConfig
+from scalegmn.reporting.run_folder import Run
+from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
 from scalegmn.tasks import TASKS
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.optimization import OptimizationConfig
