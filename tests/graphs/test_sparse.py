@@ -2,6 +2,7 @@ import torch
 
 from scalegmn.graphs.sparse import ROLES, SparseGraph
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL
 
 RESIDUAL = NetSpec(
     (
@@ -15,6 +16,10 @@ RESIDUAL = NetSpec(
 
 def names(indices):
     return [ACTIVATIONS.at(index) if index >= 0 else None for index in indices.tolist()]
+
+
+def scalars(graph):
+    return [graph.groups[index] for index in graph.group.tolist()]
 
 
 def test_two_small_networks_by_hand():
@@ -40,7 +45,7 @@ def test_two_small_networks_by_hand():
     assert graph.linear.all()
     assert names(graph.activation[:8]) == [None, None, "relu", None, None, None, "tanh", None]
     assert names(graph.activation[8:]) == [None, None, "gelu", "gelu", None]
-    assert graph.odd.tolist() == [False] * 4 + [True] * 9
+    assert scalars(graph) == [SCALES] * 4 + [SIGNS] * 4 + [TRIVIAL] * 5
     assert graph.residuals.shape == (2, 0)
 
 
@@ -65,5 +70,5 @@ def test_residual_connections_and_what_they_tie(random_params):
     graph = SparseGraph.from_params([random_params(RESIDUAL, 2)], (1, 1), 3)
     assert graph.residuals.tolist() == [[2, 3, 4, 14, 15, 16], [7, 8, 9, 19, 20, 21]]
     # the identities tied to tanh are only odd, the last one, which is tied to nothing, commutes with positive scalars
-    assert graph.odd[:12].tolist() == [True] * 5 + [False] * 2 + [True] * 3 + [False] + [True]
+    assert scalars(graph)[:12] == [SIGNS] * 5 + [SCALES] * 2 + [SIGNS] * 3 + [SCALES] + [SIGNS]
     assert names(graph.activation[2:11]) == ["tanh"] * 3 + ["relu"] * 2 + ["identity"] * 4

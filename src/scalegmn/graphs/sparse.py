@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
-from scalegmn.networks.scalar_groups import SCALES
+from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 
 ROLES = ("input", "hidden", "output")
 
@@ -38,10 +38,12 @@ class SparseGraph:
             nodes. Types of outputs come after those of as many hidden layers as the model reads.
         linear: [E] bool, whether an edge is of a linear layer; else of a convolution.
         activation: [N] long, index into `ACTIVATIONS` of a hidden node's own activation; -1 of input and output nodes.
-        odd: [N] bool, false where any positive scalar commutes with the activations of a hidden node and all that
-            residual connections tie to it; of input and output nodes, as for their network's first hidden node.
+        group: [N] long, index into `groups`: the scalars that commute with the activations of a hidden node and of all
+            nodes that residual connections couple to it; of input and output nodes, those of their network's first
+            hidden node.
         residuals: [2, C] long, rows sender and receiver of residual connections, which have no weights.
         attention: the same of attention, whose queries and keys act on values (`NetSpec.attention_index`).
+        groups: the scalar groups that networks of these architectures may have.
     """
 
     nodes: Tensor
@@ -55,9 +57,10 @@ class SparseGraph:
     edge_type: Tensor
     linear: Tensor
     activation: Tensor
-    odd: Tensor
+    group: Tensor
     residuals: Tensor
     attention: Tensor
+    groups: tuple[ScalarGroup, ...]
 
     @classmethod
     def from_params(cls, nets: Sequence[NetParams], kernel: tuple[int, int], max_hidden_layers: int) -> SparseGraph:
@@ -97,6 +100,9 @@ class SparseGraph:
             moved = [(pair[:, None] + f[:, None]).flatten(1) for pair, f in zip(pairs, firsts, strict=True)]
             return torch.cat(moved, dim=1).to(device)
 
+        groups = tuple(dict.fromkeys(group for indices in found for group in indices.groups))
+        places = [torch.tensor([groups.index(group) for group in indices.groups]) for indices in found]
+        found = [indices._replace(group=place[indices.group]) for indices, place in zip(found, places, strict=True)]
         counts = torch.tensor([params.spec.num_nodes for params in nets])
         per_network = counts.repeat_interleave(torch.tensor(sizes))
         return cls(
@@ -107,15 +113,16 @@ class SparseGraph:
             sum(sizes),
             nets[0].spec.layout[0],
             *map(alike, ("role", "node_type", "edge_type", "linear")),
-            *map(by_activation, ("activation", "odd")),
+            *map(by_activation, ("activation", "group")),
             ends("residuals"),
             ends("attention"),
+            groups,
         )
 
 
 class _Indices(NamedTuple):
     """What follows from a spec alone: attributes of the graph of one network, with a row per activation that a network
-    of a mixed batch may have (else one row) for `activation` and `odd`."""
+    of a mixed batch may have (else one row) for `activation` and `group`."""
 
     edge_index: Tensor
     role: Tensor
@@ -123,7 +130,8 @@ class _Indices(NamedTuple):
     edge_type: Tensor
     linear: Tensor
     activation: Tensor
-    odd: Tensor
+    group: Tensor
+    groups: tuple[ScalarGroup, ...]
     residuals: Tensor
     attention: Tensor
 
@@ -138,6 +146,7 @@ def _indices(spec: NetSpec, max_hidden_layers: int, num_activations: int) -> _In
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
     linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
     own = list(ACTIVATIONS)[:num_activations] if spec.is_hetero else [HETERO]
+    group, groups = _scalar_groups(spec, own)
     return _Indices(
         spec.edge_index,
         torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
@@ -145,7 +154,8 @@ def _indices(spec: NetSpec, max_hidden_layers: int, num_activations: int) -> _In
         shift_types_to_depth(edge_type, spec.num_edge_types, num_outputs, later),
         torch.cat(linear),
         torch.stack([_activation(spec, name) for name in own]),
-        torch.stack([_odd(spec, name) for name in own]),
+        group,
+        groups,
         spec.residual_index,
         spec.attention_index,
     )
@@ -164,17 +174,25 @@ def _activation(spec: NetSpec, own: str) -> Tensor:
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 
-def _odd(spec: NetSpec, own: str) -> Tensor:
-    """[N], of a network that has `own` in layers where networks differ."""
-    layers = [torch.ones(size, dtype=torch.bool) for size in spec.layout]
-    for tie in spec.scaling_classes:
-        for layer in tie.layers:
-            layers[spec.node_layers[layer][1]][tie.channels] = spec.class_symmetry(tie, own) != SCALES
-    first = next((layer[0] for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"), True)
-    for layer, role in zip(layers, spec.roles, strict=True):
-        if role != "hidden":
-            layer[:] = first
-    return torch.cat(layers)
+def _scalar_groups(spec: NetSpec, activations: Sequence[str]) -> tuple[Tensor, tuple[ScalarGroup, ...]]:
+    """The scalar group of each node, [A, N] index into the second result, for networks with each of A activations in
+    layers where networks differ."""
+    groups: dict[ScalarGroup, int] = {}
+    rows = []
+    for name in activations:
+        layers = [torch.full((size,), groups.setdefault(TRIVIAL, len(groups))) for size in spec.layout]
+        for channels in spec.scaling_classes:
+            group = spec.class_symmetry(channels, name)
+            assert isinstance(group, ScalarGroup)  # where networks differ, `name` is given
+            index = groups.setdefault(group, len(groups))
+            for layer in channels.layers:
+                layers[spec.node_layers[layer][1]][channels.channels] = index
+        hidden = [int(layer[0]) for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"]
+        for layer, role in zip(layers, spec.roles, strict=True):
+            if role != "hidden":
+                layer[:] = hidden[0] if hidden else groups[TRIVIAL]
+        rows.append(torch.cat(layers))
+    return torch.stack(rows), tuple(groups)
 
 
 def _edge_features(params: NetParams, kernel: tuple[int, int]) -> Tensor:
