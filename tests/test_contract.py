@@ -8,7 +8,7 @@ import torch
 from contract import Contract, build
 
 from scalegmn.engine.chunks import ChunkPlan
-from scalegmn.graphs.sparse import SparseGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.siren import render
@@ -188,7 +188,7 @@ def test_layers_are_equivariant(random_params, generator):
     model = build(ScaleGMNConfig(direction="bidirectional", readout="full_graph", hidden_dim=5), spec)
     params = random_params(spec, 3)
     g = GroupElement.sample(params, generator)
-    graph = SparseGraph.from_params([params], (1, 1), 3)
+    graph = ParameterGraph.from_params([params], (1, 1), 3)
     nodes = [torch.randn(3, n, 5, dtype=torch.float64) for n in spec.layout]
     edges = [torch.randn(3, layer.out_dim, layer.in_dim, 5, dtype=torch.float64) for layer in spec.layers]
 

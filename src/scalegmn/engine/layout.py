@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scalegmn.engine.edges import EdgeIndex, sum_rows
 from scalegmn.engine.rows import Rows
-from scalegmn.graphs.sparse import SparseGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
 
 
@@ -88,7 +88,7 @@ class RoleRows:
         with_ends: whether a module in its plain form needs the contexts of edges' ends.
     """
 
-    def __init__(self, graph: SparseGraph, context: NodeContext, typed: bool, with_ends: bool) -> None:
+    def __init__(self, graph: ParameterGraph, context: NodeContext, typed: bool, with_ends: bool) -> None:
         self.graph, self.typed, self.with_ends, self.groups = graph, typed, with_ends, context.groups
         num_groups = len(context.groups)
         self.kind = num_groups * graph.role + context.group  # [N], ascending in the new order

@@ -17,7 +17,7 @@ from scalegmn.engine.messages import receive, updated_edges
 from scalegmn.engine.modules import run
 from scalegmn.engine.readouts import read
 from scalegmn.engine.rows import Rows
-from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
+from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
@@ -96,7 +96,7 @@ class MessagePassingModel(Protocol):
 
     def network_groups(self, params: NetParams) -> Tensor: ...
 
-    def graph_context(self, graph: SparseGraph) -> NodeContext: ...
+    def graph_context(self, graph: ParameterGraph) -> NodeContext: ...
 
     def reciprocal_edges(self, params: NetParams) -> Sequence[Tensor]: ...
 
@@ -213,7 +213,7 @@ def _features(chunks: ChunkPlan, blocks: Sequence[Edges | None]) -> list[Tensor]
 def run_graph(model: MessagePassingModel, nets: Sequence[NetParams]) -> Tensor | tuple[Tensor, Tensor]:
     """The readout [sum of B, out_dim] of networks of any architectures, in order; or the features of all nodes [N, D]
     and edges [E, D], network by network."""
-    graph = SparseGraph.from_params(nets, model.spec.kernel, model.max_hidden)
+    graph = ParameterGraph.from_params(nets, model.spec.kernel, model.max_hidden)
     plain = any(not _has_fast_form(layer) for layer in model.layers)
     rows = RoleRows(graph, model.graph_context(graph), model.edge_positions is not None, plain)
     positions = None

@@ -13,7 +13,7 @@ from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.layout import LayerReads
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.engine.model import ChainTypes, run_chains, run_graph
-from scalegmn.graphs.sparse import SparseGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
 from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field
@@ -187,7 +187,7 @@ class ScaleGMN(Metanetwork):
     def plain(self, nets: Sequence[NetParams]) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
         features of all nodes [N, 1] and of all edges [E, K], network by network."""
-        graph = SparseGraph.from_params(nets, self.spec.kernel, self.max_hidden)
+        graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
         x = self.embed_nodes(context, graph, p)
@@ -204,14 +204,14 @@ class ScaleGMN(Metanetwork):
         inputs, outputs = (x[rows].unflatten(0, (graph.num_networks, -1)) for rows in (is_input, is_output))
         return self.readout(context[hidden], inputs, x[hidden], outputs)
 
-    def embed_nodes(self, context: NodeContext, graph: SparseGraph, p: Tensor | None) -> Tensor:
+    def embed_nodes(self, context: NodeContext, graph: ParameterGraph, p: Tensor | None) -> Tensor:
         """A_v bias, with positional embeddings p: [N, d]."""
         x = self.node_linear(graph.nodes)
         if p is not None:
             x = embed_positions(context, x, p, self.summed_roles, self.node_position_net)
         return x if self.node_position_map is None else self.node_position_map(x, graph.node_type)
 
-    def embed_edges(self, context: NodeContext, graph: SparseGraph, edge: Tensor) -> Tensor:
+    def embed_edges(self, context: NodeContext, graph: ParameterGraph, edge: Tensor) -> Tensor:
         """A_e weight [E, d], with positional embeddings."""
         if self.edge_positions is None:
             return edge
@@ -241,11 +241,11 @@ class ScaleGMN(Metanetwork):
         floors = [_RECIPROCAL_FLOOR * incoming_norm(params, layer) for layer in range(params.spec.num_layers)]
         return [reciprocal(block, floor[..., None, None]) for block, floor in zip(blocks, floors, strict=True)]
 
-    def graph_context(self, graph: SparseGraph) -> NodeContext:
+    def graph_context(self, graph: ParameterGraph) -> NodeContext:
         """What the nodes of a graph belong to."""
         group = torch.zeros_like(graph.role)
         if len(self.groups) > 1:
-            group = self._branches(graph.groups, graph.group)
+            group = self._branches(graph.scalar_groups, graph.scalar_group)
         return NodeContext(graph.role, group, graph.network, self.groups)
 
     def network_groups(self, params: NetParams) -> Tensor:
