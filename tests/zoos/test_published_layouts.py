@@ -14,11 +14,11 @@ from published import CNN_LAYOUT, MNIST, save, siren, write_cifar, write_cnns, w
 
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.zoos import convert
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
 from scalegmn.zoos.loader import DataConfig, load_splits, open_data
-from scalegmn.zoos.published import convert
 from scalegmn.zoos.published.cnns import write_published
-from scalegmn.zoos.published.inrs import mnist_splits
+from scalegmn.zoos.published.mnist_inrs import mnist_splits
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
@@ -78,7 +78,7 @@ def test_mnist_without_splits(tmp_path, generator):
     assert all((root / path).is_file() for found in splits.values() for path in found["path"])
     assert len({path for found in splits.values() for path in found["path"]}) == 11
     with pytest.raises(
-        ValueError, match=r"8 training networks leave none .*python -m scalegmn.data splits .*--val_size N"
+        ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"
     ):
         load_splits(DataConfig(str(root), "labeled_mnist_inr"), "label")
 
@@ -163,7 +163,8 @@ def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     command = [
         sys.executable,
         "-m",
-        "scalegmn.cli.data",
+        "scalegmn",
+        "zoo",
         "published",
         str(ours.path),
         "--out",

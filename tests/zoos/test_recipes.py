@@ -43,7 +43,7 @@ SMALL = InrRecipe(views=1, hidden=(6,), steps=5)
 def command(folder, *words, launcher=(), **options):
     """The real command with the recipe `SMALL` in a process of its own: 1,797 digits in four shards."""
     small = ["--out", str(folder / "zoo"), "--views", "1", "--hidden", "[6]", "--steps", "5"]
-    started = [sys.executable, *launcher, "-m", "scalegmn.cli.zoo_inr", *small, *words]
+    started = [sys.executable, *launcher, "-m", "scalegmn", "zoo", "inr", *small, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
     return open_zoo(make_zoo(replace(SMALL, out=str(folder)))).sha256
 
 
-def test_zoo_of_digits(recipe, tmp_path):
+def test_zoo_of_digits(recipe, tmp_path, drawn):
     zoo = verify_zoo(make_zoo(recipe))
     images = load_images("digits")
     assert zoo.spec.layout == (2, 6, 6, 1)
@@ -74,7 +74,9 @@ def test_zoo_of_digits(recipe, tmp_path):
     torch.testing.assert_close(zoo.columns["psnr"], -10 * mse.log10(), rtol=1e-3, atol=1e-3)
     assert zoo.provenance["recipe"]["steps"] == 30
     assert zoo.provenance["recipe"]["image_source"] == images.source
-    assert (tmp_path / "zoo" / "fits.png").stat().st_size > 1000
+    histogram = drawn["fits.png"].axes[-1]
+    assert histogram.get_title() == f"median {zoo.columns['psnr'].median():.1f} dB"
+    assert sum(bar.get_height() for bar in histogram.patches) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 

@@ -1,4 +1,4 @@
-"""`python -m scalegmn.experiments.bundles --checkpoint RUN --out DIR`: a trained model as one folder to pass on, a bundle.
+"""Bundles: a trained model as one folder to pass on.
 
 `model.safetensors` (parameters, and the normalisation of inputs), `config.json` (complete configuration, the run's
 summary: task, data, networks, metrics, versions) and `README.md`, a model card. Whatever takes `--checkpoint RUN` takes
@@ -7,7 +7,6 @@ a bundle too, as does `scalegmn.load` in Python.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 from pathlib import Path
@@ -15,21 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, weights_file
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
-
-SCRIPTS = {
-    "classification": "inr_classification.py",
-    "generalization": "predicting_generalization.py",
-    "editing": "inr_editing.py",
-}
-"""Task -> the script that trains it."""
-
-PREDICTS = {
-    "classification": "The class of a network, such as what the image shows that an INR stores: probabilities.",
-    "generalization": "The test accuracy of a network, from 0 to 1, from its weights alone.",
-    "editing": "Changes of a network's parameters, so that the image which an INR stores is edited (`{style}`).",
-}
 
 
 def write_bundle(run: Path, out: Path) -> None:
@@ -69,26 +54,22 @@ def model_card(model: TrainedModel, name: str) -> str:
         reads = f"networks of any architecture within {model.spec}, some models also with wider hidden layers"
     metrics = [f"| {key} | {value:.4f} |" for key, value in summary.items() if key.startswith(("test_", "val_"))]
     claims = sorted({*config.model_config.exact_symmetries, *model.canonical})
-    edits = " --out EDITED" if model.task == "editing" else ""
+    edits = " --out EDITED" if model.task_class.output == "parameters" else ""
     versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
     limits = [
         f"It reads {reads}; others are refused.",
         "The figures hold for networks made as those above. Others may get answers that are far off, without warning.",
     ]
-    limits += {
-        "classification": ["Probabilities are not calibrated, and there is no answer for what is none of the classes."],
-        "generalization": ["Accuracies are those on the task that the training networks were trained for."],
-        "editing": ["Edited networks keep their architecture and the names in their files, not their training loss."],
-    }[model.task]
+    limits += model.task_class.limits
     return "\n".join(
         [
             f"# {name}",
             "",
-            PREDICTS[model.task].format(style=config.data.style_function),
+            model.task_class.answers.format(data=config.data),
             f"A `{config.model}` metanetwork, {summary['parameters']:,} parameters, made with scalegmn.",
             "",
             "```",
-            f"python -m scalegmn.experiments.predict --checkpoint {name} NET...{edits}",
+            f"scalegmn predict --checkpoint {name} NET...{edits}",
             "```",
             "",
             f"or `model = scalegmn.load({name!r})`, `model(params)`.",
@@ -101,7 +82,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "## Metrics",
             "",
             f"Of the epoch that was best on the validation split ({summary['best_epoch']}), by",
-            f"`python {SCRIPTS[model.task]} --conf {name}/config.json`.",
+            f"`scalegmn train {model.task} --conf {name}/config.json`.",
             "",
             "| metric | value |",
             "| --- | ---: |",
@@ -110,7 +91,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "## Symmetries",
             "",
             f"Keeps exactly: {', '.join(claims) or 'none'}.",
-            f"Measured by `python -m scalegmn.experiments.symmetry_report --checkpoint {name}`, which reads the zoo.",
+            f"Measured by `scalegmn symmetry --checkpoint {name}`, which reads the zoo.",
             "",
             "## Limits",
             "",
@@ -120,20 +101,3 @@ def model_card(model: TrainedModel, name: str) -> str:
             "",
         ]
     )
-
-
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scalegmn.experiments.bundles", description=__doc__.split(": ", 1)[1]
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
-    arguments = parser.parse_args()
-    with user_errors():
-        write_bundle(arguments.checkpoint, arguments.out)
-        print(f"{arguments.out}: read it with --checkpoint {arguments.out}")
-
-
-if __name__ == "__main__":
-    main()

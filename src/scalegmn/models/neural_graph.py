@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.graphs.probes import probe_features
-from scalegmn.graphs.sparse import ROLES, SparseGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder
@@ -176,7 +176,7 @@ class NeuralGraph(nn.Module):
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, but CNNs have no probe features")
         if config.linear_encoder and (config.reverse_edges or not spec.is_cnn):
             raise ValueError(f"{config.section}.linear_encoder: only for CNNs without reverse_edges, found {spec}")
-        if config.output == "parameters" and spec.is_cnn:
+        if config.changes_parameters and spec.is_cnn:
             raise ValueError(
                 f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
             )
@@ -223,7 +223,7 @@ class NeuralGraph(nn.Module):
             nets: networks of any architectures, as the model reads them.
             stored: the networks as they are, for probes.
         """
-        graph = SparseGraph.from_params(nets, self.kernel, self.max_hidden)
+        graph = ParameterGraph.from_params(nets, self.kernel, self.max_hidden)
         raw = graph.nodes[:, 0].masked_fill(graph.role == ROLES.index("input"), 0)
         order = (graph.role == ROLES.index("output")).argsort(descending=True, stable=True)
         num_outputs = graph.num_networks * self.ends[1]
@@ -285,7 +285,7 @@ class NeuralGraph(nn.Module):
             found += self._in_directions(Edges(upper, lower, raw, residual=True))
         return found
 
-    def _indexed_edges(self, graph: SparseGraph, places: Tensor, nodes: Sequence[slice]) -> list[IndexedEdges]:
+    def _indexed_edges(self, graph: ParameterGraph, places: Tensor, nodes: Sequence[slice]) -> list[IndexedEdges]:
         """All edges to each of some nodes in a row; `places` [N] is where the nodes of the graph are."""
         height, width = self.kernel
         middle = (height - 1) // 2 * width + (width - 1) // 2
@@ -352,17 +352,16 @@ class NeuralGraphModel(Metanetwork):
     ) -> None:
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
         max_layers = (config.max_hidden_layers or spec.num_hidden_layers) + 1
-        super().__init__(spec, InputNormalization(max_layers, centred=True) if normalize else None)
-        self.config, self.one_pass = config, config.output == "vector"
+        super().__init__(config, spec, InputNormalization(max_layers, centred=True) if normalize else None)
+        self.config, self.one_pass = config, not config.changes_parameters
         self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
         self.readout = None
-        if config.output == "vector":
+        if not config.changes_parameters:
             num_read = spec.layout[-1] if config.pooling == "outputs" else 1
             self.readout = MLP(num_read * node_dim, head_dims, config.out_dim, "relu", layer_norm=False)
         else:
             self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
             self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
-            self.add_scales(config.out_scale)
         self.validate_spec(spec)
 
     def validate_spec(self, spec: NetSpec) -> None:
@@ -428,9 +427,7 @@ class NeuralGraphModel(Metanetwork):
         """Whether the result is read from all nodes, not from output nodes alone."""
         return self.readout is None or self.config.pooling in ("mean", "max")
 
-    def changes(
-        self, params: NetParams, weights: Sequence[Tensor], biases: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor) -> NetParams:
         """Changes of weights and biases from what is read of edges and nodes.
 
         Args:
@@ -439,13 +436,10 @@ class NeuralGraphModel(Metanetwork):
             biases: q_v(x) of all nodes but inputs, [B, N - n_0, 1].
         """
         weights = tuple(change.reshape(w.shape) for change, w in zip(weights, params.weights, strict=True))
-        changes = NetParams(
-            params.spec, weights, biases[..., 0].split(params.spec.layout[1:], dim=1), params.activation
-        )
+        changes = params.replace(weights=weights, biases=biases[..., 0].split(params.spec.layout[1:], dim=1))
         if self.config.denormalize:
-            changes = NetParams(
-                params.spec, *self.normalization.inverse(changes.weights, changes.biases), params.activation
-            )
+            weights, layers = self.normalization.inverse(changes.weights, changes.biases)
+            changes = params.replace(weights=tuple(weights), biases=tuple(layers))
         return self.scaled(changes)
 
 
