@@ -145,6 +145,7 @@ def _answer(
 ) -> dict[str, Any]:
     """The answer about one network of a batch; an edited network is written."""
     if isinstance(answers, NetParams):
+        assert out is not None
         return {"edited": str(write_edited(answers, row, source, out / source.target))}
     return model.task_class.answer_of(answers, row, model.summary["data"])
 

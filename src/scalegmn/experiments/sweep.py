@@ -164,7 +164,7 @@ def suggested(config: SweepConfig, trial: Trial) -> dict[str, Any]:
 
 def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
     """The sweep as `wandb sweep` reads it."""
-    parameters = {}
+    parameters: dict[str, dict[str, Any]] = {}
     for key, values in config.parameters.items():
         if isinstance(values, list):
             parameters[key] = {"values": _choices(values)}
@@ -175,7 +175,7 @@ def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
     start, settings = program(config.script), config.command({})[len(program(config.script)) :]
     own_file = start == [config.script]
     command = ["${env}", "${interpreter}", *(["${program}"] if own_file else start)]
-    sweep = {
+    sweep: dict[str, Any] = {
         "program": config.script,
         "method": {"tpe": "bayes"}.get(config.method, config.method),
         "metric": {"name": config.metric, "goal": "maximize" if config.maximize else "minimize"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,14 +170,15 @@ def model_and_networks(config: CheckConfig) -> tuple[Metanetwork, NetParams | Mu
         ValueError: the zoo, the factory or the run cannot be read, or the model cannot read the networks.
     """
     removed = config.removed
-    if config.modules is None:
+    shape = parse_shape(config.input_shape)
+    if config.modules is None or shape is None:
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
         nets, architectures = splits["test"], zoo.architectures
-        stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
+        stored: Iterable[NetParams] = (part for batch, _ in splits["train"].batches() for part in batch.parts)
         rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
         params = nets.read(rows)
     else:
-        params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
+        params = made_networks(config.modules, shape, MADE)
         stored, architectures = params.parts, Counter()
         for part in params.parts:
             architectures[part.spec] += len(part)
