@@ -13,7 +13,7 @@ from scalegmn.experiments.config import (
     ScriptConfig,
     read_config,
     start_run,
-    with_model_sections,
+    with_sections,
     with_run_dir,
 )
 from scalegmn.models import METANETWORKS
@@ -304,7 +304,7 @@ def test_help_explains_every_field(word, capsys):
         read_config([word])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    content = asdict(with_model_sections(Config)())
+    content = asdict(with_sections(Config)())
     del content["model_config"], content["imports"]  # no options
     for leaf, _ in leaves(content):
         described = text.split(f"--{leaf} ", 2)[-1][:400]
@@ -335,7 +335,7 @@ def test_models_are_chosen_by_name(tmp_path):
     for name, section in METANETWORKS.items():
         config = read_config(["--model", name])
         assert (config.model, config.model_config) == (name, section())
-        assert section().section in with_model_sections(Config).__dataclass_fields__
+        assert section().section in with_sections(Config).__dataclass_fields__
         (tmp_path / f"{name}.yml").write_text(config.to_yaml())
         assert read_config(["--conf", str(tmp_path / f"{name}.yml")]) == config == Config(model_config=section())
     assert "scalegmn_args: the model is mlp; set model: scalegmn, or remove" in error(

@@ -95,7 +95,7 @@ def train(task, run, **options):
     return trainer.model, trainer.fit()
 
 
-def test_fits_and_writes_everything(run):
+def test_fits_and_writes_everything(run, drawn):
     task = Line()
     model, summary = train(task, run, num_epochs=30)
     assert summary["test_loss"] < 1e-3
@@ -113,7 +113,9 @@ def test_fits_and_writes_everything(run):
     assert found["seconds"] > 0
     assert (run.folder / "config.yml").read_text() == "a: 1\n"
     assert (run.folder / "figures" / "test.txt").exists()
-    assert (run.folder / "figures" / "learning_curves.png").stat().st_size > 1000
+    losses = {line.get_label(): line.get_ydata() for line in drawn["learning_curves.png"].axes[0].lines}
+    assert losses["train"].tolist() == [row["train_loss"] for row in rows]
+    assert losses["val"].tolist() == [row["val_loss"] for row in rows]
 
 
 def test_early_stopping_tests_the_best_epoch(run):

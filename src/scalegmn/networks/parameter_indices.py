@@ -90,7 +90,8 @@ def attention_index(spec: NetSpec) -> Tensor:
         for source in (query, key):
             width = spec.layers[source].out_dim
             senders = starts[spec.node_layers[source][1]] + torch.arange(width).reshape(heads, 1, -1)
-            joined.append(torch.stack([part.flatten() for part in torch.broadcast_tensors(senders, values)]))
+            shape = (heads, values.shape[1], senders.shape[2])
+            joined.append(torch.stack([senders.expand(shape).flatten(), values.expand(shape).flatten()]))
     return torch.cat(joined, dim=1)
 
 

@@ -82,11 +82,12 @@ class NetParams:
                 raise ValueError(f"layer {index}: weight holds {len(weight)} networks, layer 0 holds {len(weights[0])}")
         name, indices = _activation_indices(activation, len(weights[0]))
         frequency = float(w0) if name == "sine" or (name == HETERO and "sine" in activation) else 1.0
-        hidden, last = weights[:-1], weights[-1]
-        layers = [
-            *(LayerSpec(w.shape[2], w.shape[1], tuple(w.shape[3:]) or None, name, frequency) for w in hidden),
-            LayerSpec(last.shape[2], last.shape[1], tuple(last.shape[3:]) or None),
-        ]
+        layers = []
+        for index, weight in enumerate(weights):
+            is_hidden = index < len(weights) - 1
+            kernel = (weight.shape[3], weight.shape[4]) if weight.ndim == 5 else None
+            options: tuple[str, float] = (name, frequency) if is_hidden else ("identity", 1.0)
+            layers.append(LayerSpec(weight.shape[2], weight.shape[1], kernel, *options))
         if indices is not None:
             indices = indices.to(weights[0].device)
         params = cls(NetSpec(tuple(layers)), tuple(weights), tuple(biases), indices)
@@ -184,8 +185,8 @@ class NetParams:
         """[B, num_parameters], in the order of `flatten`, in the shapes of these networks."""
         shapes = [shape for layer in self.spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
         tensors = [
-            values.unflatten(1, shape)
-            for values, shape in zip(flat.split([math.prod(shape) for shape in shapes], dim=1), shapes, strict=True)
+            values.reshape(len(flat), *shape)
+            for values, shape in zip(torch.split(flat, list(map(math.prod, shapes)), dim=1), shapes, strict=True)
         ]
         return self.replace(weights=tuple(tensors[::2]), biases=tuple(tensors[1::2]))
 

@@ -73,13 +73,14 @@ class NetSpec:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> NetSpec:
         """The inverse of `to_dict`, from plain JSON types."""
-        pairs = ("kernel", "attention")
-        return cls(
-            tuple(
-                LayerSpec(**{key: tuple(value) if key in pairs and value else value for key, value in layer.items()})
-                for layer in content["layers"]
-            )
-        )
+        layers = []
+        for layer in content["layers"]:
+            options: dict[str, Any] = dict(layer)
+            for key in ("kernel", "attention"):
+                if options.get(key):
+                    options[key] = tuple(options[key])
+            layers.append(LayerSpec(**options))
+        return cls(tuple(layers))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; fields at their defaults are left out, but for those of every layer."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams
+from scalegmn.networks import HETERO, NetParams, ScalarGroup
 from scalegmn.symmetry.groups import (
     GroupElement,
     PhaseShift,
     by_group,
     by_receiver,
+    is_sine,
     outgoing_scalars,
     without_residual_turns,
 )
@@ -30,7 +32,7 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
     for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
         k = -(layer.w0 * bias / math.pi + 0.5).floor()  # [B, n_l]
         if layer.activation == HETERO:
-            k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+            k = k * is_sine(params)[:, None]
         turns.append(k if layer.activation in ("sine", HETERO) else torch.zeros_like(k))
     return PhaseShift(tuple(without_residual_turns(params.spec, turns)))
 
@@ -50,7 +52,8 @@ def incoming_norm(params: NetParams, layer: int, sender: Tensor | None = None) -
     rows = torch.cat([weight.flatten(2), bias[..., None]], dim=2)
     largest = rows.detach().abs().amax(2, keepdim=True)  # taken out, so that no square under- or overflows
     largest = torch.where(largest > torch.finfo(rows.dtype).tiny, largest, 1)
-    return torch.linalg.vector_norm(rows / largest, dim=2) * largest[..., 0]
+    norms: Tensor = torch.linalg.vector_norm(rows / largest, dim=2)
+    return norms * largest[..., 0]
 
 
 def scale_to_canonical(params: NetParams) -> GroupElement:
@@ -71,7 +74,7 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
         for coupled in spec.scaling_classes:
             if index == coupled.layers[0]:
                 norm = incoming_norm(folded, index, sender)[:, coupled.channels]
-                q = by_group(params, coupled, lambda group, norm=norm: group.canonical(norm))
+                q = by_group(params, coupled, partial(ScalarGroup.canonical, norm=norm))
                 for layer in coupled.layers:
                     before = scales[layer][:, : coupled.channels.start]
                     after = scales[layer][:, coupled.channels.stop :]

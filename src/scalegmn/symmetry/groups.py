@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class GroupElement:
         scales = [torch.ones(num_networks, size, dtype=torch.float64) for size in hidden]
         for coupled in spec.scaling_classes if scale else ():
             draws = random_scalars((num_networks, coupled.num_channels), generator, decades)
-            q = by_group(params, coupled, lambda group, draws=draws: group.project(draws))
+            q = by_group(params, coupled, partial(ScalarGroup.project, q=draws))
             for layer in coupled.layers:
                 scales[layer][:, coupled.channels] = q
         for key, query in spec.reciprocal_layers.items():
@@ -180,7 +181,7 @@ def outgoing_scalars(q: Tensor, name: str, activation: Tensor | None = None) -> 
     result = q
     for index, item in enumerate(ACTIVATIONS.values()):
         if not item.group.preserves_scalars:
-            result = torch.where((activation == index)[:, None], item.group.outgoing(q), result)
+            result = torch.where(torch.eq(activation, index)[:, None], item.group.outgoing(q), result)
     return result
 
 
@@ -203,7 +204,8 @@ def by_receiver(senders: Tensor, layer: LayerSpec) -> Tensor:
     """[B, n_{l-1}] of the channels that a layer reads, by neuron: [B, 1 or n_l, n_{l-1} / groups]."""
     if layer.groups == 1:
         return senders[:, None]
-    return senders.unflatten(1, (layer.groups, -1)).repeat_interleave(layer.out_dim // layer.groups, dim=1)
+    in_groups = senders.reshape(len(senders), layer.groups, -1)
+    return in_groups.repeat_interleave(layer.out_dim // layer.groups, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +227,7 @@ class PhaseShift:
         for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
             k = torch.randint(-largest, largest + 1, bias.shape, generator=generator).to(bias)
             if layer.activation == HETERO:
-                k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+                k = k * is_sine(params)[:, None]
             elif layer.activation != "sine":
                 k = torch.zeros_like(k)
             turns.append(k)
@@ -252,6 +254,12 @@ class PhaseShift:
                 parity = by_receiver(1 - 2 * self.turns[spec.sender(index)].remainder(2), layer)
                 weights[index] = weights[index] * parity.reshape(*parity.shape, *[1] * (weights[index].ndim - 3))
         return changes.replace(weights=tuple(weights))
+
+
+def is_sine(params: NetParams) -> Tensor:
+    """[B] bool, the networks whose activation is the sine, where networks differ in it."""
+    assert params.activation is not None
+    return torch.eq(params.activation, ACTIVATIONS.index("sine"))
 
 
 def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
@@ -282,7 +290,7 @@ def _sample_permutations(spec: NetSpec, num_networks: int, generator: torch.Gene
             if key not in orders:
                 orders[key] = _permutation((num_networks, num_blocks), generator)
             order = orders[key]
-        within = _permutation((num_networks * num_blocks, size), generator).unflatten(0, (-1, num_blocks))
+        within = _permutation((num_networks * num_blocks, size), generator).reshape(num_networks, num_blocks, size)
         permutation = (order[..., None] * size + within).flatten(1)
         for layer in coupled.layers:
             permutations[layer][:, coupled.channels] = coupled.channels.start + permutation
