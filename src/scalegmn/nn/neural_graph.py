@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scalegmn.networks import ACTIVATIONS
 from scalegmn.nn.fourier import Encoder
 
 EMBEDDED_ACTIVATIONS = ("identity", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
@@ -123,3 +124,22 @@ class NeuralGraphFeatures(nn.Module):
         """
         layers = zip(activations, self.probe_linears, self.probe_norms, strict=True)
         return torch.cat([norm(linear(values)) for values, linear, norm in layers], dim=1)
+
+
+def embedding_rows(device: torch.device) -> Tensor:
+    """Index into `ACTIVATIONS` -> row of A; -1, of nodes without activation, -> -1. [activations + 1] long."""
+    rows = {name: row for row, name in enumerate(EMBEDDED_ACTIVATIONS)}
+    return torch.tensor([*(rows.get(name, 0) for name in ACTIVATIONS), -1], device=device)
+
+
+def middle_of(kernel: tuple[int, int], like: Tensor) -> Tensor:
+    """[K], the flattened kernel that is 1 in its middle and 0 elsewhere: the raw value of a weight 1."""
+    height, width = kernel
+    middle = torch.tensor((height - 1) // 2 * width + (width - 1) // 2, device=like.device)
+    return nn.functional.one_hot(middle, height * width).to(like.dtype)
+
+
+def linear_as_kernel(edges: Tensor, linear: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Raw edge features [E, K] with the weights of edges of linear layers, `linear` [E] bool, moved from component 0 to
+    the middle of the kernel."""
+    return torch.where(linear[:, None], edges[:, :1] * middle_of(kernel, edges), edges)

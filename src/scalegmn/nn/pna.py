@@ -79,8 +79,8 @@ class Aggregate(nn.Module):
 
     def scaled(self, joint: Tensor, degree: Tensor) -> Tensor:
         """[.., N, 4 d], of nodes with `degree` [N, 1] messages -> [.., N, scalers 4 d]."""
-        share = torch.log(degree.clamp_min(1) + 1).to(joint.dtype) / self.mean_log_degree
-        factors = {"identity": torch.ones_like(share), "amplification": share, "attenuation": 1 / share}
+        share = torch.log(degree.clamp_min(1).to(joint.dtype) + 1) / self.mean_log_degree
+        factors = {"identity": 1, "amplification": share, "attenuation": 1 / share}
         return torch.cat([joint * factors[name] for name in self.scalers], dim=-1)
 
 
