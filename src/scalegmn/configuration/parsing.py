@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -23,8 +23,11 @@ Config = TypeVar("Config")
 Translate = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
 """The content of a file -> settings of the dataclass, and remarks for stderr; may raise ValueError."""
 
-EXITS = ("-h", "--help", "--print_config")
-"""Words that print something and end the program."""
+HELP = ("-h", "--help")
+"""Words that ask for help."""
+
+PRINT_CONFIG = "--print_config"
+"""The word that prints the complete configuration, if nothing is wrong with it, and ends the process."""
 
 NO_OPTION = {"option": False}
 """Metadata of a field that is neither an option of the command line nor a key of files."""
@@ -59,6 +62,8 @@ def parse(
     if extend is not None:
         config_class = extend(config_class)
     parser = _parser(config_class, prog)
+    if any(word in HELP for word in source.words):
+        parser.parse_args(["--help"])  # prints and exits
     problems = source.problems
     defaults = dict(parser.get_defaults().items())
     given = source.settings(whole=defaults)  # a field may be a mapping itself
@@ -66,7 +71,7 @@ def parse(
     given = [setting for setting in given if setting[1] in defaults]
     problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
     files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
-    words = [word for word in source.words if word.partition("=")[0] not in EXITS]
+    words = [word for word in source.words if word.partition("=")[0] != PRINT_CONFIG]
     try:
         values = parser.parse_args(files + words)
     except ArgumentError as error:  # only now each setting by itself, which takes a while
@@ -143,7 +148,21 @@ def _parser(config_class: type, prog: str | None) -> ArgumentParser:
     parser.add_argument("--import", default=SUPPRESS, metavar="MODULE", help=IMPORT_HELP)
     hidden = {item.name for item in fields(config_class) if item.metadata == NO_OPTION}
     parser.add_class_arguments(config_class, None, skip=hidden)
+    names = dict(_names(config_class))
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = f"{action.help} One of {', '.join(names[action.dest])}."
     return parser
+
+
+def _names(config_class: type, prefix: str = "") -> Iterator[tuple[str, Collection[str]]]:
+    """Dotted key and known names of each field that has any (`names` in its metadata), also in sections."""
+    hints = get_type_hints(config_class)
+    for item in fields(config_class):
+        if "names" in item.metadata:
+            yield f"{prefix}{item.name}", item.metadata["names"]
+        elif is_dataclass(hints[item.name]):
+            yield from _names(hints[item.name], f"{prefix}{item.name}.")
 
 
 def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
@@ -238,7 +257,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Key and value of each setting `--key=value`; None for a bare `--key`."""
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in EXITS:
+        if key != PRINT_CONFIG:
             yield key.removeprefix("--"), value if equals else None
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 
-def aggregate(rows: Tensor, index: Tensor, num_rows: int, way: Literal["sum", "mean", "min", "max"]) -> Tensor:
+def aggregate(rows: Tensor, index: Tensor, num_rows: int, way: str = "add") -> Tensor:
     """y_i = the sum, mean, minimum or maximum, componentwise, of all rows x_k with index_k = i; 0 where there are none.
 
     Args:
         rows: x, [E, D].
         index: [E] long.
         num_rows: of the result, N.
-        way: how rows are joined.
+        way: `add`, `mean`, `min` or `max`.
 
     Returns:
         [N, D].
