@@ -109,7 +109,7 @@ def _networks(spec: NetSpec, like: Tensor) -> NetParams:
     weights = tuple(random(*layer.weight_shape) / layer.in_dim**0.5 for layer in spec.layers)
     biases = tuple(random(layer.out_dim) for layer in spec.layers)
     activation = None
-    if HETERO in spec.symmetries:
+    if any(layer.activation == HETERO for layer in spec.layers):
         names = ("tanh", "relu", "tanh")
         activation = torch.tensor([ACTIVATIONS.index(name) for name in names], device=like.device)
     statistics = None
