@@ -10,7 +10,7 @@ import yaml
 
 from scalegmn.configuration.parsing import parse
 from scalegmn.experiments.config import Config, build_model, read_config
-from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetSpec
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from scalegmn.interop.published_scalegmn import load_official, translate_config
+from scalegmn.interop.published_checkpoints import load_published_checkpoint
+from scalegmn.interop.published_configs import translate_config
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.symmetry.measure import assert_invariant, invariance_error, spread
 
@@ -45,7 +46,7 @@ def test_all_cases_are_there():
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_published_outputs(path, generator):
     scalegmn_args, state, params, output = read(path)
-    model = load_official(scalegmn_args, dict(reversed(state.items())))  # in any order
+    model = load_published_checkpoint(scalegmn_args, dict(reversed(state.items())))  # in any order
     editing = scalegmn_args["equivariant"]
 
     def apply(params):
@@ -80,7 +81,7 @@ def test_every_published_parameter_matters_where_it_is_loaded():
     """Changing any loaded parameter changes the output: nothing is matched to the wrong place and then ignored."""
     (path,) = (path for path in CASES if path.stem == "mnist_cls-bidirectional")
     scalegmn_args, state, params, output = read(path)
-    model = load_official(scalegmn_args, state)
+    model = load_published_checkpoint(scalegmn_args, state)
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             kept = parameter.clone()
@@ -94,23 +95,23 @@ def test_problems_are_named():
     (path,) = (path for path in CASES if path.stem == "mnist_cls-forward")
     scalegmn_args, state, _, _ = read(path)
     with pytest.raises(ValueError, match=r"lacks 1 parameters.*readout.mlp.linears.1.bias"):
-        load_official(scalegmn_args, {k: v for k, v in state.items() if k != "gnn.readout.rho.fc.1.bias"})
+        load_published_checkpoint(scalegmn_args, {k: v for k, v in state.items() if k != "gnn.readout.rho.fc.1.bias"})
     with pytest.raises(ValueError, match=r"has a parameter extra.weight"):
-        load_official(scalegmn_args, state | {"extra.weight": torch.zeros(1)})
+        load_published_checkpoint(scalegmn_args, state | {"extra.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"node_linear.weight: shape \(1,\), expected"):
-        load_official(scalegmn_args, state | {"construct_graph.proj_bias.weight": torch.zeros(1).double()})
+        load_published_checkpoint(scalegmn_args, state | {"construct_graph.proj_bias.weight": torch.zeros(1).double()})
     changed = copy.deepcopy(scalegmn_args)
     changed["mlp_args"] |= {"skip": True, "batch_norm": True, "final_activation": "tanh"}
     with pytest.raises(
         ValueError, match=r"final_activation: 'tanh' is not supp.*batch_norm: True.*mlp_args.skip: True"
     ):
-        load_official(changed, state)
+        load_published_checkpoint(changed, state)
     changed = copy.deepcopy(scalegmn_args)
     changed["gnn_args"]["agregator"] = changed["gnn_args"].pop("aggregator")
     with pytest.raises(
         ValueError, match=r"aggregator: is missing; .*agregator: no published key, did you mean gnn_args.agg"
     ):
-        load_official(changed, state)
+        load_published_checkpoint(changed, state)
 
 
 D, LAYOUT = 4, [2, 3, 3, 1]
@@ -261,7 +262,7 @@ def twin(args, state, params):
 @pytest.mark.parametrize("name", [*POSITIONS, *UPDATES])
 def test_options_that_no_published_file_uses(name, random_params):
     args, state = published(name)
-    model = load_official(args, state)
+    model = load_published_checkpoint(args, state)
     params = random_params(NetSpec.mlp(LAYOUT, "sine"), 3)
     expected = torch.stack([twin(args, state, params[index : index + 1]) for index in range(3)])
     assert (model(params) - expected).abs().max() < 1e-9 * spread(expected)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scalegmn.configuration.parsing import parse
 from scalegmn.experiments.config import Config
-from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetParams
 from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.files import versions

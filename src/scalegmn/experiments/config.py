@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from scalegmn.configuration.parsing import leaves, parse, read_yaml, split_arguments
-from scalegmn.interop.published_scalegmn import translate_file
+from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import (
     METANETWORKS,
     DWSNetConfig,

@@ -1,19 +1,13 @@
-"""The published ScaleGMN code's configuration keys and parameter names, translated into ours."""
+"""Configuration files of the published ScaleGMN code, translated into this package's settings."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import pairwise
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, Literal
 
 from scalegmn.configuration.parsing import leaves, nearest
-from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMN, ScaleGMNConfig
-from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 
 _READ = {
     "": """d_hid num_layers direction equivariant symmetry gnn_skip_connections concat_mlp_directions reciprocal
@@ -30,7 +24,7 @@ _READ = {
 
 _OPTIONAL = {"readout_range", "out_scale", "readout_args.d_out", "readout_args.d_rho"}
 _OPTIONAL |= {"layer_layout", "_max_kernel_height", "_max_kernel_width"}
-"""Published keys that are read where they are given; the layout and the kernel by `load_official`."""
+"""Published keys that are read where they are given; `load_published_checkpoint` reads the layout and the kernel."""
 
 _FIXED = {
     "mlp_args.final_activation": "identity",
@@ -60,7 +54,7 @@ _RUN = """batch_size debug wandb wandb_args.project wandb_args.entity wandb_args
 
 _RUN_TRANSLATED = """optimization.clip_grad optimization.clip_grad_max_norm optimization.optimizer_name
     optimization.scheduler_args.scheduler optimization.scheduler_args.warmup_steps train_args.loss"""
-"""Keys outside `scalegmn_args` that are read and said in other words."""
+"""Keys outside `scalegmn_args` that are read and have other names here."""
 
 _RUN_NOT_USED = """data.image_size data.layer_layout data.img_ds
     train_args.max_steps train_args.eval_every log_n_imgs inr_model.in_features
@@ -72,9 +66,6 @@ _RUN_NOT_USED = """data.image_size data.layer_layout data.img_ds
 _RUN_NEVER_READ = """data.node_pos_embed data.edge_pos_embed train_args.val_acc_threshold
     optimization.scheduler_args.min_lr num_workers num_threads validate gpu_ids"""
 """Keys outside `scalegmn_args` that the published code never reads from a file, or overwrites before it does."""
-
-_ACTIVATION = {"sign": "tanh", "scale": "relu", "hetero": "hetero", "permutation": "tanh"}
-"""Symmetry -> an activation that has it: a model depends on the input networks' symmetry, not on their activation."""
 
 
 def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> ScaleGMNConfig:
@@ -96,7 +87,7 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
     def net(options: Mapping[str, Any], name: str, layers: str, skips: bool, positions: bool) -> EquivariantNetConfig:
         """The net whose keys contain `name`."""
         branches = options[f"{name}num_mlps"]
-        io = "same"
+        io: Literal["same", "factor", "mlp", "layer"] = "same"
         if branches > 1 and gnn["mlp_on_io"]:
             io = "mlp"
         elif branches > 1 and options[f"layer_{name}equiv_on_hidden"]:
@@ -105,18 +96,19 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
             io = "factor"
         return EquivariantNetConfig(io, 1 if io == "same" else branches - 1, gnn[f"{layers}_layers"], skips, positions)
 
-    node_positions, positional = "none", {}
+    chosen: dict[str, Any] = {"node_positions": "none"}
     equiv_net = encodings["equiv_net"] and symmetry != "permutation"
     if scalegmn_args["node_pos_embed"]:
-        node_positions = ("net" if equiv_net else "product") + ("_sum" if encodings["sum_on_io"] else "")
+        chosen["node_positions"] = ("net" if equiv_net else "product") + ("_sum" if encodings["sum_on_io"] else "")
     if equiv_net:
-        positional["position_net"] = net(encodings, "", "message_fn", False, True)
+        chosen["position_net"] = net(encodings, "", "message_fn", False, True)
     if symmetry != "permutation" and (scalegmn_args["node_pos_embed"] or scalegmn_args["edge_pos_embed"]):
         if encodings["final_linear_pos_embed"] and not equiv_net:
-            positional["position_map"] = "shared"
+            chosen["position_map"] = "shared"
         if encodings["po_as_different_linear"]:  # after the shared one, which it includes
-            positional["position_map"] = "per_type"
-    update_as_act = gnn["update_as_act"] and direction == "forward" and symmetry != "permutation"
+            chosen["position_map"] = "per_type"
+    if gnn["update_as_act"] and direction == "forward" and symmetry != "permutation":
+        chosen["update_rule"] = f"sine_{gnn['update_as_act_arg']}"
     return ScaleGMNConfig(
         symmetry=symmetry,
         direction=direction,
@@ -133,9 +125,8 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
         out_dim=readout.get("d_out", 10),
         out_scale=scalegmn_args.get("out_scale", 0.01),
         normalize=None if exact else False,
-        node_positions=node_positions,
         edge_positions=scalegmn_args["edge_pos_embed"],
-        **positional,
+        **chosen,
         skip_connections=scalegmn_args["gnn_skip_connections"],
         dropout=gnn["dropout"],
         sign_map="symmetrized" if gnn["sign_symmetrization"] else "absolute",
@@ -147,12 +138,11 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
         update=net(
             gnn, "upd_", "update_node_feats_fn", gnn["update_node_feats_fn_skip_connections"], gnn["pos_embed_upd"]
         ),
-        update_rule=f"sine_{gnn['update_as_act_arg']}" if update_as_act else "net",
     )
 
 
 def translate_file(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The content of a published configuration file in our words; any other content as it is.
+    """The content of a published configuration file as settings of this package; any other content as it is.
 
     A published file is one with `scalegmn_args.gnn_args`.
 
@@ -177,36 +167,47 @@ def translate_file(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     )
     known = same | translated | not_used | never_read
     problems = [f"{key}: no published key{nearest(key, known)}" for key in given if key not in known]
-    optimizer = given.get("optimization.optimizer_name", "AdamW")
-    scheduler = given.get("optimization.scheduler_args.scheduler")
-    if optimizer != "AdamW":
-        problems.append(f"optimization.optimizer_name: {optimizer!r} is not supported, only 'AdamW'")
-    if scheduler not in (None, "WarmupLRScheduler"):
-        key = "optimization.scheduler_args.scheduler"
-        problems.append(f"{key}: {scheduler!r} is not supported, only 'WarmupLRScheduler' and null")
+    problems += _unsupported(given)
     try:
         config = asdict(translate_config(_as_run(model)))
     except ValueError as error:
         problems.append(str(error))
     except TypeError as error:
         problems.append(f"scalegmn_args: a value has the wrong type ({error})")
-    loss = given.get("train_args.loss")
-    if loss not in (None, "CrossEntropyLoss", "MSE", "BCE"):
-        problems.append(f"train_args.loss: {loss!r} is not supported, only 'CrossEntropyLoss', 'MSE' and 'BCE'")
     if problems:
         raise ValueError("; ".join(problems))
     settings = {key: value for key, value in given.items() if key in same and value is not None}
     clip, steps = given.get("optimization.clip_grad"), given.get("optimization.scheduler_args.warmup_steps", 0)
+    scheduler = given.get("optimization.scheduler_args.scheduler")
     settings["optimization.clip_grad_max_norm"] = given.get("optimization.clip_grad_max_norm") if clip else None
     settings["optimization.scheduler_args.warmup_steps"] = steps if scheduler else 0
-    if loss in ("MSE", "BCE"):  # classification always has CrossEntropyLoss
-        settings["train_args.loss"] = loss
+    if given.get("train_args.loss") in ("MSE", "BCE"):  # classification always has CrossEntropyLoss
+        settings["train_args.loss"] = given["train_args.loss"]
     settings |= {f"scalegmn_args.{key}": list(v) if isinstance(v, tuple) else v for key, v in leaves(config)}
     given |= {f"scalegmn_args.{key}": value for key, value in leaves(model)}
     never_read |= {f"scalegmn_args.{key}" for key in _NEVER_READ}
     remarks = {"not used": not_used, "not used, nor ever read by the published code": never_read}
-    found = {remark: [key for key in given if key in keys] for remark, keys in remarks.items()}
-    return _nested(settings), [f"{remark}: {', '.join(keys)}" for remark, keys in found.items() if keys]
+    ignored = {remark: [key for key in given if key in keys] for remark, keys in remarks.items()}
+    return _nested(settings), [f"{remark}: {', '.join(keys)}" for remark, keys in ignored.items() if keys]
+
+
+_SUPPORTED = {
+    "optimization.optimizer_name": ("AdamW",),
+    "optimization.scheduler_args.scheduler": ("WarmupLRScheduler", None),
+    "train_args.loss": ("CrossEntropyLoss", "MSE", "BCE", None),
+}
+"""Key outside `scalegmn_args` -> the values that are supported."""
+
+
+def _unsupported(given: Mapping[str, Any]) -> list[str]:
+    """Problems with values outside `scalegmn_args`."""
+    problems = []
+    for key, supported in _SUPPORTED.items():
+        if given.get(key, supported[0]) not in supported:
+            *others, last = ("null" if value is None else repr(value) for value in supported)
+            names = f"{', '.join(others)} and {last}" if others else last
+            problems.append(f"{key}: {given[key]!r} is not supported, only {names}")
+    return problems
 
 
 def _with_nulls(value: Any) -> Any:
@@ -257,155 +258,3 @@ def _check_keys(scalegmn_args: Mapping[str, Any]) -> None:
             problems.append(f"{encodings}.equiv_net: for edges, needs node_pos_embed as well")
     if problems:
         raise ValueError("; ".join(f"scalegmn_args.{problem}" for problem in problems))
-
-
-_RENAMES = [
-    (r"^construct_graph\.proj_bias\.", "node_linear."),
-    (r"^construct_graph\.proj_weight\.", "edge_linear."),
-    (r"^positional_embeddings\.pos_embed$", "node_positions.table"),
-    (r"^positional_embeddings_edge\.pos_embed$", "edge_positions.table"),
-    (r"^positional_embeddings\.init_fn\.", "node_position_net."),
-    (r"^positional_embeddings_edge\.init_fn\.", "edge_position_net."),
-    (r"^gnn\.skip_layers\.(\d+)\.", r"layers.\1.skip."),
-    (r"^gnn\.fw_layers\.(\d+)\.update_node_feats_fn\.", r"layers.\1.update."),
-    (r"^gnn\.update_node_feats_fn\.(\d+)\.", r"layers.\1.update."),
-    (r"^gnn\.fw_layers\.(\d+)\.update_edge_attr_fn\.", r"layers.\1.edge_update."),
-    (r"^gnn\.fw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.edge_update."),
-    (r"^gnn\.bw_update_edge_attr_fn\.(\d+)\.", r"layers.\1.backward_edge_update."),
-    (r"^gnn\.fw_layers\.(\d+)\.w_h\.", r"layers.\1.update.parts.0."),
-    (r"^gnn\.fw_layers\.(\d+)\.w_msg\.", r"layers.\1.update.parts.1."),
-    (r"^gnn\.fw_layers\.(\d+)\.", r"layers.\1.forward_message."),
-    (r"^gnn\.bw_layers\.(\d+)\.", r"layers.\1.backward_message."),
-    (r"\.message_fn\.rho\.", ".mlp."),
-    (r"\.message_fn\.", ".net."),
-    (r"\.update\.rho\.", ".update.mlp."),
-    (r"\.update\.W\.", ".update.linear."),
-    (r"\.w_v\.", ".node_linear."),
-    (r"\.w_e\.", ".edge_linear."),
-    (r"\.eq_layers\.(\d+)\.", r".layers.\1.hidden."),
-    (r"\.eq_layers_in\.(\d+)\.rho\.", r".layers.\1.input.mlp."),
-    (r"\.eq_layers_last\.(\d+)\.rho\.", r".layers.\1.output.mlp."),
-    (r"\.eq_layers_in\.(\d+)\.", r".layers.\1.input."),
-    (r"\.eq_layers_last\.(\d+)\.", r".layers.\1.output."),
-    (r"\.skip_layers\.(\d+)\.", r".skips.\1."),
-    (r"(hidden|input|output)\.W\.", r"\1.linear."),
-    (r"edge_update\.W\.", "edge_update.linear."),
-    (r"\.g\.phi_in\.", ".factor.input.mlp."),
-    (r"\.g\.phi_last\.", ".factor.output.mlp."),
-    (r"^gnn\.readout\.(g1|g_sign|g_scale)\.", r"readout.invariant_layer.hidden.\1."),
-    (r"\.g\.(g1|g_sign|g_scale)\.", r".factor.hidden.\1."),
-    (r"edge_update\.(g1|g_sign|g_scale)\.rho\.", r"edge_update.invariant.\1.rho."),
-    (r"hidden\.(g1|g_sign|g_scale)\.rho\.", r"hidden.\1.invariant.rho."),
-    (r"\.g1\.", "."),
-    (r"\.g_(sign|scale)\.", r".\1."),
-    (r"^gnn\.project_last\.", "readout.output_projection."),
-    (r"^gnn\.project_first\.", "readout.input_projection."),
-    (r"^gnn\.readout\.rho\.", "readout.mlp."),
-    (r"^gnn\.readout\.(local|global)_mlp\.", r"readout.\1_mlp."),
-    (r"\.fc\.(\d+)\.", r".linears.\1."),
-    (r"\.ln\.(\d+)\.", r".norms.\1."),
-]
-"""Published parameter name -> ours, applied in turn; `hidden`, `input`, `output` are roles until `_branches`."""
-
-_UNUSED = r"^gnn\.readout\.(phi|aggr)\."
-"""Published parameters that no output depends on, beside those of branches and edges that nothing reads."""
-
-_COMBINED = r"^(weight|bias)_scale\.|^positional_embeddings(_edge)?\.(final_linear\.weight|linears)$"
-"""Published parameters that are combined to one of ours."""
-
-
-def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
-    """Our names of a translated name: each role's branch where modules are held by role, none where it has none."""
-    parts = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1)
-    if len(parts) == 1:
-        yield name
-        return
-    head, found, rest = parts
-    try:
-        module = model.get_submodule(head)
-    except AttributeError:  # the layer needs no such module
-        return
-    if not hasattr(module, "index"):  # one module for all roles
-        if found == "hidden":
-            yield from _branches(f"{head}.{rest}", model)
-        return
-    options = model.config.message if ".net." in name else model.config.update
-    if "_position_net." in name:
-        options = model.config.position_net
-    shared = found == "input" and options.io_branches == 1  # published under `input`
-    roles = ["input", "output"] if shared else [found]
-    for branch in {module.index[role] for role in roles if role in module.index}:
-        yield from _branches(f"{head}.branches.{branch}.{rest}", model)
-
-
-def load_official(scalegmn_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ScaleGMN:
-    """Our model with the parameters of a published checkpoint, in evaluation mode and the checkpoint's dtype.
-
-    It computes what the published model does, `exact: false` in `translate_config`.
-
-    Args:
-        scalegmn_args: the `scalegmn_args` section of the published configuration, with its `layer_layout`.
-        state_dict: the published model's state dict. Parameters that no output depends on are ignored.
-
-    Raises:
-        ValueError: an option is not supported, a parameter is missing, unknown or of the wrong shape.
-    """
-    config = translate_config(scalegmn_args, exact=False)
-    model = config.build(_input_spec(scalegmn_args)).to(next(iter(state_dict.values())).dtype)
-    expected = model.state_dict()
-    loaded = _fused_scales(state_dict) if config.output == "parameters" else {}
-    loaded |= _position_maps(state_dict)
-    for published, tensor in state_dict.items():
-        name = published
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
-        if config.readout == "full_graph" and config.symmetry != "permutation":
-            name = name.replace("readout.global_mlp.", "readout.mlp.")
-        if name == published and not re.match(f"{_UNUSED}|{_COMBINED}", published):
-            raise ValueError(f"the checkpoint has a parameter {published}, which no published model has")
-        loaded |= dict.fromkeys(_branches(name, model), tensor)
-    missing = sorted(set(expected) - set(loaded))
-    if missing:
-        raise ValueError(f"the checkpoint lacks {len(missing)} parameters of the model, first {missing[0]}")
-    for name, tensor in expected.items():
-        if loaded[name].shape != tensor.shape:
-            raise ValueError(f"{name}: shape {tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(loaded[name])
-    return model.eval()
-
-
-def _input_spec(scalegmn_args: Mapping[str, Any]) -> NetSpec:
-    """Networks of the published layout: convolutions with the largest kernel and a linear layer for CNN zoos."""
-    layout = scalegmn_args["layer_layout"]
-    activation = _ACTIVATION[scalegmn_args["symmetry"]]
-    if "_max_kernel_height" not in scalegmn_args:
-        return NetSpec.mlp(layout, activation)
-    kernel = (scalegmn_args["_max_kernel_height"], scalegmn_args["_max_kernel_width"])
-    hidden = pairwise(layout[:-1])
-    return NetSpec((*(LayerSpec(i, o, kernel, activation) for i, o in hidden), LayerSpec(layout[-2], layout[-1])))
-
-
-def _fused_scales(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The editing scalars, one parameter per layer in published checkpoints, as one tensor per kind."""
-    return {
-        f"{kind}_scales": torch.stack([state_dict[f"{kind}_scale.{index}"].reshape(()) for index in range(count)])
-        for kind in ("weight", "bias")
-        if (count := sum(name.startswith(f"{kind}_scale.") for name in state_dict))
-    }
-
-
-def _position_maps(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The maps after positional embeddings, in published checkpoints a shared one, one per type or both in a row."""
-    maps = {}
-    for kind, published in (("node", "positional_embeddings"), ("edge", "positional_embeddings_edge")):
-        shared = state_dict.get(f"{published}.final_linear.weight")
-        typed = state_dict.get(f"{published}.linears")
-        if f"{published}.init_fn.eq_layers.0.W.weight" in state_dict:  # then the shared one is not used
-            shared = None
-        if shared is not None or typed is not None:
-            maps[f"{kind}_position_map.table"] = (
-                shared[None] if typed is None else typed if shared is None else typed @ shared
-            )
-    return maps
