@@ -1,19 +1,13 @@
 """Classify the images that INRs store, from their weights alone.
 
 python inr_classification.py --conf configs/digits_cls/scalegmn.yml
+
+The same as `scalegmn train classification`.
 """
 
-from scalegmn.experiments.config import ScriptConfig, read_config
-from scalegmn.experiments.run import train
-from scalegmn.reporting.errors import user_errors
-from scalegmn.tasks.classification import Classification
+import sys
 
-
-def build_task(config: ScriptConfig) -> Classification:
-    """The task, for models with one output per class."""
-    return Classification(config.data, config.batch_size, config.model_config, config.debug)
-
+from scalegmn.cli import main
 
 if __name__ == "__main__":
-    with user_errors():
-        train(read_config(config_class=ScriptConfig), build_task)
+    main(["train", "classification", *sys.argv[1:]])

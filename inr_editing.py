@@ -1,39 +1,13 @@
 """Edit the images that INRs store, through their weights.
 
 python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml
-python inr_editing.py --checkpoint RUN --export_edited data/edited
+
+The same as `scalegmn train editing`.
 """
 
-from pathlib import Path
-from typing import Any
+import sys
 
-from scalegmn.experiments.config import read_config
-from scalegmn.experiments.edited_zoo import EditConfig, export_zoo
-from scalegmn.experiments.run import train
-from scalegmn.experiments.trained import load_model
-from scalegmn.models.base import Metanetwork
-from scalegmn.reporting.errors import user_errors
-from scalegmn.tasks.editing import Editing, table
-from scalegmn.zoos.loader import open_data
-
-
-def build_task(config: EditConfig) -> Editing:
-    """The task."""
-    return Editing(config.data, config.batch_size, config.debug)
-
-
-def finished(config: EditConfig, task: Editing, model: Metanetwork, summary: dict[str, Any]) -> None:
-    """Prints the errors beside trivial answers', and writes the edited zoo if one is wanted."""
-    print(table(summary))
-    if config.export_edited is not None:
-        export_zoo(config, model, task.zoo)
-
+from scalegmn.cli import main
 
 if __name__ == "__main__":
-    with user_errors():
-        config = read_config(config_class=EditConfig)
-        if config.checkpoint is not None:
-            zoo = open_data(config.data)
-            export_zoo(config, load_model(config.model_config, Path(config.checkpoint), zoo.spec), zoo)
-        else:
-            train(config, build_task, finished)
+    main(["train", "editing", *sys.argv[1:]])

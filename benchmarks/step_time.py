@@ -192,9 +192,9 @@ def random_networks(spec: NetSpec, num: int, device: torch.device) -> NetParams:
     return NetParams(spec, tuple(weights), tuple(biases), activation).to(device)
 
 
-def mean_square(output: Tensor | tuple[list[Tensor], list[Tensor]]) -> Tensor:
+def mean_square(output: Tensor | NetParams) -> Tensor:
     """A loss for vectors and for changes of parameters."""
-    parts = [output] if isinstance(output, Tensor) else [*output[0], *output[1]]
+    parts = [output] if isinstance(output, Tensor) else [*output.weights, *output.biases]
     return torch.stack([part.square().mean() for part in parts]).sum()
 
 

@@ -2,6 +2,8 @@
 
 import sys
 
+from scalegmn.cli import main
+
 
 def run_main(main, arguments, folder, monkeypatch, capsys):
     """Exit code, stdout and stderr of `main` with these command line words, in a folder."""
@@ -13,6 +15,11 @@ def run_main(main, arguments, folder, monkeypatch, capsys):
     except SystemExit as stop:
         code = stop.code
     return code, *capsys.readouterr()
+
+
+def run_command(words, folder, monkeypatch, capsys):
+    """Exit code, stdout and stderr of `scalegmn` with these words, in a folder."""
+    return run_main(main, words, folder, monkeypatch, capsys)
 
 
 def assert_refused(result, message):

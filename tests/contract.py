@@ -23,7 +23,7 @@ def build(config, spec):
 
 def flat(output):
     """[B, numbers] of either kind of output."""
-    tensors = [output] if isinstance(output, torch.Tensor) else [*output[0], *output[1]]
+    tensors = [output] if isinstance(output, torch.Tensor) else [*output.weights, *output.biases]
     return torch.cat([tensor.flatten(1) for tensor in tensors], 1)
 
 

@@ -28,8 +28,9 @@ def read(path, activation):
     weights, biases = ([tensors[f"input.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias"))
     output = tensors.get("output")
     if output is None:
-        output = [[tensors[f"output.delta.{kind}.{layer}"] for layer in layers] for kind in ("weight", "bias")]
-    return case, state, NetParams.from_tensors(weights, biases, activation), flat(output)
+        deltas = [tensors[f"output.delta.{kind}.{layer}"] for kind in ("weight", "bias") for layer in layers]
+        output = torch.cat([delta.flatten(1) for delta in deltas], 1)
+    return case, state, NetParams.from_tensors(weights, biases, activation), output.flatten(1)
 
 
 def read_mixed(path):

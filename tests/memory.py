@@ -26,4 +26,6 @@ def share_of_budget(model, params):
     """Of the bytes that a backward pass may keep, the share that `networks_at_once` networks take."""
     model.train()
     device = torch.device("cpu")
-    return bytes_kept(model, params) / len(params) * model.networks_at_once(device) / kept_bytes(device)
+    of_one, of_all = bytes_kept(model, params[:1]), bytes_kept(model, params)
+    per_network = (of_all - of_one) / (len(params) - 1)
+    return (of_one + (model.networks_at_once(device) - 1) * per_network) / kept_bytes(device)

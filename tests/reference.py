@@ -3,6 +3,8 @@
 Every feature is multiplied out and repeated on every edge, every MLP sees the concatenation of its inputs.
 """
 
+from dataclasses import replace
+
 import torch
 
 from scalegmn.networks import ACTIVATIONS, NetParams
@@ -169,7 +171,8 @@ def model(module, params):
         return module.readout(nodes, num_odd)
     changes = NetParams.from_features(spec, nodes, edges)
     changes = changes if element is None else element.inverse().act(changes)
-    return (
-        [change * scale for change, scale in zip(changes.weights, module.weight_scales, strict=True)],
-        [change * scale for change, scale in zip(changes.biases, module.bias_scales, strict=True)],
+    return replace(
+        changes,
+        weights=tuple(change * scale for change, scale in zip(changes.weights, module.weight_scales, strict=True)),
+        biases=tuple(change * scale for change, scale in zip(changes.biases, module.bias_scales, strict=True)),
     )

@@ -99,7 +99,7 @@ def test_resume(home, monkeypatch, capsys):
 def test_configurations(home):
     for run in ("runs/classification/config.yml", "bundle/config.json", "runs/stopped/config.yml"):
         config = read_config_file(home / run)
-        assert (config.data.dataset_path, config.scalegmn_args.num_layers) == ("zoos/inrs", 2)
+        assert (config.data.dataset_path, config.model_config.num_layers) == ("zoos/inrs", 2)
 
 
 def run_script(home, script, words, monkeypatch, capsys):

@@ -223,11 +223,10 @@ def test_parameter_changes_are_equivariant(symmetry, way, direction, index, rand
     config = replace(config, **WAYS.get(way, {}))
     model = build(config, spec)
     g = GroupElement.sample(params, generator, scale=symmetry != "permutation")
-    weights, biases = model(params)
-    assert [w.shape for w in weights] == [w.shape for w in params.weights]
-    expected = g.act(NetParams(spec, tuple(weights), tuple(biases), params.activation))
-    moved_weights, moved_biases = model(g.act(params))
-    for found, wanted in zip((*moved_weights, *moved_biases), (*expected.weights, *expected.biases), strict=True):
+    changes = model(params)
+    assert [w.shape for w in changes.weights] == [w.shape for w in params.weights]
+    expected, moved = g.act(changes), model(g.act(params))
+    for found, wanted in zip((*moved.weights, *moved.biases), (*expected.weights, *expected.biases), strict=True):
         assert (found - wanted).abs().max() <= 1e-9 * wanted.abs().max()
 
 

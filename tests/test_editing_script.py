@@ -34,7 +34,9 @@ def home(tmp_path_factory):
     """A folder with a zoo, a trained run, and the zoo edited by it."""
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
-    made = run("-m", "scalegmn.cli.zoo_inr", "--conf", conf, "--num_images=40", "--views=2", "--steps=100", cwd=folder)
+    made = run(
+        "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images=40", "--views=2", "--steps=100", cwd=folder
+    )
     assert made.returncode == 0, made.stderr
     result = edit(folder, *SMALL, "--run_dir=runs/first", "--export_edited=data/edited")
     assert result.returncode == 0, result.stderr
@@ -85,7 +87,7 @@ def state_of(zoo, row, names):
 
 
 def predict(home, *words, checkpoint="runs/first"):
-    return run("-m", "scalegmn.experiments.predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_files_and_folders(home, tmp_path):

@@ -40,7 +40,7 @@ def home(tmp_path_factory):
     """A folder with a zoo of both activations and two trained runs."""
     folder = tmp_path_factory.mktemp("home")
     words = ["--networks=40", "--checkpoints=[0,4]", "--channels=[4,5]", "--num_images=300", "--test_fraction=0.3"]
-    made = run("-m", "scalegmn.zoos.fit.cnn_zoo", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
+    made = run("-m", "scalegmn", "zoo", "cnn", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
     assert made.returncode == 0, made.stderr
     assert "80 checkpoints of 40 networks CNN [1, 4, 5, 10] (hetero); 0 diverged" in made.stdout
     for name in ("hetero", "relu"):
@@ -109,7 +109,7 @@ def test_published_files_and_layout(home, tmp_path):
         (["--scalegmn_args.out_dim=10"], ["scalegmn_args.out_dim: found 10", "needs 1"]),
         (["--scalegmn_args.output=parameters"], ["scalegmn_args.output: found parameters", "needs vector"]),
         (["--train_args.loss=CE"], ["train_args.loss", "CE", "MSE"]),
-        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "python -m scalegmn.zoos.fit.cnn_zoo"]),
+        (["--data.dataset_path=data/nothing"], ["data/nothing: no zoo there", "scalegmn zoo cnn"]),
         (["--data.augment.rotate=10"], ["data.augment"]),
     ],
 )
@@ -120,7 +120,7 @@ def test_bad_input(home, words, parts):
 
 
 def test_zoos_without_accuracies(home):
-    made = run("-m", "scalegmn.cli.zoo_inr", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
+    made = run("-m", "scalegmn", "zoo", "inr", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
     assert made.returncode == 0, made.stderr
     assert_refused(predict(home, "--data.dataset_path=data/inrs"), "data/inrs: no column 'test_accuracy', found image")
 
@@ -157,7 +157,7 @@ def nets(home):
 
 
 def ask(home, *words, checkpoint="runs/relu"):
-    return run("-m", "scalegmn.experiments.predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_own_networks(home, nets):

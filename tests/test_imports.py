@@ -28,9 +28,10 @@ ROOMS = {
     },
     "cli": {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
-        *("training", "experiments"),
+        *("training", "experiments", ""),  # and the package itself, for its version
     },
     "__init__": {"networks", "experiments", "interop"},
+    "__main__": {"cli"},
 }
 """Room -> what its files may import, besides one another."""
 ONLY_IN = {

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalegmn.configuration.parsing import parse
-from scalegmn.experiments.config import Config, build_model, read_config
+from scalegmn.experiments.config import build_model, read_config
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetSpec
 
@@ -88,10 +87,10 @@ def test_precedence(write, capsys):
     config = read_config(["--scalegmn_args.hidden_dim", "64", *files, "--data.dataset_path", "data/digits_inr"])
     assert config.data.dataset_path == "data/digits_inr"
     assert config.batch_size == FILES["fmnist_cls/scalegmn.yml"]["batch_size"]
-    model = config.scalegmn_args
+    model = config.model_config
     assert (model.hidden_dim, model.num_layers, model.normalize) == (64, 3, None)
     assert (model.mlp_dims, model.readout_dim) == (None, None)  # follow hidden_dim
-    assert read_config([*files, "--conf", first]).scalegmn_args.hidden_dim == 16
+    assert read_config([*files, "--conf", first]).model_config.hidden_dim == 16
     assert capsys.readouterr().err.count("first.yml") == 0
     assert read_config(["--conf", published, "--scalegmn_args.symmetry=permutation"]).scalegmn_args.normalize is None
 
@@ -104,7 +103,7 @@ def test_other_values(write):
     assert config.optimization.clip_grad_max_norm is None
     assert config.optimization.scheduler_args.warmup_steps == 0
     assert (config.wandb, config.train_args.seed, config.data.switch_to_canon) == (True, 3, False)
-    assert config.scalegmn_args.mlp_dims == (128, 128)  # d_hid, as the published scripts overwrite it
+    assert config.model_config.mlp_dims == (128, 128)  # d_hid, as the published scripts overwrite it
 
 
 def test_problems_are_named_together_with_the_file(write):
@@ -142,4 +141,4 @@ def test_print_config_and_notebooks(write, capsys):
 
 def test_parsers_without_translation_refuse(write):
     with pytest.raises(ValueError, match=r"unknown key scalegmn_args.d_hid"):
-        parse(Config, ["--conf", write(FILES["mnist_cls/scalegmn.yml"])])
+        read_config(["--conf", write(FILES["mnist_cls/scalegmn.yml"])])

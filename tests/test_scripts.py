@@ -26,7 +26,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
     made = run(
-        "-m", "scalegmn.cli.zoo_inr", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder
+        "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder
     )
     assert made.returncode == 0, made.stderr
     assert "80 networks" in made.stdout
@@ -161,7 +161,7 @@ def assert_refused(result, *parts):
     [
         (["--scalegmn_args.symetry", "sign"], ["scalegmn_args.symetry", "did you mean scalegmn_args.symmetry?"]),
         (["--batch_size", "many"], ["batch_size", "many"]),
-        (["--data.dataset_path", "data/nothing"], ["data/nothing", "python -m scalegmn.zoos"]),
+        (["--data.dataset_path", "data/nothing"], ["data/nothing", "scalegmn zoo inr"]),
         (["--data.dataset_path", "data/truncated"], ["zoo.safetensors", "truncated"]),
         (["--data.dataset_path", "data/relu"], ["scalegmn_args.symmetry", "relu", "use scale"]),
         (["--scalegmn_args.out_dim", "3"], ["scalegmn_args.out_dim: 3 classes"]),
@@ -192,6 +192,6 @@ def test_bad_input(home, words, parts):
 
 def test_zoo_command_refuses_bad_recipes(home):
     assert_refused(
-        run("-m", "scalegmn.cli.zoo_inr", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?"
+        run("-m", "scalegmn", "zoo", "inr", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?"
     )
-    assert_refused(run("-m", "scalegmn.cli.zoo_inr", "--views", "0", cwd=home), "views: found 0, expected at least 1")
+    assert_refused(run("-m", "scalegmn", "zoo", "inr", "--views", "0", cwd=home), "views: found 0, expected at least 1")

@@ -6,11 +6,10 @@ from runpy import run_path
 
 import pytest
 import torch
-from commands import assert_refused, run_main
+from commands import assert_refused, run_command, run_main
 from safetensors.torch import save_file
 
 import scalegmn
-from scalegmn.experiments import bundles, predict, symmetry_report
 from scalegmn.networks import ACTIVATIONS, NetParams
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
@@ -92,7 +91,7 @@ def test_predicts_and_is_checked(home, run, model, monkeypatch, capsys):
     assert {"test_tau", "test_tau_relu", "test_mae_tanh"} <= set(found)
     assert found["data"]["architectures"] == 3
     assert [layer["out_dim"] for layer in found["data"]["spec"]["layers"]] == [4, 5, 5, 10]
-    code, out, error = run_main(symmetry_report.main, [f"--checkpoint=gen_{model}"], home, monkeypatch, capsys)
+    code, out, error = run_command(["symmetry", f"--checkpoint=gen_{model}"], home, monkeypatch, capsys)
     assert code == 0, out + error
     lines = {line.split()[0]: line for line in out.splitlines()[1:]}
     assert lines["permutation"].endswith("kept")
@@ -114,7 +113,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
 
     def ask(*names, checkpoint="statnn"):
         given = ["--checkpoint", checkpoint, *names, "--activation=relu", "--format=json"]
-        code, out, error = run_main(predict.main, given, home, monkeypatch, capsys)
+        code, out, error = run_command(["predict", *given], home, monkeypatch, capsys)
         return code, json.loads(out) if out else [], error
 
     def store(name, *layers):
@@ -156,9 +155,9 @@ def test_own_networks(home, run, monkeypatch, capsys):
     assert "error: deep.safetensors: statnn: the model was built for 4 layers" in error
     fewer = store("fewer", layer(4, 1, 3, 3), layer(7, 4))
     assert_refused(ask(fewer), "fewer.safetensors: expected architectures with the same inputs and outputs")
-    result = run_main(predict.main, ["--checkpoint=statnn", known], home, monkeypatch, capsys)
+    result = run_command(["predict", "--checkpoint=statnn", known], home, monkeypatch, capsys)
     assert_refused(result, "known.safetensors: says no activation, and the training networks may have several; set")
-    code, _, error = run_main(bundles.main, ["--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
+    code, _, error = run_command(["export", "--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
     assert code == 0, error
     assert "3 architectures within CNN [1, 4, 5, 5, 10] (hetero)" in (home / "bundle/README.md").read_text()
     assert ask(known, within, checkpoint="bundle") == ask(known, within)

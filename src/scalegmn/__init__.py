@@ -62,7 +62,9 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
-    """A public name or a package of rooms, imported when it is first used (PEP 562)."""
+    """A public name, a room or the version, found when it is first used (PEP 562)."""
+    if name == "__version__":
+        return _version()
     if name in _HOMES:
         return getattr(import_module(f"scalegmn.{_HOMES[name]}"), name)
     if name in _ROOMS:
@@ -70,5 +72,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'scalegmn' has no attribute {name!r}")
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("scalegmn")
+    except PackageNotFoundError:
+        return "0+unknown"  # a source tree that is not installed
+
+
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS])
+    return sorted([*__all__, *_ROOMS, "__version__"])

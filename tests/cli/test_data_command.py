@@ -1,4 +1,4 @@
-"""`python -m scalegmn.data`, as a user runs it."""
+"""`scalegmn zoo info`, `verify`, `export`, `splits`, as a user runs it."""
 
 import json
 import subprocess
@@ -9,14 +9,14 @@ import torch
 from published import MNIST, write_mnist
 from safetensors.torch import load_file
 
-from scalegmn.cli.data import info
+from scalegmn.cli.zoo.info import describe
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.zoos.published.inrs import read_network
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
 def command(*words):
-    words = [sys.executable, "-m", "scalegmn.cli.data", *map(str, words)]
+    words = [sys.executable, "-m", "scalegmn", "zoo", *map(str, words)]
     return subprocess.run(words, capture_output=True, text=True, timeout=120)
 
 
@@ -58,7 +58,7 @@ def test_info_and_verify(zoo):
 def test_info_of_many_architectures(tmp_path, random_params):
     nets = tuple(random_params(NetSpec.mlp([2, width, 1], "sine"), 2) for width in range(1, 14))
     write_zoo(tmp_path / "zoo", [Networks(nets, {})], {}, {})
-    lines = info(open_zoo(tmp_path / "zoo")).splitlines()
+    lines = describe(open_zoo(tmp_path / "zoo")).splitlines()
     assert lines[10].startswith("  2 x MLP [2, 10, 1]")
     assert lines[11] == "  6 networks of 3 more architectures"
 

@@ -1,4 +1,4 @@
-"""`python -m scalegmn.experiments.canonical_zoo`: which numbers reach the model."""
+"""`scalegmn zoo canonicalize`: which numbers reach the model."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scalegmn.cli import main
 from scalegmn.experiments import canonical_zoo
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
@@ -37,10 +38,10 @@ def command(monkeypatch, capsys):
     """command(path, words): exit code, stdout, stderr."""
 
     def run(path, *words):
-        start = ["canonicalize", "--conf", CONF, "--data.dataset_path", str(path)]
+        start = ["scalegmn", "zoo", "canonicalize", "--conf", CONF, "--data.dataset_path", str(path)]
         monkeypatch.setattr(sys, "argv", [*start, *map(str, words)])
         try:
-            canonical_zoo.main()
+            main()
             code = 0
         except SystemExit as stop:
             code = stop.code

@@ -13,10 +13,10 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import yaml
-from commands import assert_refused, run_main
+from commands import assert_refused, run_command
 from filelock import FileLock
 
-from scalegmn.experiments.compare import CompareConfig, main, plan
+from scalegmn.experiments.compare import CompareConfig, plan
 from scalegmn.reporting.figures import results_and_costs
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def compare(home, monkeypatch, capsys):
 
     def run(content, *words):
         write(home, content)
-        return run_main(main, ["--conf=compare.yml", *words], home, monkeypatch, capsys)
+        return run_command(["compare", "--conf=compare.yml", *words], home, monkeypatch, capsys)
 
     return run
 
@@ -84,7 +84,7 @@ def test_killed_comparison_goes_on(home, compare):
     alone, and one more seed adds its runs only."""
     content = {"common": {"train_args": {"num_epochs": 10}}}
     write(home, content)
-    process = subprocess.Popen([sys.executable, "-m", "scalegmn.experiments.compare", "--conf=compare.yml"], cwd=home)
+    process = subprocess.Popen([sys.executable, "-m", "scalegmn", "compare", "--conf=compare.yml"], cwd=home)
     while not list(home.glob("out/gmn/seed_0/checkpoints/state-*")):
         assert process.poll() is None
         time.sleep(0.02)

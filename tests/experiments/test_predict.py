@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_refused, run_main
+from commands import assert_refused, run_command
 from onnx_files import chain, write_onnx
 
 import scalegmn
-from scalegmn.experiments import bundles, predict, symmetry_report
+from scalegmn.experiments import bundles
 from scalegmn.experiments.config import ScriptConfig, read_config
 from scalegmn.experiments.run import train
 from scalegmn.reporting.errors import user_errors
@@ -43,7 +43,7 @@ def home(small_home, tmp_path_factory):
 
 
 def ask(home, monkeypatch, capsys, *words, checkpoint="run"):
-    return run_main(predict.main, ["--checkpoint", checkpoint, *words], home, monkeypatch, capsys)
+    return run_command(["predict", "--checkpoint", checkpoint, *words], home, monkeypatch, capsys)
 
 
 def test_classes(home, monkeypatch, capsys):
@@ -114,14 +114,16 @@ def test_bundle(home, monkeypatch, capsys):
     )
     with pytest.raises(ValueError, match=r"--resume: .*bundle is not the folder of a run"):
         read_config(["--resume", str(home / "bundle")])
-    code, table, _ = run_main(symmetry_report.main, ["--checkpoint", "bundle"], home, monkeypatch, capsys)
+    code, table, _ = run_command(["symmetry", "--checkpoint", "bundle"], home, monkeypatch, capsys)
     assert code == 0
     assert "BROKEN" not in table
     words = ["--checkpoint", "run", "--out", "bundle"]
-    assert_refused(run_main(bundles.main, words, home, monkeypatch, capsys), "--out: bundle exists already")
+    assert_refused(run_command(["export", *words], home, monkeypatch, capsys), "--out: bundle exists already")
     words = ["--checkpoint", "data", "--out", "other"]
-    assert_refused(run_main(bundles.main, words, home, monkeypatch, capsys), "data is not the folder of a finished run")
-    code, *_ = run_main(bundles.main, ["--checkpoint", "bundle", "--out", "made/again"], home, monkeypatch, capsys)
+    assert_refused(
+        run_command(["export", *words], home, monkeypatch, capsys), "data is not the folder of a finished run"
+    )
+    code, *_ = run_command(["export", "--checkpoint", "bundle", "--out", "made/again"], home, monkeypatch, capsys)
     assert code == 0
     assert (home / "made/again/config.json").read_bytes() == (home / "bundle/config.json").read_bytes()
 

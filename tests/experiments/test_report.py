@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from scalegmn.experiments.report import find_runs, main, page
+from scalegmn.cli import main
+from scalegmn.experiments.report import find_runs, page
 
 EVIL = "<script>alert('&\"x\"')</script>"
 
@@ -75,7 +76,7 @@ def test_page(runs):
 
 def test_command(runs, tmp_path, monkeypatch, capsys):
     def report(*words):
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["scalegmn", "report", *map(str, words)])
         main()
 
     monkeypatch.chdir(tmp_path)

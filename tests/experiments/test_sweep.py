@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import assert_refused, run_main
+from commands import assert_refused, run_command
 
 from scalegmn.configuration.parsing import parse
-from scalegmn.experiments.sweep import SweepConfig, main, wandb_sweep
+from scalegmn.experiments.sweep import SweepConfig, renamed_folder, wandb_sweep
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted(ROOT.glob("configs/sweeps/*.yml"))
@@ -36,7 +36,7 @@ def sweep(home, monkeypatch, capsys):
 
     def run(content, *words):
         write(home, content)
-        return run_main(main, ["--conf=sweep.yml", *words], home, monkeypatch, capsys)
+        return run_command(["sweep", "--conf=sweep.yml", *words], home, monkeypatch, capsys)
 
     return run
 
@@ -98,7 +98,7 @@ def test_killed_sweep_goes_on(home, sweep):
     """Killed in its first trial, which dies with it; the same command runs that trial, and the rest of the grid."""
     content = {"method": "grid", "settings": {"train_args.num_epochs": 3}, "parameters": {"batch_size": [1, 2]}}
     write(home, content)
-    process = subprocess.Popen([sys.executable, "-m", "scalegmn.experiments.sweep", "--conf=sweep.yml"], cwd=home)
+    process = subprocess.Popen([sys.executable, "-m", "scalegmn", "sweep", "--conf=sweep.yml"], cwd=home)
     while not list(home.glob("sweep/trial-*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -192,10 +192,10 @@ def test_shipped_sweeps(path, home, sweep):
 
 def test_wandb(home, sweep):
     content = yaml.safe_load(SWEEPS[0].read_text())
-    code, _, error = sweep(content, "--export=wandb", "--folder=exported")
+    code, _, error = sweep(content, "--export=wandb", "--out=exported")
     assert code == 0, error
     found = yaml.safe_load((home / "exported/wandb.yml").read_text())
-    assert found == wandb_sweep(parse(SweepConfig, ["--conf", str(SWEEPS[0])]))
+    assert found == wandb_sweep(parse(SweepConfig, ["--conf", str(SWEEPS[0])], translate=renamed_folder))
     assert found["program"] == content["script"]
     assert found["metric"] == {"name": "val_accuracy", "goal": "maximize"}
     lr = found["parameters"]["optimization.optimizer_args.lr"]

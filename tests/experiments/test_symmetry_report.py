@@ -2,15 +2,17 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import assert_refused, run_main
+from commands import assert_refused, run_command
 
+from scalegmn.cli import main
 from scalegmn.engine.edges import linear
-from scalegmn.experiments.symmetry_report import main, report
+from scalegmn.experiments.symmetry_report import report
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.zoos.zoo_format import Networks, write_zoo
@@ -36,7 +38,16 @@ def zoo(tmp_path, random_params):
 
 def check(monkeypatch, capsys, conf, path, *words):
     """Exit code and lines of the report."""
-    start = ["check", "--conf", str(ROOT / conf), "--data.dataset_path", path, "--scalegmn_args.hidden_dim", "8"]
+    start = [
+        "scalegmn",
+        "symmetry",
+        "--conf",
+        str(ROOT / conf),
+        "--data.dataset_path",
+        path,
+        "--scalegmn_args.hidden_dim",
+        "8",
+    ]
     monkeypatch.setattr(sys, "argv", [*start, *words])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -147,10 +158,10 @@ def test_changes_are_compared_as_changes_of_the_same_networks(random_params, gen
     params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
 
     def doubled(p):
-        return p.weights, p.biases
+        return p
 
     def shifted(p):
-        return p.weights, [b + 1 for b in p.biases]
+        return replace(p, biases=tuple(b + 1 for b in p.biases))
 
     errors = report(doubled, params, generator)
     assert errors["phase"] > 0.1  # biases are shifted, not multiplied
@@ -165,12 +176,12 @@ def test_each_layers_changes_are_compared_with_their_own_spread(random_params, g
     params = random_params(NetSpec.mlp([2, 5, 4, 1], "sine", 6.0), 8)
 
     def hidden_weights_wrong(p):
-        return [p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]], p.biases
+        return replace(p, weights=(p.weights[0], 1e-12 * p.weights[1].abs(), p.weights[2]))
 
     errors = report(hidden_weights_wrong, params, generator)
     assert errors["sign"] > 0.1
     assert errors["permutation"] < 1e-12
-    constant = report(lambda p: (p.weights, [torch.zeros_like(b) for b in p.biases]), params, generator)
+    constant = report(lambda p: replace(p, biases=tuple(map(torch.zeros_like, p.biases))), params, generator)
     assert not any(error <= 1e-9 for error in constant.values())
 
 
@@ -178,7 +189,9 @@ def test_each_layers_changes_are_compared_with_their_own_spread(random_params, g
 def test_other_models_are_judged_by_what_they_claim(monkeypatch, capsys, zoo, tmp_path, model, claimed):
     settings = {"model": model, f"{model}_args": {"hidden_dim": 8}, "data": {"dataset_path": zoo("relu")}}
     (tmp_path / "conf.yml").write_text(yaml.safe_dump(settings))
-    monkeypatch.setattr(sys, "argv", ["check", "--conf", str(tmp_path / "conf.yml"), "--data.switch_to_canon=false"])
+    monkeypatch.setattr(
+        sys, "argv", ["scalegmn", "symmetry", "--conf", str(tmp_path / "conf.yml"), "--data.switch_to_canon=false"]
+    )
     with pytest.raises(SystemExit) as stop:
         main()
     output = capsys.readouterr().out.splitlines()
@@ -191,7 +204,7 @@ def check_modules(monkeypatch, capsys, tmp_path, name, shape, **settings):
     """Exit code, lines and errors of the report on networks of a module of tests."""
     (tmp_path / "conf.yml").write_text(yaml.safe_dump(settings))
     words = ["--conf=conf.yml", f"--modules=factories:{name}", f"--input_shape={shape}"]
-    code, output, error = run_main(main, words, tmp_path, monkeypatch, capsys)
+    code, output, error = run_command(["symmetry", *words], tmp_path, monkeypatch, capsys)
     return code, output.splitlines(), error
 
 
@@ -233,4 +246,4 @@ def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetr
     ],
 )
 def test_bad_modules(monkeypatch, capsys, tmp_path, words, message):
-    assert_refused(run_main(main, words, tmp_path, monkeypatch, capsys), message)
+    assert_refused(run_command(["symmetry", *words], tmp_path, monkeypatch, capsys), message)

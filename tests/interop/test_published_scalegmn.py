@@ -51,7 +51,7 @@ def test_published_outputs(path, generator):
 
     def apply(params):
         found = model(params)
-        return flat([*found[0], *found[1]]) if editing else found
+        return flat([*found.weights, *found.biases]) if editing else found
 
     tolerance = 1e-10 * spread(output)
     assert (apply(params) - output).abs().max() < tolerance

@@ -86,5 +86,5 @@ def test_changes_need_folded_batch_norms():
     model = build(replace(HETERO, output="parameters"), params.spec)
     with pytest.raises(ValueError, match=r"networks without batch norms; pass params.with_batch_norm_folded\(\)"):
         model(params)
-    weights, _ = model(params.with_batch_norm_folded())
+    weights = model(params.with_batch_norm_folded()).weights
     assert [change.shape for change in weights] == [weight.shape for weight in params.weights]

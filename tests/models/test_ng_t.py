@@ -228,6 +228,6 @@ def test_parts_follow_the_size():
 
 @pytest.mark.parametrize("config", [NGTConfig(), replace(EDITING, num_probes=8)], ids=["vector", "parameters"])
 def test_memory_is_estimated(config, random_params, monkeypatch):
-    monkeypatch.setattr("scalegmn.models.ng_t.tensor_bytes", lambda device: 2**60)  # what is kept decides
+    monkeypatch.setattr("scalegmn.engine.memory.tensor_bytes", lambda device: 2**60)  # what is kept decides
     params = random_params(neural_graphs.INR, 2).map(lambda tensor: tensor.float())
     assert 0.3 < share_of_budget(config.build(neural_graphs.INR), params) < 1

@@ -119,7 +119,7 @@ def test_killed_and_restarted(tmp_path):
     """kill -9 in the middle, then the same command: finished shards are kept, and the zoo is the same."""
     words = [f"--{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
     words = [*words, "--networks=600", "--checkpoints=[8]", f"--out={tmp_path / 'zoo'}"]
-    command = [sys.executable, "-m", "scalegmn.zoos.fit.cnn_zoo", *words]
+    command = [sys.executable, "-m", "scalegmn", "zoo", "cnn", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial, deadline = tmp_path / "zoo.partial", time.monotonic() + 100
@@ -187,7 +187,7 @@ def test_problems_are_named_together_in_one_line():
     words = ["--networks=0", "--channels=[]", "--checkpoints=[3,1]", "--lr=[1,0.1]", "--dropout=[0,1]"]
     words += ["--train_fractions=[0,2]", "--activations=[relu,relu]", "--shard=2/2", "--val_fraction=1"]
     words += ["--depths=[0]", "--kernels=[]", "--mixed=true"]
-    result = subprocess.run([sys.executable, "-m", "scalegmn.zoos.fit.cnn_zoo", *words], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "scalegmn", "zoo", "cnn", *words], capture_output=True, text=True)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     more = ("depths", "kernels", "padding")
     for name in (

@@ -78,7 +78,7 @@ def test_mnist_without_splits(tmp_path, generator):
     assert all((root / path).is_file() for found in splits.values() for path in found["path"])
     assert len({path for found in splits.values() for path in found["path"]}) == 11
     with pytest.raises(
-        ValueError, match=r"8 training networks leave none .*python -m scalegmn.data splits .*--val_size N"
+        ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"
     ):
         load_splits(DataConfig(str(root), "labeled_mnist_inr"), "label")
 
@@ -163,7 +163,8 @@ def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     command = [
         sys.executable,
         "-m",
-        "scalegmn.cli.data",
+        "scalegmn",
+        "zoo",
         "published",
         str(ours.path),
         "--out",

@@ -43,7 +43,7 @@ SMALL = InrRecipe(views=1, hidden=(6,), steps=5)
 def command(folder, *words, launcher=(), **options):
     """The real command with the recipe `SMALL` in a process of its own: 1,797 digits in four shards."""
     small = ["--out", str(folder / "zoo"), "--views", "1", "--hidden", "[6]", "--steps", "5"]
-    started = [sys.executable, *launcher, "-m", "scalegmn.cli.zoo_inr", *small, *words]
+    started = [sys.executable, *launcher, "-m", "scalegmn", "zoo", "inr", *small, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options

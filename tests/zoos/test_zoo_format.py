@@ -38,7 +38,7 @@ def test_never_overwritten(zoo):
 
 def test_missing(tmp_path, zoo):
     with pytest.raises(
-        ValueError, match=r"no zoo there \(zoo.json and .* missing.*dataset_path.*python -m scalegmn.zoos"
+        ValueError, match=r"no zoo there \(zoo.json and .* missing.*dataset_path.*scalegmn zoo inr"
     ):
         open_zoo(tmp_path / "nothing")
     (zoo[0] / "zoo.safetensors").unlink()

@@ -2,85 +2,148 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from scalegmn.configuration.extensions import IMPORT_HELP, import_extension
+from scalegmn.configuration.files import leaves, read_yaml
+from scalegmn.configuration.names import nearest
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
 
+Translate = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
+"""The content of a file -> settings of the dataclass, and remarks for stderr; may raise ValueError."""
+
 EXITS = ("-h", "--help", "--print_config")
 """Words that print something and end the program."""
+
+NO_OPTION = {"option": False}
+"""Metadata of a field that is neither an option of the command line nor a key of files."""
+
+IMPORTS = "imports"
+"""The key of files that lists modules to import first, and the field that keeps them, where a dataclass has it."""
 
 
 def parse(
     config_class: type[Config],
     arguments: Sequence[str] | None = None,
     prog: str | None = None,
-    translate: Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]] | None = None,
+    translate: Translate | None = None,
+    extend: Callable[[type[Config]], type[Config]] | None = None,
 ) -> Config:
     """An instance of a dataclass. Precedence: defaults < `--conf` files from left to right < command line.
+
+    Modules that `--import`, or the key `imports` of a file, names are imported first.
 
     Args:
         config_class: the dataclass; nested dataclasses are sections, the docstring under a field is its help.
         arguments: command line words; None: those of the process.
         prog: the program's name in `--help`.
-        translate: what a file holds -> settings of the dataclass, and remarks for stderr; may raise ValueError.
+        translate: how files are understood; None: they hold settings of the dataclass.
+        extend: called after the imports, with the dataclass: the subclass to read, which may have more fields.
 
     Raises:
-        ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. One
-            message names each and, for an unknown key, the nearest valid one.
+        ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. The
+            message names each problem and, for an unknown key, the nearest valid one.
     """
-    files, words = split_arguments(arguments)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
-    parser.add_class_arguments(config_class, None)
-    contents, remarks, problems = [], [], []
-    for file in files:
-        content, found = read_yaml(file), []
-        try:
-            content, found = (content, []) if translate is None else translate(content)
-        except ValueError as error:
-            problems.append(f"{file}: {error}")
-            continue
-        contents.append((file, content))
-        remarks += [f"{file}: {remark}" for remark in found]
-    known = [key for key, _ in parser.get_defaults().items()]  # a field may be a mapping itself
-    given = [(file, key, value) for file, content in contents for key, value in leaves(content, whole=known)]
-    given += [("command line", key, value) for key, value in _options(words)]
-    known = dict(parser.get_defaults().items())
-    problems += _key_problems(parser, given)
-    given = [setting for setting in given if setting[1] in known]
+    source = _read(arguments, translate)
+    if extend is not None:
+        config_class = extend(config_class)
+    parser = _parser(config_class, prog)
+    problems = source.problems
+    defaults = dict(parser.get_defaults().items())
+    given = source.settings(whole=defaults)  # a field may be a mapping itself
+    problems += _key_problems(defaults, given)
+    given = [setting for setting in given if setting[1] in defaults]
     problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
-    sources = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in contents if content]
-    settings = [word for word in words if word.partition("=")[0] not in EXITS]
+    files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
+    words = [word for word in source.words if word.partition("=")[0] not in EXITS]
     try:
-        values = parser.parse_args(sources + settings)
-    except ArgumentError as error:  # only now one by one, which takes a while
+        values = parser.parse_args(files + words)
+    except ArgumentError as error:  # only now each setting by itself, which takes a while
         problems += [problem for setting in given for problem in _value_problems(parser, *setting)]
         problems = problems or [_one_line(error)]
     if problems:
         raise ValueError("; ".join(problems))
-    for remark in remarks:
+    for remark in source.remarks:
         print(remark, file=sys.stderr)
     try:
-        config, problems = _instantiate(config_class, values)
-        if problems:
+        config, problems = _instantiate(config_class, values, {IMPORTS: tuple(dict.fromkeys(source.imports))})
+        if config is None:
             raise ValueError("; ".join(problems))
-        if settings != words:
-            parser.parse_args(sources + words)  # prints and exits
+        if words != source.words:
+            parser.parse_args(files + source.words)  # prints and exits
     except ArgumentError as error:
         raise ValueError(_one_line(error)) from None
     return config
+
+
+@dataclass
+class _Source:
+    """What files and the command line hold."""
+
+    contents: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Each file with its settings."""
+
+    words: list[str] = field(default_factory=list)
+    """Settings on the command line, `--key=value`."""
+
+    imports: list[str] = field(default_factory=list)
+    """Modules that have been imported."""
+
+    remarks: list[str] = field(default_factory=list)
+    """What to tell the user."""
+
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with files."""
+
+    def settings(self, whole: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+        """Each setting with its source: (source, key, value)."""
+        of_files = [(file, key, value) for file, content in self.contents for key, value in leaves(content, "", whole)]
+        return of_files + [("command line", key, value) for key, value in _options(self.words)]
+
+
+def _read(arguments: Sequence[str] | None, translate: Translate | None) -> _Source:
+    """Files and words, after the modules that they name have been imported: the command line's first, which may say
+    where a file's are now."""
+    files, words = split_arguments(arguments)
+    source = _Source(words=[word for word in words if not word.startswith("--import=")])
+    named = [("--import", word.removeprefix("--import=")) for word in words if word.startswith("--import=")]
+    for file in files:
+        content, remarks = read_yaml(file), []
+        try:
+            content, remarks = (content, []) if translate is None else translate(content)
+        except ValueError as error:
+            source.problems.append(f"{file}: {error}")
+            continue
+        content = dict(content)
+        modules = content.pop(IMPORTS, None) or []
+        if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+            raise ValueError(f"{file}: {IMPORTS}: found {modules!r}, expected a list of modules")
+        named += [(f"{file}: {IMPORTS}", module) for module in modules]
+        source.contents.append((file, content))
+        source.remarks += [f"{file}: {remark}" for remark in remarks]
+    source.imports = [import_extension(module, where) for where, module in named]
+    return source
+
+
+def _parser(config_class: type, prog: str | None) -> ArgumentParser:
+    """A parser with an option for each field."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
+    parser.add_argument("--import", default=SUPPRESS, metavar="MODULE", help=IMPORT_HELP)
+    hidden = {item.name for item in fields(config_class) if item.metadata == NO_OPTION}
+    parser.add_class_arguments(config_class, None, skip=hidden)
+    return parser
 
 
 def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
@@ -97,8 +160,8 @@ def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], 
         key, equals, value = word.partition("=")
         if value.startswith("~"):  # which shells leave alone here
             word = f"{key}{equals}{os.path.expanduser(value)}"
-        if word == "--conf":
-            raise ValueError("--conf: expected a YAML file after it")
+        if word in ("--conf", "--import"):
+            raise ValueError(f"{word}: expected a {'YAML file' if word == '--conf' else 'module'} after it")
         if word.startswith("--conf="):
             files.append(word.removeprefix("--conf="))
         else:
@@ -106,35 +169,9 @@ def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], 
     return files, words
 
 
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file of settings, or a `.json` file; raises ValueError with its name."""
-    file = str(file)
-    if not Path(file).is_file():
-        near = difflib.get_close_matches(file, map(str, Path().glob("configs/*/*.yml")), n=1)
-        raise ValueError(f"--conf {file}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        text = Path(file).read_text()
-        content = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)  # 1e-5 is no number in YAML
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if file.endswith(".json") else "YAML"
-        raise ValueError(f"--conf {file}: not {kind} ({_one_line(error)})") from None
-    if not isinstance(content or {}, dict):
-        raise ValueError(f"--conf {file}: found a {type(content).__name__}, expected keys and values")
-    return content or {}
-
-
-def leaves(content: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; those named in `whole` stay together."""
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value and f"{prefix}{key}" not in whole:
-            yield from leaves(value, f"{prefix}{key}.", whole)
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]]) -> list[str]:
+def _key_problems(defaults: Mapping[str, Any], given: Sequence[tuple[str, str, Any]]) -> list[str]:
     """One sentence per given (source, key, value) whose key is not a field."""
-    known = [key for key, _ in parser.get_defaults().items() if key != "conf"]
+    known = [key for key in defaults if key != "conf"]
     sections = {key[:end] for key in known for end, letter in enumerate(key) if letter == "."}
     problems = []
     for source, key, value in given:
@@ -147,18 +184,8 @@ def _key_problems(parser: ArgumentParser, given: Sequence[tuple[str, str, Any]])
     return problems
 
 
-def nearest(key: str, known: Collection[str]) -> str:
-    """`, did you mean ...?` with the known key nearest to an unknown one, by the whole or the last part; else empty."""
-    last_parts = {name.rpartition(".")[2]: name for name in reversed(list(known))}  # the first of equal ones
-    near = [last_parts[key]] if key in last_parts else difflib.get_close_matches(key, known, n=1)
-    near = near or [
-        last_parts[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last_parts), n=1)
-    ]
-    return f", did you mean {near[0]}?" if near else ""
-
-
 def _null_problems(config_class: type, source: str, key: str, value: Any) -> list[str]:
-    """Whether a null stands where it means nothing."""
+    """A sentence if null is given for a field that cannot be null."""
     if value not in (None, "null"):
         return []
     owner = config_class
@@ -169,7 +196,7 @@ def _null_problems(config_class: type, source: str, key: str, value: Any) -> lis
 
 
 def _value_problems(parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
-    """What is wrong with the type of one value; nothing with null, which is for `_null_problems`."""
+    """What is wrong with the type of one value; null is left to `_null_problems`."""
     if value in (None, "null"):
         return []
     try:
@@ -185,19 +212,25 @@ def _value_problems(parser: ArgumentParser, source: str, key: str, value: Any) -
     return []
 
 
-def _instantiate(config_class: type[Config], values: Namespace) -> tuple[Config | None, list[str]]:
-    """The dataclass of parsed values, section by section; None and all messages where sections are refused."""
+def _instantiate(
+    config_class: type[Config], values: Namespace, extra: Mapping[str, Any]
+) -> tuple[Config | None, list[str]]:
+    """The dataclass of parsed values, section by section, with the values of `extra` for fields that are no options;
+    None and all messages where sections are refused."""
     hints, content, problems = get_type_hints(config_class), {}, []
-    for item in fields(config_class):
+    for item in fields(config_class):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
+        if item.metadata == NO_OPTION:
+            content |= {item.name: extra[item.name]} if item.name in extra else {}
+            continue
         content[item.name] = values[item.name]
         if is_dataclass(hints[item.name]):
-            section, found = _instantiate(hints[item.name], values[item.name])
-            problems += found
+            section, refused = _instantiate(hints[item.name], values[item.name], {})
+            problems += refused
             content[item.name] = hints[item.name]() if section is None else section
     try:
         config = config_class(**content)
     except ValueError as error:
-        problems.append(str(error))
+        return None, [*problems, str(error)]
     return (None if problems else config), problems
 
 

@@ -1,4 +1,4 @@
-"""`python -m scalegmn.experiments.bundles --checkpoint RUN --out DIR`: a trained model as one folder to pass on, a bundle.
+"""Bundles: a trained model as one folder to pass on.
 
 `model.safetensors` (parameters, and the normalisation of inputs), `config.json` (complete configuration, the run's
 summary: task, data, networks, metrics, versions) and `README.md`, a model card. Whatever takes `--checkpoint RUN` takes
@@ -7,7 +7,6 @@ a bundle too, as does `scalegmn.load` in Python.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 from pathlib import Path
@@ -15,15 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, weights_file
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
-
-SCRIPTS = {
-    "classification": "inr_classification.py",
-    "generalization": "predicting_generalization.py",
-    "editing": "inr_editing.py",
-}
-"""Task -> the script that trains it."""
 
 PREDICTS = {
     "classification": "The class of a network, such as what the image shows that an INR stores: probabilities.",
@@ -88,7 +79,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             f"A `{config.model}` metanetwork, {summary['parameters']:,} parameters, made with scalegmn.",
             "",
             "```",
-            f"python -m scalegmn.experiments.predict --checkpoint {name} NET...{edits}",
+            f"scalegmn predict --checkpoint {name} NET...{edits}",
             "```",
             "",
             f"or `model = scalegmn.load({name!r})`, `model(params)`.",
@@ -101,7 +92,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "## Metrics",
             "",
             f"Of the epoch that was best on the validation split ({summary['best_epoch']}), by",
-            f"`python {SCRIPTS[model.task]} --conf {name}/config.json`.",
+            f"`scalegmn train {model.task} --conf {name}/config.json`.",
             "",
             "| metric | value |",
             "| --- | ---: |",
@@ -110,7 +101,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "## Symmetries",
             "",
             f"Keeps exactly: {', '.join(claims) or 'none'}.",
-            f"Measured by `python -m scalegmn.experiments.symmetry_report --checkpoint {name}`, which reads the zoo.",
+            f"Measured by `scalegmn symmetry --checkpoint {name}`, which reads the zoo.",
             "",
             "## Limits",
             "",
@@ -120,20 +111,3 @@ def model_card(model: TrainedModel, name: str) -> str:
             "",
         ]
     )
-
-
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scalegmn.experiments.bundles", description=__doc__.split(": ", 1)[1]
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, which is made")
-    arguments = parser.parse_args()
-    with user_errors():
-        write_bundle(arguments.checkpoint, arguments.out)
-        print(f"{arguments.out}: read it with --checkpoint {arguments.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m scalegmn.experiments.canonical_zoo --conf ...`: write a canonical copy of a zoo.
+"""Canonical copies of zoos.
 
 The copy is a zoo like any other, read with `--data.dataset_path`; its provenance names the zoo that it was made from
 and the symmetries that were removed. Reading it gives the same numbers as removing them on the fly from the original.
@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scalegmn.configuration.parsing import parse
 from scalegmn.experiments.config import Config
-from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetParams
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.files import versions
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.loader import BLOCK, open_data, symmetries_to_remove
@@ -46,36 +43,31 @@ def num_changed(zoo: Zoo, copy: Zoo) -> int:
     return sum(int((a.flatten() != b.flatten()).any(1).sum()) for (a, _), (b, _) in pairs)
 
 
-def main() -> None:
-    """Reads a configuration, writes the canonical copy of its zoo."""
-    with user_errors():
-        config = parse(
-            CanonicalizeConfig, prog="python -m scalegmn.experiments.canonical_zoo", translate=translate_file
-        )
-        zoo = open_data(config.data)
-        out = zoo.path.with_name(zoo.path.name + "_canon") if config.out is None else Path(config.out)
-        names = symmetries_to_remove(replace(config.data, switch_to_canon=True), zoo)
-        if not names:
-            already = f", which has removed {', '.join(zoo.canonical)} already" if zoo.canonical else ""
-            raise ValueError(f"data.canonicalize: nothing to remove from {zoo.path}{already}")
-        canonical = (*zoo.canonical, *names)
-        what = f"canonical ({', '.join(canonical)}) copy of {zoo.path}"
-        parts = blocks(zoo)
-        shards = Shards(out, {"canonical_copy_of": zoo.sha256, "without": list(names)}, len(parts))
-        if shards.finished:
-            print(f"{out}: the {what} is there already")
-            return
-        with lock(out):
-            for number in shards.missing():
-                params, rows = parts[number]
-                shards.write(
-                    number, canonicalize(in_single(params), names), **{key: c[rows] for key, c in zoo.columns.items()}
-                )
-        source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
-        rest = {key: value for key, value in zoo.provenance.items() if key != "recipe"}
-        shards.merge(zoo.splits, {**rest, "canonical": list(canonical), "source": source, "versions": versions()})
-        print(f"{out}: {what}, {num_changed(zoo, open_zoo(out)):,} of {len(zoo):,} networks changed")
+def write_canonical_copy(config: CanonicalizeConfig) -> None:
+    """Writes the canonical copy of a configuration's zoo, unless it is there.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        ValueError: the zoo cannot be read, nothing is to be removed from it, or the folder holds something else.
+    """
+    zoo = open_data(config.data)
+    out = zoo.path.with_name(zoo.path.name + "_canon") if config.out is None else Path(config.out)
+    names = symmetries_to_remove(replace(config.data, switch_to_canon=True), zoo)
+    if not names:
+        already = f", which has removed {', '.join(zoo.canonical)} already" if zoo.canonical else ""
+        raise ValueError(f"data.canonicalize: nothing to remove from {zoo.path}{already}")
+    canonical = (*zoo.canonical, *names)
+    description = f"canonical ({', '.join(canonical)}) copy of {zoo.path}"
+    parts = blocks(zoo)
+    shards = Shards(out, {"canonical_copy_of": zoo.sha256, "without": list(names)}, len(parts))
+    if shards.finished:
+        print(f"{out}: the {description} is there already")
+        return
+    with lock(out):
+        for number in shards.missing():
+            params, rows = parts[number]
+            columns = {key: column[rows] for key, column in zoo.columns.items()}
+            shards.write(number, canonicalize(in_single(params), names), **columns)
+    source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
+    rest = {key: value for key, value in zoo.provenance.items() if key != "recipe"}
+    shards.merge(zoo.splits, {**rest, "canonical": list(canonical), "source": source, "versions": versions()})
+    print(f"{out}: {description}, {num_changed(zoo, open_zoo(out)):,} of {len(zoo):,} networks changed")

@@ -1,5 +1,4 @@
-"""`python -m scalegmn.experiments.compare --conf compare.yml [--out DIR]`: models beside each other, on one zoo and over seeds,
-with what each costs.
+"""Several models on one zoo and over seeds: results, and what each model costs.
 
 Every model gets the same budget: the same seeds, and the same small grid of settings, of which it keeps those that are
 best on the validation split with the first seed. The same command goes on where it stopped. All numbers are read from
@@ -23,11 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from scalegmn.configuration.parsing import leaves, parse
+from scalegmn.configuration.files import leaves
+from scalegmn.configuration.parsing import NO_OPTION
 from scalegmn.experiments.config import Config, changed_keys, read_config
-from scalegmn.experiments.processes import OUR_KEYS, POLL_SECONDS, last_line, only_here, started, word, words
+from scalegmn.experiments.processes import (
+    POLL_SECONDS,
+    RESERVED_KEYS,
+    last_line,
+    only_here,
+    program,
+    started,
+    word,
+    words,
+)
 from scalegmn.experiments.report import RunRecord, read_run
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.figures import results_and_costs
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.run_folder import write_csv
@@ -45,7 +53,8 @@ class CompareConfig:
     """Which models to compare, and how much each may try."""
 
     script: str = "inr_classification.py"
-    """The script of every run."""
+    """What starts every run: a task, a published script (its task is trained where there is no such file), or a script
+    of your own."""
 
     models: dict[str, Any] = field(default_factory=dict)
     """Name of a model: {conf: FILE}, and settings of this model alone, which win."""
@@ -66,6 +75,9 @@ class CompareConfig:
     out: str = "comparisons/comparison"
     """Folder for table.md, table.csv, figure.png, tuning.csv and the runs."""
 
+    imports: tuple[str, ...] = field(default=(), metadata=NO_OPTION)
+    """Modules of the user that every run imports first."""
+
     def __post_init__(self) -> None:
         problems = [] if self.models else ["models: found none, expected at least one, as NAME: {conf: FILE}"]
         for name, entry in self.models.items():
@@ -75,7 +87,7 @@ class CompareConfig:
                 problems.append(f"models.{name}: found {entry}, expected {{conf: FILE}} and settings")
                 continue
             settings = self.settings(name)
-            problems += [f"{key}: not in a comparison" for key in OUR_KEYS if key in settings]
+            problems += [f"{key}: not in a comparison" for key in RESERVED_KEYS if key in settings]
             problems += ["train_args.seed: not in a comparison, use seeds"] if "train_args.seed" in settings else []
             both = [key for key in self.tune if key in settings]
             problems += [f"{key}: found in tune and in the settings of {name}, expected in one of them" for key in both]
@@ -114,7 +126,7 @@ class PlannedRun:
     """Of the run, with its seed and folder."""
 
     command: list[str]
-    """The script and its words."""
+    """The words after `python` that start the run."""
 
     @property
     def folder(self) -> Path:
@@ -133,25 +145,24 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     Raises:
         ValueError: the script is missing, settings are refused, or models read different networks.
     """
-    if not Path(config.script).is_file():
-        raise ValueError(f"script: {config.script}: no such file")
+    start = program(config.script)
     runs: list[PlannedRun] = []
     problems = []
     for name, entry in config.models.items():
         for values in itertools.product(*config.tune.values()):
             tuned = dict(zip(config.tune, values, strict=True))
-            command = [config.script, *words([entry["conf"]], {**config.settings(name), **tuned})]
+            settings = words([entry["conf"]], {**config.settings(name), **tuned}, config.imports)
             try:
-                own = read_config(command[1:])
+                base = read_config(settings)
             except ValueError as error:  # settings are words on a command line that the user has not written
                 problems.append(f"models.{name}: {str(error).replace('command line: ', '')}")
                 continue
             folder = Path(config.out, name, _name(tuned))
             for seed in config.seeds:
                 run_dir = str(folder / f"seed_{seed}")
-                content = replace(own, train_args=replace(own.train_args, seed=seed), run_dir=run_dir)
-                said = [f"--train_args.seed={seed}", f"--run_dir={run_dir}", "--resume=auto"]
-                runs.append(PlannedRun(name, tuned, content, [*command, *said]))
+                content = replace(base, train_args=replace(base.train_args, seed=seed), run_dir=run_dir)
+                ending = [f"--train_args.seed={seed}", f"--run_dir={run_dir}", "--resume=auto"]
+                runs.append(PlannedRun(name, tuned, content, [*start, *settings, *ending]))
     first = asdict(runs[0].config.data) if runs else {}
     for run in runs:
         for key, value in asdict(run.config.data).items():
@@ -354,17 +365,3 @@ def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str)
         f"{networks}. Every model: epochs at most {epochs}{budget}; then mean +- standard deviation (n - 1) over seeds "
         f"{seeds}. Seconds: of one run; threads of each: {config.threads}."
     )
-
-
-def main() -> None:
-    """Reads the configuration, compares; exit code 1 when a run has failed."""
-    with user_errors():
-        failed = compare(parse(CompareConfig, prog="python -m scalegmn.experiments.compare"))
-    if failed:
-        names = ", ".join(map(str, failed))
-        print(f"error: {len(failed)} failed ({names}); the same command tries them again", file=sys.stderr)
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
-from scalegmn.configuration.parsing import leaves, parse, read_yaml, split_arguments
+from scalegmn.configuration.files import leaves, read_yaml
+from scalegmn.configuration.names import nearest
+from scalegmn.configuration.parsing import NO_OPTION, parse, split_arguments
 from scalegmn.interop.published_configs import translate_file
-from scalegmn.models import (
-    METANETWORKS,
-    DWSNetConfig,
-    FlatMLPConfig,
-    NFNConfig,
-    NGGNNConfig,
-    NGTConfig,
-    ProbeGenConfig,
-    ScaleGMNConfig,
-    StatNNConfig,
-)
+from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetSpec
 from scalegmn.reporting.run_folder import Run, TensorBoard, Wandb, WandbConfig
@@ -39,32 +31,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """The networks to learn from."""
 
-    model: Literal["scalegmn", "ng_gnn", "ng_t", "dwsnet", "nfn", "probegen", "statnn", "mlp"] = "scalegmn"
-    """Which metanetwork; its section `<model>_args` counts, the others stay as they are."""
-
-    scalegmn_args: ScaleGMNConfig = field(default_factory=ScaleGMNConfig)
-    """ScaleGMN."""
-
-    ng_gnn_args: NGGNNConfig = field(default_factory=NGGNNConfig)
-    """NG-GNN, the graph network of Neural Graphs."""
-
-    ng_t_args: NGTConfig = field(default_factory=NGTConfig)
-    """NG-T, the transformer of Neural Graphs."""
-
-    dwsnet_args: DWSNetConfig = field(default_factory=DWSNetConfig)
-    """DWSNet."""
-
-    nfn_args: NFNConfig = field(default_factory=NFNConfig)
-    """Neural functional network."""
-
-    probegen_args: ProbeGenConfig = field(default_factory=ProbeGenConfig)
-    """ProbeGen."""
-
-    statnn_args: StatNNConfig = field(default_factory=StatNNConfig)
-    """An MLP of statistics of the weights."""
-
-    mlp_args: FlatMLPConfig = field(default_factory=FlatMLPConfig)
-    """An MLP of all parameters."""
+    model_config: ModelConfig = field(default_factory=ScaleGMNConfig, metadata=NO_OPTION)
+    """The metanetwork. Files and the command line have a key `model` and a section `<model>_args` instead."""
 
     train_args: TrainConfig = field(default_factory=TrainConfig)
     """How long to train, and from which seed."""
@@ -94,27 +62,26 @@ class Config:
     """Go on with an unfinished run, as if it had never stopped: its folder; or auto: run_dir, or else the newest in
     runs/<config name> that has this configuration, if there is one, and a new run if there is none."""
 
+    imports: tuple[str, ...] = field(default=(), metadata=NO_OPTION)
+    """Modules of the user that are imported first: those of `--import`, and of the key `imports` in files."""
+
     def __post_init__(self) -> None:
-        problems = [] if self.batch_size >= 1 else [f"batch_size: found {self.batch_size}, expected at least 1"]
-        if self.model not in METANETWORKS:
-            raise ValueError(f"model: found {self.model!r}, expected one of {', '.join(METANETWORKS)}")
-        for name, model in METANETWORKS.items():
-            if name != self.model and getattr(self, f"{name}_args") != model():
-                problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
-        if problems:
-            raise ValueError("; ".join(problems))
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
 
     @property
-    def model_config(self) -> ModelConfig:
-        """The section of the chosen model."""
-        return getattr(self, f"{self.model}_args")
+    def model(self) -> str:
+        """The name of the metanetwork."""
+        return self.model_config.name
 
     def content(self) -> dict[str, Any]:
-        """All fields of a run but `run_dir` and `resume`, of models only the chosen one, as lists, dictionaries and
-        plain values."""
-        others = {f"{name}_args" for name in METANETWORKS if name != self.model}
-        content = _plain(asdict(replace(self, run_dir=None, resume=None)))
-        return {item.name: content[item.name] for item in fields(Config) if item.name not in others}
+        """All settings of a run but `run_dir` and `resume`, as lists, dictionaries and plain values."""
+        content = _plain({item.name: getattr(self, item.name) for item in fields(Config)})
+        data, model_config = content.pop("data"), content.pop("model_config")
+        content |= {"run_dir": None, "resume": None}
+        if not self.imports:  # as in files of runs before there were any
+            del content["imports"]
+        return {"data": data, "model": self.model, self.model_config.section: model_config, **content}
 
     def to_yaml(self) -> str:
         """`content`, such that `--conf` reads it back to an equal configuration."""
@@ -140,8 +107,10 @@ class ScriptConfig(Config):
             raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
 
-def _plain(value: object) -> object:
-    """Tuples as lists, all the way down."""
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries and tuples as lists, all the way down."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -150,10 +119,48 @@ def _plain(value: object) -> object:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
+def with_model_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
+    """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
+    registered metanetwork, instead of `model_config`."""
+
+    def choose(self: Any) -> None:
+        if self.model not in METANETWORKS:
+            known = ", ".join(METANETWORKS)
+            raise ValueError(f"model: found {self.model!r}, expected one of {known}{nearest(self.model, METANETWORKS)}")
+        object.__setattr__(self, "model_config", getattr(self, f"{self.model}_args"))
+        problems = []
+        for name, model in METANETWORKS.items():
+            if name != self.model and getattr(self, f"{name}_args") != model():
+                problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
+        try:
+            config_class.__post_init__(self)
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    texts = {"model": f"Which metanetwork: {', '.join(METANETWORKS)}; its section <model>_args counts."}
+    texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in METANETWORKS.items()}
+    lines = "\n".join(f"    {name}: {' '.join(text.split())}" for name, text in texts.items())
+    made = make_dataclass(
+        config_class.__name__,
+        [
+            ("model", str, field(default=ScaleGMNConfig.name)),
+            *((f"{name}_args", model, field(default_factory=model)) for name, model in METANETWORKS.items()),
+        ],
+        bases=(config_class,),
+        namespace={"__doc__": f"{config_class.__doc__}\n\nAttributes:\n{lines}\n", "__post_init__": choose},
+        frozen=True,
+    )
+    return made
+
+
 def read_config(
-    arguments: Sequence[str] | None = None, config_class: type[AnyConfig] = Config, prog: str | None = None
+    arguments: Sequence[str] | None = None,
+    config_class: type[AnyConfig] = Config,  # type: ignore[assignment]  # a default of a type variable
+    prog: str | None = None,
 ) -> AnyConfig:
-    """The configuration from command line words (None: the process's own); see `cli.parse`.
+    """The configuration from command line words (None: the process's own); see `configuration.parsing.parse`.
 
     Published files and bundles are understood (`_settings`). The configuration of a run to go on with (`resume`) and,
     where the class has a field `checkpoint`, of that run or bundle, come before all `--conf` files.
@@ -166,7 +173,9 @@ def read_config(
             if not file.is_file():
                 raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
             files = [str(file), *files]
-    return parse(config_class, [*(f"--conf={file}" for file in files), *words], prog, _settings)
+    arguments = [*(f"--conf={file}" for file in files), *words]
+    settings = parse(config_class, arguments, prog, _settings, with_model_sections)
+    return config_class(**{item.name: getattr(settings, item.name) for item in fields(config_class)})
 
 
 def config_file(run: Path) -> Path:
@@ -177,7 +186,7 @@ def config_file(run: Path) -> Path:
 def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a file, but for `overrides` such as `"batch_size=64"`; raises ValueError."""
     words = (f"--{word.removeprefix('--')}" for word in overrides)
-    return parse(Config, ["--conf", str(file), *words], translate=_settings)
+    return read_config(["--conf", str(file), *words])
 
 
 def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -230,13 +239,13 @@ def start_run(config: Config) -> Run:
 
 
 def changed_keys(config: Config, file: Path) -> list[str]:
-    """`key value (found own value)` for each setting that a run's config.yml has and the configuration has not; where a
-    run trains does not count."""
+    """`key value (found other value)` for each setting in which a configuration differs from a run's config.yml; on
+    which devices a run trains, and where its own modules are, does not count."""
     stored, own = (dict(leaves(content)) for content in (read_yaml(file), config.content()))
     return [
         f"{key} {stored.get(key)} (found {own.get(key)})"
         for key in {**stored, **own}
-        if key not in ("train_args.device", "train_args.devices") and stored.get(key) != own.get(key)
+        if key not in ("train_args.device", "train_args.devices", "imports") and stored.get(key) != own.get(key)
     ]
 
 

@@ -24,7 +24,7 @@ class EditConfig(ScriptConfig):
 
     checkpoint: str | None = None
     """Run folder or bundle of a trained model, which edits its zoo (--export_edited) instead of training; for files:
-    python -m scalegmn.experiments.predict."""
+    scalegmn predict."""
 
     export_edited: str | None = None
     """Write all networks of the zoo, edited by the trained model, to this folder."""
@@ -35,7 +35,7 @@ class EditConfig(ScriptConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.checkpoint is not None and self.export_edited is None:
-            remedy = "to edit files use python -m scalegmn.experiments.predict"
+            remedy = "to edit files use scalegmn predict"
             raise ValueError(f"--checkpoint: a trained model edits its zoo here (--export_edited); {remedy}")
         if self.export_edited is not None and Path(self.export_edited).exists():
             raise ValueError(f"--export_edited: {self.export_edited} exists already")

@@ -1,15 +1,11 @@
-"""`python -m scalegmn.experiments.predict --checkpoint RUN NET...`: what a trained model says of networks of one's own.
+"""A trained model applied to networks in files: classes, predicted test accuracies, or edited networks.
 
-Classes, predicted test accuracies, or edited networks, as the model was trained for. Networks of one architecture pass
-together. One that cannot be read is named in a line on stderr; the others' results come all the same (exit code 2).
+Networks of one architecture form a batch. A network that cannot be read does not stop the others.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +15,11 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.experiments.trained import TrainedModel, load
+from scalegmn.experiments.trained import TrainedModel
 from scalegmn.interop.onnx import from_onnx
 from scalegmn.interop.state_dicts import from_state_dict, read_layers, state_dict_of, write_state_dict
-from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
-from scalegmn.reporting.errors import user_errors
-from scalegmn.reporting.files import write_atomic
+from scalegmn.interop.torch_modules import FACTORY, from_factory
+from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.tasks.generalization import weight_sizes
 from scalegmn.zoos.zoo_format import first_not_finite
 
@@ -233,52 +227,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scalegmn.experiments.predict", description=__doc__.split(": ", 1)[1]
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="folder of a finished run, or bundle")
-    parser.add_argument(
-        "nets",
-        nargs="+",
-        metavar="NET",
-        help="a .pth, .pt, .safetensors or .onnx file, a folder of them, or package.module:factory, which is run",
-    )
-    known = [name for name in ACTIVATIONS if name != "identity"]
-    parser.add_argument(
-        "--activation", choices=known, help="of state dicts (the training networks', where they have one)"
-    )
-    parser.add_argument("--input_shape", help="of an input of package.module:factory, such as 1,1,28,28")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the results (table)")
-    parser.add_argument("--out", type=Path, help="folder of edited networks; else a file for the results (stdout)")
-    arguments = parser.parse_args()
-    with user_errors():
-        model, out = load(arguments.checkpoint), arguments.out
-        editing = model.task == "editing"
-        if editing and out is None:
-            raise ValueError("--out: missing; say in which folder the edited networks go")
-        if not editing and out is not None and out.exists():
-            raise ValueError(f"--out: {out} exists already")
-        own = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
-        only = own.pop() if len(own) == 1 and own != {HETERO} and model.num_architectures == 1 else None
-        w0 = model.spec.layers[0].w0
-        reading = InputOptions(arguments.activation or only, w0, parse_shape(arguments.input_shape))
-        rows, problems = predict(model, find_sources(arguments.nets), reading, out)
-        text = table(rows) if arguments.format == "table" else json.dumps(rows, indent=2) + "\n"
-        if out is None or editing:
-            print(text, end="")
-        else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(out, text)
-            print(f"{out}: {len(rows):,} networks")
-    for row in rows:
-        for warning in row["warnings"]:
-            print(f"warning: {row['network']}: {warning}; the answer may be far off", file=sys.stderr)
-    for problem in problems:
-        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
-    sys.exit(2 if problems else 0)
+def input_options(
+    model: TrainedModel, activation: str | None = None, input_shape: tuple[int, ...] | None = None
+) -> InputOptions:
+    """What to assume of networks that do not tell: the training networks' activation, if they have one, and frequency.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        model: the trained model.
+        activation: of state dicts, in place of the training networks'.
+        input_shape: of a module's example input.
+    """
+    trained = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
+    known = len(trained) == 1 and trained != {HETERO} and model.num_architectures == 1
+    return InputOptions(activation or (trained.pop() if known else None), model.spec.layers[0].w0, input_shape)

@@ -1,4 +1,4 @@
-"""Runs of the scripts as processes of their own: how they are started, watched and ended."""
+"""Runs as separate processes: how they are started, watched and ended."""
 
 from __future__ import annotations
 
@@ -16,20 +16,48 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from scalegmn.experiments.trained import TASKS
+
 POLL_SECONDS = 0.2
 """Between two looks at a process."""
 
-OUR_KEYS = ("run_dir", "resume", "seeds", "dry_run", "checkpoint")
-"""What whoever starts runs says to the script itself, or what makes no single run of it."""
+RESERVED_KEYS = ("run_dir", "resume", "seeds", "dry_run", "checkpoint")
+"""Settings that sweeps and comparisons make themselves, or with which a script does more or less than one run."""
+
+PUBLISHED_SCRIPTS = {
+    "inr_classification.py": "classification",
+    "inr_editing.py": "editing",
+    "predicting_generalization.py": "generalization",
+}
+"""Published script -> the task that it trains."""
 
 
-def words(files: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """Configuration files and settings by dotted key, on the command line."""
-    return [*(f"--conf={file}" for file in files), *(f"--{key}={word(value)}" for key, value in settings.items())]
+def program(script: str) -> list[str]:
+    """The words after `python` that start a script: its file or, where there is none, `scalegmn train TASK`.
+
+    Args:
+        script: a file, the name of a published script, or a task.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if Path(script).is_file():
+        return [script]
+    task = PUBLISHED_SCRIPTS.get(script, script)
+    if task not in TASKS:
+        raise ValueError(f"script: {script}: no such file, and no task; tasks are {', '.join(TASKS)}")
+    return ["-m", "scalegmn", "train", task]
+
+
+def words(files: Sequence[str], settings: Mapping[str, Any], imports: Sequence[str] = ()) -> list[str]:
+    """Modules to import, configuration files, and settings by dotted key, as words of a command line."""
+    modules = [f"--import={module}" for module in imports]
+    options = [f"--{key}={word(value)}" for key, value in settings.items()]
+    return [*modules, *(f"--conf={file}" for file in files), *options]
 
 
 def word(value: Any) -> str:
-    """A value on the command line."""
+    """A value as it is written on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -39,7 +67,7 @@ def started(command: Sequence[str], log: Path, **environment: str) -> Iterator[s
 
     Args:
         command: what follows `python`.
-        log: file for what it prints, errors too, in the order of printing.
+        log: file for its output and errors, in the order of printing.
         environment: variables in place of this process's.
     """
     before = None

@@ -1,11 +1,10 @@
-"""`python -m scalegmn.experiments.report RUN [RUN...] [--out report.html]`: one page that compares runs, finished or not.
+"""`scalegmn report RUN [RUN...] [--out report.html]`: one page that compares runs, finished or not.
 
 A RUN is a run's folder, or one that holds several (of seeds, of a sweep). The page needs nothing but itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,8 @@ from typing import Any
 
 import yaml
 
-from scalegmn.configuration.parsing import leaves
-from scalegmn.reporting.errors import user_errors
+from scalegmn.configuration.files import leaves
 from scalegmn.reporting.figures import compared_curves
-from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.run_folder import read_rows
 
 MARK = '<meta name="generator" content="scalegmn.experiments.report">'
@@ -244,23 +241,3 @@ def _image(content: bytes, caption: str) -> str:
     """A PNG inside the page."""
     data, text = b64encode(content).decode(), escape(caption.replace("_", " "))
     return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def main() -> None:
-    """Reads the command line, writes the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scalegmn.experiments.report", description=__doc__.split(": ", 1)[1]
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of several")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
-    arguments = parser.parse_args()
-    with user_errors():
-        if arguments.out.exists() and MARK.encode() not in arguments.out.read_bytes()[:500]:
-            raise ValueError(f"--out: {arguments.out} exists already, and is no report")
-        runs = find_runs(arguments.runs)
-        write_atomic(arguments.out, page(runs))
-        print(f"{arguments.out}: {len(runs)} run{'s' * (len(runs) != 1)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What the scripts have in common: from a configuration to trained and tested models."""
+"""From a configuration to trained and tested models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from scalegmn.experiments.config import ScriptConfig, start_run, with_run_dir
+from scalegmn.experiments.config import ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.files import git_commit, versions, write_json
 from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
@@ -33,14 +33,13 @@ def train(config: AnyConfig, build_task: Build, finished: Finished | None = None
     Ends the process with exit code 75 when a signal stopped a run, 3 when a loss or gradient was not finite.
 
     Args:
-        config: a configuration; without `run_dir` it gets one by name and time.
+        config: a configuration with a `run_dir` (`with_run_dir`).
         build_task: the task of a configuration; may raise ValueError.
         finished: called with configuration, task, trained model and summary of each run, in the first process.
 
     Raises:
         ValueError: the configuration and the data do not fit, or a run cannot go on; nothing is written then.
     """
-    config = with_run_dir(config)
     config.train_args.check_device()
     fabric = launch(config.train_args.device, config.train_args.devices, config.train_args.precision)
     if config.dry_run:

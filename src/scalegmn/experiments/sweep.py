@@ -1,5 +1,4 @@
-"""`python -m scalegmn.experiments.sweep --conf sweep.yml`: runs of a script with different settings, to find those that are best on
-the validation split.
+"""Sweeps: runs with different settings, to find those that are best on the validation split.
 
 Trials are chosen and judged by Optuna (Akiba et al., 2019), whose study is a file in the sweep's folder: the same
 command goes on where it stopped. `--export wandb` writes the sweep for Weights & Biases instead of running it.
@@ -20,9 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from scalegmn.configuration.parsing import parse
-from scalegmn.experiments.processes import OUR_KEYS, POLL_SECONDS, last_line, only_here, started, word, words
-from scalegmn.reporting.errors import user_errors
+from scalegmn.configuration.parsing import NO_OPTION
+from scalegmn.experiments.processes import (
+    POLL_SECONDS,
+    RESERVED_KEYS,
+    last_line,
+    only_here,
+    program,
+    started,
+    word,
+    words,
+)
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.run_folder import read_rows, write_csv
 
@@ -36,7 +43,8 @@ class SweepConfig:
     """Which runs to try, and what is best."""
 
     script: str = "inr_classification.py"
-    """The script of every trial."""
+    """What starts every trial: a task, a published script (its task is trained where there is no such file), or a
+    script of your own."""
 
     base: tuple[str, ...] = ()
     """Configuration files of every trial, later ones before earlier ones."""
@@ -66,11 +74,14 @@ class SweepConfig:
     seed: int = 0
     """Of the choice of values; each run has its own train_args.seed."""
 
-    folder: str = "sweeps/sweep"
-    """Where the study, the trials' runs and the tables of results go."""
+    out: str = "sweeps/sweep"
+    """Folder for the study, the trials' runs and the tables of results; files may call it `folder`."""
 
     export: Literal["wandb"] | None = None
-    """Write the sweep for Weights & Biases to <folder>/wandb.yml instead of running it."""
+    """Write the sweep for Weights & Biases to <out>/wandb.yml instead of running it."""
+
+    imports: tuple[str, ...] = field(default=(), metadata=NO_OPTION)
+    """Modules of the user that every trial imports first."""
 
     def __post_init__(self) -> None:
         problems = [] if self.num_trials >= 1 else [f"num_trials: found {self.num_trials}, expected at least 1"]
@@ -84,13 +95,22 @@ class SweepConfig:
                 problems.append(f"parameters.{key}: found {values}, but a grid needs a list")
             if key in self.settings:
                 problems.append(f"{key}: found in settings and in parameters, expected in one of them")
-        problems += [f"{key}: not in a sweep" for key in OUR_KEYS if key in {**self.settings, **self.parameters}]
+        problems += [f"{key}: not in a sweep" for key in RESERVED_KEYS if key in {**self.settings, **self.parameters}]
         if problems:
             raise ValueError("; ".join(problems))
 
     def command(self, values: dict[str, Any]) -> list[str]:
-        """The words of a run of the script with these values of the parameters."""
-        return [self.script, *words(self.base, {**self.settings, **values})]
+        """The words after `python` that start a run with these values of the parameters."""
+        return [*program(self.script), *words(self.base, {**self.settings, **values}, self.imports)]
+
+
+def renamed_folder(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a sweep's file, in which `out` may be called `folder`; no remarks."""
+    if "folder" not in content:
+        return content, []
+    if "out" in content:
+        raise ValueError("found both out and folder, which mean the same; keep out")
+    return {"out" if key == "folder" else key: value for key, value in content.items()}, []
 
 
 def _problems(values: Any) -> list[str]:
@@ -152,18 +172,26 @@ def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
             ((kind, ends),) = values.items()
             low, high = _ends(kind, ends)
             parameters[key] = {"distribution": DISTRIBUTIONS[kind], "min": low, "max": high}
-    script, *settings = config.command({})
-    command = ["${env}", "${interpreter}", "${program}", *settings, "--wandb=True", "${args}"]
-    found = {
-        "program": script,
+    start, settings = program(config.script), config.command({})[len(program(config.script)) :]
+    own_file = start == [config.script]
+    command = ["${env}", "${interpreter}", *(["${program}"] if own_file else start)]
+    sweep = {
+        "program": config.script,
         "method": {"tpe": "bayes"}.get(config.method, config.method),
         "metric": {"name": config.metric, "goal": "maximize" if config.maximize else "minimize"},
         "parameters": parameters,
-        "command": command,
+        "command": [*command, *settings, "--wandb=True", "${args}"],
     }
     if config.method != "grid":
-        found["run_cap"] = config.num_trials
-    return found | ({"early_terminate": {"type": "hyperband", "min_iter": 3}} if config.prune else {})
+        sweep["run_cap"] = config.num_trials
+    return sweep | ({"early_terminate": {"type": "hyperband", "min_iter": 3}} if config.prune else {})
+
+
+def write_wandb_sweep(config: SweepConfig, path: Path) -> Path:
+    """Writes `wandb_sweep` as YAML; returns the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, yaml.safe_dump(wandb_sweep(config), sort_keys=False))
+    return path
 
 
 def run_sweep(config: SweepConfig) -> None:
@@ -177,9 +205,8 @@ def run_sweep(config: SweepConfig) -> None:
     except ImportError:
         raise ValueError("optuna: not installed; `pip install optuna`, or --export wandb") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if not Path(config.script).is_file():
-        raise ValueError(f"script: {config.script}: no such file")
-    folder = Path(config.folder)
+    program(config.script)  # before anything is written
+    folder = Path(config.out)
     with only_here(folder, "sweep"):
         _check_plan(config, folder)
         study = optuna.create_study(
@@ -215,17 +242,19 @@ def run_sweep(config: SweepConfig) -> None:
         )
     best = (max if config.maximize else min)(finished, key=lambda row: row[config.metric])
     print(f"best: {_line(config, best)}")
-    print(f"results: {folder}/results.csv; python -m scalegmn.experiments.report {folder} compares the runs")
+    print(f"results: {folder}/results.csv; scalegmn report {folder} compares the runs")
 
 
 def _check_plan(config: SweepConfig, folder: Path) -> None:
     """Stores what the sweep is, or compares with what is stored; a new one is tried out on the script's own parser."""
-    plan = {key: value for key, value in asdict(config).items() if key not in ("num_trials", "folder", "export")}
+    plan = {
+        key: value for key, value in asdict(config).items() if key not in ("num_trials", "out", "export", "imports")
+    }
     text = yaml.safe_dump(json.loads(json.dumps(plan)), sort_keys=False)
     path = folder / "sweep.yml"
     if path.exists():
         if path.read_text() != text:
-            raise ValueError(f"{folder} holds another sweep ({path}); choose another --folder")
+            raise ValueError(f"{folder} holds another sweep ({path}); choose another --out")
         return
     example = {}
     for key, values in config.parameters.items():
@@ -250,7 +279,7 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
     """
     from optuna.trial import TrialState
 
-    run = Path(config.folder) / _folder_of(trial)
+    run = Path(config.out) / _folder_of(trial)
     values, log = suggested(config, trial), run.with_name(f"{run.name}.log")
     epochs = -1
     if not (run / "summary.json").exists():  # it does when the sweep was killed right after
@@ -317,20 +346,3 @@ def _line(config: SweepConfig, row: dict[str, Any]) -> str:
     values = "  ".join(f"--{key}={word(row[key])}" for key in config.parameters if key in row)
     value = "" if row[config.metric] is None else f"  {config.metric} {row[config.metric]:.4f}"
     return f"{row['trial']}  {row['state']}{value}  {row.get('error', values)}"
-
-
-def main() -> None:
-    """Reads the configuration; runs the sweep or exports it."""
-    with user_errors():
-        config = parse(SweepConfig, prog="python -m scalegmn.experiments.sweep")
-        if config.export is None:
-            run_sweep(config)
-        else:
-            path = Path(config.folder) / "wandb.yml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, yaml.safe_dump(wandb_sweep(config), sort_keys=False))
-            print(f"{path}: start it with `wandb sweep {path}`")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m scalegmn.experiments.symmetry_report --conf ... | --checkpoint RUN`: does a model keep the symmetries that it claims?
+"""`scalegmn symmetry --conf FILE | --checkpoint RUN`: does a model keep the symmetries that it claims?
 
 For each symmetry, the largest change of the output over random group elements, relative to the spread between different
 networks, in float32 and float64; beside a control outside every group. Models that change parameters must change moved
@@ -8,7 +8,6 @@ networks alike: their output is moved back before it is compared. Exit code 1 if
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalegmn.experiments.config import Config, read_config
+from scalegmn.experiments.config import Config
 from scalegmn.experiments.trained import weights_file
 from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
+from scalegmn.models.base import Metanetwork
 from scalegmn.networks import HETERO, MultiArchBatch, NetParams
-from scalegmn.reporting.errors import user_errors
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.symmetry.measure import relative_change
@@ -59,6 +58,11 @@ class CheckConfig(Config):
         if self.modules is not None and self.checkpoint is not None:
             raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
         parse_shape(self.input_shape)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The symmetries that networks have removed when the model reads them."""
+        return self.data.canonicalize if self.data.switch_to_canon else ()
 
 
 def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetParams | MultiArchBatch:
@@ -103,8 +107,8 @@ def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Elemen
     return found | {"control": outside}
 
 
-Model = Callable[[NetParams | MultiArchBatch], Tensor | tuple[Sequence[Tensor], Sequence[Tensor]]]
-"""Networks -> [B, ...], or the changes of weights and of biases."""
+Model = Callable[[NetParams | MultiArchBatch], Tensor | NetParams]
+"""Networks -> [B, ...], or changes of their parameters."""
 
 
 def outputs_on(
@@ -135,8 +139,7 @@ def outputs_on(
     output = model(MultiArchBatch.of(read))
     if isinstance(output, Tensor):
         return [output]
-    (x,), (own,), (weights, biases) = read, passed, output
-    changes = NetParams(x.spec, tuple(weights), tuple(biases), x.activation)
+    (own,), changes = passed, output
     for last in reversed(own):
         changes = last.inverse().act_on_changes(changes)
     return [*changes.weights, *changes.biases]
@@ -160,43 +163,51 @@ def report(
     return {name: torch.tensor(found).max().item() for name, found in changes.items()}  # NaN stays
 
 
-def main() -> None:
-    """Reads a configuration or a run, prints the table."""
-    with user_errors():
-        config = read_config(config_class=CheckConfig, prog="python -m scalegmn.experiments.symmetry_report")
-        removed = config.data.canonicalize if config.data.switch_to_canon else ()
-        if config.modules is None:
-            zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
-            nets, architectures = splits["test"], zoo.architectures
-            stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
-            rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
-            params = nets.read(rows)
-        else:
-            params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
-            stored, architectures = params.parts, Counter()
-            for part in params.parts:
-                architectures[part.spec] += len(part)
-        torch.manual_seed(config.train_args.seed)
-        model = config.model_config.build_for(architectures).eval()
-        model.fit_normalization(canonicalize(part, removed) for part in stored)
-        if config.checkpoint is not None:
-            load_checkpoint(weights_file(Path(config.checkpoint)), model)
-    claimed = {*config.model_config.exact_symmetries, *removed}
+def model_and_networks(config: CheckConfig) -> tuple[Metanetwork, NetParams | MultiArchBatch]:
+    """The model of a configuration, or of its run, and the networks to measure it on.
+
+    Raises:
+        ValueError: the zoo, the factory or the run cannot be read, or the model cannot read the networks.
+    """
+    removed = config.removed
+    if config.modules is None:
+        zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
+        nets, architectures = splits["test"], zoo.architectures
+        stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
+        rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
+        params = nets.read(rows)
+    else:
+        params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
+        stored, architectures = params.parts, Counter()
+        for part in params.parts:
+            architectures[part.spec] += len(part)
+    torch.manual_seed(config.train_args.seed)
+    model = config.model_config.build_for(architectures).eval()
+    model.fit_normalization(canonicalize(part, removed) for part in stored)
+    if config.checkpoint is not None:
+        load_checkpoint(weights_file(Path(config.checkpoint)), model)
+    return model, params
+
+
+def measure(config: CheckConfig) -> tuple[str, list[str]]:
+    """The table of a model's symmetries, and the names of those that it claims and does not keep.
+
+    Raises:
+        ValueError: as `model_and_networks`.
+    """
+    model, params = model_and_networks(config)
+    claimed = {*config.model_config.exact_symmetries, *config.removed}
     claimed |= {HETERO} if claimed >= {"sign", "scale"} else set()
-    table = {}
+    changes = {}
     for dtype in (torch.float32, torch.float64):
         model.to(dtype)
-        table[dtype] = report(model, params.to(dtype), torch.Generator().manual_seed(0), removed)
-    print(f"{'':<16}{'claimed':>8}{'float32':>10}{'float64':>10}   change / spread between {len(params)} networks")
-    broken = []
-    for name, error in table[torch.float64].items():
-        kept = error <= TOLERANCE
+        changes[dtype] = report(model, params.to(dtype), torch.Generator().manual_seed(0), config.removed)
+    header = f"{'':<16}{'claimed':>8}{'float32':>10}{'float64':>10}   change / spread between {len(params)} networks"
+    lines, broken = [header], []
+    for name, change in changes[torch.float64].items():
+        kept = change <= TOLERANCE
         verdict = "" if name not in claimed else "   kept" if kept else "   BROKEN"
-        broken += [name] if "BROKEN" in verdict else []
-        claim, single = "yes" if name in claimed else "no", table[torch.float32][name]
-        print(f"{name:<16}{claim:>8}{single:>10.1e}{error:>10.1e}{verdict}")
-    sys.exit(1 if broken else 0)
-
-
-if __name__ == "__main__":
-    main()
+        broken += [name] if verdict.strip() == "BROKEN" else []
+        claim, single = "yes" if name in claimed else "no", changes[torch.float32][name]
+        lines.append(f"{name:<16}{claim:>8}{single:>10.1e}{change:>10.1e}{verdict}")
+    return "\n".join(lines), broken

@@ -1,4 +1,4 @@
-"""Models that have been trained, from the folder of a finished run or from a bundle (`python -m scalegmn.experiments.bundles`)."""
+"""Models that have been trained, from the folder of a finished run or from a bundle (`scalegmn export`)."""
 
 from __future__ import annotations
 

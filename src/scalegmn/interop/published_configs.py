@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from scalegmn.configuration.parsing import leaves, nearest
+from scalegmn.configuration.files import leaves
+from scalegmn.configuration.names import nearest
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 
 _READ = {

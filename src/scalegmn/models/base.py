@@ -1,4 +1,4 @@
-"""What every metanetwork and its configuration have in common."""
+"""What all metanetworks, and all their configurations, have in common."""
 
 from __future__ import annotations
 
@@ -10,65 +10,83 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.memory import networks_at_once
+from scalegmn.models.heads import Head, ParametersHead, VectorHead
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.normalization import InputNormalization
 
-ONE_ARCHITECTURE = "changes of parameters have their networks' shapes; pass one architecture at a time"
-"""What is said of a call with several, where they are asked for."""
+ONE_ARCHITECTURE = (
+    "changes of parameters have their networks' shapes, found networks of several architectures; "
+    "pass one architecture at a time"
+)
+"""The error of a model with parameter output that is called with several architectures."""
 
 
 class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
-    `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, the changes of weights and of biases, per layer
-    in the shapes of the parameters. `model([NetParams, ...])`, or `model(MultiArchBatch)`, gives [sum of B, out_dim] of
-    networks of several architectures, in order, if the model reads them.
+    `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, `NetParams` of the same shapes as the input:
+    the change of every weight and bias. `model([NetParams, ...])` and `model(MultiArchBatch)` give
+    [sum of B, out_dim], in order, for networks of several architectures, if the model reads them.
 
     Args:
+        config: the hyper-parameters.
         spec: the input networks.
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
-    one_pass: ClassVar[bool] = False
+    one_pass: ClassVar[bool] | bool = False
     """Whether `forward` also takes batches of several specs, in one pass."""
 
-    def __init__(self, spec: NetSpec, normalization: InputNormalization | None) -> None:
+    engine: Literal["fast", "plain"] = "fast"
+    """How `forward` runs: `plain` executes the equations of the modules in `nn` as they are written; `fast` executes
+    `scalegmn.engine`'s form of the same modules, with the same parameters. Models with one form ignore it."""
+
+    def __init__(self, config: ModelConfig, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec
+        self.head = config.head
         self.normalization = normalization
+        self.head.add_parameters(self, spec.num_layers)
 
-    def __call__(self, nets: NetParams | Iterable[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """What the model says of networks of one architecture, or of several: each as alone, all in one pass, or those
-        of equal specs.
+    def __call__(self, nets: NetParams | Iterable[NetParams]) -> Tensor | NetParams:
+        """The model's output for networks of one architecture, or of several: each as if it were alone.
+
+        Batch norms are folded first (`NetParams.with_batch_norm_folded`).
 
         Raises:
-            ValueError: the model cannot read such networks, or changes of parameters are asked for of several
-                architectures or of networks with batch norms.
+            ValueError: the model cannot read such networks, or it changes parameters and the networks have several
+                architectures or batch norms.
         """
         run = super().__call__
         if isinstance(nets, NetParams):
-            output = run(nets.with_batch_norm_folded())
+            output: Tensor | NetParams = run(nets.with_batch_norm_folded())
             if nets.statistics is not None and not isinstance(output, Tensor):
                 raise ValueError(
                     "changes of parameters are for networks without batch norms; pass params.with_batch_norm_folded()"
                 )
             return output
-        nets = [params.with_batch_norm_folded() for params in nets]
+        folded = [params.with_batch_norm_folded() for params in nets]
         places: dict[NetSpec, list[int]] = {}
-        for place, params in enumerate(nets):
+        for place, params in enumerate(folded):
             places.setdefault(params.spec, []).append(place)
-        parts = [NetParams.cat([nets[place] for place in own]) for own in places.values()]
-        together = self.one_pass and len(parts) > 1
-        outputs = [run(parts)] if together else list(map(run, parts))
+        by_spec = [NetParams.cat([folded[place] for place in same]) for same in places.values()]
+        outputs = [run(by_spec)] if self.one_pass and len(by_spec) > 1 else list(map(run, by_spec))
         if not all(isinstance(output, Tensor) for output in outputs):
             raise ValueError(ONE_ARCHITECTURE)
-        order = [place for own in places.values() for place in own]
-        found = torch.cat(outputs).split([len(nets[place]) for place in order])
-        return torch.cat([output for _, output in sorted(zip(order, found, strict=True), key=itemgetter(0))])
+        order = [place for same in places.values() for place in same]
+        rows = torch.cat(outputs).split([len(folded[place]) for place in order])
+        return torch.cat([row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))])
 
     def networks_at_once(self, device: torch.device) -> int:
-        """How many networks a training step should pass through the model at once, the rest of a batch after them."""
-        raise NotImplementedError
+        """How many networks a training step should send through the model at once, the rest of a batch after them."""
+        return networks_at_once(self, self.spec, device, self.feature_bytes)
+
+    @property
+    def feature_bytes(self) -> int | None:
+        """Bytes of one network's features in one layer, for models that are fastest while those of all networks that
+        pass at once stay in cache; None: only the memory that a backward pass keeps decides."""
+        return None
 
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`. Here: if their parameters have the shapes
@@ -76,17 +94,10 @@ class Metanetwork(nn.Module):
         if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
             raise ValueError(f"the model was built for {self.spec}, found {spec}")
 
-    def add_scales(self, start: float) -> None:
-        """Learned factors of each layer's changes of weights and of biases."""
-        self.weight_scales = nn.Parameter(torch.full((self.spec.num_layers,), start))
-        self.bias_scales = nn.Parameter(torch.full((self.spec.num_layers,), start))
-
-    def scaled(self, changes: NetParams) -> tuple[list[Tensor], list[Tensor]]:
-        """Changes of weights and of biases, each times the factor of its layer."""
-        return (
-            [change * scale for change, scale in zip(changes.weights, self.weight_scales, strict=True)],
-            [change * scale for change, scale in zip(changes.biases, self.bias_scales, strict=True)],
-        )
+    def scaled(self, changes: NetParams) -> NetParams:
+        """Changes of parameters, each layer's times its learned factor (`ParametersHead`)."""
+        assert isinstance(self.head, ParametersHead)
+        return self.head.scaled(self, changes)
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation, if the model has one, from batches of training networks."""
@@ -125,6 +136,16 @@ class ModelConfig:
     standard deviation; null: as the model was published."""
 
     @property
+    def head(self) -> Head:
+        """What the model gives for each network."""
+        return ParametersHead(self.out_scale) if self.changes_parameters else VectorHead(self.out_dim)
+
+    @property
+    def changes_parameters(self) -> bool:
+        """Whether the output is a change of every parameter, rather than a vector."""
+        return self.output == "parameters"
+
+    @property
     def exact_symmetries(self) -> frozenset[str]:
         """The symmetries of input networks that the model keeps exactly: `permutation`, `sign`, `scale`, `phase`."""
         raise NotImplementedError
@@ -140,8 +161,8 @@ class ModelConfig:
             raise ValueError("; ".join(f"{self.section}.{problem}" for problem in problems))
 
     def wrong_numbers(self, counts: Sequence[str], probabilities: Sequence[str] = ()) -> list[str]:
-        """One sentence per field (`section.field` inside sections) that is no count from 1, unless null, or no
-        probability of dropping something."""
+        """One sentence per field (`section.field` inside sections) that is neither null nor a count from 1, or not a
+        probability below 1."""
         problems = []
         for name in counts:
             count = attrgetter(name)(self)
@@ -162,46 +183,26 @@ class ModelConfig:
                     problems.append(f"{prefix}{name}: found {value!r}, expected one of {get_args(hint)}")
         return problems
 
+    def wrong_output(self, reason: str) -> list[str]:
+        """One sentence if the output is not a vector, for models that give nothing else; `reason` says why."""
+        return [] if self.output == "vector" else [f"output: found {self.output}, but {reason}; use vector"]
+
     def check_output(self, output: str, task: str, out_dim: int | None = None) -> None:
-        """Raises ValueError unless the model gives what a task needs."""
-        problems = [] if self.output == output else [f"output: found {self.output}, but {task} needs {output}"]
-        if out_dim is not None and self.out_dim != out_dim:
-            problems.append(f"out_dim: found {self.out_dim}, but {task} needs {out_dim}")
-        self.refuse(problems)
+        """Raises ValueError unless the model gives what a task needs.
+
+        Args:
+            output: `vector` or `parameters`.
+            task: its name, for the message.
+            out_dim: how many numbers per network it needs; None: any.
+        """
+        self.refuse(self.head.problems(output, task, out_dim))
 
     def refuse_residuals(self, spec: NetSpec) -> None:
-        """Raises ValueError for networks with residual connections, which not every model knows of."""
+        """Raises ValueError for networks with residual connections, for models that do not read them."""
         self.refuse_graphs(spec)
         if spec.residuals:
             models = "scalegmn, ng_gnn, ng_t, statnn or probegen"
             raise ValueError(f"model: {self.name} knows of no residual connections, found {spec}; use {models}")
-
-    def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
-        """The model for a zoo's networks: for one architecture as `build` makes it, for several as `build_within`.
-
-        Args:
-            architectures: all that the model is to read, and how many training networks have them.
-
-        Raises:
-            ValueError: it cannot read one of them.
-        """
-        if len(architectures) == 1:
-            return self.build(*architectures)
-        if not self.supports_multiple_architectures:
-            found = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
-            raise ValueError(f"model: {found}; use scalegmn, ng_gnn, ng_t, statnn or probegen")
-        model = self.build_within(NetSpec.envelope(architectures))
-        for spec in architectures:
-            model.validate_spec(spec)
-        return model
-
-    def build_within(self, spec: NetSpec) -> Metanetwork:
-        """The model for networks of all architectures that `spec` covers (`NetSpec.envelope`).
-
-        Raises:
-            ValueError: the configuration does not fit these networks.
-        """
-        return self.build(spec)
 
     def refuse_graphs(self, spec: NetSpec) -> None:
         """Raises ValueError for networks that are no chains of linear layers and convolutions."""
@@ -212,6 +213,33 @@ class ModelConfig:
         """The model for input networks of `spec`.
 
         Raises:
-            ValueError: the configuration does not fit these networks; says what does.
+            ValueError: the configuration does not fit these networks; the message names what does.
         """
         raise NotImplementedError
+
+    def build_within(self, spec: NetSpec) -> Metanetwork:
+        """The model for networks of all architectures that `spec` covers (`NetSpec.envelope`).
+
+        Raises:
+            ValueError: the configuration does not fit these networks.
+        """
+        return self.build(spec)
+
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
+        """The model for a zoo's networks: for one architecture as `build` makes it, for several as `build_within`.
+
+        Args:
+            architectures: all that the model is to read, and how many training networks have them.
+
+        Raises:
+            ValueError: the model cannot read one of them.
+        """
+        if len(architectures) == 1:
+            return self.build(*architectures)
+        if not self.supports_multiple_architectures:
+            problem = f"{self.name} reads networks of one architecture, found {len(architectures):,}"
+            raise ValueError(f"model: {problem}; use scalegmn, ng_gnn, ng_t, statnn or probegen")
+        model = self.build_within(NetSpec.envelope(architectures))
+        for spec in architectures:
+            model.validate_spec(spec)
+        return model

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import Head, ParametersHead, VectorHead
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
@@ -21,9 +21,6 @@ from scalegmn.nn.sets import DeepSet, SetAttention, affine, reduced
 
 _BIAS_BOUND = 1e-4
 """Biases inside DWS layers start uniform within it."""
-
-_KEPT_PER_PARAMETER, _KEPT_PER_NEURON = 3, 60
-"""Feature vectors that a layer's backward pass keeps per parameter, and per hidden neuron in set layers; measured."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,11 @@ class DWSNetConfig(ModelConfig):
         if self.set_layer == "attention" and self.num_heads > 0 and self.hidden_dim % self.num_heads:
             problems.append(f"num_heads: found {self.num_heads}, expected a divisor of hidden_dim {self.hidden_dim}")
         self.refuse(problems)
+
+    @property
+    def head(self) -> Head:
+        """As in `ModelConfig`; changes have no learned factors where `out_scale` is 0."""
+        return ParametersHead(self.out_scale or None) if self.changes_parameters else VectorHead(self.out_dim)
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
@@ -210,9 +212,10 @@ class DWSNet(Metanetwork):
         config.refuse_residuals(spec)
         if spec.is_cnn or spec.num_layers < 2:
             raise ValueError(f"dwsnet_args: expected networks of linear layers, at least one hidden, found {spec}")
-        super().__init__(spec, None if config.normalize is False else InputNormalization(spec.num_layers, centred=True))
+        normalization = None if config.normalize is False else InputNormalization(spec.num_layers, centred=True)
+        super().__init__(config, spec, normalization)
         self.config = config
-        editing = config.output == "parameters"
+        editing = config.changes_parameters
         dims = [1, *[config.hidden_dim] * config.num_hidden, 1 if editing else config.hidden_dim]
         heads = [*[config.num_heads] * config.num_hidden, 1]
         sizes = zip(dims[:-1], dims[1:], heads, strict=True)
@@ -226,8 +229,6 @@ class DWSNet(Metanetwork):
         self.readout = None
         if not editing:
             self.readout = affine(sum(self.layers[-1].out_dims), config.out_dim, config.num_readout_linears)
-        elif config.out_scale:
-            self.add_scales(config.out_scale)
 
     @torch.no_grad()
     def _init_layers(self, scale: float) -> None:
@@ -243,9 +244,8 @@ class DWSNet(Metanetwork):
                     b, a = part.shape
                     part.normal_(0, scale * math.sqrt(2 / (a + b) * 2 * a / b))
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
-        in the shapes of the parameters.
+    def forward(self, params: NetParams) -> Tensor | NetParams:
+        """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
@@ -259,8 +259,7 @@ class DWSNet(Metanetwork):
                 tensors = [norm(x) for norm, x in zip(self.norms[index], tensors, strict=True)]
             tensors = layer([self.dropout(torch.relu(x)) for x in tensors])
         if self.readout is None:
-            changes = self._changes(tensors, params)
-            return self.scaled(changes) if self.config.out_scale else (list(changes.weights), list(changes.biases))
+            return self.scaled(self._changes(tensors, params))
         rows = (reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in tensors)
         return self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
 
@@ -277,9 +276,3 @@ class DWSNet(Metanetwork):
         *hidden, output = tensors[self.spec.num_layers :]
         weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
         return NetParams(params.spec, weights, (*(bias[..., 0] for bias in hidden), output), params.activation)
-
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep everything of."""
-        vectors = _KEPT_PER_PARAMETER * self.spec.num_parameters + _KEPT_PER_NEURON * sum(self.spec.layout[1:-1])
-        numbers = len(self.layers) * self.config.hidden_dim * vectors
-        return max(1, kept_bytes(device) // (numbers * next(self.parameters()).element_size()))

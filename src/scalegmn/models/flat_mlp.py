@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import ParametersHead
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
@@ -61,31 +60,21 @@ class FlatMLP(Metanetwork):
     """
 
     def __init__(self, config: FlatMLPConfig, spec: NetSpec) -> None:
-        super().__init__(spec, None if config.normalize is False else InputNormalization(spec.num_layers, centred=True))
-        self.config = config
+        normalization = None if config.normalize is False else InputNormalization(spec.num_layers, centred=True)
+        super().__init__(config, spec, normalization)
         h, d = config.hidden_dim, spec.num_parameters
         layers = [nn.Linear(d, h), nn.ReLU(), Dropout(config.dropout)]
         for _ in range(config.num_hidden):
             norm = [FeatureBatchNorm(h)] if config.batch_norm else []
             layers += [nn.Linear(h, h), *norm, nn.ReLU(), Dropout(config.dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(h, config.out_dim if config.output == "vector" else d))
-        if config.output == "parameters":
-            self.add_scales(config.out_scale)
+        self.layers = nn.Sequential(*layers, nn.Linear(h, d if config.changes_parameters else config.out_dim))
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def forward(self, params: NetParams) -> Tensor | NetParams:
         """B networks -> [B, out_dim], or changes of their parameters.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
         self.validate_spec(params.spec)
-        output = self.layers(self.normalized(params).flatten())
-        if self.config.output == "vector":
-            return output
-        return self.scaled(params.unflatten(output))
-
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep inputs and hidden layers of."""
-        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        numbers = linears[0].in_features + 4 * sum(layer.out_features for layer in linears)
-        return max(1, kept_bytes(device) // (numbers * linears[0].weight.element_size()))
+        output: Tensor = self.layers(self.normalized(params).flatten())
+        return self.scaled(params.unflatten(output)) if isinstance(self.head, ParametersHead) else output

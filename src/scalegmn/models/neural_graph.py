@@ -176,7 +176,7 @@ class NeuralGraph(nn.Module):
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, but CNNs have no probe features")
         if config.linear_encoder and (config.reverse_edges or not spec.is_cnn):
             raise ValueError(f"{config.section}.linear_encoder: only for CNNs without reverse_edges, found {spec}")
-        if config.output == "parameters" and spec.is_cnn:
+        if config.changes_parameters and spec.is_cnn:
             raise ValueError(
                 f"{config.section}.output: found parameters, but changes of kernels need ScaleGMN, for {spec}"
             )
@@ -352,17 +352,16 @@ class NeuralGraphModel(Metanetwork):
     ) -> None:
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
         max_layers = (config.max_hidden_layers or spec.num_hidden_layers) + 1
-        super().__init__(spec, InputNormalization(max_layers, centred=True) if normalize else None)
-        self.config, self.one_pass = config, config.output == "vector"
+        super().__init__(config, spec, InputNormalization(max_layers, centred=True) if normalize else None)
+        self.config, self.one_pass = config, not config.changes_parameters
         self.graph = NeuralGraph(config, spec, node_dim, edge_dim)
         self.readout = None
-        if config.output == "vector":
+        if not config.changes_parameters:
             num_read = spec.layout[-1] if config.pooling == "outputs" else 1
             self.readout = MLP(num_read * node_dim, head_dims, config.out_dim, "relu", layer_norm=False)
         else:
             self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
             self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
-            self.add_scales(config.out_scale)
         self.validate_spec(spec)
 
     def validate_spec(self, spec: NetSpec) -> None:
@@ -428,9 +427,7 @@ class NeuralGraphModel(Metanetwork):
         """Whether the result is read from all nodes, not from output nodes alone."""
         return self.readout is None or self.config.pooling in ("mean", "max")
 
-    def changes(
-        self, params: NetParams, weights: Sequence[Tensor], biases: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor) -> NetParams:
         """Changes of weights and biases from what is read of edges and nodes.
 
         Args:

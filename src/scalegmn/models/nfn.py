@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -27,9 +26,6 @@ from scalegmn.nn.weight_space import (
     WeightSpaceFourier,
     WeightSpacePool,
 )
-
-_KEPT, _KEPT_BY_NORM, _KEPT_BY_FREQUENCIES = 2, 4, 3
-"""Numbers per channel, or per frequency, and parameter of the input networks that the backward pass keeps; measured."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class NFNConfig(ModelConfig):
             problems.append(f"io_embed: is for layer NP, found {self.layer}; leave it false")
         if self.layer_positions and not self.num_bands:
             problems.append("layer_positions: needs num_bands, found 0")
-        if self.append_statistics and self.output == "parameters":
+        if self.append_statistics and self.changes_parameters:
             problems.append("append_statistics: is for vectors, found output parameters")
         self.refuse(problems)
 
@@ -136,7 +132,7 @@ class NFN(Metanetwork):
             raise ValueError(f"nfn_args: expected networks with at least one hidden layer, found {spec}")
         if config.norm == "neurons" and spec.is_cnn:
             raise ValueError(f"nfn_args.norm: neurons is for linear layers, found {spec}; use channels")
-        super().__init__(spec, InputNormalization(spec.num_layers, centred=True) if config.normalize else None)
+        super().__init__(config, spec, InputNormalization(spec.num_layers, centred=True) if config.normalize else None)
         self.config = config
         self.kernels = [torch.Size(layer.kernel or ()).numel() for layer in spec.layers]
         self.layers, dim = nn.ModuleList(), 1
@@ -155,9 +151,8 @@ class NFN(Metanetwork):
             self.layers.append(Activation(config.dropout))
             dim = width
         self.readout = None
-        if config.output == "parameters":
+        if config.changes_parameters:
             self._add_layer(dim, 1)
-            self.add_scales(config.out_scale)
             return
         self.pool = WeightSpacePool(self.kernels, config.pool == "HNP")
         positions = sum(self.kernels) + spec.num_layers
@@ -181,9 +176,8 @@ class NFN(Metanetwork):
             kind = NeuronLayer if self.config.layer == "NP" else HiddenNeuronLayer
             self.layers.append(kind(layout, self.kernels, in_dim, out_dim))
 
-    def forward(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
-        in the shapes of the parameters.
+    def forward(self, params: NetParams) -> Tensor | NetParams:
+        """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
@@ -203,10 +197,3 @@ class NFN(Metanetwork):
         if self.config.append_statistics:
             pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
         return self.readout(pooled)
-
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep everything of."""
-        per_channel = _KEPT + (0 if self.config.norm == "none" else _KEPT_BY_NORM)
-        numbers = per_channel * sum(self.config.hidden_dims) + _KEPT_BY_FREQUENCIES * self.config.num_frequencies
-        numbers *= self.spec.num_parameters
-        return max(1, kept_bytes(device) // (numbers * next(self.parameters()).element_size()))

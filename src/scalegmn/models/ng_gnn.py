@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -132,7 +131,7 @@ class NGGNN(NeuralGraphModel):
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
         """B networks -> [B, out_dim], or changes of their parameters.
 
         Raises:
@@ -170,12 +169,12 @@ class NGGNN(NeuralGraphModel):
         (to_messages,) = _mapped(edges, [last.message.edge_map(inner)])
         return last(x, to_messages, read), edges, inner
 
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as make full use of the machine, if the backward pass can keep everything of them."""
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of the features of one network's edges."""
         directions = 2 if self.config.reverse_edges else 1
-        size = directions * self.spec.num_edges * self.config.hidden_dim * self.layers[0].last.weight.element_size()
-        kept = 12 * self.config.num_layers + 2 * self.config.num_frequencies // self.config.hidden_dim + 1
-        return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * kept)))
+        element_size = self.layers[0].last.weight.element_size()
+        return directions * self.spec.num_edges * self.config.hidden_dim * element_size
 
 
 def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes, tensor_bytes
+from scalegmn.engine.memory import tensor_bytes
 from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -102,7 +102,7 @@ class NGT(NeuralGraphModel):
                 config.node_dim, config.edge_dim, config.attention_dim, config.num_heads, config.modulate_values
             )
             update = None
-            if config.update_edges and (index < config.num_layers - 1 or config.output == "parameters"):
+            if config.update_edges and (index < config.num_layers - 1 or config.changes_parameters):
                 update = RelationalEdgeUpdate(
                     config.node_dim, config.edge_dim, config.edge_hidden_dim, config.dropout, config.layer_norm
                 )
@@ -112,7 +112,7 @@ class NGT(NeuralGraphModel):
                 )
             )
 
-    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
         """B networks -> [B, out_dim], or changes of their parameters. Of several architectures, those of about the same
         size pass together, filled up to the largest of them.
 
@@ -135,7 +135,7 @@ class NGT(NeuralGraphModel):
     def _several(self, nets: Sequence[NetParams]) -> Tensor:
         """`forward` of several architectures."""
         outputs = [torch.empty(0)] * len(nets)
-        for places in _by_size(nets, self._pairs_at_once(nets[0].biases[0].device)):
+        for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // self._pair_bytes):
             own = [nets[place] for place in places]
             together = self._filled_up(own) if len(own) > 1 else self.forward(own[0])
             for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
@@ -188,16 +188,15 @@ class NGT(NeuralGraphModel):
                 e = _without_padding(layer.edge_update(x, e, rows), real, rows)
         return x, e
 
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as make full use of the machine, if the backward pass can keep everything of them."""
-        config, pairs = self.config, self.spec.num_nodes**2
-        kept = config.num_layers * (5 * config.attention_dim + 4 * config.edge_hidden_dim + 8 * config.edge_dim)
-        kept_pairs = kept_bytes(device) // (kept * self.layers[0].linear.weight.element_size())
-        return max(1, min(self._pairs_at_once(device), kept_pairs) // pairs)
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of one query, key or value of all pairs of one network's nodes."""
+        return self.spec.num_nodes**2 * self._pair_bytes
 
-    def _pairs_at_once(self, device: torch.device) -> int:
-        """Pairs of nodes that make full use of the machine."""
-        return tensor_bytes(device) // (self.config.attention_dim * self.layers[0].linear.weight.element_size())
+    @property
+    def _pair_bytes(self) -> int:
+        """Bytes of one query, key or value of a pair of nodes."""
+        return self.config.attention_dim * self.layers[0].linear.weight.element_size()
 
 
 def _all_pairs(graph: Graph) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -20,9 +19,6 @@ from scalegmn.nn.mlp import MLP
 
 _SMALLEST_IMAGE = 4
 """Height and width after the generator's first layer."""
-
-_KEPT = 4
-"""Numbers that the backward pass keeps per answer of a neuron, of the networks and of the MLP; measured."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,7 @@ class ProbeGenConfig(ModelConfig):
         doublings = math.log2(max(self.image_size, 1) / _SMALLEST_IMAGE)
         if self.generator == "deep_linear" and (doublings < 1 or doublings % 1):
             problems.append(f"image_size: found {self.image_size}, but a generator doubles 4: use 8, 16, 32, ..")
-        if self.output != "vector":
-            problems.append(f"output: found {self.output}, but probing changes no network; use vector")
+        problems += self.wrong_output("probing changes no network")
         if self.normalize:
             problems.append("normalize: found true, but probes go through networks as they are; leave it null")
         self.refuse(problems)
@@ -107,8 +102,8 @@ class ProbeGen(Metanetwork):
     one_pass = True
 
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
-        positions = _positions(config, spec)
-        super().__init__(spec, None)
+        _positions(config, spec)
+        super().__init__(config, spec, None)
         self.config = config
         d, image = config.latent_dim, (config.image_size, config.image_size) if spec.is_cnn else ()
         self.generator = None
@@ -119,8 +114,6 @@ class ProbeGen(Metanetwork):
             self.codes = nn.Parameter(torch.randn(config.num_probes, spec.layout[0], *image))
         hidden = (config.hidden_dim,) * (config.num_linears - 1)
         self.readout = MLP(config.num_probes * spec.layout[-1], hidden, config.out_dim, "relu", layer_norm=False)
-        answers = config.num_probes * sum(map(math.prod, zip(positions, spec.layout[1:], strict=True)))
-        self._num_kept = _KEPT * (answers + sum(hidden))
 
     def probes(self) -> Tensor:
         """[Q, n_0] points or [Q, n_0, height, width] images."""
@@ -148,10 +141,6 @@ class ProbeGen(Metanetwork):
             kind = "CNN" if own.is_cnn else "MLP"
             raise ValueError(f"the model was built for {kind}s from {own.layout[0]} to {own.layout[-1]}, found {spec}")
         _positions(self.config, spec)
-
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep all answers of."""
-        return max(1, kept_bytes(device) // (self._num_kept * self.codes.element_size()))
 
 
 def _point_generator(latent_dim: int, num_inputs: int) -> nn.Module:

@@ -22,7 +22,7 @@ from scalegmn.engine.edges import (
     sum_rows,
 )
 from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
-from scalegmn.engine.memory import kept_bytes, tensor_bytes
+from scalegmn.engine.memory import kept_bytes
 from scalegmn.graphs.graph import ParameterGraph
 from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
@@ -535,7 +535,7 @@ class ScaleGMN(Metanetwork):
         _check_fit(config, spec)
         max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
-        super().__init__(spec, InputNormalization(max_hidden + 1) if normalize else None)
+        super().__init__(config, spec, InputNormalization(max_hidden + 1) if normalize else None)
         self.config, self.max_hidden = config, max_hidden
         self.layout = Layout.by_layer(spec.roles)
         d, n_out, more = config.hidden_dim, spec.layout[-1], max_hidden - (spec.num_hidden_layers)
@@ -560,16 +560,14 @@ class ScaleGMN(Metanetwork):
         self.layers = nn.ModuleList()
         reads = _receptive_field(config, spec.num_layers)
         for index, own in enumerate(zip(reads, _role_reads(config, spec, reads), strict=True)):
-            ends = config.output == "parameters" and index == config.num_layers - 1
+            ends = config.changes_parameters and index == config.num_layers - 1
             self.layers.append(ScaleGMNLayer(config, spec, *own, (1, spec.edge_dim) if ends else (d, d)))
         directions = 2 if config.direction == "bidirectional" else 1
         per_layer = 12 * directions * config.message.num_layers + 11  # measured, with what the allocator loses
         self._num_kept = config.num_layers * per_layer
         self.readout = None
-        if config.output == "vector":
+        if not config.changes_parameters:
             self.readout = _build_readout(config, spec)
-        else:
-            self.add_scales(config.out_scale)
         self.validate_spec(spec)
 
     def validate_spec(self, spec: NetSpec) -> None:
@@ -592,9 +590,8 @@ class ScaleGMN(Metanetwork):
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)
 
-    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
-        """B networks -> [B, out_dim]; or, with `output: parameters`, the changes of weights and of biases, per layer
-        in the shapes of the parameters.
+    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
+        """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
 
         Raises:
             ValueError: the networks are not those that the model was built for.
@@ -611,7 +608,7 @@ class ScaleGMN(Metanetwork):
         alike = (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel)
         return alike and spec.is_chain and not spec.residuals and not mixed
 
-    def in_blocks(self, params: NetParams) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def in_blocks(self, params: NetParams) -> Tensor | NetParams:
         """`forward` of equal chains, in blocks per layer."""
         if self.config.symmetry != "hetero":
             return self._in_blocks(params, 0)
@@ -621,11 +618,9 @@ class ScaleGMN(Metanetwork):
         order = odd.argsort(descending=True, stable=True)
         back = order.argsort()
         result = self._in_blocks(params[order], int(odd.sum()))
-        if self.readout is not None:
-            return result[back]
-        return tuple([change[back] for change in changes] for changes in result)
+        return result[back]
 
-    def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | NetParams:
         """`in_blocks`; in a mixed batch with the odd networks, as `NodeContext.odd`."""
         read, element = self.canonical(self.normalized(params))
         graph = ParameterGraph.from_params(read)
@@ -649,7 +644,7 @@ class ScaleGMN(Metanetwork):
         changes = [pieces.features(block) if block.updates else block.values for block in edges]
         return self._changes(NetParams.from_features(params.spec, nodes, changes, params.activation), element)
 
-    def as_graph(self, nets: Sequence[NetParams]) -> Tensor | tuple[list[Tensor], list[Tensor]]:
+    def as_graph(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """`forward` of networks of any architectures, as one sparse graph; in order, [sum of B, out_dim]."""
         if self.readout is None and len(nets) > 1:
             raise ValueError(ONE_ARCHITECTURE)
@@ -694,7 +689,7 @@ class ScaleGMN(Metanetwork):
         ]
         return self._changes(NetParams.from_features(spec, nodes, edges, params.activation), element)
 
-    def _changes(self, changes: NetParams, element: GroupElement | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _changes(self, changes: NetParams, element: GroupElement | None) -> NetParams:
         """Changes of the networks as they are, from those of the networks that the model read."""
         return self.scaled(changes if element is None else element.inverse().act_on_changes(changes))
 
@@ -777,9 +772,14 @@ class ScaleGMN(Metanetwork):
         return [SparseEdges(values, matrix, shift, incidence=incidence) for values, incidence in blocks]
 
     def networks_at_once(self, device: torch.device) -> int:
-        """As many as make full use of the machine, if the backward pass can keep everything of them."""
-        size = self.spec.num_edges * self._edge_bytes
-        return max(1, min(tensor_bytes(device) // size, kept_bytes(device) // (size * self._num_kept)))
+        """As in `Metanetwork`, and so few that their edges are not worked through in chunks (`pieces`)."""
+        whole = kept_bytes(device) // (self.feature_bytes * self._num_kept)
+        return max(1, min(super().networks_at_once(device), whole))
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of the widest features of one network's edges."""
+        return self.spec.num_edges * self._edge_bytes
 
     def pieces(self, num_edges: int, device: torch.device) -> ChunkPlan:
         """How blocks are worked through that have so many edges together."""
@@ -845,7 +845,7 @@ def _receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
     """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
     bidirectional = config.direction == "bidirectional"
     nodes, edges, backward_edges = set(range(last + 1)), set(), set()
-    if config.output == "parameters":
+    if config.changes_parameters:
         nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
     elif config.readout == "last_layer":
         nodes = {0, last} if bidirectional else {last}

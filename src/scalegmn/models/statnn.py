@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.memory import kept_bytes
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -37,9 +36,7 @@ class StatNNConfig(ModelConfig):
     def __post_init__(self) -> None:
         counts = ["hidden_dim", "out_dim", "max_hidden_layers"]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
-        if self.output != "vector":
-            problems.append(f"output: found {self.output}, but statistics say nothing of single parameters; use vector")
-        self.refuse(problems)
+        self.refuse(problems + self.wrong_output("statistics describe no single parameter"))
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
@@ -68,8 +65,8 @@ class StatNN(Metanetwork):
 
     def __init__(self, config: StatNNConfig, spec: NetSpec) -> None:
         max_layers = config.max_hidden_layers + 1 if config.max_hidden_layers else spec.num_layers
-        super().__init__(spec, InputNormalization(max_layers, centred=True) if config.normalize else None)
-        self.config, self.max_layers = config, max_layers
+        super().__init__(config, spec, InputNormalization(max_layers, centred=True) if config.normalize else None)
+        self.max_layers = max_layers
         hidden = (config.hidden_dim, config.hidden_dim)
         in_dim = 2 * NUM_STATISTICS * self.max_layers
         self.mlp = MLP(in_dim, hidden, config.out_dim, "relu", layer_norm=False, dropout=config.dropout)
@@ -92,8 +89,3 @@ class StatNN(Metanetwork):
         """Raises ValueError unless the model can read networks of `spec`."""
         if spec.num_layers > self.max_layers:
             raise ValueError(f"the model was built for {self.max_layers} layers, as in {self.spec}, found {spec}")
-
-    def networks_at_once(self, device: torch.device) -> int:
-        """As many as the backward pass can keep sorted parameters and hidden layers of."""
-        numbers = 4 * self.spec.num_parameters + 8 * self.config.hidden_dim
-        return max(1, kept_bytes(device) // (numbers * self.mlp.linears[0].weight.element_size()))

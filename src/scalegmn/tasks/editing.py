@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,11 @@ RIDGE = 1e-3
 
 def edited(model: nn.Module, params: NetParams) -> NetParams:
     """The networks that a model makes of others: theta + delta(theta)."""
-    weights, biases = model(params)
-    return NetParams(
-        params.spec,
-        tuple(weight + change for weight, change in zip(params.weights, weights, strict=True)),
-        tuple(bias + change for bias, change in zip(params.biases, biases, strict=True)),
-        params.activation,
+    changes: NetParams = model(params)
+    return replace(
+        params,
+        weights=tuple(map(torch.add, params.weights, changes.weights)),
+        biases=tuple(map(torch.add, params.biases, changes.biases)),
     )
 
 

@@ -30,7 +30,7 @@ class DataConfig:
     """The networks to learn from."""
 
     dataset_path: str = "data/digits_inr"
-    """Folder of the zoo, as made by `python -m scalegmn.zoos`, or of the published dataset."""
+    """Folder of the zoo, as made by `scalegmn zoo inr`, or of the published dataset."""
 
     dataset: Literal[
         "zoo",
@@ -47,7 +47,7 @@ class DataConfig:
 
     split_path: str | None = None
     """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
-    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `python -m scalegmn.data splits` draws them."""
+    or cnn_park_splits.json in dataset_path; without one, MNIST's are as `scalegmn zoo splits` draws them."""
 
     split_points: tuple[int, int] = (45_000, 50_000)
     """cifar_inr: images below the first train, those below the second validate, the others test."""
@@ -83,7 +83,7 @@ class DataConfig:
     """Convert a published dataset on first use; false: refuse one that has not been converted."""
 
     switch_to_canon: bool = True
-    """Read canonical networks; false: as stored, which in a zoo made by `python -m scalegmn.experiments.canonical_zoo` is canonical
+    """Read canonical networks; false: as stored, which in a zoo made by `scalegmn zoo canonicalize` is canonical
     too."""
 
     canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)

@@ -274,8 +274,8 @@ def open_zoo(path: Path) -> Zoo:
     if missing:
         raise ValueError(
             f"{path}: no zoo there ({' and '.join(missing)} missing); set --data.dataset_path, or make a zoo: of INRs "
-            f"with `python -m scalegmn.zoos --conf configs/zoos/digits_inr.yml --out {path}`, of CNNs with "
-            f"`python -m scalegmn.zoos.fit.cnn_zoo --conf configs/zoos/digits_cnn.yml --out {path}`"
+            f"with `scalegmn zoo inr --conf configs/zoos/digits_inr.yml --out {path}`, of CNNs with "
+            f"`scalegmn zoo cnn --conf configs/zoos/digits_cnn.yml --out {path}`"
         )
     remedy = f"delete {path} and make it again"
     try:

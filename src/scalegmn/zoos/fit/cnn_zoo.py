@@ -1,4 +1,4 @@
-"""`python -m scalegmn.zoos.fit.cnn_zoo --conf configs/zoos/digits_cnn.yml`: train a zoo of small CNNs that classify images.
+"""`scalegmn zoo cnn --conf zoos/digits_cnn.yml`: train a zoo of small CNNs that classify images.
 
 Each network has its own hyper-parameters, drawn from the ranges of Unterthiner et al. (2020, arXiv 2002.11448), and, if
 `mixed`, its own architecture, drawn from those of the CNN Wild Park (Kofinas et al., ICLR 2024).
@@ -16,9 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalegmn.configuration.parsing import parse
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
-from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.figures import accuracies
 from scalegmn.reporting.files import versions
 from scalegmn.zoos.fit.cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
@@ -317,13 +315,3 @@ def _of_any_activation(params: NetParams) -> NetParams:
     """The same networks with a spec that those of other activations have too."""
     activation = torch.full((len(params),), ACTIVATIONS.index(params.spec.layers[0].activation))
     return NetParams(params.spec.with_activation(HETERO), params.weights, params.biases, activation)
-
-
-def main() -> None:
-    """Reads a recipe and makes its zoo."""
-    with user_errors():
-        make_cnn_zoo(parse(CnnRecipe, prog="python -m scalegmn.zoos.fit.cnn_zoo"))
-
-
-if __name__ == "__main__":
-    main()

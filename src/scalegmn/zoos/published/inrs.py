@@ -100,7 +100,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     if not 0 < val_size < len(train):
         raise ValueError(
             f"{root}: {len(train)} training networks leave none to train on after {val_size} for validation; draw "
-            f"splits with `python -m scalegmn.data splits {root} --val_size N`"
+            f"splits with `scalegmn zoo splits {root} --val_size N`"
         )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     names = {

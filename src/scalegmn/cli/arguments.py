@@ -1,0 +1,46 @@
+"""Command lines of the subcommands that read no configuration file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from scalegmn.configuration.extensions import IMPORT_HELP, import_extension
+from scalegmn.configuration.names import nearest
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argparse parser whose errors are ValueErrors in one line that name the nearest option, and that has the
+    option `--import`.
+
+    Args:
+        name: the command: `scalegmn predict`.
+        description: what it does, for `--help`.
+    """
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(prog=name, description=description, allow_abbrev=False)
+        self.add_argument("--import", action="append", default=[], metavar="MODULE", help=IMPORT_HELP)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """The values of these words; the modules of `--import` have been imported then.
+
+        Raises:
+            ValueError: an option is unknown, a value is missing or has the wrong type, a module cannot be imported.
+        """
+        options = [option for action in self._actions for option in action.option_strings]
+        names = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        for name in names:
+            if name not in options:
+                self.error(f"unknown option {name}{nearest(name, options)}")
+        values, unknown = self.parse_known_args(words)
+        if unknown:
+            self.error(f"unexpected argument {unknown[0]}")
+        for name in getattr(values, "import"):
+            import_extension(name, "--import")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ValueError with the message and the command that explains its options."""
+        raise ValueError(f"{self.prog}: {message} ({self.prog} --help explains the options)")

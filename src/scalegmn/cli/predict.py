@@ -1,0 +1,78 @@
+"""`scalegmn predict --checkpoint RUN NET...`: a trained model applied to networks in files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scalegmn.cli.arguments import Arguments
+from scalegmn.experiments.predict import find_sources, input_options, predict, table
+from scalegmn.experiments.trained import load
+from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.networks import ACTIVATIONS
+from scalegmn.reporting.files import write_atomic
+
+
+def run(words: Sequence[str]) -> None:
+    """Prints or writes the results; a network that cannot be read is named in a line on stderr, and the exit code is 2
+    after the others' results."""
+    values = _parser().read(words)
+    model, out = load(values.checkpoint), values.out
+    editing = model.task == "editing"
+    if editing and out is None:
+        raise ValueError("--out: missing; name the folder for the edited networks")
+    if not editing and out is not None and out.exists():
+        raise ValueError(f"--out: {out} exists already")
+    # modules of the run are imported now, so that activations of the user's own are known
+    if values.activation is not None and values.activation not in (known := _activations()):
+        raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")
+    options = input_options(model, values.activation, parse_shape(values.input_shape))
+    rows, problems = predict(model, find_sources(values.nets), options, out)
+    text = table(rows) if values.format == "table" else json.dumps(rows, indent=2) + "\n"
+    if out is None or editing:
+        print(text, end="")
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, text)
+        print(f"{out}: {len(rows):,} networks")
+    _finish(rows, problems)
+
+
+def _finish(rows: Sequence[dict[str, Any]], problems: Sequence[str]) -> None:
+    """Prints warnings and errors, and ends the process."""
+    for row in rows:
+        for warning in row["warnings"]:
+            print(f"warning: {row['network']}: {warning}; the answer may be far off", file=sys.stderr)
+    for problem in problems:
+        print(f"error: {' '.join(problem.split())}", file=sys.stderr)
+    sys.exit(2 if problems else 0)
+
+
+def _activations() -> list[str]:
+    """The names of activations that state dicts may have."""
+    return [name for name in ACTIVATIONS if name != "identity"]
+
+
+def _parser() -> Arguments:
+    parser = Arguments("scalegmn predict", "Apply a trained model to networks in files.")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the folder of a finished run, or a bundle")
+    parser.add_argument(
+        "nets",
+        nargs="+",
+        metavar="NET",
+        help="a .pth, .pt, .safetensors or .onnx file, a folder of them, or package.module:factory, which is run",
+    )
+    parser.add_argument(
+        "--activation",
+        metavar="NAME",
+        help=f"activation of state dicts: {', '.join(_activations())}; default: that of the training networks",
+    )
+    parser.add_argument("--input_shape", help="the shape of an input of package.module:factory, such as 1,1,28,28")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the results (table)")
+    parser.add_argument(
+        "--out", type=Path, help="the folder of edited networks; for other tasks a file for the results (stdout)"
+    )
+    return parser

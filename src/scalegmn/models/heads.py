@@ -1,0 +1,82 @@
+"""Heads of metanetworks: what a model gives for each input network.
+
+A head knows which outputs a task may ask for and holds no tensors. The learned factors of `ParametersHead` are
+parameters of the model itself, so that checkpoints name them `weight_scales` and `bias_scales`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.networks import NetParams
+
+
+@dataclass(frozen=True)
+class VectorHead:
+    """An invariant vector for each of B networks, [B, out_dim].
+
+    Args:
+        out_dim: numbers per network.
+    """
+
+    output: ClassVar[str] = "vector"
+
+    out_dim: int
+
+    def add_parameters(self, model: nn.Module, num_layers: int) -> None:
+        """Adds nothing: a model's readout holds all parameters."""
+
+    def problems(self, output: str, task: str, out_dim: int | None) -> list[str]:
+        """One sentence per requirement of a task that is not met; see `ModelConfig.check_output`."""
+        problems = [] if output == self.output else [f"output: found {self.output}, but {task} needs {output}"]
+        if out_dim is not None and out_dim != self.out_dim:
+            problems.append(f"out_dim: found {self.out_dim}, but {task} needs {out_dim}")
+        return problems
+
+
+@dataclass(frozen=True)
+class ParametersHead:
+    """A change of every weight and bias, equivariant: Delta W_l = alpha_l w_l and Delta b_l = beta_l u_l.
+
+    The model computes w_l and u_l in the shapes of W_l and b_l; alpha_l and beta_l are learned factors, one per layer.
+
+    Args:
+        initial_scale: alpha_l and beta_l at the start; None: no factors.
+    """
+
+    output: ClassVar[str] = "parameters"
+
+    initial_scale: float | None
+
+    def add_parameters(self, model: nn.Module, num_layers: int) -> None:
+        """Adds alpha as `weight_scales` and beta as `bias_scales`, [L] each, to the model."""
+        if self.initial_scale is not None:
+            model.weight_scales = nn.Parameter(torch.full((num_layers,), self.initial_scale))
+            model.bias_scales = nn.Parameter(torch.full((num_layers,), self.initial_scale))
+
+    def scaled(self, model: nn.Module, changes: NetParams) -> NetParams:
+        """The changes w and u, each layer times its factor."""
+        if self.initial_scale is None:
+            return changes
+        return replace(
+            changes,
+            weights=_scaled(changes.weights, model.weight_scales),
+            biases=_scaled(changes.biases, model.bias_scales),
+        )
+
+    def problems(self, output: str, task: str, out_dim: int | None) -> list[str]:
+        """One sentence per requirement of a task that is not met; see `ModelConfig.check_output`."""
+        return [] if output == self.output else [f"output: found {self.output}, but {task} needs {output}"]
+
+
+Head = VectorHead | ParametersHead
+
+
+def _scaled(tensors: tuple[Tensor, ...], factors: Tensor | nn.Module) -> tuple[Tensor, ...]:
+    """Each layer's tensor times its factor."""
+    assert isinstance(factors, Tensor)
+    return tuple(tensor * factor for tensor, factor in zip(tensors, factors, strict=True))
