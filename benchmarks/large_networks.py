@@ -14,7 +14,8 @@ from step_time import mean_square, random_networks, report, timed
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetSpec
-from scalegmn.training.trainer import backward_in_parts, keep_freed_memory
+from scalegmn.training.gradients import backward_in_micro_batches
+from scalegmn.training.memory import keep_freed_memory
 
 LAYOUTS = ["2,96,96,3", "2,300,300,3", "2,600,600,3", "2,1000,1000,3", "2,2048,4096,3"]
 
@@ -30,7 +31,7 @@ def measure(layout: str, hidden_dim: int, rounds: int) -> dict[str, object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        backward_in_parts(lambda part, _: mean_square(model(part)), params, target, 1)
+        backward_in_micro_batches(lambda part, _: mean_square(model(part)), params, target, 1)
         optimizer.step()
 
     seconds = min(timed(step, device) for _ in range(rounds))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from architectures import ResNet18
 
 from scalegmn import from_module
-from scalegmn.graphs.sparse import SparseGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
 
@@ -35,7 +35,7 @@ def main() -> None:
         start = time.perf_counter()
         params = from_module(module, images)
         spec = params.spec
-        graph = SparseGraph.from_params([params], spec.kernel, spec.num_hidden_layers)
+        graph = ParameterGraph.from_params([params], spec.kernel, spec.num_hidden_layers)
         seconds = time.perf_counter() - start
     print(f"graph: {len(graph.nodes):,} nodes, {len(graph.edges):,} edges, {seconds:.2f} s")
     del graph

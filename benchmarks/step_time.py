@@ -14,8 +14,8 @@ all medians over the rounds.
 Counted work: two operations per multiply-add of all matrix products that are left when each is done once per node
 where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
 computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
-number times a vector needs no products of its own (`ScaledRows`), so doing that shows as efficiency. Of models other than
-ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for these spec and
+number times a vector needs no products of its own (`ScaledRows`), so doing that shows as efficiency. Of models other
+than ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for these spec and
 configuration: not what is done once for all networks, such as ProbeGen's generator, nor sorting, which is most of
 StatNN.
 
@@ -44,7 +44,9 @@ from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
-from scalegmn.training.trainer import any_number, backward_in_parts, keep_freed_memory
+from scalegmn.training.gradients import backward_in_micro_batches
+from scalegmn.training.memory import keep_freed_memory
+from scalegmn.training.precision import mark_batch_size_dynamic
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -227,7 +229,7 @@ def build_step(
 
     def loss(part: NetParams, _: Tensor) -> Tensor:
         if arguments.compile:
-            any_number(part)
+            mark_batch_size_dynamic(part)
         with autocast:
             return mean_square(call(part))
 
@@ -237,7 +239,7 @@ def build_step(
 
     def train() -> None:
         optimizer.zero_grad()
-        backward_in_parts(loss, params, target, at_once)
+        backward_in_micro_batches(loss, params, target, at_once)
         nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.zoos.zoo_format import Networks, write_zoo
@@ -32,6 +33,19 @@ def random_params(generator):
         )
 
     return make
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Name of a PNG -> the figure that this process saved there, or in memory (`None`)."""
+    figures, save = {}, Figure.savefig
+
+    def savefig(figure, file, **options):
+        figures[getattr(file, "name", None)] = figure
+        save(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
 
 
 @pytest.fixture

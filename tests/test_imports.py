@@ -40,6 +40,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "jsonargparse": {"configuration"},
     "optuna": {"experiments"},
+    "jinja2": {"experiments"},
     "onnx": {"interop"},
 }
 

@@ -36,10 +36,27 @@ class Registry(Mapping[str, Item]):
 
     def __getitem__(self, name: str) -> Item:
         if name not in self._items:
-            near = difflib.get_close_matches(str(name), self._items, n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            raise KeyError(f"{self.kind}: found {name!r}, expected one of {', '.join(self._items)}{advice}")
+            raise KeyError(self._unknown(name, self.kind))
         return self._items[name]
+
+    def require(self, name: str, setting: str | None = None) -> Item:
+        """The item that a user names.
+
+        Args:
+            name: its name.
+            setting: where the user names it, such as `data.dataset`; None: the registry's `kind`.
+
+        Raises:
+            ValueError: no item has this name; the message gives the known names, the nearest of them too.
+        """
+        if name not in self._items:
+            raise ValueError(self._unknown(name, setting or self.kind))
+        return self._items[name]
+
+    def _unknown(self, name: str, where: str) -> str:
+        near = difflib.get_close_matches(str(name), self._items, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        return f"{where}: found {name!r}, expected one of {', '.join(self._items)}{advice}"
 
     def __contains__(self, name: object) -> bool:
         return name in self._items

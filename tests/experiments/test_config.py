@@ -13,15 +13,16 @@ from scalegmn.experiments.config import (
     ScriptConfig,
     read_config,
     start_run,
-    with_model_sections,
+    with_sections,
     with_run_dir,
 )
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.training.gradients import backward_in_micro_batches
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import build_optimizer
-from scalegmn.training.trainer import InPrecision, backward_in_parts
+from scalegmn.training.precision import InPrecision
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe
 from scalegmn.zoos.fit.inr_zoo import InrRecipe
 
@@ -106,7 +107,7 @@ def test_every_config_takes_a_training_step(path, random_params):
             return torch.stack([(change - 1).square().mean() for change in (*output.weights, *output.biases)]).mean()
         return (output - 1).square().mean()
 
-    value = backward_in_parts(loss, params, torch.zeros(3), 2)
+    value = backward_in_micro_batches(loss, params, torch.zeros(3), 2)
     optimizer.step()
     assert value.isfinite()
     for name, parameter in model.named_parameters():
@@ -303,7 +304,7 @@ def test_help_explains_every_field(word, capsys):
         read_config([word])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    content = asdict(with_model_sections(Config)())
+    content = asdict(with_sections(Config)())
     del content["model_config"], content["imports"]  # no options
     for leaf, _ in leaves(content):
         described = text.split(f"--{leaf} ", 2)[-1][:400]
@@ -334,7 +335,7 @@ def test_models_are_chosen_by_name(tmp_path):
     for name, section in METANETWORKS.items():
         config = read_config(["--model", name])
         assert (config.model, config.model_config) == (name, section())
-        assert section().section in with_model_sections(Config).__dataclass_fields__
+        assert section().section in with_sections(Config).__dataclass_fields__
         (tmp_path / f"{name}.yml").write_text(config.to_yaml())
         assert read_config(["--conf", str(tmp_path / f"{name}.yml")]) == config == Config(model_config=section())
     assert "scalegmn_args: the model is mlp; set model: scalegmn, or remove" in error(

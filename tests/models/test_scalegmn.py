@@ -137,7 +137,7 @@ def test_parts_and_pieces_follow_the_size(direction, dropout, random_params, mon
     device = torch.device("cpu")
     assert model.pieces(100, device) == ChunkPlan()
     assert model.networks_at_once(device) > 100
-    for module in ("scalegmn.engine.chunks", "scalegmn.engine.memory", "scalegmn.models.scalegmn"):
+    for module in ("scalegmn.engine.chunks", "scalegmn.engine.memory", "scalegmn.models.scalegmn.model"):
         monkeypatch.setattr(f"{module}.kept_bytes", lambda device: 10_000)
     monkeypatch.setitem(memory.TENSOR, "cpu", 2_000)
     assert model.pieces(5, device).num_edges == 1_000 // 32

@@ -8,7 +8,9 @@ import pytest
 from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.figures import learning_curves
 from scalegmn.reporting.files import git_commit, write_atomic
-from scalegmn.reporting.run_folder import Run, TensorBoard, Wandb, WandbConfig, read_rows
+from scalegmn.reporting.rows import read_rows
+from scalegmn.reporting.run_folder import Run
+from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
 
 
 @pytest.mark.parametrize(("error", "code"), [(ValueError("a\nb"), 2), (FileNotFoundError("c"), 2)])

@@ -51,11 +51,13 @@ def test_debug_and_labels(data):
         Classification(data, 4, replace(FIVE, output="parameters"))
 
 
-def test_confusion_matrix_is_drawn(data, tmp_path):
+def test_confusion_matrix_is_drawn(data, tmp_path, drawn):
     task = Classification(data, 4, FIVE)
     model = FIVE.build(task.spec)
-    task.evaluate(model, "test", torch.device("cpu"), tmp_path)
-    assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000
+    accuracy = task.evaluate(model, "test", torch.device("cpu"), tmp_path)["accuracy"]
+    (axes,) = drawn["confusion_matrix.png"].axes
+    assert axes.get_title() == f"accuracy {accuracy:.3f}"
+    assert sum(int(text.get_text()) for text in axes.texts) == len(task.splits["test"])
 
 
 def test_augmented_training_batches(data):

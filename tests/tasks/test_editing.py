@@ -42,7 +42,7 @@ def test_targets_belong_to_the_networks(zoo, data):
             assert np.array_equal(target[..., 0].numpy(), expected)
 
 
-def test_evaluation_is_over_the_whole_split(data, tmp_path):
+def test_evaluation_is_over_the_whole_split(data, tmp_path, drawn):
     task = Editing(data, 3)
     model = MODEL.build(task.spec)
     found = task.evaluate(model, "test", torch.device("cpu"), tmp_path)
@@ -58,7 +58,10 @@ def test_evaluation_is_over_the_whole_split(data, tmp_path):
     assert [int(row["image"]) for row in rows] == task.splits["test"].labels.tolist()
     assert [float(row["mse"]) for row in rows] == pytest.approx(errors.tolist(), rel=1e-4)
     for name in ("worst_edits.png", "median_edits.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        titles = [axes.get_title() for axes in drawn[name].axes if axes.get_title()]
+        assert set(titles) <= {f"{error:.4f}" for error in errors.tolist()}
+        assert len(drawn[name].axes) == 4 * len(titles)
+    assert drawn["worst_edits.png"].axes[0].get_title() == f"{errors.max():.4f}"
 
 
 def test_trivial_answers(data):

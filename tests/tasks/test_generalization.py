@@ -58,7 +58,7 @@ def predicted(model, task, split):
 
 
 @pytest.mark.parametrize("loss", ["MSE", "BCE"])
-def test_evaluation_is_over_the_whole_split(data, loss, tmp_path):
+def test_evaluation_is_over_the_whole_split(data, loss, tmp_path, drawn):
     task = Generalization(data, 4, loss)
     assert task.steps_per_epoch == 8
     torch.manual_seed(0)
@@ -72,7 +72,10 @@ def test_evaluation_is_over_the_whole_split(data, loss, tmp_path):
     by_hand = (f - y) ** 2 if loss == "MSE" else -(y * np.log(f) + (1 - y) * np.log(1 - f))
     assert found["loss"] == pytest.approx(by_hand.mean(), rel=1e-4)
     assert set(task.evaluate(model, "val", torch.device("cpu"))) == {"loss", "tau", "r2", "mae"}
-    assert (tmp_path / "predictions.png").stat().st_size > 1000
+    scatter = drawn["predictions.png"].axes[0]
+    points = {dots.get_label(): np.asarray(dots.get_offsets()) for dots in scatter.collections}
+    for name, first in (("relu", 0), ("tanh", 1)):
+        np.testing.assert_allclose(points[name], np.stack([y, f], axis=1)[first::2], rtol=1e-5)
 
 
 def test_loss_of_a_batch(data):

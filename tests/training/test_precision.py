@@ -11,7 +11,8 @@ from scalegmn.tasks.classification import Classification
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import OptimizationConfig
-from scalegmn.training.trainer import InPrecision, Trainer
+from scalegmn.training.precision import InPrecision
+from scalegmn.training.trainer import Trainer
 from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import Networks, write_zoo
 

@@ -18,7 +18,7 @@ from scalegmn.training.checkpoint import load_checkpoint, read_tensors, state_fi
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import OptimizationConfig, OptimizerConfig, ScheduleConfig
-from scalegmn.training.trainer import Stopped, Trainer, backward_in_parts
+from scalegmn.training.trainer import Stopped, Trainer, backward_in_micro_batches
 
 FAST = OptimizationConfig(optimizer_args=OptimizerConfig(lr=0.05), scheduler_args=ScheduleConfig(warmup_steps=0))
 
@@ -95,7 +95,7 @@ def train(task, run, **options):
     return trainer.model, trainer.fit()
 
 
-def test_fits_and_writes_everything(run):
+def test_fits_and_writes_everything(run, drawn):
     task = Line()
     model, summary = train(task, run, num_epochs=30)
     assert summary["test_loss"] < 1e-3
@@ -113,7 +113,9 @@ def test_fits_and_writes_everything(run):
     assert found["seconds"] > 0
     assert (run.folder / "config.yml").read_text() == "a: 1\n"
     assert (run.folder / "figures" / "test.txt").exists()
-    assert (run.folder / "figures" / "learning_curves.png").stat().st_size > 1000
+    losses = {line.get_label(): line.get_ydata() for line in drawn["learning_curves.png"].axes[0].lines}
+    assert losses["train"].tolist() == [row["train_loss"] for row in rows]
+    assert losses["val"].tolist() == [row["val_loss"] for row in rows]
 
 
 def test_early_stopping_tests_the_best_epoch(run):
@@ -176,7 +178,7 @@ def test_parts_add_up_to_the_gradient_of_the_batch():
 
     whole = loss(x, x[:, :2])
     expected = torch.autograd.grad(whole, list(model.parameters()))
-    found = backward_in_parts(loss, x, x[:, :2], 6)
+    found = backward_in_micro_batches(loss, x, x[:, :2], 6)
     assert sizes == [10, 5, 5]
     assert not found.requires_grad
     torch.testing.assert_close(found, whole.detach(), rtol=1e-12, atol=0)

@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
     return open_zoo(make_zoo(replace(SMALL, out=str(folder)))).sha256
 
 
-def test_zoo_of_digits(recipe, tmp_path):
+def test_zoo_of_digits(recipe, tmp_path, drawn):
     zoo = verify_zoo(make_zoo(recipe))
     images = load_images("digits")
     assert zoo.spec.layout == (2, 6, 6, 1)
@@ -74,7 +74,9 @@ def test_zoo_of_digits(recipe, tmp_path):
     torch.testing.assert_close(zoo.columns["psnr"], -10 * mse.log10(), rtol=1e-3, atol=1e-3)
     assert zoo.provenance["recipe"]["steps"] == 30
     assert zoo.provenance["recipe"]["image_source"] == images.source
-    assert (tmp_path / "zoo" / "fits.png").stat().st_size > 1000
+    histogram = drawn["fits.png"].axes[-1]
+    assert histogram.get_title() == f"median {zoo.columns['psnr'].median():.1f} dB"
+    assert sum(bar.get_height() for bar in histogram.patches) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
 

@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> None:
     after the others' results."""
     values = _parser().read(words)
     model, out = load(values.checkpoint), values.out
-    editing = model.task == "editing"
+    editing = model.task_class.output == "parameters"
     if editing and out is None:
         raise ValueError("--out: missing; name the folder for the edited networks")
     if not editing and out is not None and out.exists():

@@ -55,7 +55,7 @@ def parse(
         ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. The
             message names each problem and, for an unknown key, the nearest valid one.
     """
-    source = _read(arguments, translate)
+    source = read(arguments, translate)
     if extend is not None:
         config_class = extend(config_class)
     parser = _parser(config_class, prog)
@@ -88,7 +88,7 @@ def parse(
 
 
 @dataclass
-class _Source:
+class Source:
     """What files and the command line hold."""
 
     contents: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -112,11 +112,11 @@ class _Source:
         return of_files + [("command line", key, value) for key, value in _options(self.words)]
 
 
-def _read(arguments: Sequence[str] | None, translate: Translate | None) -> _Source:
+def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source:
     """Files and words, after the modules that they name have been imported: the command line's first, which may say
     where a file's are now."""
     files, words = split_arguments(arguments)
-    source = _Source(words=[word for word in words if not word.startswith("--import=")])
+    source = Source(words=[word for word in words if not word.startswith("--import=")])
     named = [("--import", word.removeprefix("--import=")) for word in words if word.startswith("--import=")]
     for file in files:
         content, remarks = read_yaml(file), []

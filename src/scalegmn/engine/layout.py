@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scalegmn.engine.edges import EdgeIndex, sum_rows
-from scalegmn.graphs.sparse import ROLES, SparseGraph
+from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
+from scalegmn.networks.scalar_groups import SCALES
 from scalegmn.nn.invariant import NodeContext
 
 
@@ -71,9 +72,10 @@ class RoleRows:
         typed: whether edges of different types differ.
     """
 
-    def __init__(self, graph: SparseGraph, mixed: bool, typed: bool) -> None:
+    def __init__(self, graph: ParameterGraph, mixed: bool, typed: bool) -> None:
         self.graph, self.typed = graph, typed
-        self.kind = 2 * graph.role + (~graph.odd if mixed else 0)  # [N], ascending in the new order
+        scaled = torch.tensor([group == SCALES for group in graph.scalar_groups], device=graph.role.device)
+        self.kind = 2 * graph.role + (scaled[graph.scalar_group] if mixed else 0)  # [N], ascending in the new order
         self.order = self.kind.argsort(stable=True)
         """[N] long, the graph's nodes."""
         self.rank = inverse(self.order)

@@ -16,12 +16,6 @@ from uuid import uuid4
 from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, weights_file
 from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
 
-PREDICTS = {
-    "classification": "The class of a network, such as what the image shows that an INR stores: probabilities.",
-    "generalization": "The test accuracy of a network, from 0 to 1, from its weights alone.",
-    "editing": "Changes of a network's parameters, so that the image which an INR stores is edited (`{style}`).",
-}
-
 
 def write_bundle(run: Path, out: Path) -> None:
     """Writes the model of a finished run as a bundle, whole or not at all.
@@ -60,22 +54,18 @@ def model_card(model: TrainedModel, name: str) -> str:
         reads = f"networks of any architecture within {model.spec}, some models also with wider hidden layers"
     metrics = [f"| {key} | {value:.4f} |" for key, value in summary.items() if key.startswith(("test_", "val_"))]
     claims = sorted({*config.model_config.exact_symmetries, *model.canonical})
-    edits = " --out EDITED" if model.task == "editing" else ""
+    edits = " --out EDITED" if model.task_class.output == "parameters" else ""
     versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
     limits = [
         f"It reads {reads}; others are refused.",
         "The figures hold for networks made as those above. Others may get answers that are far off, without warning.",
     ]
-    limits += {
-        "classification": ["Probabilities are not calibrated, and there is no answer for what is none of the classes."],
-        "generalization": ["Accuracies are those on the task that the training networks were trained for."],
-        "editing": ["Edited networks keep their architecture and the names in their files, not their training loss."],
-    }[model.task]
+    limits += model.task_class.limits
     return "\n".join(
         [
             f"# {name}",
             "",
-            PREDICTS[model.task].format(style=config.data.style_function),
+            model.task_class.answers.format(data=config.data),
             f"A `{config.model}` metanetwork, {summary['parameters']:,} parameters, made with scalegmn.",
             "",
             "```",

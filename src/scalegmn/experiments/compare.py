@@ -38,7 +38,7 @@ from scalegmn.experiments.processes import (
 from scalegmn.experiments.report import RunRecord, read_run
 from scalegmn.reporting.figures import results_and_costs
 from scalegmn.reporting.files import write_atomic
-from scalegmn.reporting.run_folder import write_csv
+from scalegmn.reporting.rows import write_csv
 
 HOW_READ = ("switch_to_canon", "canonicalize", "augment")
 """Of the section `data`, what may differ between models; the others say which networks there are."""

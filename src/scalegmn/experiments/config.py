@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +13,14 @@ import yaml
 
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.names import nearest
-from scalegmn.configuration.parsing import NO_OPTION, parse, split_arguments
+from scalegmn.configuration.parsing import NO_OPTION, parse, read, split_arguments
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetSpec
-from scalegmn.reporting.run_folder import Run, TensorBoard, Wandb, WandbConfig
+from scalegmn.reporting.run_folder import Run
+from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
+from scalegmn.tasks import TASKS
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.zoos.loader import DataConfig, open_data
@@ -62,6 +64,10 @@ class Config:
     """Go on with an unfinished run, as if it had never stopped: its folder; or auto: run_dir, or else the newest in
     runs/<config name> that has this configuration, if there is one, and a new run if there is none."""
 
+    task_args: dict[str, Any] = field(default_factory=dict, metadata=NO_OPTION)
+    """Task -> its options where they are not its defaults. Files and the command line have a section `<task>_args` for
+    each task with options instead."""
+
     imports: tuple[str, ...] = field(default=(), metadata=NO_OPTION)
     """Modules of the user that are imported first: those of `--import`, and of the key `imports` in files."""
 
@@ -77,10 +83,11 @@ class Config:
     def content(self) -> dict[str, Any]:
         """All settings of a run but `run_dir` and `resume`, as lists, dictionaries and plain values."""
         content = _plain({item.name: getattr(self, item.name) for item in fields(Config)})
-        data, model_config = content.pop("data"), content.pop("model_config")
+        data, model_config, task_args = (content.pop(name) for name in ("data", "model_config", "task_args"))
         content |= {"run_dir": None, "resume": None}
         if not self.imports:  # as in files of runs before there were any
             del content["imports"]
+        content |= {f"{name}_args": options for name, options in task_args.items()}
         return {"data": data, "model": self.model, self.model_config.section: model_config, **content}
 
     def to_yaml(self) -> str:
@@ -110,7 +117,7 @@ class ScriptConfig(Config):
 def _plain(value: Any) -> Any:
     """Dataclasses as dictionaries and tuples as lists, all the way down."""
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -119,15 +126,18 @@ def _plain(value: Any) -> Any:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def with_model_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
+def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
-    registered metanetwork, instead of `model_config`."""
+    registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
+    tasks = {name: task.options for name, task in TASKS.items() if task.options is not None}
 
     def choose(self: Any) -> None:
         if self.model not in METANETWORKS:
             known = ", ".join(METANETWORKS)
             raise ValueError(f"model: found {self.model!r}, expected one of {known}{nearest(self.model, METANETWORKS)}")
         object.__setattr__(self, "model_config", getattr(self, f"{self.model}_args"))
+        given = {name: getattr(self, f"{name}_args") for name in tasks}
+        object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != tasks[name]()})
         problems = []
         for name, model in METANETWORKS.items():
             if name != self.model and getattr(self, f"{name}_args") != model():
@@ -141,12 +151,13 @@ def with_model_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
 
     texts = {"model": f"Which metanetwork: {', '.join(METANETWORKS)}; its section <model>_args counts."}
     texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in METANETWORKS.items()}
+    texts |= {f"{name}_args": f"Options of the task {name}." for name in tasks}
     lines = "\n".join(f"    {name}: {' '.join(text.split())}" for name, text in texts.items())
     made = make_dataclass(
         config_class.__name__,
         [
             ("model", str, field(default=ScaleGMNConfig.name)),
-            *((f"{name}_args", model, field(default_factory=model)) for name, model in METANETWORKS.items()),
+            *((f"{name}_args", part, field(default_factory=part)) for name, part in {**METANETWORKS, **tasks}.items()),
         ],
         bases=(config_class,),
         namespace={"__doc__": f"{config_class.__doc__}\n\nAttributes:\n{lines}\n", "__post_init__": choose},
@@ -165,17 +176,31 @@ def read_config(
     Published files and bundles are understood (`_settings`). The configuration of a run to go on with (`resume`) and,
     where the class has a field `checkpoint`, of that run or bundle, come before all `--conf` files.
     """
+    arguments = _with_files_of_runs(arguments, {item.name for item in fields(config_class)})
+    settings = parse(config_class, arguments, prog, _settings, with_sections)
+    return config_class(**{item.name: getattr(settings, item.name) for item in fields(config_class)})
+
+
+def import_modules(arguments: Sequence[str]) -> None:
+    """Imports the modules that command line words name, or the files and runs that they name."""
+    read(_with_files_of_runs(arguments, {"resume", "checkpoint"}), _settings)
+
+
+def _with_files_of_runs(arguments: Sequence[str] | None, keys: Collection[str]) -> list[str]:
+    """Command line words with the configurations of the runs that they name, by `resume` or `checkpoint`, first.
+
+    Raises:
+        ValueError: a folder is none of a run.
+    """
     files, words = split_arguments(arguments)
-    keys = {"resume", "checkpoint"} & {item.name for item in fields(config_class)}
     for key, _, run in (word.partition("=") for word in words):
-        if key.removeprefix("--") in keys and (key, run) != ("--resume", "auto"):
-            file = config_file(Path(run)) if key == "--checkpoint" else Path(run, "config.yml")
+        name = key.removeprefix("--")
+        if name in ("resume", "checkpoint") and name in keys and (name, run) != ("resume", "auto"):
+            file = config_file(Path(run)) if name == "checkpoint" else Path(run, "config.yml")
             if not file.is_file():
                 raise ValueError(f"{key}: {run} is not the folder of a run ({file}: no such file)")
             files = [str(file), *files]
-    arguments = [*(f"--conf={file}" for file in files), *words]
-    settings = parse(config_class, arguments, prog, _settings, with_model_sections)
-    return config_class(**{item.name: getattr(settings, item.name) for item in fields(config_class)})
+    return [*(f"--conf={file}" for file in files), *words]
 
 
 def config_file(run: Path) -> Path:
@@ -240,12 +265,15 @@ def start_run(config: Config) -> Run:
 
 def changed_keys(config: Config, file: Path) -> list[str]:
     """`key value (found other value)` for each setting in which a configuration differs from a run's config.yml; on
-    which devices a run trains, and where its own modules are, does not count."""
-    stored, own = (dict(leaves(content)) for content in (read_yaml(file), config.content()))
+    which devices a run trains, and where its own modules are, does not count. A setting that is newer than the run, and
+    missing in its file, has its default."""
+    default = dict(leaves(Config(model_config=type(config.model_config)()).content()))
+    stored, given = dict(leaves(read_yaml(file))), dict(leaves(config.content()))
+    before = {key: stored.get(key, default.get(key)) for key in {**stored, **given}}
     return [
-        f"{key} {stored.get(key)} (found {own.get(key)})"
-        for key in {**stored, **own}
-        if key not in ("train_args.device", "train_args.devices", "imports") and stored.get(key) != own.get(key)
+        f"{key} {value} (found {given.get(key)})"
+        for key, value in before.items()
+        if key not in ("train_args.device", "train_args.devices", "imports") and value != given.get(key)
     ]
 
 

@@ -13,7 +13,7 @@ from scalegmn.experiments.config import ScriptConfig
 from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.files import versions
-from scalegmn.tasks.editing import edit_stored
+from scalegmn.tasks import ZooTask
 from scalegmn.zoos.shards import Shards
 from scalegmn.zoos.zoo_format import Zoo, in_single
 
@@ -41,7 +41,6 @@ class EditConfig(ScriptConfig):
             raise ValueError(f"--export_edited: {self.export_edited} exists already")
         if self.export_edited is not None and self.seeds is not None:
             raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
-        self.model_config.check_output("parameters", "editing")
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -49,7 +48,7 @@ class EditConfig(ScriptConfig):
         return self.data.canonicalize if self.data.switch_to_canon else ()
 
 
-def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
+def export_zoo(config: EditConfig, task: type[ZooTask], model: Metanetwork, zoo: Zoo) -> None:
     """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files."""
     out, params, block = Path(config.export_edited), zoo.params, config.batch_size
     removed = [name for name in config.removed if name not in zoo.canonical]
@@ -59,7 +58,7 @@ def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
     if config.export_format == "pth":
         out.mkdir(parents=True)
         for part in tqdm(parts, desc="exporting", disable=None):
-            changed = edit_stored(model, in_single(params[part].to(device)), removed).to("cpu")
+            changed = task.answer(model, in_single(params[part].to(device)), removed).to("cpu")
             for row in range(len(changed)):
                 write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(changed, row))
         return
@@ -67,7 +66,7 @@ def export_zoo(config: EditConfig, model: Metanetwork, zoo: Zoo) -> None:
     plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
     shards = Shards(out, plan, len(parts))
     for number in tqdm(shards.missing(), desc="exporting", disable=None):
-        changed = edit_stored(model, in_single(params[parts[number]].to(device)), removed)
+        changed = task.answer(model, in_single(params[parts[number]].to(device)), removed)
         shards.write(number, changed, **{name: column[parts[number]] for name, column in zoo.columns.items()})
     source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
     shards.merge(zoo.splits, {"source": source, "versions": versions()})

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ from scalegmn.interop.onnx import from_onnx
 from scalegmn.interop.state_dicts import from_state_dict, read_layers, state_dict_of, write_state_dict
 from scalegmn.interop.torch_modules import FACTORY, from_factory
 from scalegmn.networks import HETERO, NetParams, NetSpec
-from scalegmn.tasks.generalization import weight_sizes
 from scalegmn.zoos.zoo_format import first_not_finite
 
 STATE_DICTS = (".pth", ".pt", ".safetensors")
@@ -121,13 +119,13 @@ def predict(
     for part in tqdm(_parts(nets, model.config.batch_size), unit=" batches", disable=None):
         params = NetParams.cat([nets[index] for index in part])
         try:
-            said, warnings = model(params), differences(model, params)
+            answers, warnings = model(params), differences(model, params)
         except ValueError as error:
             problems += [f"{sources[index].name}: {error}" for index in part]
             continue
         for row, index in enumerate(part):
             try:
-                answer = _answer(model, said, row, sources[index], out)
+                answer = _answer(model, answers, row, sources[index], out)
                 rows[index] = {"network": sources[index].name, **answer, "warnings": warnings[row]}
             except (ValueError, OSError) as error:
                 problems.append(str(error))
@@ -142,16 +140,13 @@ def _parts(nets: dict[int, NetParams], batch_size: int) -> list[list[int]]:
     return [own[i : i + batch_size] for own in groups.values() for i in range(0, len(own), batch_size)]
 
 
-def _answer(model: TrainedModel, said: Any, row: int, source: Source, out: Path | None) -> dict[str, Any]:
-    """The answer for one network of a batch; an edited one is written."""
-    if model.task == "editing":
-        return {"edited": str(write_edited(said, row, source, out / source.target))}
-    if model.task == "classification":
-        number = int(said[row].argmax())
-        return {"class": number, "probability": said[row, number].item(), "probabilities": said[row].tolist()}
-    accuracy = said[row].item()
-    percentile = np.searchsorted(model.summary["data"]["test_accuracy"], accuracy).clip(0, 100)
-    return {"test_accuracy": accuracy, "percentile": int(percentile)}
+def _answer(
+    model: TrainedModel, answers: Tensor | NetParams, row: int, source: Source, out: Path | None
+) -> dict[str, Any]:
+    """The answer about one network of a batch; an edited network is written."""
+    if isinstance(answers, NetParams):
+        return {"edited": str(write_edited(answers, row, source, out / source.target))}
+    return model.task_class.answer_of(answers, row, model.summary["data"])
 
 
 def write_edited(edited: NetParams, row: int, source: Source, target: Path) -> Path:
@@ -189,22 +184,7 @@ def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
         same = found.is_chain and NetSpec.envelope([trained, found]) == trained
         known = f"of {model.num_architectures:,} architectures within {_described(trained)}"
     unlike = [] if same else [f"is a {_described(found)}, the training networks are {known}"]
-    warnings = [list(unlike) for _ in range(len(params))]
-    *hidden, last = model.summary["data"].get("log10_weights", [None])  # known where sizes matter
-    if last is None:
-        return warnings
-    hidden = [*hidden, *[None] * found.num_layers][: found.num_layers - 1]
-    own_sizes = weight_sizes(params).mT.tolist()
-    for layer, (trained_sizes, sizes) in enumerate(zip([*hidden, last], own_sizes, strict=True)):
-        for own, size in zip(warnings, sizes, strict=True):
-            if trained_sizes is None:
-                own.append(f"layer {layer} is there, the training networks have no such layer")
-                continue
-            low, high = trained_sizes
-            if not low - 0.01 <= size <= high + 0.01:  # canonical relu layers all have the same, but for rounding
-                between = f"{10**low:.2g} to {10**high:.2g}"
-                own.append(f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}")
-    return warnings
+    return [[*unlike, *warnings] for warnings in model.task_class.warnings(params, model.summary["data"])]
 
 
 def _described(spec: NetSpec) -> str:

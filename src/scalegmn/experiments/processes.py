@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scalegmn.experiments.trained import TASKS
+from scalegmn.tasks import TASKS
 
 POLL_SECONDS = 0.2
 """Between two looks at a process."""

@@ -16,8 +16,9 @@ from scalegmn.experiments.config import ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.files import git_commit, versions, write_json
 from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
+from scalegmn.training.memory import peak_memory
 from scalegmn.training.task import Task
-from scalegmn.training.trainer import Stopped, Trainer, peak_memory
+from scalegmn.training.trainer import Stopped, Trainer
 
 if TYPE_CHECKING:
     from scalegmn.training.launch import Fabric

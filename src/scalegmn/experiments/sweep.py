@@ -31,7 +31,7 @@ from scalegmn.experiments.processes import (
     words,
 )
 from scalegmn.reporting.files import write_atomic
-from scalegmn.reporting.run_folder import read_rows, write_csv
+from scalegmn.reporting.rows import read_rows, write_csv
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -15,15 +15,12 @@ from torch import Tensor
 from scalegmn.experiments.config import Config, config_file, read_config_file
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetParams, NetSpec
-from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
-from scalegmn.tasks.editing import edit_stored
+from scalegmn.symmetry.canonicalize import TO_CANONICAL
+from scalegmn.tasks import TASKS, ZooTask
 from scalegmn.training.checkpoint import load_checkpoint
 
 BUNDLE = "scalegmn bundle 1"
 """The `format` of a bundle's `config.json`, which holds checksums of itself and of `model.safetensors`."""
-
-TASKS = ("classification", "generalization", "editing")
-"""What a trained model is for."""
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -45,8 +42,9 @@ def read_summary(run: Path) -> dict[str, Any]:
             summary = content["summary"]
         data = summary["data"]
         _ = NetSpec.from_dict(data["spec"]), int(data["architectures"])
-        if data["task"] not in TASKS or not set(data["canonical"]) <= set(TO_CANONICAL):
-            raise ValueError(f"task: found {data['task']!r}, canonical: found {data['canonical']!r}")
+        TASKS.require(data["task"])
+        if not set(data["canonical"]) <= set(TO_CANONICAL):
+            raise ValueError(f"canonical: found {data['canonical']!r}, expected some of {', '.join(TO_CANONICAL)}")
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"{run} is not the folder of a finished run, nor a bundle ({reason})") from None
@@ -86,7 +84,8 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
 
 
 class TrainedModel:
-    """A trained metanetwork as it is used: `model(params)`, with B networks as they are stored, gives
+    """A trained metanetwork as it is used: `model(params)` gives the answer of its task (`ZooTask.answer`) about B
+    networks as they are stored.
 
     - classification: the probabilities of the classes, [B, num_classes];
     - generalization: the predicted test accuracies, [B];
@@ -98,7 +97,8 @@ class TrainedModel:
         summary: its summary.
 
     Attributes:
-        task: one of `TASKS`.
+        task: the name of its task.
+        task_class: the task, one of `TASKS`.
         num_architectures: how many the networks have that it was trained on.
         spec: what covers them (`NetSpec.envelope`). It reads networks within, or, of one architecture, also with wider
             hidden layers.
@@ -108,6 +108,7 @@ class TrainedModel:
     def __init__(self, run: Path, config: Config, summary: Mapping[str, Any]) -> None:
         self.run, self.config, self.summary = run, config, summary
         self.task: str = summary["data"]["task"]
+        self.task_class: type[ZooTask] = TASKS[self.task]
         self.num_architectures: int = summary["data"]["architectures"]
         self.spec = NetSpec.from_dict(summary["data"]["spec"])
         self.canonical = tuple(summary["data"]["canonical"])
@@ -139,10 +140,7 @@ class TrainedModel:
         """
         model = self.metanetwork(params.spec)
         params = params.to(next(model.parameters()))
-        if self.task == "editing":
-            return edit_stored(model, params, self.canonical)
-        output = model(canonicalize(params, self.canonical))
-        return output.softmax(1) if self.task == "classification" else output[:, 0].sigmoid()
+        return self.task_class.answer(model, params, self.canonical)
 
 
 def load(run: str | Path) -> TrainedModel:

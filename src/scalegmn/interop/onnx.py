@@ -125,7 +125,7 @@ def _params(layers: Sequence[_Layer]) -> NetParams:
         replace(spec, activation=layer.activation, w0=layer.w0, bias=layer.bias is not None)
         for spec, layer in zip(checked.spec.layers, layers, strict=True)
     )
-    return NetParams(NetSpec(tuple(specs)), checked.weights, checked.biases)
+    return checked.replace(spec=NetSpec(tuple(specs)))
 
 
 class _Graph:

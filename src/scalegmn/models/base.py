@@ -109,7 +109,8 @@ class Metanetwork(nn.Module):
         """The networks as the model reads them."""
         if self.normalization is None:
             return params
-        return NetParams(params.spec, *self.normalization(params.weights, params.biases), params.activation)
+        weights, biases = self.normalization(params.weights, params.biases)
+        return params.replace(weights=tuple(weights), biases=tuple(biases))
 
 
 @dataclass(frozen=True)

@@ -275,4 +275,4 @@ class DWSNet(Metanetwork):
         first, *middle, last = tensors[: self.spec.num_layers]
         *hidden, output = tensors[self.spec.num_layers :]
         weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
-        return NetParams(params.spec, weights, (*(bias[..., 0] for bias in hidden), output), params.activation)
+        return params.replace(weights=weights, biases=(*(bias[..., 0] for bias in hidden), output))

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.graphs.probes import probe_features
-from scalegmn.graphs.sparse import ROLES, SparseGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder
@@ -223,7 +223,7 @@ class NeuralGraph(nn.Module):
             nets: networks of any architectures, as the model reads them.
             stored: the networks as they are, for probes.
         """
-        graph = SparseGraph.from_params(nets, self.kernel, self.max_hidden)
+        graph = ParameterGraph.from_params(nets, self.kernel, self.max_hidden)
         raw = graph.nodes[:, 0].masked_fill(graph.role == ROLES.index("input"), 0)
         order = (graph.role == ROLES.index("output")).argsort(descending=True, stable=True)
         num_outputs = graph.num_networks * self.ends[1]
@@ -285,7 +285,7 @@ class NeuralGraph(nn.Module):
             found += self._in_directions(Edges(upper, lower, raw, residual=True))
         return found
 
-    def _indexed_edges(self, graph: SparseGraph, places: Tensor, nodes: Sequence[slice]) -> list[IndexedEdges]:
+    def _indexed_edges(self, graph: ParameterGraph, places: Tensor, nodes: Sequence[slice]) -> list[IndexedEdges]:
         """All edges to each of some nodes in a row; `places` [N] is where the nodes of the graph are."""
         height, width = self.kernel
         middle = (height - 1) // 2 * width + (width - 1) // 2
@@ -436,13 +436,10 @@ class NeuralGraphModel(Metanetwork):
             biases: q_v(x) of all nodes but inputs, [B, N - n_0, 1].
         """
         weights = tuple(change.reshape(w.shape) for change, w in zip(weights, params.weights, strict=True))
-        changes = NetParams(
-            params.spec, weights, biases[..., 0].split(params.spec.layout[1:], dim=1), params.activation
-        )
+        changes = params.replace(weights=weights, biases=biases[..., 0].split(params.spec.layout[1:], dim=1))
         if self.config.denormalize:
-            changes = NetParams(
-                params.spec, *self.normalization.inverse(changes.weights, changes.biases), params.activation
-            )
+            weights, layers = self.normalization.inverse(changes.weights, changes.biases)
+            changes = params.replace(weights=tuple(weights), biases=tuple(layers))
         return self.scaled(changes)
 
 

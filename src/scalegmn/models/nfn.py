@@ -192,7 +192,7 @@ class NFN(Metanetwork):
             weights, biases = features
             weights = (w.reshape(old.shape) for w, old in zip(weights, params.weights, strict=True))
             biases = (bias[..., 0] for bias in biases)
-            return self.scaled(NetParams(params.spec, tuple(weights), tuple(biases), params.activation))
+            return self.scaled(params.replace(weights=tuple(weights), biases=tuple(biases)))
         pooled = self.pool(*features)
         if self.config.append_statistics:
             pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)

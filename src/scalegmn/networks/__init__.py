@@ -1,10 +1,12 @@
 """The input network: what it is (`NetSpec`), a batch of its parameters (`NetParams`), and what it computes."""
 
 from scalegmn.networks.activations import ACTIVATIONS, HETERO, Activation, register_activation
+from scalegmn.networks.coupling import CoupledChannels, Residual
 from scalegmn.networks.layers import NORMS, LayerSpec
-from scalegmn.networks.params import MultiArchBatch, NetParams
+from scalegmn.networks.multi_arch import MultiArchBatch
+from scalegmn.networks.params import NetParams
 from scalegmn.networks.scalar_groups import ScalarGroup
-from scalegmn.networks.spec import CoupledChannels, NetSpec, Residual
+from scalegmn.networks.spec import NetSpec
 
 __all__ = [
     "ACTIVATIONS",

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from scalegmn.networks import NetParams
 from scalegmn.networks.evaluate import activate_layer, linear_layers, with_residual
+from scalegmn.networks.params import NetParams
+from scalegmn.networks.spec import NetSpec
 
 
 def evaluate_cnn(
@@ -33,35 +34,41 @@ def evaluate_cnn(
             connection comes from the input or joins images of different sizes.
     """
     spec, num_networks = params.spec, len(params)
-    if not spec.is_chain or any(residual.source < 0 for residual in spec.residuals):
-        raise ValueError(f"expected a chain of layers, without residual connections from the input, found {spec}")
-    num_convolutions = sum(layer.kernel is not None for layer in spec.layers)
-    if not num_convolutions or any(layer.kernel is None for layer in spec.layers[:num_convolutions]):
-        kinds = ", ".join("linear" if layer.kernel is None else "convolution" for layer in spec.layers)
-        raise ValueError(f"expected convolutions, then linear layers, found {kinds}")
+    num_convolutions = _num_convolutions(spec)
+    sources = {residual.source for residual in spec.residuals}
+    outputs: dict[int, Tensor] = {}  # of the sources
     x = images  # [P, n_0, height, width], then [P, B n_l, height, width]
-    sources, found = {residual.source for residual in spec.residuals}, {}
     for index in range(num_convolutions):
         layer, weight, bias = spec.layers[index], params.weights[index], params.biases[index]
         if padding == "same":
-            (top, bottom), (left, right) = (
-                same_padding(size, kernel, stride) for size, kernel in zip(x.shape[2:], layer.kernel, strict=True)
-            )
+            top, bottom = same_padding(x.shape[2], weight.shape[3], stride)
+            left, right = same_padding(x.shape[3], weight.shape[4], stride)
             x = pad(x, (left, right, top, bottom))
         # all networks read the same images, and each its own channels after that
         groups = num_networks if index else 1
         z = conv2d(x, weight.flatten(0, 1), bias.flatten(), stride, groups=groups)
-        by_network = z.unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l, height, width]
+        by_network = z.reshape(len(images), num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
         if layer.residual is not None:
-            by_network = with_residual(by_network, found[layer.residual])
-        by_network = activate_layer(by_network, layer, params.activation)
+            by_network = with_residual(by_network, outputs[layer.residual])
+        by_network = activate_layer(by_network, layer, params.activation)  # [B, P, n_l, height, width]
         if index in sources:
-            found[index] = by_network
+            outputs[index] = by_network
         x = by_network.transpose(0, 1).flatten(1, 2)
-    pooled = x.mean((2, 3)).unflatten(1, (num_networks, -1)).transpose(0, 1)  # [B, P, n_l]
+    pooled = x.mean((2, 3)).reshape(len(images), num_networks, -1).transpose(0, 1)  # [B, P, n_l]
     if num_convolutions == spec.num_layers:
         return pooled
     return linear_layers(params, pooled, num_convolutions)[-1]
+
+
+def _num_convolutions(spec: NetSpec) -> int:
+    """How many convolutions come before linear layers; raises ValueError as `evaluate_cnn` does."""
+    if not spec.is_chain or any(residual.source < 0 for residual in spec.residuals):
+        raise ValueError(f"expected a chain of layers, without residual connections from the input, found {spec}")
+    count = sum(layer.kernel is not None for layer in spec.layers)
+    if not count or any(layer.kernel is None for layer in spec.layers[:count]):
+        kinds = ", ".join("linear" if layer.kernel is None else "convolution" for layer in spec.layers)
+        raise ValueError(f"expected convolutions, then linear layers, found {kinds}")
+    return count
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams
+from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.layers import LayerSpec
+from scalegmn.networks.params import NetParams
 
 
 def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
@@ -19,19 +21,20 @@ def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Te
     Args:
         z: [B, ...].
         layer: names the activation.
-        activation: [B] indices into `ACTIVATIONS` of a mixed layer.
+        activation: [B] indices into `ACTIVATIONS`, where networks differ in the layer's activation.
     """
     if layer.activation != HETERO:
         return activate(z, layer.activation, layer.w0)
+    assert activation is not None
     if torch.compiler.is_compiling():  # shapes may not depend on the data
         x = z
-        for index, name in enumerate(ACTIVATIONS):
-            chosen = (activation == index).view(-1, *[1] * (z.ndim - 1))
-            x = torch.where(chosen, activate(z, name, layer.w0), x)
+        for index, item in enumerate(ACTIVATIONS.values()):
+            is_chosen = torch.eq(activation, index).view(-1, *[1] * (z.ndim - 1))
+            x = torch.where(is_chosen, item.function(z, layer.w0), x)
         return x
     x = torch.empty_like(z)
-    for index in activation.unique().tolist():
-        rows = activation == index
+    for index in sorted(set(activation.tolist())):
+        rows = torch.eq(activation, index)
         x[rows] = activate(z[rows], ACTIVATIONS.at(index), layer.w0)
     return x
 
@@ -40,21 +43,21 @@ def with_residual(z: Tensor, x: Tensor) -> Tensor:
     """z_c + x_c for the channels c that both have, z_c for others.
 
     Args:
-        z: [B, P, n_l, ...], what a residual connection is added to.
-        x: [B, P, n_s, ...], what its source says.
+        z: [B, P, n_l, ...], the values that a residual connection is added to.
+        x: [B, P, n_s, ...], the output of its source.
 
     Raises:
         ValueError: their images differ in size.
     """
     if z.shape[3:] != x.shape[3:]:
-        sizes = " and ".join("x".join(map(str, part.shape[3:])) for part in (x, z))
+        sizes = " and ".join("x".join(map(str, image.shape[3:])) for image in (x, z))
         raise ValueError(f"a residual connection joins images of {sizes} pixels; use stride 1 and padding same")
     channels = min(z.shape[2], x.shape[2])
     return torch.cat([z[:, :, :channels] + x[:, :, :channels], z[:, :, channels:]], dim=2)
 
 
 def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
-    """What each layer of B multi-layer perceptrons says (convolutions: `nets.cnn.evaluate_cnn`).
+    """The output of each layer of B multi-layer perceptrons (convolutions: `networks.cnn.evaluate_cnn`).
 
     Args:
         params: B networks of linear layers.
@@ -64,7 +67,7 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
         Per layer l = 1..L, [B, P, n_l].
 
     Raises:
-        ValueError: the networks have convolutions.
+        ValueError: the networks have convolutions, or are no chain of layers.
     """
     if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
@@ -72,24 +75,27 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
 
 
 def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Tensor]:
-    """What each layer from `first` on says, [B, P, n_l], all of them linear.
+    """The output of each layer from `first` on, [B, P, n_l], all of them linear.
 
     Args:
         params: B networks.
         inputs: what layer `first` reads, as in `activations`.
         first: counted from 0.
     """
-    x, found = inputs, []
+    x = inputs
+    outputs: list[Tensor] = []
     tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
     for layer, weight, bias in zip(*tensors, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
-            own = layer.residual >= 0  # a linear layer, as `NetSpec` asks for
-            source = found[layer.residual - first] if own else inputs.expand(len(params), *inputs.shape[-2:])
+            if layer.residual >= 0:  # a linear layer, too, as `NetSpec` asks for
+                source = outputs[layer.residual - first]
+            else:
+                source = inputs.expand(len(params), *inputs.shape[-2:])
             z = with_residual(z, source)
         x = activate_layer(z, layer, params.activation)
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
 
 def evaluate(params: NetParams, inputs: Tensor) -> Tensor:

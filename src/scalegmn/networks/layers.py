@@ -12,33 +12,34 @@ NORMS = ("batch", "layer", "group")
 class LayerSpec:
     """One layer, x -> sigma(W x + b), or sigma(w0 (W x + b)) for a sine.
 
-    A residual connection adds the activations x_s of an earlier layer before the activation: the first
-    min(n_s, n_l) channels of W x + b + x_s.
+    A residual connection adds the output x_s of an earlier layer before the activation, to the first min(n_s, n_l)
+    channels: W x + b + x_s.
 
     Args:
-        in_dim: neurons (or channels) that it reads; of a `constant` layer, its own inputs.
+        in_dim: neurons (or channels) that it reads; of a `constant` layer, its constant inputs.
         out_dim: neurons (or channels) that it has, n_l.
         kernel: (kh, kw) of a convolution, or of a linear layer that reads all positions of an image; None for a
             linear layer.
-        activation: one of `ACTIVATIONS` (of the last layer, `"identity"`), or `"hetero"` where networks differ.
+        activation: a name in `ACTIVATIONS` (of the last layer, `"identity"`), or `"hetero"` where networks differ.
         w0: the frequency of the sines; 1 where there are none.
         residual: s, the earlier layer, counted from 0, that a residual connection comes from, -1 for the network's
             input; None: there is none.
         residual_after: the residual connection is added after the activation.
         reads: the earlier layer whose neurons it reads, -1 for the network's input; None: the one before.
-        constant: it reads `in_dim` constant inputs of its own, such as the positions of a learned position embedding.
-        groups: neurons and what they read are cut into so many groups, each of which reads its own; `out_dim` for a
-            depthwise convolution.
+        constant: it reads `in_dim` constant inputs that no other layer reads, such as the positions of a learned
+            position embedding.
+        groups: the layer's neurons and the neurons that it reads are cut into so many groups, and each group reads the
+            group in the same place; `out_dim` for a depthwise convolution.
         norm: one of `NORMS`: a normalisation layer, whose weight is the scale and whose bias is the shift.
         norm_groups: of a group norm.
         epsilon: what a normalisation layer adds to the variance.
         affine: false: the weights are no parameters but ones.
         bias: false: the biases are no parameters but zeros.
-        attention: (query layer, key layer, heads): the layer says the values of a multi-head attention,
-            softmax(q k^T) v, and whatever reads it reads the heads' results.
-        tied: the earlier layer whose weights these are, transposed.
-        maximum: whatever reads it reads the largest of its values at several positions (max pooling), with which no
-            sign commutes.
+        attention: (query layer, key layer, heads): the layer computes the values v of a multi-head attention,
+            softmax(q k^T) v, and layers that read it read the heads' results.
+        tied: the earlier layer whose weights, transposed, this layer shares.
+        maximum: layers that read it read the maximum of its values at several positions (max pooling), with which
+            negative factors do not commute.
     """
 
     in_dim: int
@@ -81,5 +82,5 @@ class LayerSpec:
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether each neuron reads one of its own: normalisation, depthwise convolutions."""
+        """Whether each neuron reads a single channel, that in its place: normalisation, depthwise convolutions."""
         return self.groups == self.in_dim == self.out_dim > 1 or self.norm is not None

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.params import NetParams
+from scalegmn.networks.spec import NetSpec
 
 OUTPUT_OFFSET = 0.5
 """An INR's pixel value is its output + 0.5, as in the published MNIST zoos."""
@@ -38,4 +39,4 @@ def pixel_grid(height: int, width: int) -> Tensor:
 def render(params: NetParams, height: int, width: int) -> Tensor:
     """The images [B, height, width, channels] that B INRs store."""
     pixels = evaluate(params, pixel_grid(height, width).to(params.biases[0])) + OUTPUT_OFFSET
-    return pixels.unflatten(1, (height, width))
+    return pixels.reshape(len(params), height, width, -1)

@@ -1,4 +1,4 @@
-"""Errors of users, said in one line."""
+"""Errors about input, printed in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a ValueError or OSError about the user's input into one line on stderr and exit code 2; Ctrl-C into 130."""
+    """Turns ValueError and OSError into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
     try:
         yield
     except (ValueError, OSError) as error:

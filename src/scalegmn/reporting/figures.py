@@ -1,17 +1,17 @@
-"""Figures."""
+"""Figures of runs, tasks and zoos."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -26,29 +26,25 @@ COSTS = {
     "memory_gb": "peak memory [GB]",
     "data_wait": "share of time waiting for data",
 }
-"""Columns of metrics.jsonl that say what an epoch costs, and their axes' names."""
+"""Columns of metrics.jsonl with the costs of an epoch -> labels of their axes."""
 
 
 def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Metrics, gradient norms and costs over epochs, a panel each, the best epoch marked.
+    """Metrics, gradient norms and costs over epochs, a panel each; the best epoch is marked.
 
     Args:
-        path: the PNG.
+        path: of the PNG.
         rows: lines of metrics.jsonl, with `epoch`, `train_<metric>` and `val_<metric>`; `grad_norm`, `grad_norm_max`
-            and those of `COSTS` are optional.
+            and the columns of `COSTS` are optional.
         best_epoch: the epoch whose checkpoint was kept.
     """
-    metrics = [key.removeprefix("val_") for key in rows[0] if key.startswith("val_")]
-    panels = {name: {"train": f"train_{name}", "val": f"val_{name}"} for name in metrics}
-    panels |= {"gradient norm": {"mean": "grad_norm", "largest": "grad_norm_max"}}
-    panels |= {name: {name: key} for key, name in COSTS.items()}
-    panels = {name: {label: key for label, key in own.items() if key in rows[0]} for name, own in panels.items()}
-    panels = {name: own for name, own in panels.items() if own}
-    lines = -(-len(panels) // 3)
-    figure = _figure(5 * min(3, len(panels)), 3.6 * lines)
-    for number, (name, own) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(lines, min(3, len(panels)), number)
-        for label, key in own.items():
+    panels = _panels(rows[0])
+    num_columns = min(3, len(panels))
+    num_lines = -(-len(panels) // 3)
+    figure = _figure(5 * num_columns, 3.6 * num_lines)
+    for number, (name, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(num_lines, num_columns, number)
+        for label, key in curves.items():
             _curve(axes, rows, key, label=label)
         axes.axvline(best_epoch, color="grey", lw=0.8, ls=":", label="best")
         axes.set(xlabel="epoch", ylabel=name)
@@ -61,8 +57,18 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
     figure.savefig(path, dpi=120)
 
 
+def _panels(columns: Collection[str]) -> dict[str, dict[str, str]]:
+    """Name of a panel -> label of a curve -> its column, for the columns that exist."""
+    metrics = [key.removeprefix("val_") for key in columns if key.startswith("val_")]
+    panels = {name: {"train": f"train_{name}", "val": f"val_{name}"} for name in metrics}
+    panels |= {"gradient norm": {"mean": "grad_norm", "largest": "grad_norm_max"}}
+    panels |= {name: {name: key} for key, name in COSTS.items()}
+    panels = {name: {label: key for label, key in curves.items() if key in columns} for name, curves in panels.items()}
+    return {name: curves for name, curves in panels.items() if curves}
+
+
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None = None, **style: Any) -> None:
-    """A column over epochs, where rows have it."""
+    """Plots a column over epochs, without the rows that have no value."""
     points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
     axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label, **style)
 
@@ -71,15 +77,15 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     """Training loss and validation metrics of several runs over epochs, a panel each, a colour per run.
 
     Args:
-        runs: name -> lines of metrics.jsonl, of which each run has at least one.
+        runs: name -> lines of metrics.jsonl, at least one per run.
 
     Returns:
         A PNG.
     """
-    keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row)
-    keys = [key for key in keys if key == "train_loss" or key.startswith("val_")]
-    beside = max(1, int(1.8 * len(keys)))  # names in a line of the legend
-    figure = _figure(4.4 * len(keys), 3.5 + 0.25 * -(-len(runs) // beside))
+    columns = dict.fromkeys(key for rows in runs.values() for row in rows for key in row)
+    keys = [key for key in columns if key == "train_loss" or key.startswith("val_")]
+    num_beside = max(1, int(1.8 * len(keys)))  # names in a line of the legend
+    figure = _figure(4.4 * len(keys), 3.5 + 0.25 * -(-len(runs) // num_beside))
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for number, (name, rows) in enumerate(runs.items()):
             style = {"color": f"C{number % 10}", "ls": ("-", "--", ":", "-.")[number // 10 % 4]}
@@ -91,17 +97,17 @@ def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=beside, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=num_beside, frameon=False)
     content = BytesIO()
     figure.savefig(content, dpi=110, format="png")
     return content.getvalue()
 
 
 def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float]], name: str) -> None:
-    """A metric against the seconds that training takes, a labelled point per model.
+    """A metric against the seconds of training, a labelled point per model.
 
     Args:
-        path: the PNG.
+        path: of the PNG.
         points: model -> seconds, mean and standard deviation of the metric.
         name: of the metric.
     """
@@ -126,7 +132,7 @@ def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float
 
 
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:
-    """Counts [true class, predicted class] as an image with numbers."""
+    """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class."""
     size = 2 + 0.45 * len(counts)
     figure = _figure(size, size)
     axes = figure.subplots()
@@ -135,16 +141,16 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(counts):
         if count:
             color = "white" if rates[row, column] > 0.5 else "black"
-            axes.text(column, row, int(count), ha="center", va="center", fontsize=7, color=color)
+            axes.text(column, row, str(int(count)), ha="center", va="center", fontsize=7, color=color)
     axes.set(xlabel="predicted", ylabel="true", xticks=range(len(counts)), yticks=range(len(counts)))
     axes.set_title(f"accuracy {np.trace(counts) / max(counts.sum(), 1):.3f}")
     figure.savefig(path, dpi=120)
 
 
 def reconstructions(path: Path, originals: np.ndarray, fits: np.ndarray, psnr: np.ndarray) -> None:
-    """Images [n, height, width, channels] above their fits, and a histogram of the PSNR of all networks."""
+    """Images [n, height, width, channels] above their fits, and a histogram of all networks' PSNR."""
     figure = _figure(max(4.0, len(originals)), 4.5)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2, 2.2])
+    top, bottom = cast("Sequence[SubFigure]", figure.subfigures(2, 1, height_ratios=[2, 2.2]))
     for row, images in zip(top.subplots(2, len(originals), squeeze=False), (originals, fits), strict=True):
         for axes, image in zip(row, images, strict=True):
             axes.imshow(image.clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
@@ -156,13 +162,13 @@ def reconstructions(path: Path, originals: np.ndarray, fits: np.ndarray, psnr: n
 
 
 def edits(path: Path, inputs: np.ndarray, targets: np.ndarray, outputs: np.ndarray, errors: np.ndarray) -> None:
-    """Columns of images [n, height, width, channels]: what the INR draws, the target, the edited INR, their difference.
+    """Columns of images [n, height, width, channels]: the INR's image, the target, the edited INR's image, the error.
 
     Args:
-        path: the PNG.
-        inputs: what the INRs draw.
-        targets: what they should draw.
-        outputs: what the edited INRs draw.
+        path: of the PNG.
+        inputs: images of the INRs.
+        targets: images that the edited INRs should have.
+        outputs: images of the edited INRs.
         errors: [n] mean squared errors, in the titles.
     """
     rows = {"input": inputs, "target": targets, "edited": outputs, "error": np.abs(outputs - targets)}
@@ -179,7 +185,7 @@ def edits(path: Path, inputs: np.ndarray, targets: np.ndarray, outputs: np.ndarr
 
 
 def accuracies(path: Path, groups: Mapping[str, np.ndarray]) -> None:
-    """Histograms of test accuracies, one line per named group of networks."""
+    """Histograms of test accuracies, a line per named group of networks."""
     figure = _figure(6, 4)
     axes = figure.subplots()
     for name, values in groups.items():
@@ -192,19 +198,19 @@ def accuracies(path: Path, groups: Mapping[str, np.ndarray]) -> None:
 def predictions(
     path: Path, true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], title: str
 ) -> None:
-    """Predicted against true test accuracy, and their means by decile of the prediction.
+    """Predicted against true test accuracy, and the means of both by decile of the prediction.
 
     Args:
-        path: the PNG.
+        path: of the PNG.
         true: [n] in [0, 1].
         predicted: [n] in [0, 1].
-        kinds: name -> [n] bool, which networks have its colour.
-        title: above the scatter.
+        kinds: name -> [n] bool, the networks of one colour.
+        title: of the scatter plot.
     """
     figure = _figure(10, 5)
     scatter, calibration = figure.subplots(1, 2)
-    for name, own in kinds.items():
-        scatter.scatter(true[own], predicted[own], s=6, alpha=0.5, label=name)
+    for name, members in kinds.items():
+        scatter.scatter(true[members], predicted[members], s=6, alpha=0.5, label=name)
     if len(kinds) > 1:
         scatter.legend()
     scatter.set(xlabel="true test accuracy", ylabel="predicted", title=title, aspect="equal")

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and where they come from: versions, commit."""
+"""Files that are written completely or not at all; versions and commit of the software that wrote them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uuid import uuid4
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part (temporary file, fsync, rename)."""
+    """Writes a file so that a reader sees the old content or the new content (temporary file, fsync, rename)."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # other processes may be writing the same file
     with removed_on_failure(temporary):
         with open(temporary, "wb") as file:
@@ -29,7 +29,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def removed_on_failure(path: Path) -> Iterator[None]:
-    """Removes a file or folder when the block fails; an OSError then names it and says what helps."""
+    """Removes a file or folder when the block fails; an OSError is raised again with its name and a remedy."""
     try:
         yield
     except BaseException as error:
@@ -45,23 +45,23 @@ def removed_on_failure(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """`content` as indented JSON, written atomically."""
+    """Writes `content` as indented JSON, atomically."""
     write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for name in ("scalegmn", "torch", "lightning", "numpy", "safetensors"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with `-dirty` when it has changes; None outside a git checkout."""
+    """The commit of the source tree, with `-dirty` if it has changes; None outside a git checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

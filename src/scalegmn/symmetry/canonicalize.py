@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, NetParams
-from scalegmn.symmetry.groups import GroupElement, PhaseShift, by_receiver, without_residual_turns
+from scalegmn.networks import HETERO, NetParams, ScalarGroup
+from scalegmn.symmetry.groups import (
+    GroupElement,
+    PhaseShift,
+    by_group,
+    by_receiver,
+    is_sine,
+    outgoing_scalars,
+    without_residual_turns,
+)
 
 
 def phase_to_canonical(params: NetParams) -> PhaseShift:
@@ -23,55 +32,57 @@ def phase_to_canonical(params: NetParams) -> PhaseShift:
     for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
         k = -(layer.w0 * bias / math.pi + 0.5).floor()  # [B, n_l]
         if layer.activation == HETERO:
-            k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+            k = k * is_sine(params)[:, None]
         turns.append(k if layer.activation in ("sine", HETERO) else torch.zeros_like(k))
     return PhaseShift(tuple(without_residual_turns(params.spec, turns)))
 
 
-def incoming_norm(params: NetParams, layer: int, scale: Tensor | None = None) -> Tensor:
-    """||[W_i, b_i]|| of each neuron of a layer (counted from 0), [B, n_l]; W as it is once what the layer reads has
-    been multiplied by `scale` [B, n_{l-1}]. Networks with batch norms: once they are `folded`."""
+def incoming_norm(params: NetParams, layer: int, sender: Tensor | None = None) -> Tensor:
+    """||[W_i, b_i]|| of each neuron of a layer (counted from 0), [B, n_l].
+
+    Args:
+        params: B networks; of those with batch norms, `with_batch_norm_folded()`.
+        layer: counted from 0.
+        sender: [B, n_{l-1}], by which W is divided before; None: it is taken as it is.
+    """
     weight, bias = params.weights[layer], params.biases[layer]
-    if scale is not None:
-        sender = by_receiver(scale, params.spec.layers[layer])
-        weight = weight / sender.reshape(*sender.shape, *[1] * (weight.ndim - 3))
+    if sender is not None:
+        factors = by_receiver(sender, params.spec.layers[layer])
+        weight = weight / factors.reshape(*factors.shape, *[1] * (weight.ndim - 3))
     rows = torch.cat([weight.flatten(2), bias[..., None]], dim=2)
     largest = rows.detach().abs().amax(2, keepdim=True)  # taken out, so that no square under- or overflows
     largest = torch.where(largest > torch.finfo(rows.dtype).tiny, largest, 1)
-    return torch.linalg.vector_norm(rows / largest, dim=2) * largest[..., 0]
+    norms: Tensor = torch.linalg.vector_norm(rows / largest, dim=2)
+    return norms * largest[..., 0]
 
 
 def scale_to_canonical(params: NetParams) -> GroupElement:
-    """The element that removes the scale symmetry of relu and leaky relu layers, sigma(q z) = q sigma(z) for q > 0.
+    """The element that removes the scale symmetry of homogeneous activations, sigma(q z) = |q|^exponent sigma(z) for
+    q > 0: relu, leaky relu.
 
-    Each hidden neuron's incoming [W, b] is divided by its norm, and its outgoing weights are multiplied by it, layer by
-    layer. Neurons that residual connections tie have one factor, from the first of them. Neurons whose incoming weights
-    and bias are zero, and those of other activations, stay.
+    Each hidden neuron's incoming [W, b] is divided by its norm, q = 1 / norm, and its outgoing weights by chi(q), layer
+    by layer. Neurons that residual connections couple have one factor, from the first of them. Neurons whose incoming
+    weights and bias are zero, and those of other activations, stay.
     """
     spec, folded = params.spec, params.with_batch_norm_folded()
     scales = [torch.ones_like(bias) for bias in params.biases[:-1]]
     for index in range(spec.num_layers - 1):
-        for tie in spec.scaling_classes:
-            if index == tie.layers[0]:
-                reads = spec.sender(index)
-                norm = incoming_norm(folded, index, scales[reads] if reads >= 0 else None)[:, tie.channels]
-                own = _where_homogeneous(params, tie, 1 / torch.where(norm > 0, norm, 1))
-                for layer in tie.layers:
-                    before, after = scales[layer][:, : tie.channels.start], scales[layer][:, tie.channels.stop :]
-                    scales[layer] = torch.cat([before, own, after], dim=1)
+        reads = spec.sender(index)
+        sender = None
+        if reads >= 0:
+            sender = outgoing_scalars(scales[reads], spec.layers[reads].activation, params.activation)
+        for coupled in spec.scaling_classes:
+            if index == coupled.layers[0]:
+                norm = incoming_norm(folded, index, sender)[:, coupled.channels]
+                q = by_group(params, coupled, partial(ScalarGroup.canonical, norm=norm))
+                for layer in coupled.layers:
+                    before = scales[layer][:, : coupled.channels.start]
+                    after = scales[layer][:, coupled.channels.stop :]
+                    scales[layer] = torch.cat([before, q, after], dim=1)
     for key, query in spec.reciprocal_layers.items():
         scales[key] = 1 / scales[query]
     permutations = (torch.arange(q.shape[1], device=q.device).expand(q.shape) for q in scales)
     return GroupElement(tuple(permutations), tuple(scales))
-
-
-def _where_homogeneous(params: NetParams, tie: CoupledChannels, q: Tensor) -> Tensor:
-    """q [B, n] of a tie's neurons; 1 where positive factors do not commute with all of its activations."""
-    group = params.spec.class_symmetry(tie)
-    if group != HETERO:
-        return q if group.scales else torch.ones_like(q)
-    found = [params.spec.class_symmetry(tie, name).scales for name in ACTIVATIONS]
-    return torch.where(torch.tensor(found, device=q.device)[params.activation][:, None], q, 1)
 
 
 TO_CANONICAL: dict[str, Callable[[NetParams], GroupElement | PhaseShift]] = {

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, LayerSpec, NetParams, NetSpec
-from scalegmn.networks.scalar_groups import random_scalars
+from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, random_scalars
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupElement:
     """One element g = (P_l, q_l) per network and hidden layer l = 1..L-1.
 
-    W_l -> P_l diag(q_l) W_l diag(q_{l-1})^-1 P_{l-1}^T,   b_l -> P_l diag(q_l) b_l,   P and q trivial at 0 and L.
-    The function is unchanged when sigma_l commutes with q_l (ScaleGMN, section 3) and neurons that residual
-    connections, normalisation and attention tie move together (`NetSpec.permutation_classes`, `NetSpec.scaling_classes`). A batch norm's
-    statistics are those of what it reads: mean -> q mean, variance + epsilon -> q^2 (variance + epsilon).
+    W_l -> P_l diag(q_l) W_l diag(chi(q_{l-1}))^-1 P_{l-1}^T,   b_l -> P_l diag(q_l) b_l,   P and q trivial at 0 and L.
+    chi is that of the activation, `ScalarGroup.outgoing`; most often chi(q) = q. The function is unchanged when
+    sigma_l(q_l z) = chi(q_l) sigma_l(z) (ScaleGMN, section 3) and neurons that residual connections, normalisation and
+    attention couple move together (`NetSpec.permutation_classes`, `NetSpec.scaling_classes`). A batch norm's
+    statistics are those of what it reads: mean -> chi mean, variance + epsilon -> chi^2 (variance + epsilon).
 
     Attributes:
         permutations: per hidden layer [B, n_l] long; new neuron i is old neuron `permutations[l][b, i]`.
-        scales: per hidden layer [B, n_l], non-zero, indexed by the old neuron.
+        scales: q, per hidden layer [B, n_l], non-zero, indexed by the old neuron.
     """
 
     permutations: tuple[Tensor, ...]
@@ -39,36 +41,25 @@ class GroupElement:
         scale: bool = True,
         decades: float = 1.0,
     ) -> GroupElement:
-        """A random element of the group that each network's own activations admit.
+        """A random element of the group that each network's activations admit.
 
-        Neurons that are tied move together. Permutations of a tie's channels (of each block's channels, and of its
-        blocks) are redrawn until they are not the identity (where there are two). Scalars are +-1 for odd activations
-        and 10**u, u uniform in [-decades, decades], for homogeneous ones.
+        Coupled neurons move together. Permutations of a class's channels (of each block's channels, and of its
+        blocks) are redrawn until they are not the identity (where there are two). Scalars are +-1 where signs are
+        allowed, times 10**u, u uniform in [-decades, decades], where scales are.
         """
-        spec, num_networks = params.spec, len(params)
+        spec, num_networks, reference = params.spec, len(params), params.biases[0]
         hidden = [layer.out_dim for layer in spec.layers[:-1]]
         permutations = [_identity((num_networks, size)) for size in hidden]
-        scales = [torch.ones(num_networks, size).double() for size in hidden]
-        orders: dict[int, Tensor] = {}
-        for tie in spec.permutation_classes if permute else ():
-            size = (tie.channels.stop - tie.channels.start) // tie.blocks
-            order, key = _identity((num_networks, tie.blocks)), spec.block_order[tie.layers[0]]
-            if tie.blocks > 1 and key >= 0:
-                if key not in orders:
-                    orders[key] = _permutation((num_networks, tie.blocks), generator)
-                order = orders[key]
-            within = _permutation((num_networks * tie.blocks, size), generator).unflatten(0, (-1, tie.blocks))
-            permutation = (order[..., None] * size + within).flatten(1)
-            for layer in tie.layers:
-                permutations[layer][:, tie.channels] = tie.channels.start + permutation
-        for channels in spec.scaling_classes if scale else ():
-            shape = (num_networks, channels.channels.stop - channels.channels.start)
-            q = in_group(params, channels, random_scalars(shape, generator, decades))
-            for layer in channels.layers:
-                scales[layer][:, channels.channels] = q
+        if permute:
+            permutations = _sample_permutations(spec, num_networks, generator)
+        scales = [torch.ones(num_networks, size, dtype=torch.float64) for size in hidden]
+        for coupled in spec.scaling_classes if scale else ():
+            draws = random_scalars((num_networks, coupled.num_channels), generator, decades)
+            q = by_group(params, coupled, partial(ScalarGroup.project, q=draws))
+            for layer in coupled.layers:
+                scales[layer][:, coupled.channels] = q
         for key, query in spec.reciprocal_layers.items():
             scales[key] = 1 / scales[query]
-        reference = params.biases[0]
         return cls(
             tuple(permutation.to(reference.device) for permutation in permutations),
             tuple(q.to(reference) for q in scales),
@@ -91,41 +82,62 @@ class GroupElement:
 
     def act(self, params: NetParams) -> NetParams:
         """The transformed parameters: biases act as node features, weights as edge features."""
-        spec = params.spec
+        return self._act(params, [layer.epsilon for layer in params.spec.layers])
+
+    def act_on_changes(self, changes: NetParams) -> NetParams:
+        """Changes of parameters, transformed along, by the derivative of `act`."""
+        return self._act(changes, [0.0] * changes.spec.num_layers)
+
+    def _act(self, params: NetParams, epsilons: Sequence[float]) -> NetParams:
+        """`act`, with what each layer adds to a variance."""
+        spec, outgoing = params.spec, self.outgoing(params.spec, params.activation)
         weights, biases, statistics = [], [], list(params.statistics or ())
         for index, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
             layer, reads = spec.layers[index], spec.sender(index)
-            sender = None if reads < 0 else self.scales[reads]
-            if statistics and statistics[index] is not None:  # they follow what is read, so the weight need not
+            sender = None if reads < 0 else outgoing[reads]
+            moments = statistics[index] if statistics else None
+            if moments is not None:  # they follow what is read, so that the weight follows its sign alone
                 q = torch.ones_like(bias) if sender is None else sender
-                mean, variance = (statistics[index] * torch.stack([q, q * q], 1)).unbind(1)
-                variance = variance + layer.epsilon * (q * q - 1)
+                mean, variance = (moments * torch.stack([q, q * q], 1)).unbind(1)
+                variance = variance + epsilons[index] * (q * q - 1)
                 statistics[index] = self._permuted(torch.stack([mean, variance], 2), index).transpose(1, 2)
                 sender = q.sign()
             block = weight.flatten(3) if layer.kernel else weight[..., None]
             weights.append(self._act_on_block(block, spec, index, sender).reshape(weight.shape))
             biases.append(self._act_on_layer(bias[..., None], index)[..., 0])
-        found = tuple(statistics) if statistics else None
-        return NetParams(spec, tuple(weights), tuple(biases), params.activation, found)
-
-    def act_on_changes(self, changes: NetParams) -> NetParams:
-        """Changes of parameters, transformed along: the action is linear."""
-        return self.act(changes)
+        return params.replace(weights=tuple(weights), biases=tuple(biases), statistics=tuple(statistics) or None)
 
     def act_on_nodes(self, nodes: Sequence[Tensor], spec: NetSpec) -> list[Tensor]:
-        """x_i -> q_i x_i and permuted; `nodes` per node layer: [B, n_l, D]. EdgeInputs and outputs stay."""
+        """x_i -> q_i x_i and permuted; `nodes` per node layer: [B, n_l, D]. Inputs and outputs stay."""
         moved = list(nodes)
         for index, (_, place) in enumerate(spec.node_layers):
             moved[place] = self._act_on_layer(nodes[place], index)
         return moved
 
-    def act_on_edges(self, edges: Sequence[Tensor], spec: NetSpec) -> list[Tensor]:
-        """e_ij -> (q_i / q_j) e_ij and permuted; `edges` per block: [B, n_l, n_{l-1} / groups, D]."""
+    def act_on_edges(self, edges: Sequence[Tensor], spec: NetSpec, activation: Tensor | None = None) -> list[Tensor]:
+        """e_ij -> (q_i / chi(q_j)) e_ij and permuted.
+
+        Args:
+            edges: per block, [B, n_l, n_{l-1} / groups, D].
+            spec: the networks.
+            activation: as in `NetParams`.
+        """
+        outgoing = self.outgoing(spec, activation)
         senders = [spec.sender(index) for index in range(spec.num_layers)]
         return [
-            self._act_on_block(block, spec, index, self.scales[senders[index]] if senders[index] >= 0 else None)
-            for index, block in enumerate(edges)
+            self._act_on_block(block, spec, index, outgoing[reads] if reads >= 0 else None)
+            for index, (block, reads) in enumerate(zip(edges, senders, strict=True))
         ]
+
+    def outgoing(self, spec: NetSpec, activation: Tensor | None = None) -> list[Tensor]:
+        """chi(q) per hidden layer, [B, n_l], by which outgoing weights are divided.
+
+        Args:
+            spec: the networks.
+            activation: as in `NetParams`.
+        """
+        names = (layer.activation for layer in spec.layers)
+        return [outgoing_scalars(q, name, activation) for q, name in zip(self.scales, names, strict=False)]
 
     def _act_on_layer(self, x: Tensor, layer: int) -> Tensor:
         """Features of a layer's neurons, [B, n_l, D]; outputs stay."""
@@ -151,24 +163,52 @@ class GroupElement:
         return block
 
 
-def in_group(params: NetParams, channels: CoupledChannels, q: Tensor) -> Tensor:
-    """Any scalars but 0 of a class's neurons, [B, n], as scalars that each network's activations admit: without their
-    signs and sizes where these do not commute."""
-    group = params.spec.class_symmetry(channels)
+def outgoing_scalars(q: Tensor, name: str, activation: Tensor | None = None) -> Tensor:
+    """chi(q) of a layer's neurons, of the shape of q.
+
+    Args:
+        q: [B, n].
+        name: the layer's activation.
+        activation: [B] indices into `ACTIVATIONS`, where networks differ in it.
+
+    Raises:
+        ValueError: networks differ in their activation, which is not given.
+    """
+    if name != HETERO:
+        return ACTIVATIONS[name].group.outgoing(q)
+    if activation is None:
+        raise ValueError(f"activation: missing, expected [{len(q)}] indices of networks that differ in it")
+    result = q
+    for index, item in enumerate(ACTIVATIONS.values()):
+        if not item.group.preserves_scalars:
+            result = torch.where(torch.eq(activation, index)[:, None], item.group.outgoing(q), result)
+    return result
+
+
+def by_group(params: NetParams, coupled: CoupledChannels, fn: Callable[[ScalarGroup], Tensor]) -> Tensor:
+    """`fn` [B, n] of the scalar group that a class of neurons has; row by row where networks differ in it."""
+    spec, group = params.spec, params.spec.class_symmetry(coupled)
     if group != HETERO:
-        return group.project(q)
-    groups = [params.spec.class_symmetry(channels, name) for name in ACTIVATIONS]
-    return torch.stack([groups[index].project(row) for index, row in zip(params.activation.tolist(), q, strict=True)])
+        return fn(group)
+    assert params.activation is not None
+    groups = [spec.class_symmetry(coupled, name) for name in ACTIVATIONS]
+    result = fn(TRIVIAL)
+    for group in dict.fromkeys(groups):
+        has_group = torch.tensor([other == group for other in groups], device=params.activation.device)
+        assert group != HETERO
+        result = torch.where(has_group[params.activation].to(result.device)[:, None], fn(group), result)
+    return result
 
 
 def by_receiver(senders: Tensor, layer: LayerSpec) -> Tensor:
     """[B, n_{l-1}] of the channels that a layer reads, by neuron: [B, 1 or n_l, n_{l-1} / groups]."""
     if layer.groups == 1:
         return senders[:, None]
-    return senders.unflatten(1, (layer.groups, -1)).repeat_interleave(layer.out_dim // layer.groups, dim=1)
+    in_groups = senders.reshape(len(senders), layer.groups, -1)
+    return in_groups.repeat_interleave(layer.out_dim // layer.groups, dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PhaseShift:
     """Whole half-turns of sine neurons: b -> b + k pi / w0, outgoing weights times (-1)^k.
 
@@ -187,7 +227,7 @@ class PhaseShift:
         for layer, bias in zip(params.spec.layers[:-1], params.biases, strict=False):
             k = torch.randint(-largest, largest + 1, bias.shape, generator=generator).to(bias)
             if layer.activation == HETERO:
-                k = k * (params.activation == ACTIVATIONS.index("sine"))[:, None]
+                k = k * is_sine(params)[:, None]
             elif layer.activation != "sine":
                 k = torch.zeros_like(k)
             turns.append(k)
@@ -204,7 +244,7 @@ class PhaseShift:
             bias + k * (math.pi / layer.w0)
             for layer, bias, k in zip(params.spec.layers[:-1], params.biases[:-1], self.turns, strict=True)
         )
-        return replace(moved, biases=(*shifted, params.biases[-1]))
+        return moved.replace(biases=(*shifted, params.biases[-1]))
 
     def act_on_changes(self, changes: NetParams) -> NetParams:
         """Changes of parameters, transformed along: outgoing weights times (-1)^k; biases are only shifted."""
@@ -213,12 +253,18 @@ class PhaseShift:
             if spec.sender(index) >= 0:
                 parity = by_receiver(1 - 2 * self.turns[spec.sender(index)].remainder(2), layer)
                 weights[index] = weights[index] * parity.reshape(*parity.shape, *[1] * (weights[index].ndim - 3))
-        return replace(changes, weights=tuple(weights))
+        return changes.replace(weights=tuple(weights))
+
+
+def is_sine(params: NetParams) -> Tensor:
+    """[B] bool, the networks whose activation is the sine, where networks differ in it."""
+    assert params.activation is not None
+    return torch.eq(params.activation, ACTIVATIONS.index("sine"))
 
 
 def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
-    """Half-turns per hidden layer, none where something else than weights reads the neuron, the largest of its values
-    is read, or it says them after an addition."""
+    """Half-turns per hidden layer; none where something else than weights reads the neuron, where the maximum of its
+    values is read, and where a residual connection is added after the activation."""
     for source, receiver, channels in spec.residuals:
         for layer in {source} | ({receiver} if spec.layers[receiver].residual_after else set()):
             if layer in range(len(turns)):
@@ -230,6 +276,25 @@ def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
             if reads >= 0:
                 turns[reads].zero_()
     return turns
+
+
+def _sample_permutations(spec: NetSpec, num_networks: int, generator: torch.Generator | None) -> list[Tensor]:
+    """Per hidden layer [B, n_l], random permutations of the channels of each class."""
+    permutations = [_identity((num_networks, layer.out_dim)) for layer in spec.layers[:-1]]
+    orders: dict[int, Tensor] = {}
+    for coupled in spec.permutation_classes:
+        num_blocks, key = coupled.num_blocks, spec.block_order[coupled.layers[0]]
+        size = coupled.num_channels // num_blocks
+        order = _identity((num_networks, num_blocks))
+        if num_blocks > 1 and key >= 0:
+            if key not in orders:
+                orders[key] = _permutation((num_networks, num_blocks), generator)
+            order = orders[key]
+        within = _permutation((num_networks * num_blocks, size), generator).reshape(num_networks, num_blocks, size)
+        permutation = (order[..., None] * size + within).flatten(1)
+        for layer in coupled.layers:
+            permutations[layer][:, coupled.channels] = coupled.channels.start + permutation
+    return permutations
 
 
 def _identity(shape: tuple[int, int]) -> Tensor:

@@ -42,15 +42,15 @@ def invariance_error(
         num_draws: group elements per network.
     """
     training = isinstance(model, nn.Module) and model.training
-    if training:  # dropout is not what is measured
-        model.eval()
+    if isinstance(model, nn.Module):
+        model.eval()  # dropout is not what is measured
     outputs = model(params)
     moved = [
         model(GroupElement.sample(params, generator, permute=permute, scale=scale).act(params))
         for _ in range(num_draws)
     ]
-    if training:
-        model.train()
+    if isinstance(model, nn.Module):
+        model.train(training)
     return relative_change(torch.stack(moved), outputs)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,29 +12,35 @@ from torch import Tensor, nn
 from scalegmn.models.base import ModelConfig
 from scalegmn.networks import MultiArchBatch, NetParams
 from scalegmn.reporting.figures import confusion_matrix
+from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.loader import DataConfig
 
 
+@register_task
 class Classification(ZooTask):
     """Cross-entropy on the `label` column of a zoo; selected by validation accuracy.
 
     Args:
-        data: which zoo, canonical or not.
+        data: the zoo, and how its networks are read.
         batch_size: networks per batch.
-        model: labels are 0 to model.out_dim - 1.
+        model: its out_dim is the number of classes; labels are 0 to out_dim - 1.
         debug: use only a few networks per split.
 
     Raises:
-        ValueError: the zoo cannot be read, or has other labels, or the model gives no vectors.
+        ValueError: the zoo cannot be read or has other labels, or the model's output is no vector.
     """
 
     name = "classification"
+    description = "the class of a network, such as of the image that an INR stores"
+    answers = "The class of a network, such as what the image shows that an INR stores: probabilities."
+    limits = ("Probabilities are not calibrated, and there is no answer for what is none of the classes.",)
     monitor = "accuracy"
     maximize = True
 
     def __init__(self, data: DataConfig, batch_size: int, model: ModelConfig, debug: bool = False) -> None:
-        model.check_output("vector", "classification")
+        self.check_model(model)
         super().__init__(data, "label", batch_size, debug)
         labels, self.num_classes = self.zoo.columns["label"], model.out_dim
         if labels.min() < 0 or labels.max() >= self.num_classes:
@@ -41,6 +49,11 @@ class Classification(ZooTask):
                 f"{int(labels.min())} to {int(labels.max())}"
             )
         self.announce()
+
+    @classmethod
+    def from_settings(cls, settings: RunSettings) -> Classification:
+        """The task, for models with one output per class."""
+        return cls(settings.data, settings.batch_size, settings.model_config, settings.debug)
 
     def target(self, labels: Tensor) -> Tensor:
         """The labels [B], or under mixup their probabilities [B, classes]."""
@@ -64,3 +77,15 @@ class Classification(ZooTask):
             "loss": nn.functional.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
         }
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, params: NetParams, removed: Sequence[str]) -> Tensor:
+        """The probabilities of the classes, [B, classes]."""
+        return model(canonicalize(params, removed)).softmax(1)
+
+    @classmethod
+    def answer_of(cls, answers: Tensor, row: int, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The most probable class, its probability, and the probabilities of all classes."""
+        number = int(answers[row].argmax())
+        return {"class": number, "probability": answers[row, number].item(), "probabilities": answers[row].tolist()}

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.networks import NetParams
+from scalegmn.networks import MultiArchBatch, NetParams
 from scalegmn.networks.siren import render
 from scalegmn.reporting.figures import edits
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
-from scalegmn.tasks.image_edits import STYLES
+from scalegmn.tasks.image_edits import IMAGE_EDITS
+from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.images import SOURCES, Images, load_images
 from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import Zoo
 
-SHOWN = 6
+NUM_SHOWN = 6
 """Networks in each figure."""
 
 RIDGE = 1e-3
-"""Of the linear map from weights to images, relative to the weights' mean square."""
+"""The ridge of the linear map from weights to images, relative to the mean square of the weights."""
 
 
 def edited(model: nn.Module, params: NetParams) -> NetParams:
-    """The networks that a model makes of others: theta + delta(theta)."""
+    """The edited networks theta + delta(theta)."""
     changes: NetParams = model(params)
-    return replace(
-        params,
+    return params.replace(
         weights=tuple(map(torch.add, params.weights, changes.weights)),
         biases=tuple(map(torch.add, params.biases, changes.biases)),
     )
@@ -40,39 +39,47 @@ def edited(model: nn.Module, params: NetParams) -> NetParams:
 
 @torch.no_grad()
 def edit_stored(model: nn.Module, params: NetParams, removed: Sequence[str]) -> NetParams:
-    """Edits networks as they are stored: c^-1 (c theta + delta(c theta)), c what leads to canonical networks.
+    """Edits networks as they are stored: c^-1 (c theta + delta(c theta)), where c theta is canonical.
 
     Args:
         model: delta.
         params: theta, B networks.
         removed: the symmetries that canonical networks have removed.
     """
-    passed = []
+    to_canonical = []
     for name in removed:
-        passed.append(TO_CANONICAL[name](params))
-        params = passed[-1].act(params)
+        to_canonical.append(TO_CANONICAL[name](params))
+        params = to_canonical[-1].act(params)
     params = edited(model, params)
-    for element in reversed(passed):
+    for element in reversed(to_canonical):
         params = element.inverse().act(params)
     return params
 
 
+@register_task
 class Editing(ZooTask):
-    """Mean squared error between the image that an edited INR draws and the edited original (Zhou et al., 2023).
+    """Mean squared error between the image that an edited INR draws and the edited original (Zhou et al., 2023,
+    https://arxiv.org/abs/2302.14040).
 
-    The model reads an INR's weights alone and returns changes of them. Each INR's original is found by its identity,
-    the zoo's column `image`, among the images that the zoo was made from.
+    The model reads only the weights of an INR and returns changes of them. Each INR's original is the image whose index
+    is in the zoo's column `image`, among the images that the zoo was made from.
 
     Args:
-        data: which zoo, which style, where the originals are.
+        data: the zoo, the edit (`style_function`), and where the originals are.
         batch_size: networks per batch.
         debug: use only a few networks per split.
 
     Raises:
-        ValueError: the zoo or its images cannot be read, the style is not for such images, or the INRs draw others.
+        ValueError: the zoo or its images cannot be read, the edit is not for such images, or the INRs draw others.
     """
 
     name = "editing"
+    description = "changes of the weights of an INR that edit the image which it stores"
+    answers = (
+        "Changes of a network's parameters, so that the image which an INR stores is edited (`{data.style_function}`)."
+    )
+    limits = ("Edited networks keep their architecture and the names in their files, not their training loss.",)
+    output = "parameters"
     monitor = "loss"
     maximize = False
 
@@ -80,23 +87,29 @@ class Editing(ZooTask):
         moving = [name for name in ("translate", "rotate", "relabel", "mixup") if getattr(data.augment, name)]
         if moving:
             raise ValueError(f"data.augment.{moving[0]}: edited originals do not follow it; leave it out for editing")
+        image_edit = IMAGE_EDITS.require(data.style_function, "data.style_function")
         super().__init__(data, "image", batch_size, debug)
         if len(self.zoo.nets) > 1:
             raise ValueError(f"{self.zoo.path}: found {len(self.zoo.nets):,} architectures, but editing needs one")
-        style = STYLES[data.style_function]
-        if self.spec.layout[-1] != style.channels:
+        if self.spec.layout[-1] != image_edit.num_channels:
             raise ValueError(
-                f"data.style_function: {data.style_function} is for images of {style.channels} channels, but "
+                f"data.style_function: {image_edit.name} is for images of {image_edit.num_channels} channels, but "
                 f"{self.zoo.path} has INRs of {self.spec.layout[-1]}"
             )
         images = original_images(self.zoo, data)
         used = torch.cat([nets.labels for nets in self.splits.values()]).unique()
         self.originals = images.take(used)  # [n, height, width, channels]
-        self.targets = torch.from_numpy(style.edit(self.originals.numpy())).float()
-        self.place = torch.zeros(int(used.max()) + 1, dtype=torch.long)  # image -> its row in these two
+        self.targets = torch.from_numpy(image_edit(self.originals.numpy())).float()
+        self.place = torch.zeros(int(used.max()) + 1, dtype=torch.long)  # image -> its row in originals and targets
         self.place[used] = torch.arange(len(used))
         self._check_images()
         self.announce()
+
+    @classmethod
+    def from_settings(cls, settings: RunSettings) -> Editing:
+        """The task, for models whose output is changes of parameters."""
+        cls.check_model(settings.model_config)
+        return cls(settings.data, settings.batch_size, settings.debug)
 
     def target(self, labels: Tensor) -> Tensor:
         """The edited originals [B, height, width, channels] of images [B]."""
@@ -118,60 +131,79 @@ class Editing(ZooTask):
         with the error of each image."""
         nets = self.splits[split]
         errors = self.per_network(
-            model, split, device, lambda params, images: self.errors(edited(model, params), self.target(images))
+            model, split, device, lambda nets, images: self.errors(edited(model, _single(nets)), self.target(images))
         )
         if figures is not None:
             self._write_table(figures / "edits.csv", split, errors)
             order = errors.argsort(descending=True)
             middle = len(order) // 2
-            for name, rows in {"worst": order[:SHOWN], "median": order[middle : middle + SHOWN]}.items():
-                params, target = nets.read(rows, device), self.target(nets.labels[rows])
+            for name, rows in {"worst": order[:NUM_SHOWN], "median": order[middle : middle + NUM_SHOWN]}.items():
+                params, target = _single(nets.read(rows, device)), self.target(nets.labels[rows])
                 size = target.shape[1:3]
-                drawn = render(params, *size).cpu(), target, render(edited(model, params), *size).cpu()
-                edits(figures / f"{name}_edits.png", *(images.numpy() for images in drawn), errors[rows].numpy())
+                before, after = render(params, *size).cpu(), render(edited(model, params), *size).cpu()
+                images = before.numpy(), target.numpy(), after.numpy()
+                edits(figures / f"{name}_edits.png", *images, errors[rows].numpy())
         return {"loss": errors.mean().item()}
 
     @torch.no_grad()
     def trivial_answers(self) -> dict[str, dict[str, float]]:
-        """Mean squared errors of two answers that know nothing of symmetry, on the same networks.
+        """Mean squared errors of two baselines on the same networks.
 
-        `no_edit`: the INR as it is. `linear_map`: the image that least squares predict from all weights and biases
-        (with a small ridge), fitted on the training split.
+        `no_edit`: the INR as it is. `linear_map`: the image that ridge regression predicts from all weights and biases,
+        fitted to the training split.
 
         Returns:
             Split -> answer -> error.
         """
-        moments = products = 0
-        for params, images in self.splits["train"].batches():
-            x, y = _with_ones(params), self.target(images).flatten(1).double()
-            moments, products = moments + x.mT @ x, products + x.mT @ y
+        size = self.spec.num_parameters + 1
+        moments = torch.zeros(size, size, dtype=torch.float64)
+        products = torch.zeros(size, self.targets[0].numel(), dtype=torch.float64)
+        for nets, images in self.splits["train"].batches():
+            x, y = _with_ones(_single(nets)), self.target(images).flatten(1).double()
+            moments += x.mT @ x
+            products += x.mT @ y
         ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
         linear = torch.linalg.solve(moments + ridge, products)
         answers = {}
         for split in ("val", "test"):
-            errors = {"no_edit": [], "linear_map": []}
-            for params, images in self.splits[split].batches():
-                target = self.target(images)
+            errors: dict[str, list[Tensor]] = {"no_edit": [], "linear_map": []}
+            for nets, images in self.splits[split].batches():
+                params, target = _single(nets), self.target(images)
                 errors["no_edit"].append(self.errors(params, target))
                 errors["linear_map"].append((_with_ones(params) @ linear - target.flatten(1)).square().mean(1))
-            answers[split] = {name: torch.cat(found).mean().item() for name, found in errors.items()}
+            answers[split] = {name: torch.cat(of_batches).mean().item() for name, of_batches in errors.items()}
         return answers
 
     def identity(self) -> dict[str, Any]:
-        """Which zoo was read, and how, and what trivial answers reach on it."""
+        """The data of a run, and the errors of two baselines on them."""
         return {**super().identity(), "trivial_answers": self.trivial_answers()}
+
+    @classmethod
+    def answer(cls, model: nn.Module, params: NetParams, removed: Sequence[str]) -> NetParams:
+        """The edited networks; see `edit_stored`."""
+        return edit_stored(model, params, removed)
+
+    @classmethod
+    def result_text(cls, summary: Mapping[str, Any]) -> str:
+        """Mean squared errors x 1e-2, as papers give them, of the baselines and of the model."""
+        answers = summary["data"]["trivial_answers"]
+        rows = {name: [answers[split][name] for split in ("val", "test")] for name in ("no_edit", "linear_map")}
+        rows["metanetwork"] = [summary["val_loss"], summary["test_loss"]]
+        lines = [f"{'mean squared error x 1e-2':<28}{'val':>8}{'test':>8}"]
+        lines += [f"{name:<28}" + "".join(f"{100 * error:>8.3f}" for error in errors) for name, errors in rows.items()]
+        return "\n".join(lines)
 
     def _check_images(self) -> None:
         """Raises ValueError unless the INRs draw their originals better than other originals."""
         rows = torch.arange(min(64, len(self.splits["val"])))
-        drawn = self.splits["val"].read(rows)
+        drawn = _single(self.splits["val"].read(rows))
         originals = self.originals[self.place[self.splits["val"].labels[rows]]]
         others = self.originals[torch.arange(len(rows)) * len(self.originals) // len(rows)]
-        own, other = (self.errors(drawn, images).mean().item() for images in (originals, others))
-        if not own < other / 2:
+        error, error_of_others = (self.errors(drawn, images).mean().item() for images in (originals, others))
+        if not error < error_of_others / 2:
             raise ValueError(
-                f"{self.zoo.path}: its INRs do not draw these images (mean squared error {own:.3f}, with other images "
-                f"{other:.3f}); set --data.images_path to those that they were fitted to"
+                f"{self.zoo.path}: its INRs do not draw these images (mean squared error {error:.3f}, with other "
+                f"images {error_of_others:.3f}); set --data.images_path to those that they were fitted to"
             )
 
     def _write_table(self, path: Path, split: str, errors: Tensor) -> None:
@@ -183,21 +215,11 @@ class Editing(ZooTask):
             writer.writerows(zip(nets.rows.tolist(), nets.labels.tolist(), errors.tolist(), strict=True))
 
 
-def table(summary: Mapping[str, Any]) -> str:
-    """Mean squared errors x 1e-2, as papers give them, of the trivial answers and of a finished run's model."""
-    answers = summary["data"]["trivial_answers"]
-    rows = {name: [answers[split][name] for split in ("val", "test")] for name in ("no_edit", "linear_map")}
-    rows["metanetwork"] = [summary["val_loss"], summary["test_loss"]]
-    lines = [f"{'mean squared error x 1e-2':<28}{'val':>8}{'test':>8}"]
-    lines += [f"{name:<28}" + "".join(f"{100 * error:>8.3f}" for error in errors) for name, errors in rows.items()]
-    return "\n".join(lines)
-
-
 def original_images(zoo: Zoo, data: DataConfig) -> Images:
     """The images that a zoo's INRs were fitted to, from `data.images_path` (null: `data.dataset_path`).
 
     Raises:
-        ValueError: the zoo says not which, or others are there.
+        ValueError: the zoo's provenance names no images, or other images are there.
     """
     name, source = zoo.provenance.get("images"), zoo.provenance.get("image_source")
     if name not in SOURCES:
@@ -216,7 +238,13 @@ def original_images(zoo: Zoo, data: DataConfig) -> Images:
     return images
 
 
+def _single(nets: NetParams | MultiArchBatch) -> NetParams:
+    """A batch of a zoo of one architecture."""
+    assert isinstance(nets, NetParams)
+    return nets
+
+
 def _with_ones(params: NetParams) -> Tensor:
-    """[B, parameters + 1], a one at the end, in double precision."""
+    """Parameters in double precision with a one at the end, [B, parameters + 1]."""
     flat = params.flatten().double()
     return torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from scalegmn.networks import ACTIVATIONS, MultiArchBatch, NetParams, NetSpec
 from scalegmn.reporting.figures import predictions
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.loader import DataConfig, LabelledNets, hidden_activation
 
@@ -21,14 +23,15 @@ LOSSES = {
     "MSE": lambda logits, target: nn.functional.mse_loss(logits.sigmoid(), target),
     "BCE": nn.functional.binary_cross_entropy_with_logits,
 }
-"""Of what a model says before the sigmoid, and the true accuracy."""
+"""Loss by name: of logits, whose sigmoid is the predicted accuracy, and true accuracies."""
 
 
 def metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """How well accuracies are predicted.
+    """How close predicted accuracies are to true ones.
 
     Args:
-        true, predicted: [n], in [0, 1].
+        true: [n], in [0, 1].
+        predicted: [n], in [0, 1].
 
     Returns:
         `tau`: Kendall's tau-b, the agreement of the order; `r2`: 1 - sum (y - f)^2 / sum (y - mean y)^2; `mae`: mean
@@ -43,18 +46,19 @@ def metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def weight_sizes(params: NetParams) -> Tensor:
-    """log10 of the root mean square of each layer's weights, [B, L], without the scale symmetry of relu layers: two
-    networks of the same function have the same."""
+    """log10 of the root mean square of each layer's weights, [B, L], after relu layers are made canonical: networks
+    that differ only by positive scalars of relu neurons have the same sizes."""
     weights = canonicalize(params, ("scale",)).weights
     return torch.stack([w.flatten(1).square().mean(1).sqrt() for w in weights], 1).clamp_min(1e-30).log10()
 
 
+@register_task
 class Generalization(ZooTask):
-    """The sigmoid of a model's one output against a zoo's column `test_accuracy` (Unterthiner et al., 2020); selected
-    by Kendall's tau on the validation split.
+    """The sigmoid of a model's single output predicts a zoo's column `test_accuracy` (Unterthiner et al., 2020,
+    https://arxiv.org/abs/2002.11448); selected by Kendall's tau on the validation split.
 
     Args:
-        data: which zoo; `activation_function` chooses among its networks.
+        data: the zoo; `activation_function` chooses among its networks.
         batch_size: networks per batch.
         loss: `MSE` of the sigmoid, or `BCE`.
         debug: use only a few networks per split.
@@ -64,18 +68,26 @@ class Generalization(ZooTask):
     """
 
     name = "generalization"
+    description = "the test accuracy of a network, from its weights alone"
+    answers = "The test accuracy of a network, from 0 to 1, from its weights alone."
+    limits = ("Accuracies are those on the task that the training networks were trained for.",)
+    out_dim = 1
     monitor = "tau"
     maximize = True
 
-    def __init__(
-        self, data: DataConfig, batch_size: int, loss: Literal["MSE", "BCE"] = "MSE", debug: bool = False
-    ) -> None:
+    def __init__(self, data: DataConfig, batch_size: int, loss: str = "MSE", debug: bool = False) -> None:
         super().__init__(data, "test_accuracy", batch_size, debug)
         low, high = (value.item() for value in self.zoo.columns["test_accuracy"].aminmax())
         if not 0 <= low <= high <= 1:
             raise ValueError(f"{self.zoo.path}: test_accuracy: found {low:g} to {high:g}, expected 0 to 1")
         self.criterion = LOSSES[loss]
         self.announce()
+
+    @classmethod
+    def from_settings(cls, settings: RunSettings) -> Generalization:
+        """The task, for models with one output."""
+        cls.check_model(settings.model_config)
+        return cls(settings.data, settings.batch_size, settings.train_args.loss, settings.debug)
 
     def loss(self, model: nn.Module, inputs: NetParams | MultiArchBatch, target: Tensor) -> Tensor:
         """The mean loss of the networks' accuracies, [B]."""
@@ -92,20 +104,50 @@ class Generalization(ZooTask):
         nets = self.splits[split]
         logits = self.per_network(model, split, device, lambda params, _: model(params)[:, 0].float())
         true, predicted = nets.labels.double().numpy(), logits.double().sigmoid().numpy()
-        found = {"loss": self.criterion(logits, nets.labels).item(), **metrics(true, predicted)}
+        results = {"loss": self.criterion(logits, nets.labels).item(), **metrics(true, predicted)}
         if figures is not None:
-            kinds = _by_activation(nets)
-            for name, own in kinds.items() if len(kinds) > 1 else ():
-                found |= {f"{key}_{name}": value for key, value in metrics(true[own], predicted[own]).items()}
-            title = f"{split}: tau {found['tau']:.3f}, R^2 {found['r2']:.3f}"
-            predictions(figures / "predictions.png", true, predicted, kinds, title)
-        return found
+            members = _by_activation(nets)
+            for name, rows in members.items() if len(members) > 1 else ():
+                results |= {f"{key}_{name}": value for key, value in metrics(true[rows], predicted[rows]).items()}
+            title = f"{split}: tau {results['tau']:.3f}, R^2 {results['r2']:.3f}"
+            predictions(figures / "predictions.png", true, predicted, members, title)
+        return results
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, model: nn.Module, params: NetParams, removed: Sequence[str]) -> Tensor:
+        """The predicted test accuracies, [B]."""
+        return model(canonicalize(params, removed))[:, 0].sigmoid()
+
+    @classmethod
+    def answer_of(cls, answers: Tensor, row: int, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The predicted accuracy, and the percentile of the training networks' accuracies that it is at."""
+        accuracy = answers[row].item()
+        percentile = np.searchsorted(data["test_accuracy"], accuracy).clip(0, 100)
+        return {"test_accuracy": accuracy, "percentile": int(percentile)}
+
+    @classmethod
+    def warnings(cls, params: NetParams, data: Mapping[str, Any]) -> list[list[str]]:
+        """Layers that the training networks lack, or whose weights are smaller or larger than all of theirs."""
+        warnings: list[list[str]] = [[] for _ in range(len(params))]
+        *hidden, last = data["log10_weights"]
+        hidden = [*hidden, *[None] * params.spec.num_layers][: params.spec.num_layers - 1]
+        for layer, (bounds, sizes) in enumerate(zip([*hidden, last], weight_sizes(params).mT.tolist(), strict=True)):
+            for of_network, size in zip(warnings, sizes, strict=True):
+                if bounds is None:
+                    of_network.append(f"layer {layer} is there, the training networks have no such layer")
+                elif not bounds[0] - 0.01 <= size <= bounds[1] + 0.01:  # canonical relu layers all have size 1, rounded
+                    between = f"{10 ** bounds[0]:.2g} to {10 ** bounds[1]:.2g}"
+                    of_network.append(
+                        f"layer {layer} has weights of size {10**size:.2g}, the training networks {between}"
+                    )
+        return warnings
 
     def identity(self) -> dict[str, Any]:
-        """Which zoo was read, and how; and what its training networks are like, which tells others from them.
+        """The data of a run, and statistics of its training networks, which `answer_of` and `warnings` compare with.
 
-        `test_accuracy`: percentiles 0 to 100. `log10_weights`: per layer of the spec that covers all, the least and the
-        largest `weight_sizes`; None for hidden layers that no training network has.
+        `test_accuracy`: percentiles 0 to 100. `log10_weights`: the smallest and the largest `weight_sizes` of each
+        layer of `NetSpec.envelope`; None for hidden layers that no training network has.
         """
         nets = self.splits["train"]
         parts = [weight_sizes(part) for params, _ in nets.batches() for part in params.parts]
@@ -121,12 +163,13 @@ class Generalization(ZooTask):
 
 
 def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
-    """What each layer has, [B, L] -> [B, num_layers], the last layer last; NaN for hidden layers that are missing."""
+    """A number per layer, [B, L] -> [B, num_layers], with the last layer last and NaN for missing hidden layers."""
     missing = sizes.new_full((len(sizes), num_layers - sizes.shape[1]), math.nan)
     return torch.cat([sizes[:, :-1], missing, sizes[:, -1:]], dim=1)
 
 
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
-    """Activation -> [M] bool, which networks have it in all hidden layers; `several`, those that have others too."""
-    own = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
-    return {(*ACTIVATIONS, "several")[index]: (own == index).numpy() for index in own.unique().tolist()}
+    """Activation -> [M] bool, the networks that have it in all hidden layers; `several`: those with different ones."""
+    activation = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
+    names = (*ACTIVATIONS, "several")
+    return {names[index]: (activation == index).numpy() for index in activation.unique().tolist()}

@@ -1,7 +1,7 @@
-"""How a run trains.
+"""Settings of the training loop.
 
-In a file of its own: to read a configuration, jsonargparse imports all that the files of its classes import for type
-checkers, such as lightning, which takes seconds.
+They have a file to themselves: jsonargparse, when it reads a configuration, imports everything that the files of its
+classes import for type checkers; lightning would take seconds.
 """
 
 from __future__ import annotations
@@ -55,14 +55,18 @@ class TrainConfig:
             if getattr(self, name) < 1
         ]
         if not self.checkpoint_minutes >= 0:
-            found = self.checkpoint_minutes
-            problems.append(f"train_args.checkpoint_minutes: found {found}, expected 0 (after every step) or more")
+            value = self.checkpoint_minutes
+            problems.append(f"train_args.checkpoint_minutes: found {value}, expected 0 (after every step) or more")
         if problems:
             raise ValueError("; ".join(problems))
 
     def check_device(self) -> None:
-        """Raises ValueError when this machine lacks the device or what compiles for it, or the device the precision."""
-        found = accelerator(self.device, self.precision)
+        """Checks that this machine can train as configured.
+
+        Raises:
+            ValueError: it has no such device, the device lacks the precision, or there is no compiler.
+        """
+        kind = accelerator(self.device, self.precision)
         compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-        if self.compile and found == "cpu" and not shutil.which(compiler):
+        if self.compile and kind == "cpu" and not shutil.which(compiler):
             raise ValueError(f"train_args.compile: needs a C++ compiler, found no {compiler}; install it or set CXX")

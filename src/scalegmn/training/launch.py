@@ -24,50 +24,63 @@ STOPPED = 75
 NOT_FINITE = 3
 """Exit code of a run whose loss or gradient was not finite."""
 
+_FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "tf32": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "fp16-mixed": "16-mixed",
+}
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def accelerator(device: Device, precision: Precision) -> Literal["cpu", "cuda"]:
-    """What `device` is on this machine.
+    """The accelerator that `device` names on this machine.
 
     Raises:
-        ValueError: the machine lacks it, or it does not have the precision.
+        ValueError: the machine has no such device, or the device lacks the precision.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("train_args.device: cuda, but torch finds no GPU here; use auto or cpu")
-    found = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if found == "cpu" and precision in ("tf32", "fp16-mixed"):
+    kind: Literal["cpu", "cuda"] = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if kind == "cpu" and precision in ("tf32", "fp16-mixed"):
         raise ValueError(f"train_args.precision: {precision} needs a GPU; use fp32 or bf16-mixed")
-    return found
+    return kind
 
 
 def launch(device: Device, devices: int, precision: Precision) -> Fabric:
-    """The processes that train together, with gloo on CPUs and NCCL on GPUs; starts the missing ones.
+    """Joins the processes that train together, with gloo on CPUs and NCCL on GPUs, and starts missing ones.
 
-    Under torchrun and srun these are the processes that they started, else `devices` on this machine, each of which
-    runs the same command. Only the first one prints.
+    torchrun and srun start all processes themselves. Otherwise there are `devices` processes on this machine, each of
+    which runs the same command. Only the first process prints.
 
     Raises:
-        ValueError: as `accelerator`; there are fewer GPUs than devices, or srun was not told enough.
+        ValueError: as `accelerator`; there are fewer GPUs than devices; or srun's settings are incomplete.
     """
     from lightning.fabric import Fabric  # takes seconds to import, which wrong input and notebooks need not wait for
-    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     kind = accelerator(device, precision)
-    environment, num_nodes, here = LightningEnvironment(), 1, None
+    environment: ClusterEnvironment = LightningEnvironment()
+    num_nodes, num_local = 1, None
     if torch.distributed.is_torchelastic_launched():
-        environment, here = TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // here
+        environment, num_local = TorchElasticEnvironment(), int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // num_local
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         num_nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-        here = int(os.environ["SLURM_STEP_NUM_TASKS"]) // num_nodes
+        num_local = int(os.environ["SLURM_STEP_NUM_TASKS"]) // num_nodes
         try:
             environment = SLURMEnvironment()
         except RuntimeError as error:
             raise ValueError(f"srun: {error}") from None
-    if here is not None and devices not in (1, here):
-        raise ValueError(f"train_args.devices: found {devices}, but {here} processes were started here; leave it out")
-    devices = here or devices
+    if num_local is not None and devices not in (1, num_local):
+        raise ValueError(
+            f"train_args.devices: found {devices}, but {num_local} processes were started here; leave it out"
+        )
+    devices = num_local or devices
     if kind == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"train_args.devices: found {devices}, expected at most {torch.cuda.device_count()}, the GPUs")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -76,7 +89,7 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
         strategy="ddp" if devices * num_nodes > 1 else "auto",
         devices=devices,
         num_nodes=num_nodes,
-        precision={"bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}.get(precision, "32-true"),
+        precision=_FABRIC_PRECISION[precision],
         plugins=[environment],
     )
     fabric.launch()
@@ -87,26 +100,27 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
 
 @contextmanager
 def ending_together(fabric: Fabric) -> Iterator[None]:
-    """A ValueError or OSError of any process in this block ends all of them; the first one raises it."""
-    problem = None
+    """If any process raises ValueError or OSError in this block, all end, and the first one raises the error."""
+    problem: Exception | None = None
     try:
         yield
-    except (ValueError, OSError) as error:
-        problem = error
+    except (ValueError, OSError) as raised:
+        problem = raised
     problems = [problem]
     if fabric.world_size > 1:
         problems = [None] * fabric.world_size
         torch.distributed.all_gather_object(problems, problem)
-    for found in filter(None, problems):
-        raise found if fabric.is_global_zero else SystemExit(0)
+    for error in filter(None, problems):
+        raise error if fabric.is_global_zero else SystemExit(0)
 
 
 class StopSignals:
-    """Within this context SIGINT, SIGTERM and SIGUSR1 (which `sbatch --signal` sends before the time is up) are only
-    noted; a second SIGINT ends the process at once.
+    """A context that records SIGINT, SIGTERM and SIGUSR1 instead of ending the process; a second SIGINT ends it.
+
+    `sbatch --signal` sends SIGUSR1 before the time limit.
 
     Attributes:
-        received: the name of the last signal; None: there was none.
+        received: the name of the last signal; None: no signal arrived.
     """
 
     def __init__(self) -> None:

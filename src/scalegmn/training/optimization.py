@@ -1,17 +1,25 @@
-"""Optimiser and learning rate schedule."""
+"""Optimiser and learning rate schedule: settings, and how they are built."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 PLATEAU_FACTOR = 0.1
-"""What a plateau multiplies the learning rate by."""
+"""Factor of the learning rate at a plateau."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +67,6 @@ class ScheduleConfig:
         if problems:
             raise ValueError("; ".join(problems))
 
-    def factor(self, step: int, num_steps: int) -> float:
-        """What the learning rate is multiplied by at a step, from 0, of a run of `num_steps`."""
-        if self.decay == "none":
-            return 1.0
-        if self.decay == "one_cycle":
-            peak = max(1.0, 0.3 * num_steps - 1)
-            if step <= peak:
-                return _cosine(1 / 25, 1.0, step / peak)
-            return _cosine(1.0, 1 / 25e4, min(1.0, (step - peak) / max(1.0, num_steps - 1 - peak)))
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.decay != "cosine":
-            return 1.0
-        return _cosine(1.0, 0.0, min(1.0, (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    """From start to end by half a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
 
 @dataclass(frozen=True)
 class OptimizationConfig:
@@ -109,67 +97,90 @@ class OptimizationConfig:
 
 
 class Schedule:
-    """Sets the optimiser's learning rate: lr factor(step), times what plateaus have left of it.
+    """The learning rate of an optimiser: torch's schedulers, one stepped after every step, one after every epoch.
 
     Args:
-        optimizer: whose learning rate.
+        optimizer: its current learning rate is the one that the schedule scales.
         config: which schedule.
-        lr: the learning rate that it multiplies.
-        num_steps: of the whole run.
+        num_steps: of the whole run; the learning rate stays as it is afterwards.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, lr: float, num_steps: int) -> None:
-        self._optimizer, self._config, self._lr, self._num_steps = optimizer, config, lr, num_steps
-        self.load_state_dict({"step": 0, "reduction": 1.0, "best": -math.inf, "since_best": 0})
+    def __init__(self, optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int) -> None:
+        self._optimizer, self._num_steps = optimizer, num_steps
+        self._per_step = _step_scheduler(optimizer, config, num_steps)
+        self._per_epoch: ReduceLROnPlateau | None = None
+        if config.decay == "plateau":
+            # torch reduces after more than `patience` epochs without improvement
+            patience = config.plateau_patience - 1
+            self._per_epoch = ReduceLROnPlateau(optimizer, "max", PLATEAU_FACTOR, patience, 0.0, "abs", eps=0.0)
 
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
-        return self._optimizer.param_groups[0]["lr"]
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def step(self) -> None:
-        """After every step of the optimiser."""
-        self._state["step"] += 1
-        self._set()
+        """Called after every step of the optimiser."""
+        if self._per_step.last_epoch < self._num_steps:
+            self._per_step.step()
 
     def end_epoch(self, value: float) -> None:
-        """After every epoch, with a validation result of which larger is better."""
-        state = self._state
-        state["since_best"] = 0 if value > state["best"] else state["since_best"] + 1
-        state["best"] = max(state["best"], value)  # this way round a NaN is never the best
-        if self._config.decay == "plateau" and state["since_best"] >= self._config.plateau_patience:
-            state["reduction"] *= PLATEAU_FACTOR
-            state["since_best"] = 0
-        self._set()
+        """Called after every epoch, with a validation result of which larger is better."""
+        if self._per_epoch is not None:
+            self._per_epoch.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, in plain types."""
-        return dict(self._state)
+        """Position of the schedule, in plain types."""
+        per_epoch = None if self._per_epoch is None else self._per_epoch.state_dict()
+        return {"lr": self.lr, "per_step": self._per_step.state_dict(), "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict`."""
-        self._state = dict(state)
-        self._set()
+        """Continues from a `state_dict`.
 
-    def _set(self) -> None:
-        factor = self._config.factor(self._state["step"], self._num_steps) * self._state["reduction"]
+        Raises:
+            KeyError: the state is of another version of this package.
+        """
+        lr, per_step, per_epoch = (state[name] for name in ("lr", "per_step", "per_epoch"))
+        self._per_step.load_state_dict(per_step)
+        if self._per_epoch is not None:
+            self._per_epoch.load_state_dict(per_epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * factor
+            group["lr"] = lr
+
+
+def _step_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int) -> LRScheduler:
+    """The scheduler that changes the learning rate from step to step."""
+    if config.decay == "none":
+        return ConstantLR(optimizer, factor=1.0)
+    if config.decay == "one_cycle":
+        return OneCycleLR(
+            optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=num_steps, cycle_momentum=False
+        )
+    warmup_steps = config.warmup_steps
+    schedulers: list[LRScheduler] = []
+    if warmup_steps:  # lr / warmup_steps, 2 lr / warmup_steps, ..., lr
+        schedulers.append(LinearLR(optimizer, 1 / warmup_steps, total_iters=max(1, warmup_steps - 1)))
+    if config.decay == "cosine":
+        schedulers.append(CosineAnnealingLR(optimizer, T_max=max(1, num_steps - warmup_steps)))
+    if len(schedulers) == 2:
+        return SequentialLR(optimizer, schedulers, milestones=[warmup_steps])
+    return schedulers[0] if schedulers else ConstantLR(optimizer, factor=1.0)
 
 
 def build_optimizer(
     config: OptimizationConfig, parameters: Iterable[nn.Parameter], num_steps: int, fused: bool = True
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """AdamW and its schedule for a run of `num_steps` steps.
+    """AdamW and its learning rate schedule, for a run of `num_steps` steps.
 
     Args:
         config: their settings.
-        parameters: what is fitted.
+        parameters: what is optimised.
         num_steps: of the whole run.
-        fused: one kernel for all parameters; it cannot undo the scaling of a fp16 loss before gradients are clipped.
+        fused: one kernel for all parameters; such a kernel cannot undo the scaling of an fp16 loss before gradients
+            are clipped.
     """
     options = config.optimizer_args
     optimizer = torch.optim.AdamW(
         parameters, lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad, fused=fused
     )
-    return optimizer, Schedule(optimizer, config.scheduler_args, options.lr, num_steps)
+    return optimizer, Schedule(optimizer, config.scheduler_args, num_steps)

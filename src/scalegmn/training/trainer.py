@@ -1,176 +1,53 @@
-"""The training loop. It knows only the `Task` protocol."""
+"""The training loop. It knows neither models nor tasks, only the `Task` protocol."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import resource
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]  # has no stubs
 
 from scalegmn.reporting.figures import learning_curves
 from scalegmn.reporting.run_folder import Run
-from scalegmn.training.checkpoint import (
-    random_state,
-    read_state,
-    set_random_state,
-    split_names,
-    state_files,
-    write_state,
-    write_tensors,
-)
+from scalegmn.training.checkpoint import read_state, state_files, write_state, write_tensors
 from scalegmn.training.config import TrainConfig
+from scalegmn.training.gradients import backward_in_micro_batches, sum_over_processes
 from scalegmn.training.launch import StopSignals, ending_together
+from scalegmn.training.memory import keep_freed_memory, peak_memory
 from scalegmn.training.optimization import OptimizationConfig, build_optimizer
+from scalegmn.training.precision import InPrecision
+from scalegmn.training.state import Progress, RunState
 from scalegmn.training.task import Task
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from lightning.fabric.wrappers import _FabricOptimizer
 
 SHOW_EVERY = 10
-"""Steps between two changes of what the progress bar says."""
+"""Number of steps between two updates of the progress bar's text."""
 
 
 class Stopped(Exception):
     """A signal ended the run, which can go on later."""
 
 
-def keep_freed_memory() -> None:
-    """Tells the C library (glibc) to keep freed memory for the next step.
-
-    By default it goes back to the system at the end of each backward pass, and every page of it must be mapped and
-    cleared again: a third of the time of a step on a CPU. Blocks of 8 MB and more still go back, for they would leave
-    holes that nothing fits: parts of a batch and the pieces of a large network have smaller tensors (`nn/memory.py`).
-    Other C libraries are left alone.
-    """
-    settings = {-1: 2**31 - 1, -2: 2**24, -3: 2**23}  # trim threshold, top pad, mmap threshold
-    with suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        for name, value in settings.items():
-            libc.mallopt(name, value)
-
-
-def backward_in_parts(
-    loss: Callable[[Any, Tensor], Tensor],
-    inputs: Any,
-    target: Tensor,
-    at_once: int,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-    batch_size: int | None = None,
-) -> Tensor:
-    """The gradient of a batch's mean loss, part by part: memory does not grow with the batch.
-
-    Args:
-        loss: (inputs, target) -> the mean over them.
-        inputs: a batch that can be sliced, or one process's share of it.
-        target: [B, ...].
-        at_once: networks in a part, at most.
-        backward: adds the gradient of a scalar to the parameters'.
-        batch_size: networks of the whole batch, over which the mean is taken; None: B.
-
-    Returns:
-        The mean loss, or the share's part of it, detached.
-    """
-    total = torch.zeros((), device=target.device)
-    num_parts = max(1, math.ceil(len(target) / at_once))
-    size = max(1, math.ceil(len(target) / num_parts))  # as even as can be, for the largest decides on memory
-    for start in range(0, len(target), size):
-        part = slice(start, start + size)
-        share = loss(inputs[part], target[part]) * (len(target[part]) / (batch_size or len(target)))
-        backward(share)
-        total = total + share.detach()
-    return total
-
-
-def any_number(inputs: Any) -> None:
-    """Tells `torch.compile` that the number of networks varies, so that it does not compile a model for each.
-
-    Args:
-        inputs: a batch, whose `tensors()` have a row per network.
-    """
-    for tensor in inputs.tensors():
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
-
-class InPrecision(nn.Module):
-    """A model whose inside has the precision of a Fabric; its outputs are in single precision at least.
-
-    Args:
-        model: the model.
-        fabric: says in which precision.
-        compiled: whether `model` is.
-    """
-
-    def __init__(self, model: nn.Module, fabric: Fabric, compiled: bool = False) -> None:
-        super().__init__()
-        self.model, self.fabric, self.compiled = model, fabric, compiled
-
-    def forward(self, inputs: Any) -> Any:
-        """As the model's."""
-        if self.compiled:
-            any_number(inputs)
-        with self.fabric.autocast():
-            outputs = self.model(inputs)
-        return self.fabric.strategy.precision.convert_output(outputs)
-
-
-@dataclass
-class Progress:
-    """Where a run stands, in plain types."""
-
-    epoch: int = 0
-    """Epochs that are done."""
-
-    step: int = 0
-    """Steps that are done of the epoch after these; the fields below are sums over them."""
-
-    count: int = 0
-    """Networks."""
-
-    loss: float = 0.0
-    """Of each network."""
-
-    lr: float = 0.0
-    """The learning rate of the last step."""
-
-    grad_norm: float = 0.0
-    """Of each step, before clipping."""
-
-    grad_norm_max: float = 0.0
-    """The largest."""
-
-    train_seconds: float = 0.0
-    """Of training alone."""
-
-    wait_seconds: float = 0.0
-    """Of waiting for batches."""
-
-    seconds: float = 0.0
-    """Of the whole run, without the time between stops and resumptions."""
-
-    best: dict[str, float] = field(default_factory=lambda: {"epoch": -1})
-    """Epoch and validation metrics of the best epoch."""
-
-
 class Trainer:
-    """One run: a model that is trained, validated, kept and, in the end, tested.
+    """One run: trains a model, validates it after every epoch, keeps the best parameters and tests them at the end.
 
     Args:
-        fabric: the processes; each gets its share of every batch.
-        task: what is learnt.
-        model: says how much of a batch it takes at a time (`networks_at_once(device)`).
-        config: how long, on what.
-        optimization: how.
-        run: the run folder, in the first process, which alone writes.
+        fabric: the processes; each computes on its share of every batch.
+        task: batches, loss and metrics.
+        model: `networks_at_once(device)` is the number of networks of a batch that it takes at a time.
+        config: how long to train, and on what.
+        optimization: optimiser and learning rate.
+        run: the run folder, in the first process, which alone writes; None: nothing is written.
     """
 
     def __init__(
@@ -182,212 +59,219 @@ class Trainer:
         optimization: OptimizationConfig,
         run: Run | None,
     ) -> None:
-        self._started = self._saved = time.perf_counter()
-        self._seconds_before = 0.0
         keep_freed_memory()
         self.fabric, self.task, self.model, self.config, self.run = fabric, task, model, config, run
         self.signals = StopSignals()
-        self.progress = Progress()
+        self._saved = time.perf_counter()
         self._max_norm = optimization.clip_grad_max_norm or math.inf
         task.prepare(model)
         model.to(fabric.device)
-        for tensor in model.state_dict().values():  # should machines round differently
+        for tensor in model.state_dict().values():  # in case machines round differently
             if fabric.world_size > 1:
                 torch.distributed.broadcast(tensor, 0)
         if fabric.global_rank:
-            torch.manual_seed(config.seed + fabric.global_rank)  # dropout is each process's own
-        self.average = None
+            torch.manual_seed(config.seed + fabric.global_rank)  # each process draws its own dropout masks
+        average = None
         if optimization.ema_decay is not None:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimization.ema_decay))
+            update = get_ema_multi_avg_fn(optimization.ema_decay)  # type: ignore[no-untyped-call]  # torch's stubs
+            average = AveragedModel(model, multi_avg_fn=update)
         num_steps = config.num_epochs * task.steps_per_epoch
         fused = config.precision != "fp16-mixed"
         optimizer, self.schedule = build_optimizer(optimization, model.parameters(), num_steps, fused)
-        self.optimizer = fabric.setup_optimizers(optimizer)
-        self.evaluated = model if self.average is None else self.average.module
-        self.best = self._evaluated_state()
+        self.optimizer = cast("_FabricOptimizer", fabric.setup_optimizers(optimizer))
+        self.state = RunState(fabric, model, average, optimizer, self.schedule, config.seed, task.data_id)
+        evaluated = self.state.evaluated
         if config.compile:
-            for each in {model, self.evaluated}:
-                each.compile(fullgraph=True)
-        self._at_once = model.networks_at_once(fabric.device)
-        called = partial(InPrecision, fabric=fabric, compiled=config.compile)
-        self._called, self._called_evaluated = called(model), called(self.evaluated)
-        self._generator = torch.Generator().manual_seed(config.seed)  # the same in all processes
-        self._epoch_start = self._generator.get_state()
+            for module in {model, evaluated}:
+                module.compile(fullgraph=True)
+        self._max_micro_batch = cast(Callable[[torch.device], int], model.networks_at_once)(fabric.device)
+        self._called = InPrecision(model, fabric, config.compile)
+        self._called_evaluated = InPrecision(evaluated, fabric, config.compile)
 
-    def fit(self) -> dict[str, Any]:
-        """Trains from where the run stands to its end, and tests the epoch that was best on the validation split, once.
+    @property
+    def progress(self) -> Progress:
+        """Position of the run."""
+        return self.state.progress
+
+    def fit(self) -> dict[str, Any] | None:
+        """Trains from the run's position to its end, and tests the epoch with the best validation result, once.
 
         Every epoch appends a line to metrics.jsonl and writes `checkpoints/last.safetensors`; a better validation
-        result also writes `checkpoints/best.safetensors`. At the end: figures and summary.json.
+        result also writes `checkpoints/best.safetensors`. The end writes figures and summary.json.
 
         Returns:
-            The summary.
+            The summary, in the process that has the run folder.
 
         Raises:
-            Stopped: by a signal; the step was finished and the state saved.
-            FloatingPointError: the loss or the gradient of a step is not finite; what reproduces it was saved.
+            Stopped: a signal arrived; the step was finished and the state saved.
+            FloatingPointError: loss or gradient of a step is not finite; the state that reproduces it was saved.
             ValueError: the state in the run folder is damaged, or of other data, another model or another number of
                 processes.
         """
         with ending_together(self.fabric):
-            state = None if self.run is None else self._read_state()
-        state = self.fabric.broadcast(state)
-        if state is not None:
+            saved = self._read_state()
+        saved = self.fabric.broadcast(saved)
+        if saved is not None:
             with ending_together(self.fabric):
-                self._restore(*state)
+                self._restore(*saved)
         with self.signals:
-            while self.progress.epoch < self.config.num_epochs and self._since_best() < self.config.patience:
+            while self.progress.epoch < self.config.num_epochs and self._epochs_since_best() < self.config.patience:
                 self.train_epoch()
                 self._end_epoch()
             if self.progress.epoch < self.config.num_epochs:
                 print(f"no better validation {self.task.monitor} for {self.config.patience} epochs: stopped")
-            return self._test()  # a signal does not stop it: little is left to do
+            return self._test()  # a signal does not stop it: little remains to be done
+
+    # Training
 
     def train_epoch(self) -> None:
-        """The steps of an epoch that are not done yet."""
+        """Takes the remaining steps of an epoch."""
         progress, fabric = self.progress, self.fabric
         self.model.train()
         batches = self._shuffled()[progress.step :]
-        stream = self.task.train_batches(batches, self._generator, fabric.device)
-        bar = tqdm(
+        stream = self.task.train_batches(batches, self.state.batch_generator, fabric.device)
+        with tqdm(
             total=self.task.steps_per_epoch,
             initial=progress.step,
             desc=f"epoch {progress.epoch}",
             leave=False,
             disable=None if fabric.is_global_zero else True,
-        )
-        began = time.perf_counter()
-        for rows in batches:
-            random = self._random_state()
-            inputs, target = next(stream)
-            waited = time.perf_counter() - began
-            loss, norm, stop, save = self.step(inputs, target)
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self._overflow()):
-                raise FloatingPointError(self._keep_evidence(rows, random, loss, norm))
-            self.optimizer.step()
-            progress.lr = self.schedule.lr
-            self.schedule.step()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
-            progress.step += 1
-            progress.count += len(target)
-            progress.loss += loss * len(target)
-            if math.isfinite(norm):  # else the step was skipped
-                progress.grad_norm += norm
-                progress.grad_norm_max = max(norm, progress.grad_norm_max)
-            progress.wait_seconds += waited
-            began, before = time.perf_counter(), began
-            progress.train_seconds += began - before
-            if progress.step % SHOW_EVERY == 1:
-                rate = progress.count / progress.train_seconds
-                bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} networks/s", refresh=False)
-            bar.update()
-            if stop or save:
-                self.save_state()
-                began = time.perf_counter()
-            if stop:
-                bar.close()
-                raise Stopped(self._stopped())
-        bar.close()
-
-    def _stopped(self) -> str:
-        """Why and where, and how to go on."""
-        at = f"{self.signals.received or 'a signal'} after step {self.progress.step} of epoch {self.progress.epoch}"
-        return at if self.run is None else f"{at}; go on with --resume {self.run.folder}"
+        ) as bar:
+            began = time.perf_counter()
+            for rows in batches:
+                random_states = self.state.random_states()
+                inputs, target = next(stream)
+                progress.wait_seconds += time.perf_counter() - began
+                loss, norm, stop, save = self.step(inputs, target)
+                if not math.isfinite(loss) or not (math.isfinite(norm) or self._loss_scale_overflowed()):
+                    raise FloatingPointError(self._keep_evidence(rows, random_states, loss, norm))
+                self._update_parameters()
+                self._count_step(len(target), loss, norm)
+                began, before = time.perf_counter(), began
+                progress.train_seconds += began - before
+                if progress.step % SHOW_EVERY == 1:
+                    rate = progress.count / progress.train_seconds
+                    bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} networks/s", refresh=False)
+                bar.update()
+                if stop or save:
+                    self.save_state()
+                    began = time.perf_counter()
+                if stop:
+                    raise Stopped(self._reason_and_remedy())
 
     def step(self, inputs: Any, target: Tensor) -> tuple[float, float, bool, bool]:
-        """The batch's gradient, clipped; loss and gradient norm of all processes, whether to stop, whether to save."""
+        """Computes the gradient of a batch over all processes, and clips it.
+
+        Returns:
+            Loss and gradient norm of the batch; whether to stop; whether to save the state.
+        """
         fabric = self.fabric
-        bounds = [len(target) * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1)]
-        own = slice(*bounds)
+        first, last = (len(target) * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1))
+        share = slice(first, last)
         self.optimizer.zero_grad()
-        loss = backward_in_parts(
+        loss = backward_in_micro_batches(
             partial(self.task.loss, self._called),
-            inputs[own],
-            target[own],
-            self._at_once,
+            inputs[share],
+            target[share],
+            self._max_micro_batch,
             fabric.backward,
             len(target),
         )
         save = time.perf_counter() - self._saved >= 60 * self.config.checkpoint_minutes
         stop = self.signals.received is not None
         if fabric.world_size > 1:
-            loss, stop, save = self._add_up(loss, stop, save)
+            loss, (stop, save) = sum_over_processes(fabric, list(self.model.parameters()), loss, (stop, save))
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=self._max_norm, error_if_nonfinite=False)
-        return (*torch.stack([loss, norm]).tolist(), stop, save)
+        loss_value, norm_value = torch.stack([loss, cast(Tensor, norm)]).tolist()
+        return loss_value, norm_value, stop, save
 
-    def _add_up(self, loss: Tensor, stop: bool, save: bool) -> tuple[Tensor, bool, bool]:
-        """Sums the processes' gradients and losses, in one message; stops and saves where any of them wants to.
+    def _update_parameters(self) -> None:
+        """Applies the gradient, and moves learning rate and moving average on."""
+        self.optimizer.step()
+        self.progress.lr = self.schedule.lr
+        self.schedule.step()
+        if self.state.average is not None:
+            self.state.average.update_parameters(self.model)
 
-        A parameter that no process used has no gradient, as in one process.
-        """
-        parameters = list(self.model.parameters())
-        words = torch.tensor([stop, save, *(parameter.grad is not None for parameter in parameters)])
-        gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-        message = torch.cat([loss[None], words.to(loss), *gradients])
-        message = self.fabric.all_reduce(message, reduce_op="sum")
-        loss, words, gradients = message.split([1, len(words), len(message) - 1 - len(words)])
-        stop, save, *used = (words > 0).tolist()
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, gradient, is_used in zip(parameters, gradients.split(sizes), used, strict=True):
-            parameter.grad = gradient.view_as(parameter) if is_used else None
-        return loss[0], stop, save
+    def _count_step(self, num_networks: int, loss: float, norm: float) -> None:
+        """Adds a step to the sums of the epoch."""
+        progress = self.progress
+        progress.step += 1
+        progress.count += num_networks
+        progress.loss += loss * num_networks
+        if math.isfinite(norm):  # otherwise the scaler of fp16-mixed skipped the step
+            progress.grad_norm += norm
+            progress.grad_norm_max = max(norm, progress.grad_norm_max)
 
-    def _overflow(self) -> bool:
-        """Whether an infinite gradient only says that fp16-mixed scaled the loss too much; the step is then skipped."""
+    def _loss_scale_overflowed(self) -> bool:
+        """Whether a gradient may be infinite because fp16-mixed scaled the loss too much; such a step is skipped."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         return scaler is not None and scaler.get_scale() > 1
 
     def _shuffled(self) -> list[Tensor]:
-        """The batches' rows of this epoch; what is drawn later goes on where it stopped."""
+        """Rows of all batches of this epoch. A resumed epoch has the order that it began with."""
+        generator = self.state.batch_generator
         if self.progress.step == 0:
-            self._epoch_start = self._generator.get_state()
-            return list(self.task.shuffle(self._generator))
-        now = self._generator.get_state()
-        self._generator.set_state(self._epoch_start)
-        batches = list(self.task.shuffle(self._generator))
-        self._generator.set_state(now)
+            self.state.epoch_start = generator.get_state()
+            return list(self.task.shuffle(generator))
+        now = generator.get_state()
+        generator.set_state(self.state.epoch_start)
+        batches = list(self.task.shuffle(generator))
+        generator.set_state(now)
         return batches
 
+    def _reason_and_remedy(self) -> str:
+        """Why and where the run stopped, and how to go on."""
+        at = f"{self.signals.received or 'a signal'} after step {self.progress.step} of epoch {self.progress.epoch}"
+        return at if self.run is None else f"{at}; go on with --resume {self.run.folder}"
+
+    # Validation and test
+
     def _end_epoch(self) -> None:
-        """Validates, logs, keeps."""
+        """Validates, logs, and keeps the parameters."""
         progress, fabric, monitor = self.progress, self.fabric, self.task.monitor
         val = fabric.broadcast(self.task.evaluate(self._called_evaluated, "val", fabric.device))
         metadata = {"epoch": progress.epoch, **{f"val_{name}": value for name, value in val.items()}}
         better = self._value(metadata) > self._value(progress.best)
         if better:
-            progress.best, self.best = metadata, self._evaluated_state()
+            progress.best, self.state.best = metadata, self.state.evaluated_parameters()
         if self.run is not None:
-            row = {
-                "epoch": progress.epoch,
-                "step": (progress.epoch + 1) * self.task.steps_per_epoch,
-                "lr": progress.lr,
-                "train_loss": progress.loss / progress.count,
-                **{name: value for name, value in metadata.items() if name != "epoch"},
-                "grad_norm": progress.grad_norm / progress.step,
-                "grad_norm_max": progress.grad_norm_max,
-                "networks_per_second": progress.count / progress.train_seconds,
-                "data_wait": progress.wait_seconds / progress.train_seconds,
-                "memory_gb": peak_memory(fabric.device) / 1e9,
-                "seconds": self._seconds(),
-            }
-            self.run.log(row)
+            self.run.log(self._row(metadata))
+            checkpoints = self.run.folder / "checkpoints"
             if better:
-                write_tensors(self.run.folder / "checkpoints" / "best.safetensors", self.best, metadata)
-            write_tensors(self.run.folder / "checkpoints" / "last.safetensors", self._evaluated_state(), metadata)
+                write_tensors(checkpoints / "best.safetensors", self.state.best, metadata)
+            write_tensors(checkpoints / "last.safetensors", self.state.evaluated_parameters(), metadata)
         self.schedule.end_epoch(val[monitor] if self.task.maximize else -val[monitor])
-        self.progress = Progress(epoch=progress.epoch + 1, best=progress.best)
+        self.state.progress = Progress(epoch=progress.epoch + 1, best=progress.best)
         self.save_state()
 
+    def _row(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """The line of metrics.jsonl of an epoch with these validation metrics."""
+        progress = self.progress
+        return {
+            "epoch": progress.epoch,
+            "step": (progress.epoch + 1) * self.task.steps_per_epoch,
+            "lr": progress.lr,
+            "train_loss": progress.loss / progress.count,
+            **{name: value for name, value in metadata.items() if name != "epoch"},
+            "grad_norm": progress.grad_norm / progress.step,
+            "grad_norm_max": progress.grad_norm_max,
+            "networks_per_second": progress.count / progress.train_seconds,
+            "data_wait": progress.wait_seconds / progress.train_seconds,
+            "memory_gb": peak_memory(self.fabric.device) / 1e9,
+            "seconds": self.state.seconds(),
+        }
+
     def _test(self) -> dict[str, Any] | None:
-        """Tests the best epoch, draws, and finishes the run; the summary, in the first process."""
+        """Tests the best epoch, draws figures, and finishes the run; the summary, in the first process."""
         progress, fabric, run = self.progress, self.fabric, self.run
-        self.model.load_state_dict(self.best)
-        figures = None if run is None else run.folder / "figures"
-        test = self.task.evaluate(self._called, "test", fabric.device, figures)
+        self.model.load_state_dict(self.state.best)
         if run is None:
+            self.task.evaluate(self._called, "test", fabric.device)
             return None
-        best_epoch = progress.best["epoch"]
+        figures: Path = run.folder / "figures"
+        test = self.task.evaluate(self._called, "test", fabric.device, figures)
+        best_epoch = int(progress.best["epoch"])
         learning_curves(figures / "learning_curves.png", run.metrics(), best_epoch)
         summary = {
             **{f"test_{name}": value for name, value in test.items()},
@@ -396,7 +280,7 @@ class Trainer:
             "best_epoch": best_epoch,
             "epochs": progress.epoch,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "seconds": self._seconds(),
+            "seconds": self.state.seconds(),
             "device": str(fabric.device),
             "processes": fabric.world_size,
             "data": self.task.identity(),
@@ -409,115 +293,48 @@ class Trainer:
         return summary
 
     def _value(self, metadata: dict[str, float]) -> float:
-        """The monitored metric, larger being better."""
+        """The monitored metric, with its sign such that larger is better."""
         value = metadata.get(f"val_{self.task.monitor}")
         return -math.inf if value is None else value if self.task.maximize else -value
 
-    def _since_best(self) -> int:
-        """Epochs since the best."""
-        return self.progress.epoch - 1 - self.progress.best["epoch"]
-
-    def _seconds(self) -> float:
-        """Of the run so far."""
-        return self._seconds_before + time.perf_counter() - self._started
-
-    def _evaluated_state(self) -> dict[str, Tensor]:
-        """A copy of what is validated and kept, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated.state_dict().items()}
+    def _epochs_since_best(self) -> int:
+        """Number of epochs since the best one."""
+        return self.progress.epoch - 1 - int(self.progress.best["epoch"])
 
     # States
 
     def save_state(self) -> None:
-        """Saves all that the run needs to go on as if it had never stopped."""
-        tensors, metadata = self._state(self._random_state())
+        """Saves everything that the run needs to go on as if it had never stopped."""
+        tensors, metadata = self.state.capture(self.state.random_states())
         if self.run is not None:
             step = self.progress.epoch * self.task.steps_per_epoch + self.progress.step
             write_state(self.run.folder, step, tensors, metadata)
         self._saved = time.perf_counter()
 
-    def _keep_evidence(self, rows: Tensor, random: dict[str, Tensor], loss: float, norm: float) -> str:
-        """Saves the state before a step, and the batch's rows of the training split; says where, in one line."""
-        tensors, metadata = self._state(random)
-        found = f"epoch {self.progress.epoch}, step {self.progress.step}: loss {loss}, norm of the gradient {norm}"
+    def _keep_evidence(self, rows: Tensor, random_states: dict[str, Tensor], loss: float, norm: float) -> str:
+        """Saves the state before a step and the rows of its batch in the training split; the error's text."""
+        tensors, metadata = self.state.capture(random_states)
+        what = f"epoch {self.progress.epoch}, step {self.progress.step}: loss {loss}, norm of the gradient {norm}"
         if self.run is None:
-            return found
+            return what
         path = self.run.folder / "not_finite.safetensors"
         write_tensors(path, tensors | {"rows": rows}, metadata | {"loss": loss, "grad_norm": norm})
-        return f"{found}; {path} has the state before it and the batch's rows; try a smaller learning rate"
-
-    def _random_state(self) -> dict[str, Tensor]:
-        """All of this process's random number generators."""
-        return {"batches": self._generator.get_state(), **random_state(self.fabric.device)}
-
-    def _state(self, random: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and metadata of the run as it stands, with the generators of all processes."""
-        everyones = [random]
-        if self.fabric.world_size > 1:
-            everyones = [None] * self.fabric.world_size
-            torch.distributed.all_gather_object(everyones, random)
-        self.progress.seconds = self._seconds()
-        parts = {
-            "model": self.model.state_dict(),
-            "average": {} if self.average is None else self.average.state_dict(),
-            "best": self.best,
-            **{f"optimizer.{index}": state for index, state in self.optimizer.state_dict()["state"].items()},
-            **{f"random.{rank}": state for rank, state in enumerate(everyones)},
-            "shuffle": {"epoch_start": self._epoch_start},
-        }
-        tensors = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
-        metadata = {
-            "progress": asdict(self.progress),
-            "schedule": self.schedule.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "processes": self.fabric.world_size,
-            "data_id": self.task.data_id,
-        }
-        return tensors, metadata
+        return f"{what}; {path} has the state before it and the batch's rows; try a smaller learning rate"
 
     def _read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The state in the run folder, if there is one and it fits."""
-        folder, state = self.run.folder, read_state(self.run.folder)
-        if state is None:
-            return None
-        found = state[1]
-        if found["data_id"] != self.task.data_id:
-            raise ValueError(f"{folder}: was trained on other data (found {self.task.data_id}); start a new run")
-        if found["processes"] != self.fabric.world_size:
-            expected = f"expected {found['processes']}, which have trained it so far"
-            raise ValueError(f"{folder}: found {self.fabric.world_size} processes, {expected}")
-        return state
+        """The state in the run folder, if there is one and the run can go on from it."""
+        saved = None if self.run is None else read_state(self.run.folder)
+        if self.run is not None and saved is not None:
+            self.state.check(saved[1], str(self.run.folder))
+        return saved
 
     def _restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Goes on from a state."""
-        try:
-            self.progress = Progress(**metadata["progress"])
-            self.model.load_state_dict(split_names(tensors, "model"))
-        except (KeyError, TypeError, RuntimeError):
-            raise ValueError("--resume: its state is of another model or version; start a new run") from None
-        self._seconds_before = self.progress.seconds
-        if self.average is not None:
-            self.average.load_state_dict(split_names(tensors, "average"))
-        self.best = split_names(tensors, "best")
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in split_names(tensors, "optimizer").items():
-            index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
-        self.schedule.load_state_dict(metadata["schedule"])
-        self.fabric.strategy.precision.load_state_dict(metadata["precision"])
-        random = split_names(tensors, f"random.{self.fabric.global_rank}")
-        self._generator.set_state(random["batches"])
-        set_random_state(random, self.fabric.device)
-        self._epoch_start = tensors["shuffle.epoch_start"]
-        if self.run is not None:
-            self.run.rewind(self.progress.epoch)
-            if self.progress.best["epoch"] >= 0:
-                write_tensors(self.run.folder / "checkpoints" / "best.safetensors", self.best, self.progress.best)
-            print(f"{self.run.folder}: going on after step {self.progress.step} of epoch {self.progress.epoch}")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        """Goes on from a state, and removes from the run folder what came after it."""
+        self.state.restore(tensors, metadata)
+        if self.run is None:
+            return
+        self.run.rewind(self.progress.epoch)
+        if self.progress.best["epoch"] >= 0:
+            path = self.run.folder / "checkpoints" / "best.safetensors"
+            write_tensors(path, self.state.best, self.progress.best)
+        print(f"{self.run.folder}: going on after step {self.progress.step} of epoch {self.progress.epoch}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalegmn.networks import HETERO, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec, ScalarGroup
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
@@ -42,8 +42,9 @@ class AugmentConfig:
     """a of the Beta(a, a) distribution of the shares in which two networks, aligned, and their targets are mixed."""
 
     group: tuple[Literal["permutation", "sign", "scale", "phase"], ...] = ()
-    """Random symmetries, which leave what a network computes unchanged: `permutation` of neurons, `sign` of sine and
-    tanh neurons, `scale` of relu neurons (factors from 0.1 to 10), `phase` of sine neurons (up to 3 half-turns)."""
+    """Random symmetries, which leave what a network computes unchanged: `permutation` of neurons, `sign` of neurons
+    with an odd activation (sine, tanh), `scale` with a homogeneous one (relu; factors from 0.1 to 10), `phase` of sine
+    neurons (up to 3 half-turns)."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -66,18 +67,29 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
     ]
     if config.flip and not spec.is_cnn:
         problems.append(f"data.augment.flip: found True, expected False for {spec}, which has no kernels")
-    if config.mixup and spec.residuals:
+    if config.mixup and (spec.residuals or not spec.is_chain):
         problems.append(f"data.augment.mixup: found {config.mixup}, expected 0 for {spec}, which cannot be aligned")
-    admitted = [*dict.fromkeys(("permutation", *spec.symmetries))]
-    if any(layer.activation == "sine" for layer in spec.layers):
-        admitted.append("phase")
+    admitted = _admitted(spec)
     problems += [
         f"data.augment.group: found {name}, expected one of {', '.join(admitted)} for {spec}"
         for name in config.group
-        if name not in admitted and HETERO not in admitted
+        if name not in admitted
     ]
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _admitted(spec: NetSpec) -> list[str]:
+    """The groups that some layer's activation admits, all where networks differ in it."""
+    names = {layer.activation for layer in spec.layers[:-1]}
+    groups = [ACTIVATIONS[name].group for name in names - {HETERO}]
+    admitted = {
+        "permutation": True,
+        "sign": any(group.signs for group in groups),
+        "scale": any(group.scales for group in groups),
+        "phase": "sine" in names,
+    }
+    return [group for group, is_admitted in admitted.items() if is_admitted or HETERO in names]
 
 
 @torch.no_grad()
@@ -130,7 +142,7 @@ def translate(params: NetParams, shifts: Tensor) -> NetParams:
     """
     weight, bias = params.weights[0], params.biases[0]
     moved = bias + (weight @ shifts.to(weight)[..., None])[..., 0]
-    return NetParams(params.spec, params.weights, (moved, *params.biases[1:]), params.activation)
+    return params.replace(biases=(moved, *params.biases[1:]))
 
 
 def rotate(params: NetParams, degrees: Tensor) -> NetParams:
@@ -143,7 +155,7 @@ def rotate(params: NetParams, degrees: Tensor) -> NetParams:
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     rotation = torch.stack([cos, -sin, sin, cos], 1).reshape(-1, 2, 2)
     weight = params.weights[0]
-    return NetParams(params.spec, (weight @ rotation.to(weight), *params.weights[1:]), params.biases, params.activation)
+    return params.replace(weights=(weight @ rotation.to(weight), *params.weights[1:]))
 
 
 def flip(params: NetParams, generator: torch.Generator) -> NetParams:
@@ -160,7 +172,7 @@ def flip(params: NetParams, generator: torch.Generator) -> NetParams:
         weight = torch.where(up, weight.flip(-2), weight)
         return torch.where(turned, weight.mT, weight) if weight.shape[-1] == weight.shape[-2] else weight
 
-    return NetParams(params.spec, tuple(map(moved, params.weights)), params.biases, params.activation)
+    return params.replace(weights=tuple(map(moved, params.weights)))
 
 
 def relabel(params: NetParams, generator: torch.Generator) -> NetParams:
@@ -169,7 +181,7 @@ def relabel(params: NetParams, generator: torch.Generator) -> NetParams:
     order = torch.rand(bias.shape, generator=generator).argsort(1).to(bias.device)
     rows = torch.arange(len(params), device=bias.device)[:, None]
     weights, biases = (*params.weights[:-1], params.weights[-1][rows, order]), (*params.biases[:-1], bias[rows, order])
-    return NetParams(params.spec, weights, biases, params.activation)
+    return params.replace(weights=weights, biases=biases)
 
 
 def dropout(params: NetParams, share: float, generator: torch.Generator) -> NetParams:
@@ -178,20 +190,21 @@ def dropout(params: NetParams, share: float, generator: torch.Generator) -> NetP
         weight.masked_fill((torch.rand(weight.shape, generator=generator) < share).to(weight.device), 0)
         for weight in params.weights
     )
-    return NetParams(params.spec, weights, params.biases, params.activation)
+    return params.replace(weights=weights)
 
 
 def noise(params: NetParams, std: float, generator: torch.Generator) -> NetParams:
     """w' = w + std ||w||_rms e, with e ~ N(0, 1) independent for each weight and bias.
 
-    ||w||_rms is the root mean square of one network's weights, or biases, of one layer.
+    ||w||_rms is the root mean square of one network's weights, or biases, of one layer. Statistics of batch norms,
+    which are no parameters, stay.
     """
 
     def noisy(tensor: Tensor) -> Tensor:
         size = tensor.square().mean(tuple(range(1, tensor.ndim)), keepdim=True).sqrt()
         return tensor + std * size * torch.randn(tensor.shape, generator=generator).to(tensor)
 
-    return params.map(noisy)
+    return params.replace(weights=tuple(map(noisy, params.weights)), biases=tuple(map(noisy, params.biases)))
 
 
 def mixup(params: NetParams, target: Tensor, shares: Tensor) -> tuple[NetParams, Tensor]:
@@ -220,9 +233,10 @@ def mixup(params: NetParams, target: Tensor, shares: Tensor) -> tuple[NetParams,
         shares = torch.where(differs, 1, shares.to(differs.device))
     other = params[partner]
     other = align(other, params).act(other)
-    weights = tuple(_mix(*pair, shares) for pair in zip(params.weights, other.weights, strict=True))
-    biases = tuple(_mix(*pair, shares) for pair in zip(params.biases, other.biases, strict=True))
-    mixed = NetParams(params.spec, weights, biases, params.activation)
+    mixed = params.replace(
+        weights=tuple(_mix(*pair, shares) for pair in zip(params.weights, other.weights, strict=True)),
+        biases=tuple(_mix(*pair, shares) for pair in zip(params.biases, other.biases, strict=True)),
+    )
     return mixed, _mix(target, target[partner.to(target.device)], shares)
 
 
@@ -235,12 +249,8 @@ def transform(params: NetParams, group: Sequence[str], generator: torch.Generato
         generator: draws the elements, see `GroupElement.sample` and `PhaseShift.sample`.
     """
     element = GroupElement.sample(params, generator, permute="permutation" in group)
-    scales = element.scales  # +-1 or positive
-    if "sign" not in group:
-        scales = tuple(map(torch.abs, scales))
-    if "scale" not in group:
-        scales = tuple(map(torch.sign, scales))
-    params = GroupElement(element.permutations, scales).act(params)
+    chosen = ScalarGroup(signs="sign" in group, scales="scale" in group)
+    params = GroupElement(element.permutations, tuple(map(chosen.project, element.scales))).act(params)
     return PhaseShift.sample(params, generator).act(params) if "phase" in group else params
 
 

@@ -314,4 +314,4 @@ def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, de
 def _of_any_activation(params: NetParams) -> NetParams:
     """The same networks with a spec that those of other activations have too."""
     activation = torch.full((len(params),), ACTIVATIONS.index(params.spec.layers[0].activation))
-    return NetParams(params.spec.with_activation(HETERO), params.weights, params.biases, activation)
+    return params.replace(spec=params.spec.with_activation(HETERO), activation=activation)

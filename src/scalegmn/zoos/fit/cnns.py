@@ -264,7 +264,7 @@ def _flat(params: NetParams) -> Tensor:
 def _is_weight(params: NetParams) -> Tensor:
     """As `_flat`: 1 for weights, 0 for biases."""
     weights, biases = tuple(map(torch.ones_like, params.weights)), tuple(map(torch.zeros_like, params.biases))
-    return _flat(NetParams(params.spec, weights, biases))
+    return _flat(params.replace(weights=weights, biases=biases))
 
 
 def _params(spec: NetSpec, flat: Tensor) -> NetParams:

@@ -148,8 +148,8 @@ def _read(
             weights.append(tensor.permute(0, 2, 1))
     params = NetParams.from_tensors(weights, biases, activations[0])
     if len(set(activations)) > 1:
-        own = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
-        params = NetParams(params.spec.with_activation(HETERO), params.weights, params.biases, own)
+        indices = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
+        params = params.replace(spec=params.spec.with_activation(HETERO), activation=indices)
     columns = {"test_accuracy": scores[part], "row": torch.tensor(rows[part])}
     return Networks((params,), columns)
 

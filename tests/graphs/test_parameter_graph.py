@@ -1,7 +1,8 @@
 import torch
 
-from scalegmn.graphs.sparse import ROLES, SparseGraph
+from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL
 
 RESIDUAL = NetSpec(
     (
@@ -11,6 +12,10 @@ RESIDUAL = NetSpec(
         LayerSpec(4, 1),
     )
 )
+
+
+def groups_of(graph):
+    return [graph.scalar_groups[index] for index in graph.scalar_group.tolist()]
 
 
 def names(indices):
@@ -28,7 +33,7 @@ def test_two_small_networks_by_hand():
         [torch.full((1, 1), 14.0), torch.full((1, 1), 15.0), torch.full((1, 1), 16.0)],
         "gelu",
     )
-    graph = SparseGraph.from_params([small, deep], (1, 1), 3)
+    graph = ParameterGraph.from_params([small, deep], (1, 1), 3)
     assert graph.nodes.flatten().tolist() == [1, 1, 7, 9, 1, 1, 8, 10, 1, 1, 14, 15, 16]
     assert graph.edges.flatten().tolist() == [1, 2, 5, 3, 4, 6, 11, 11, 12, 13]
     assert graph.edge_index.tolist() == [[0, 1, 2, 4, 5, 6, 8, 9, 10, 11], [2, 2, 3, 6, 6, 7, 10, 10, 11, 12]]
@@ -40,13 +45,13 @@ def test_two_small_networks_by_hand():
     assert graph.linear.all()
     assert names(graph.activation[:8]) == [None, None, "relu", None, None, None, "tanh", None]
     assert names(graph.activation[8:]) == [None, None, "gelu", "gelu", None]
-    assert graph.odd.tolist() == [False] * 4 + [True] * 9
+    assert groups_of(graph) == [SCALES] * 4 + [SIGNS] * 4 + [TRIVIAL] * 5
     assert graph.residuals.shape == (2, 0)
 
 
 def test_follows_the_specs(cnn_spec, random_params):
     params = [random_params(cnn_spec, 2), random_params(NetSpec((LayerSpec(1, 2, (2, 2), "relu"), LayerSpec(2, 2))), 1)]
-    graph = SparseGraph.from_params(params, (5, 3), 5)
+    graph = ParameterGraph.from_params(params, (5, 3), 5)
     offsets = torch.tensor([0, cnn_spec.num_nodes, 2 * cnn_spec.num_nodes])
     expected = [params[0].spec.edge_index, params[0].spec.edge_index, params[1].spec.edge_index]
     assert torch.equal(graph.edge_index, torch.cat([e + o for e, o in zip(expected, offsets, strict=True)], 1))
@@ -62,8 +67,18 @@ def test_follows_the_specs(cnn_spec, random_params):
 
 
 def test_residual_connections_and_what_they_tie(random_params):
-    graph = SparseGraph.from_params([random_params(RESIDUAL, 2)], (1, 1), 3)
+    graph = ParameterGraph.from_params([random_params(RESIDUAL, 2)], (1, 1), 3)
     assert graph.residuals.tolist() == [[2, 3, 4, 14, 15, 16], [7, 8, 9, 19, 20, 21]]
-    # the identities tied to tanh are only odd, the last one, which is tied to nothing, commutes with positive scalars
-    assert graph.odd[:12].tolist() == [True] * 5 + [False] * 2 + [True] * 3 + [False] + [True]
+    # the identities coupled with tanh commute with signs, the last one, which is coupled with nothing, with scales
+    expected = [SIGNS] * 5 + [SCALES] * 2 + [SIGNS] * 3 + [SCALES] + [SIGNS]
+    assert groups_of(graph)[:12] == expected
     assert names(graph.activation[2:11]) == ["tanh"] * 3 + ["relu"] * 2 + ["identity"] * 4
+
+
+def test_features_of_layers_and_back(cnn_spec, random_params):
+    params = random_params(cnn_spec, 2)
+    nodes, edges = params.node_features(), params.edge_features()
+    assert [tuple(x.shape) for x in nodes] == [(2, 1, 1), (2, 4, 1), (2, 3, 1), (2, 5, 1), (2, 2, 1)]
+    assert [tuple(e.shape[:3]) for e in edges] == [(2, 4, 1), (2, 3, 4), (2, 5, 3), (2, 2, 5)]
+    back = NetParams.from_features(params.spec, nodes, edges)
+    assert all((a == b).all() for a, b in zip(back.weights, params.weights, strict=True))

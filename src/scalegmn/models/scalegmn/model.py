@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,320 +23,26 @@ from scalegmn.engine.edges import (
 )
 from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse, join
 from scalegmn.engine.memory import kept_bytes
-from scalegmn.graphs.graph import ParameterGraph
-from scalegmn.graphs.sparse import SparseGraph, shift_types_to_depth
-from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork, ModelConfig
-from scalegmn.models.registry import METANETWORKS
+from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
+from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
+from scalegmn.models.scalegmn.receptive_field import LayerReads, reads_by_role, receptive_field
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, symmetry_word
-from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
-from scalegmn.nn.invariant import (
-    AbsoluteValue,
-    ByActivation,
-    InvariantLayer,
-    NodeContext,
-    ScaleInvariant,
-    SignInvariant,
-)
-from scalegmn.nn.messages import (
-    ConcatEdgeUpdate,
-    ConcatMessage,
-    EquivariantEdgeUpdate,
-    EquivariantMessage,
-    reciprocal,
-)
-from scalegmn.nn.mlp import MLP, Dropout
+from scalegmn.nn.equivariant import ROLES
+from scalegmn.nn.invariant import NodeContext
+from scalegmn.nn.messages import reciprocal
+from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
+from scalegmn.nn.positional import PositionalEmbedding, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
+if TYPE_CHECKING:
+    from scalegmn.models.scalegmn.config import ScaleGMNConfig
+
 _RECIPROCAL_FLOOR = 1e-3
 """Weights below this share of the norm of their neuron's [W, b] count less and less in messages against them."""
-
-
-@dataclass(frozen=True)
-class EquivariantNetConfig:
-    """One equivariant net, x -> (W x) * g(x, p), and what rows of input and output nodes do instead.
-
-    `permutation` models replace it by one MLP for all rows and read none of these fields.
-    """
-
-    io: Literal["same", "factor", "mlp", "layer"] = "factor"
-    """Rows of input and output nodes, which have no symmetry: `same` as hidden rows; `factor`: the same W, but an MLP
-    of [x, p] for g; `mlp`: an MLP of [x, p] in place of the layer; `layer`: an equivariant layer of their own."""
-
-    io_branches: Literal[1, 2] = 1
-    """1: input and output rows share their own branch; 2: one branch each."""
-
-    num_layers: int = 1
-    """Equivariant layers in a row."""
-
-    skip_connections: bool = False
-    """A residual W_s x around each of them."""
-
-    positions: bool = False
-    """Pass the positional embedding p to g."""
-
-
-@dataclass(frozen=True)
-class ScaleGMNConfig(ModelConfig):
-    """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
-
-    name = "scalegmn"
-    supports_multiple_architectures = True
-
-    normalize: bool | None = None
-    """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
-    only for permutation, which hardly learns without."""
-
-    symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
-    """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or
-    networks of both, `permutation` for none (GMN)."""
-
-    direction: Literal["forward", "bidirectional"] = "forward"
-    """Messages along the input network's edges, or along and against them."""
-
-    readout: Literal["last_layer", "full_graph"] = "last_layer"
-    """For vectors: read the output nodes (and, bidirectional, the input nodes), or all nodes."""
-
-    readout_projection: Literal["linear", "mlp"] = "linear"
-    """How a bidirectional last_layer readout projects output and input nodes before it joins them."""
-
-    num_layers: int = 4
-    """Message passing layers."""
-
-    hidden_dim: int = 128
-    """Width d of node and edge features."""
-
-    mlp_dims: tuple[int, ...] | None = None
-    """Hidden widths of every MLP; null: one hidden layer of width hidden_dim."""
-
-    mlp_activation: Literal["silu", "relu", "gelu", "tanh"] = "silu"
-    """Activation inside every MLP."""
-
-    mlp_layer_norm: bool = True
-    """LayerNorm before every activation inside an MLP."""
-
-    mlp_dropout: float = 0.0
-    """Dropout after every activation inside an MLP."""
-
-    readout_dim: int | None = None
-    """Width of the sum over nodes in a full_graph readout; null: hidden_dim."""
-
-    node_positions: Literal["none", "product", "product_sum", "net", "net_sum"] = "product_sum"
-    """Positional embeddings P of node types (each input node, each hidden layer, each output node). product: x * P;
-    net: an equivariant net of (x, P), `position_net`; product_sum, net_sum: so on hidden nodes, x + P on input and
-    output nodes. permutation always adds."""
-
-    edge_positions: bool = True
-    """Positional embeddings P of edge types: e * P, or a net of (e, P) where node_positions has one."""
-
-    max_hidden_layers: int | None = None
-    """Hidden layers that positional embeddings, and scalars of normalize, are there for; null: as many as the networks
-    have. Given, the model reads networks of up to so many, if it gives vectors."""
-
-    position_net: EquivariantNetConfig = field(default_factory=lambda: EquivariantNetConfig(io="same", positions=True))
-    """The net of node_positions net and net_sum; that of edges has the same options, and the roles of receivers."""
-
-    position_map: Literal["none", "shared", "per_type"] = "none"
-    """A linear map without bias after the positional embeddings, of nodes and of edges: one for all, or one per type.
-    permutation has none."""
-
-    skip_connections: bool = True
-    """x' = S x + layer(x) around every message passing layer."""
-
-    dropout: float = 0.0
-    """Dropout on node features after every layer."""
-
-    sign_map: Literal["symmetrized", "absolute"] = "symmetrized"
-    """The sign-invariant map: rho(x) + rho(-x) with an MLP rho, or |x|."""
-
-    norm_epsilon: float = 0.0
-    """The scale-invariant map is x / (||x|| + norm_epsilon): exact at 0; 1e-10 in the published code."""
-
-    aggregator: Literal["add", "mean"] = "add"
-    """How a node joins its messages."""
-
-    update_edges: bool = True
-    """Update edge features in every layer; false: every layer reads the initial ones."""
-
-    reciprocal: bool = True
-    """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant
-    (w / floor^2 below a floor of 1e-3 of the norm of the neuron's [W, b]); false: they read w, as in the published
-    code, whose output moves when neurons are rescaled."""
-
-    message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
-    """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's."""
-
-    update: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
-    """The update function UPD. Its p: the updated node's."""
-
-    update_rule: Literal["net", "sine_sum", "sine_cat"] = "net"
-    """UPD: the equivariant net `update`; or, for sign, all rows alike, sin(30 W [x, m...]) (sine_cat) or
-    sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
-
-    def __post_init__(self) -> None:
-        counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
-        counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
-        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
-        if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
-            problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
-        for name in ("message", "update"):
-            if self.symmetry != "permutation" and getattr(self, name).positions and self.node_positions == "none":
-                problems.append(f"{name}.positions: needs node_positions, found none")
-        if self.symmetry != "sign" and self.update_rule != "net":
-            problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
-        problems += self._position_problems() if self.symmetry != "permutation" else []
-        self.refuse(problems)
-
-    @property
-    def exact_symmetries(self) -> frozenset[str]:
-        """Permutations and the symmetry; of hetero both, each network its own."""
-        return frozenset({"permutation", *(("sign", "scale") if self.symmetry == HETERO else (self.symmetry,))})
-
-    def _position_problems(self) -> list[str]:
-        """What contradicts the choice of positional embeddings."""
-        problems = []
-        if self.position_map != "none" and self.node_positions == "none" and not self.edge_positions:
-            problems.append("position_map: needs node_positions or edge_positions, found none")
-        if not self.node_positions.startswith("net"):
-            return problems
-        if self.symmetry == "hetero":
-            problems.append(f"node_positions: a {self.node_positions} of hetero reads no P; use product_sum")
-        if not self.position_net.positions:
-            problems.append("position_net.positions: found False, but it is a net of (x, P)")
-        if self.edge_positions and self.position_net.io not in ("same", "layer"):
-            io = self.position_net.io
-            problems.append(f"position_net.io: {io} is not equivariant on edges into output nodes; use same or layer")
-        return problems
-
-    def build_within(self, spec: NetSpec) -> ScaleGMN:
-        """As in `ModelConfig`."""
-        return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
-
-    def build(self, spec: NetSpec) -> ScaleGMN:
-        """The model for networks of `spec`."""
-        return ScaleGMN(self, spec)
-
-    # Parts, by symmetry
-
-    def build_mlp(self, in_dim: int, out_dim: int) -> MLP:
-        """An MLP of the configured hidden widths, activation, normalisation and dropout."""
-        hidden_dims = self.mlp_dims or (self.hidden_dim,)
-        return MLP(in_dim, hidden_dims, out_dim, self.mlp_activation, self.mlp_layer_norm, self.mlp_dropout)
-
-    def build_sign_map(self, dim: int) -> nn.Module:
-        """The sign-invariant map."""
-        return SignInvariant(dim, self.build_mlp) if self.sign_map == "symmetrized" else AbsoluteValue()
-
-    def build_scale_map(self, dim: int) -> nn.Module:
-        """The scale-invariant map."""
-        return ScaleInvariant(self.norm_epsilon)
-
-    def build_invariant(self, dim: int) -> nn.Module:
-        """The invariant map of the symmetry."""
-        if self.symmetry == "sign":
-            return self.build_sign_map(dim)
-        if self.symmetry == "scale":
-            return self.build_scale_map(dim)
-        return ByActivation(self.build_sign_map(dim), self.build_scale_map(dim))
-
-    def build_invariant_layer(self, in_dim: int, extra_dim: int, out_dim: int) -> nn.Module:
-        """g(x, p); for hetero one of each kind, without p."""
-        if self.symmetry != "hetero":
-            return InvariantLayer(in_dim, extra_dim, out_dim, self.build_invariant, self.build_mlp)
-        return ByActivation(
-            InvariantLayer(in_dim, 0, out_dim, self.build_sign_map, self.build_mlp),
-            InvariantLayer(in_dim, 0, out_dim, self.build_scale_map, self.build_mlp),
-        )
-
-    def build_net(self, options: EquivariantNetConfig, in_dim: int, out_dim: int, roles: Collection[str]) -> nn.Module:
-        """MSG or UPD for rows of the given roles."""
-        if self.symmetry == "permutation":
-            return PlainLayer(in_dim, out_dim, self.build_mlp)
-        extra_dim = self.hidden_dim if options.positions else 0
-        widths = [in_dim] + [out_dim] * options.num_layers
-
-        def layer(width: int) -> nn.Module:
-            def by_role(hidden: nn.Module, io: list[nn.Module]) -> ByRole:
-                return ByRole({"input": io[0], "hidden": hidden, "output": io[-1]}, roles)
-
-            def equivariant() -> EquivariantLayer:
-                return EquivariantLayer(width, out_dim, self.build_invariant_layer(width, extra_dim, out_dim))
-
-            branches = range(options.io_branches)
-            if options.io == "same":
-                return equivariant()
-            if options.io == "layer":
-                return by_role(equivariant(), [equivariant() for _ in branches])
-            io = [PlainLayer(width + extra_dim, out_dim, self.build_mlp) for _ in branches]
-            if options.io == "mlp":
-                return by_role(equivariant(), io)
-            factor = by_role(self.build_invariant_layer(width, extra_dim, out_dim), io)
-            return EquivariantLayer(width, out_dim, factor)
-
-        skips = [nn.Linear(width, out_dim, bias=False) for width in widths[:-1]] if options.skip_connections else []
-        return EquivariantNet([layer(width) for width in widths[:-1]], skips)
-
-    def build_position_net(self, roles: Collection[str]) -> nn.Module | None:
-        """The net of a feature and its positional embedding, if there is one."""
-        if self.symmetry == "permutation" or not self.node_positions.startswith("net"):
-            return None
-        return self.build_net(self.position_net, self.hidden_dim, self.hidden_dim, roles)
-
-    def build_position_map(self, types: Sequence[Tensor], num_types: int) -> nn.Module | None:
-        """The linear map after the positional embeddings, if there is one."""
-        if self.symmetry == "permutation" or self.position_map == "none":
-            return None
-        if self.position_map == "shared":
-            types, num_types = [torch.zeros(1, dtype=torch.long)] * len(types), 1
-        return TypedLinear(types, num_types, self.hidden_dim)
-
-    def build_message(self, roles: Collection[str]) -> nn.Module:
-        """The message function towards nodes of the given roles."""
-        d = self.hidden_dim
-        if self.symmetry == "permutation":
-            return ConcatMessage(d, self.build_mlp, self.aggregator)
-        return EquivariantMessage(d, self.build_net(self.message, d, d, roles), self.aggregator)
-
-    def build_update(self, num_parts: int, out_dim: int, roles: Collection[str]) -> nn.Module:
-        """The update function of `num_parts` parts [x, m...] for nodes of the given roles."""
-        if self.update_rule != "net":
-            return SineUpdate(num_parts, self.hidden_dim, out_dim, summed=self.update_rule == "sine_sum")
-        return self.build_net(self.update, num_parts * self.hidden_dim, out_dim, roles)
-
-    @property
-    def updated_alike(self) -> tuple[tuple[str, ...], ...]:
-        """The roles of nodes in groups whose rows take the same way through UPD."""
-        if self.symmetry == "permutation" or self.update_rule != "net" or self.update.io == "same":
-            return (ROLES,)
-        return (("hidden",), ("input", "output")) if self.update.io_branches == 1 else tuple((r,) for r in ROLES)
-
-    def build_edge_update(self, out_dim: int) -> nn.Module:
-        """The edge update."""
-        if self.symmetry == "permutation":
-            return ConcatEdgeUpdate(self.hidden_dim, out_dim, self.build_mlp)
-        return EquivariantEdgeUpdate(self.hidden_dim, out_dim, self.build_invariant, self.build_mlp)
-
-
-METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)
-
-
-@dataclass(frozen=True)
-class LayerReads:
-    """What one message passing layer must compute, because something later reads it.
-
-    Attributes:
-        nodes: groups of nodes of a `Layout`, ascending.
-        edges: blocks 1.. of forward edge features, ascending.
-        backward_edges: blocks 1.. of backward edge features, ascending.
-    """
-
-    nodes: tuple[int, ...]
-    edges: tuple[int, ...]
-    backward_edges: tuple[int, ...]
 
 
 class ScaleGMNLayer(nn.Module):
@@ -558,8 +264,8 @@ class ScaleGMN(Metanetwork):
             self.edge_position_map = config.build_position_map(types, spec.num_edge_types + more)
             self.edge_position_net = config.build_position_net(set(spec.roles[1:]))
         self.layers = nn.ModuleList()
-        reads = _receptive_field(config, spec.num_layers)
-        for index, own in enumerate(zip(reads, _role_reads(config, spec, reads), strict=True)):
+        reads = receptive_field(config, spec.num_layers)
+        for index, own in enumerate(zip(reads, reads_by_role(config, spec, reads), strict=True)):
             ends = config.changes_parameters and index == config.num_layers - 1
             self.layers.append(ScaleGMNLayer(config, spec, *own, (1, spec.edge_dim) if ends else (d, d)))
         directions = 2 if config.direction == "bidirectional" else 1
@@ -623,16 +329,18 @@ class ScaleGMN(Metanetwork):
     def _in_blocks(self, params: NetParams, odd: int | Tensor) -> Tensor | NetParams:
         """`in_blocks`; in a mixed batch with the odd networks, as `NodeContext.odd`."""
         read, element = self.canonical(self.normalized(params))
-        graph = ParameterGraph.from_params(read)
+        node_features, edge_features = read.node_features(), read.edge_features()
         positions = self.node_positions() if self.node_positions else None
-        nodes = self._embed_nodes(graph.nodes, positions)
-        edges = self._embed_edges(self.edge_linear, graph.edges, odd)
+        nodes = self._embed_nodes(node_features, positions)
+        edges = self._embed_edges(self.edge_linear, edge_features, odd)
         backward_edges = []
         if self.config.direction == "bidirectional":
             against = edges
             if self.backward_edge_linear is not None:
                 floors = [_RECIPROCAL_FLOOR * incoming_norm(read, layer) for layer in range(self.spec.num_layers)]
-                inverted = [reciprocal(w, floor[..., None, None]) for w, floor in zip(graph.edges, floors, strict=True)]
+                inverted = [
+                    reciprocal(w, floor[..., None, None]) for w, floor in zip(edge_features, floors, strict=True)
+                ]
                 against = self._embed_edges(self.backward_edge_linear, inverted, odd)
             backward_edges = [_flipped(block) for block in against]
         pieces = self.pieces(len(params) * self.spec.num_edges, params.biases[0].device)
@@ -649,7 +357,7 @@ class ScaleGMN(Metanetwork):
         if self.readout is None and len(nets) > 1:
             raise ValueError(ONE_ARCHITECTURE)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in nets), strict=True)
-        graph = SparseGraph.from_params(read, self.spec.kernel, self.max_hidden)
+        graph = ParameterGraph.from_params(read, self.spec.kernel, self.max_hidden)
         rows = RoleRows(graph, self.config.symmetry == "hetero", self.edge_positions is not None)
         types, positions = rows.split(graph.node_type), None
         if self.node_positions is not None:
@@ -819,49 +527,6 @@ def _build_readout(config: ScaleGMNConfig, spec: NetSpec) -> nn.Module:
         return DeepSetReadout(d, readout_dim, config.out_dim, mlp)
     invariant_layer = config.build_invariant_layer(d, 0, readout_dim)
     return GraphReadout(d, n_in + n_out, invariant_layer, readout_dim, config.out_dim, mlp)
-
-
-def _ends_of(blocks: Collection[int]) -> set[int]:
-    """The groups at either end of edge blocks of a chain."""
-    return {block - 1 for block in blocks} | set(blocks)
-
-
-def _role_reads(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerReads]) -> list[LayerReads]:
-    """Per message passing layer, what is read of any networks, by role: most in those with one hidden layer.
-
-    Where all networks are chains of one depth, less: only roles that occur in `reads`.
-    """
-    found = _receptive_field(config, len(ROLES) - 1)
-    if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
-        return found
-    roles = [{spec.roles[group] for group in own.nodes} for own in reads]
-    return [
-        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in own))
-        for role_reads, own in zip(found, roles, strict=True)
-    ]
-
-
-def _receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
-    """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
-    bidirectional = config.direction == "bidirectional"
-    nodes, edges, backward_edges = set(range(last + 1)), set(), set()
-    if config.changes_parameters:
-        nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
-    elif config.readout == "last_layer":
-        nodes = {0, last} if bidirectional else {last}
-    reads = []
-    for _ in range(config.num_layers):
-        reads.append(LayerReads(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
-        along, against = {group for group in nodes if group > 0}, {group + 1 for group in nodes if group < last}
-        before = nodes | _ends_of(edges) | _ends_of(backward_edges) | _ends_of(along)
-        if config.update_edges:
-            edges = edges | along
-        if bidirectional:
-            before |= _ends_of(against)
-            if config.update_edges and config.symmetry == "scale":
-                backward_edges = backward_edges | against
-        nodes = before
-    return reads[::-1]
 
 
 def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:

@@ -1,0 +1,71 @@
+"""What each message passing layer must compute, because something later reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from scalegmn.networks import NetSpec
+from scalegmn.nn.equivariant import ROLES
+
+if TYPE_CHECKING:
+    from scalegmn.models.scalegmn.config import ScaleGMNConfig
+
+
+@dataclass(frozen=True)
+class LayerReads:
+    """What one message passing layer must compute, because something later reads it.
+
+    Attributes:
+        nodes: groups of nodes of a `Layout`, ascending.
+        edges: blocks 1.. of forward edge features, ascending.
+        backward_edges: blocks 1.. of backward edge features, ascending.
+    """
+
+    nodes: tuple[int, ...]
+    edges: tuple[int, ...]
+    backward_edges: tuple[int, ...]
+
+
+def _ends_of(blocks: Collection[int]) -> set[int]:
+    """The groups at either end of edge blocks of a chain."""
+    return {block - 1 for block in blocks} | set(blocks)
+
+
+def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerReads]) -> list[LayerReads]:
+    """Per message passing layer, what is read of any networks, by role: most in those with one hidden layer.
+
+    Where all networks are chains of one depth, less: only roles that occur in `reads`.
+    """
+    found = receptive_field(config, len(ROLES) - 1)
+    if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
+        return found
+    roles = [{spec.roles[group] for group in own.nodes} for own in reads]
+    return [
+        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in own))
+        for role_reads, own in zip(found, roles, strict=True)
+    ]
+
+
+def receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
+    """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
+    bidirectional = config.direction == "bidirectional"
+    nodes, edges, backward_edges = set(range(last + 1)), set(), set()
+    if config.changes_parameters:
+        nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
+    elif config.readout == "last_layer":
+        nodes = {0, last} if bidirectional else {last}
+    reads = []
+    for _ in range(config.num_layers):
+        reads.append(LayerReads(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
+        along, against = {group for group in nodes if group > 0}, {group + 1 for group in nodes if group < last}
+        before = nodes | _ends_of(edges) | _ends_of(backward_edges) | _ends_of(along)
+        if config.update_edges:
+            edges = edges | along
+        if bidirectional:
+            before |= _ends_of(against)
+            if config.update_edges and config.symmetry == "scale":
+                backward_edges = backward_edges | against
+        nodes = before
+    return reads[::-1]

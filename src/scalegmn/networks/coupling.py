@@ -1,0 +1,222 @@
+"""Which neurons of a network must move together, and which scalars they may be multiplied by.
+
+Everything here follows from a `NetSpec` alone; layers are counted from 0, and -1 is the network's input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.scalar_groups import ALL_SCALARS, SCALES, SIGNS, TRIVIAL, ScalarGroup, shared_group
+
+if TYPE_CHECKING:
+    from scalegmn.networks.spec import NetSpec
+
+
+class Residual(NamedTuple):
+    """A residual connection: channel c of one layer (-1: of the input) is added to channel c of a later one, for
+    c < channels."""
+
+    source: int
+    receiver: int
+    channels: int
+
+
+class CoupledChannels(NamedTuple):
+    """A class of neurons that must move together so that the function is unchanged: for each c in `channels`, channel c
+    of all `layers`."""
+
+    layers: tuple[int, ...]
+    """Hidden layers, counted from 0, ascending."""
+
+    channels: slice
+
+    num_blocks: int = 1
+    """The channels are cut into so many blocks; blocks are permuted as a whole, and channels within each. See
+    `block_order`."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of each layer."""
+        return int(self.channels.stop - self.channels.start)
+
+
+def residuals(spec: NetSpec) -> tuple[Residual, ...]:
+    """The residual connections, by receiver."""
+    return tuple(
+        Residual(layer.residual, index, min(layer.out_dim, spec.width(layer.residual)))
+        for index, layer in enumerate(spec.layers)
+        if layer.residual is not None
+    )
+
+
+def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
+    """Which hidden neurons must be permuted together; those that may not be permuted at all are in no class.
+
+    A residual connection adds channel c to channel c; a normalisation layer or a depthwise convolution reads one
+    channel for each; attention multiplies channel c of queries and of keys; a tied layer has the columns of another
+    one's rows: the two have one permutation. So channel c of all layers that are so joined, among those that have
+    a channel c, is one component. Two components can be exchanged if and only if they consist of the same layers;
+    these are one class, and their channels are a range, since layers only drop out as c grows. Blocks of channels
+    (groups, heads) stay together. In the order of first layer, then channel.
+
+    Raises:
+        ValueError: some layers of a class are cut into blocks and others have other channels; names the first.
+    """
+    links = list(residuals(spec))
+    for index, layer in enumerate(spec.layers):
+        if layer.is_diagonal and not layer.constant:
+            links.append(Residual(spec.sender(index), index, layer.out_dim))
+        if layer.attention is not None:
+            query, key, _ = layer.attention
+            links.append(Residual(key, query, spec.layers[query].out_dim))
+    links += [Residual(first, second, spec.width(first)) for first, second in transposed_pairs(spec)]
+    counts, classes = _block_counts(spec), []
+    for channels in _classes(spec, links):
+        num_blocks = math.lcm(*(count for layer in channels.layers for count in counts.get(layer, ())))
+        if num_blocks > 1 and any(spec.width(layer) != channels.channels.stop for layer in channels.layers):
+            raise ValueError(
+                f"layer {channels.layers[0]}: its channels are cut into {num_blocks} blocks (groups or heads), but it "
+                f"is coupled to layers {channels.layers[1:]}; expected equal widths of all"
+            )
+        classes.append(channels._replace(num_blocks=num_blocks))
+    return tuple(classes)
+
+
+def scaling_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
+    """Which hidden neurons must have one scalar: those that residual connections join; see `permutation_classes`."""
+    return _classes(spec, residuals(spec))
+
+
+def _classes(spec: NetSpec, links: Sequence[Residual]) -> tuple[CoupledChannels, ...]:
+    """The components of channels that links join, without those of the input and the output, which stay."""
+    layers = range(-1, spec.num_layers)
+    ranges: dict[tuple[int, ...], slice] = {}
+    for start, stop in pairwise(sorted({0, *map(spec.width, layers)})):
+        component = {layer: {layer} for layer in layers if spec.width(layer) > start}
+        for source, receiver, num_channels in links:
+            if num_channels > start:
+                both = component[source] | component[receiver]
+                component |= dict.fromkeys(both, both)
+        for members in {tuple(sorted(members)) for members in component.values()}:
+            ranges[members] = slice(ranges[members].start if members in ranges else start, stop)
+    fixed = {-1, spec.num_layers - 1}
+    classes = (CoupledChannels(members, channels) for members, channels in ranges.items() if not fixed & set(members))
+    return tuple(sorted(classes, key=lambda channels: (channels.layers[0], channels.channels.start)))
+
+
+def _block_counts(spec: NetSpec) -> dict[int, set[int]]:
+    """Layer -> into how many blocks groups, heads and group norms cut its channels."""
+    counts: dict[int, set[int]] = {}
+    for index, layer in enumerate(spec.layers):
+        cuts = [(spec.sender(index), layer.norm_groups)]
+        if layer.groups > 1 and not layer.is_diagonal:
+            cuts += [(spec.sender(index), layer.groups), (index, layer.groups)]
+        if layer.attention is not None:
+            query, key, heads = layer.attention
+            cuts += [(query, heads), (key, heads), (index, heads)]
+        for cut_layer, count in cuts:
+            if count > 1:
+                counts.setdefault(cut_layer, set()).add(count)
+    return counts
+
+
+def block_order(spec: NetSpec) -> dict[int, int]:
+    """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay: blocks of the input and
+    of the output, and of layers that are cut in two ways.
+
+    Both sides of a grouped convolution, and queries, keys and values, have one order of groups or heads.
+    """
+    links = [(index, index) for index in range(spec.num_layers - 1)]
+    for index, layer in enumerate(spec.layers):
+        if layer.groups > 1 and not layer.is_diagonal:
+            links.append((spec.sender(index), index))
+        if layer.attention is not None:
+            links.append((layer.attention[0], index))
+    counts, movable = _block_counts(spec), set()
+    for channels in spec.permutation_classes:
+        links += [(channels.layers[0], layer) for layer in channels.layers]
+        if len(set().union(*(counts.get(layer, ()) for layer in channels.layers))) < 2:
+            movable |= set(channels.layers)
+    order = {layer: layer if layer in movable else -1 for link in links for layer in link}
+    for _ in order:
+        for first, second in links:
+            order[first] = order[second] = min(order[first], order[second])
+    return order
+
+
+def transposed_pairs(spec: NetSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs of layers whose neurons are rows of one weight and columns of its transpose: the tied layer and what
+    the later one reads; what the tied one reads and the later one."""
+    pairs: list[tuple[int, int]] = []
+    for index, layer in enumerate(spec.layers):
+        if layer.tied is not None:
+            pairs += [(layer.tied, spec.sender(index)), (spec.sender(layer.tied), index)]
+    return tuple(pairs)
+
+
+def reciprocal_layers(spec: NetSpec) -> dict[int, int]:
+    """Key layer -> query layer of attention where keys may be divided by what queries are multiplied by."""
+    single = {channels.layers[0] for channels in spec.scaling_classes if len(channels.layers) == 1}
+    free = single - _layers_that_norms_fix(spec)
+    pairs = [layer.attention[:2] for layer in spec.layers if layer.attention is not None]
+    return {
+        key: query
+        for query, key in pairs
+        if query != key and {query, key} <= free
+        if spec.layers[query].activation == spec.layers[key].activation == "identity"
+    }
+
+
+def layers_without_scalars(spec: NetSpec) -> frozenset[int]:
+    """Layers with which no scalar commutes, whatever their activations: those that `_layers_that_norms_fix` names, keys
+    of attention, and queries whose keys cannot follow (`reciprocal_layers`)."""
+    pairs = [layer.attention[:2] for layer in spec.layers if layer.attention is not None]
+    keys = {key for _, key in pairs}
+    queries = {query for query, key in pairs if spec.reciprocal_layers.get(key) != query}
+    return _layers_that_norms_fix(spec) | keys | queries
+
+
+def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
+    """Layers that layer and group norms read, whose mean and variance mix channels; and norms without scale."""
+    read = {spec.sender(index) for index, layer in enumerate(spec.layers) if layer.norm in ("layer", "group")}
+    return frozenset(read | {index for index, layer in enumerate(spec.layers) if not layer.affine})
+
+
+def class_symmetry(
+    spec: NetSpec, channels: CoupledChannels, activation: str = HETERO
+) -> ScalarGroup | Literal["hetero"]:
+    """The scalars that commute with the activations of all layers of a class, and with all that reads them.
+
+    Layers that a residual connection joins share those scalars alone that their activations preserve, chi(q) = q;
+    tied weights, transposed, those with q = 1 / q; maxima, those with chi(q) > 0. Keys of attention have those of
+    their queries (`reciprocal_layers`), inverted.
+
+    Args:
+        spec: the network.
+        channels: one of its `scaling_classes`.
+        activation: the network's activation in layers where networks differ.
+
+    Returns:
+        `HETERO` where networks differ and `activation` is not given.
+    """
+    members = set(channels.layers)
+    if members & spec.layers_without_scalars:
+        return TRIVIAL
+    names = [spec.layers[layer].activation for layer in channels.layers]
+    if HETERO in names and activation == HETERO:
+        return HETERO
+    names = [activation if name == HETERO else name for name in names]
+    # all scalars commute with an identity, but a class of identities alone has the positive ones, as relu has
+    group = shared_group(ALL_SCALARS if name == "identity" else ACTIVATIONS[name].group for name in names)
+    for pair in spec.transposed_pairs:
+        if members & set(pair):  # q of one is 1 / chi(q) of the other
+            group &= SIGNS if set(pair) <= members else TRIVIAL
+    if group.sign_exponent == 1 and any(spec.layers[layer].maximum for layer in channels.layers):
+        group = replace(group, signs=False)
+    return SCALES if group == ALL_SCALARS else group

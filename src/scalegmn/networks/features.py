@@ -1,0 +1,72 @@
+"""The raw features of a network's parameter graph: from parameters, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scalegmn.networks.params import NetParams
+    from scalegmn.networks.spec import NetSpec
+
+
+def node_features(params: NetParams) -> list[Tensor]:
+    """Raw node features, per node layer [B, n_l, 1]: the biases; `spec.input_value` for input nodes.
+
+    Of networks with batch norms, here and on edges, the features of `with_batch_norm_folded()`.
+    """
+    spec, biases = params.spec, params.with_batch_norm_folded().biases
+    nodes = [biases[0].new_full((len(params), size), spec.input_value) for size in spec.layout]
+    for bias, (_, place) in zip(biases, spec.node_layers, strict=True):
+        nodes[place] = bias
+    return [layer[..., None] for layer in nodes]
+
+
+def edge_features(params: NetParams, kernel: tuple[int, int] | None = None) -> list[Tensor]:
+    """Raw edge features, per block [B, n_l, n_{l-1}, K]; [B, n_l, n_{l-1} / groups, K] of layers with groups.
+
+    K = 1: the weight. CNNs: the kernel centred in the largest kernel with zeros around, flattened; a linear
+    layer's weight stands in component 0.
+
+    Args:
+        params: B networks.
+        kernel: the largest kernel (kh, kw), of K values; None: the largest of these networks.
+    """
+    kernel = kernel or params.spec.kernel
+    edge_dim, edges = math.prod(kernel), []
+    for weight, slots in zip(params.with_batch_norm_folded().weights, _kernel_slots(params.spec, kernel), strict=True):
+        values = weight.reshape(*weight.shape[:3], -1)
+        if len(slots) < edge_dim:
+            padded = values.new_zeros(*values.shape[:3], edge_dim)
+            values = padded.index_copy_(3, slots.to(values.device), values)
+        edges.append(values)
+    return edges
+
+
+def parameters_of(
+    spec: NetSpec, nodes: Sequence[Tensor], edges: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Weights and biases: the inverse of `edge_features` and `node_features` (same shapes), without batch norms."""
+    weights = tuple(
+        block[..., slots.to(block.device)].reshape(len(block), *layer.weight_shape)
+        for layer, block, slots in zip(spec.layers, edges, _kernel_slots(spec, spec.kernel), strict=True)
+    )
+    return weights, tuple(nodes[place][..., 0] for _, place in spec.node_layers)
+
+
+def _kernel_slots(spec: NetSpec, kernel: tuple[int, int]) -> list[Tensor]:
+    """Per layer, which of the K raw edge values its weights fill: a window centred in `kernel`, or component 0."""
+    height, width = kernel
+    grid = torch.arange(height * width).reshape(height, width)
+    slots = []
+    for layer in spec.layers:
+        if layer.kernel is None:
+            slots.append(grid[0, :1])
+        else:
+            top, left = (height - layer.kernel[0]) // 2, (width - layer.kernel[1]) // 2
+            slots.append(grid[top : top + layer.kernel[0], left : left + layer.kernel[1]].flatten())
+    return slots

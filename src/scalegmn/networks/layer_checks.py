@@ -1,0 +1,65 @@
+"""Whether the layers of a network fit one another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.layers import NORMS, LayerSpec
+
+if TYPE_CHECKING:
+    from scalegmn.networks.spec import NetSpec
+
+
+def check_layer(spec: NetSpec, index: int) -> None:
+    """Raises ValueError, which names the layer, unless it fits those before it."""
+    layer, is_last = spec.layers[index], index == spec.num_layers - 1
+    allowed = ("identity",) if is_last else (*ACTIVATIONS, HETERO)
+    if layer.activation not in allowed:
+        _refuse(index, f"unknown activation {layer.activation!r}, expected one of {', '.join(allowed)}")
+    _check_sizes(index, layer)
+    _check_sources(index, layer)
+    reads = index - 1 if layer.reads is None else layer.reads
+    if not layer.constant and layer.in_dim != spec.width(reads) and (index or layer.reads is not None):
+        _refuse(index, f"reads {layer.in_dim} neurons, but layer {reads} has {spec.width(reads)}")
+    if layer.attention is not None:
+        query, key, heads = layer.attention
+        widths = {spec.layers[query].out_dim, spec.layers[key].out_dim}
+        if heads < 1 or len(widths) > 1 or any(width % heads for width in (*widths, layer.out_dim)):
+            _refuse(
+                index,
+                f"attention: found {heads} heads for queries and keys of widths {sorted(widths)} and values of width "
+                f"{layer.out_dim}, expected equal widths of queries and keys, all divisible by the heads",
+            )
+    added = spec.layers[layer.residual] if spec.is_chain and layer.residual not in (None, -1) else layer
+    if (layer.kernel is None) != (added.kernel is None):
+        _refuse(index, f"residual: found {layer.residual}, but only one of the two layers is a convolution")
+
+
+def _check_sizes(index: int, layer: LayerSpec) -> None:
+    """Raises ValueError unless sizes, groups and norm are possible."""
+    if min(layer.in_dim, *layer.weight_shape, layer.groups) < 1:
+        _refuse(index, f"every size must be at least 1, found weight {layer.weight_shape}")
+    if layer.in_dim % layer.groups or layer.out_dim % layer.groups:
+        _refuse(
+            index, f"groups: found {layer.groups} of {layer.in_dim} and {layer.out_dim} channels, expected a divisor"
+        )
+    if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups):
+        _refuse(
+            index, f"norm: found {layer.norm!r} of {layer.groups} groups, expected one of {NORMS}, channel by channel"
+        )
+
+
+def _check_sources(index: int, layer: LayerSpec) -> None:
+    """Raises ValueError unless all that the layer names comes before it."""
+    sources = {"reads": layer.reads, "residual": layer.residual, "tied": layer.tied}
+    if layer.attention is not None:
+        sources |= {"query": layer.attention[0], "key": layer.attention[1]}
+    for name, source in sources.items():
+        lowest = -1 if name in ("reads", "residual") else 0
+        if source is not None and source not in range(lowest, index):
+            _refuse(index, f"{name}: found {source!r}, expected a layer from {lowest} to {index - 1}")
+
+
+def _refuse(index: int, problem: str) -> NoReturn:
+    raise ValueError(f"layer {index}: {problem}")

@@ -1,0 +1,107 @@
+"""Where the nodes and edges of a network's parameter graph are: their layers, roles, types and order.
+
+Everything here follows from a `NetSpec` alone. Shape letters: N nodes, E edges, C connections.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scalegmn.networks.layers import LayerSpec
+    from scalegmn.networks.spec import NetSpec
+
+
+def node_layers(spec: NetSpec) -> tuple[tuple[int, int], ...]:
+    """Per layer, the node layers (sender, receiver) of its block of edges."""
+    place, receivers, pairs = 0, {-1: 0}, []
+    for index, layer in enumerate(spec.layers):
+        place += 1
+        sender = place if layer.constant else receivers[spec.sender(index)]
+        place += layer.constant
+        receivers[index] = place
+        pairs.append((sender, place))
+    return tuple(pairs)
+
+
+def roles(spec: NetSpec) -> tuple[str, ...]:
+    """The role of each node layer: `input` (also of constant inputs), `hidden` or `output`."""
+    names = ["input"]
+    for layer in spec.layers:
+        names += ["input", "hidden"] if layer.constant else ["hidden"]
+    return (*names[:-1], "output")
+
+
+def node_types(spec: NetSpec) -> tuple[Tensor, ...]:
+    """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node. Constant
+    inputs of a layer have one type, as a hidden layer's nodes."""
+    num_inputs, num_outputs, num_hidden = spec.layout[0], spec.layout[-1], spec.num_hidden_layers
+    hidden = (torch.full((size,), num_inputs + index) for index, size in enumerate(spec.layout[1:-1]))
+    return (torch.arange(num_inputs), *hidden, num_inputs + num_hidden + torch.arange(num_outputs))
+
+
+def edge_types(spec: NetSpec) -> tuple[Tensor, ...]:
+    """Per block, by sender where they leave the network's input, else by receiver into the output, else one type
+    per hidden layer that receives: broadcasts to [n_l, n_{l-1}], or to [n_l, n_{l-1} / groups]."""
+    types, num_inputs, output = [], spec.layout[0], len(spec.layout) - 1
+    for layer, (sender, receiver) in zip(spec.layers, spec.node_layers, strict=True):
+        if sender == 0:
+            types.append(_senders(layer) if layer.groups > 1 else torch.arange(layer.in_dim)[None, :])
+        else:
+            by_receiver = torch.arange(layer.out_dim) if receiver == output else torch.zeros(1, dtype=torch.long)
+            types.append(num_inputs + receiver - 2 + by_receiver[:, None])
+    return tuple(types)
+
+
+def edge_index(spec: NetSpec) -> Tensor:
+    """[2, E] long, rows sender j and receiver i. Edge order: block by block, then receiver, then sender."""
+    starts = _starts(spec)
+    blocks = []
+    for layer, (sender, receiver) in zip(spec.layers, spec.node_layers, strict=True):
+        senders = _senders(layer)
+        receivers = torch.arange(layer.out_dim)[:, None].expand_as(senders)
+        blocks.append(torch.stack([senders.flatten() + starts[sender], receivers.flatten() + starts[receiver]]))
+    return torch.cat(blocks, dim=1)
+
+
+def residual_index(spec: NetSpec) -> Tensor:
+    """[2, C] long, rows sender and receiver: nodes that residual connections join."""
+    starts = _starts(spec)
+    places = {-1: 0, **{index: receiver for index, (_, receiver) in enumerate(spec.node_layers)}}
+    joined = [torch.empty(2, 0, dtype=torch.long)]
+    for source, receiver, num_channels in spec.residuals:
+        both = torch.stack([starts[places[source]], starts[places[receiver]]])
+        joined.append(both[:, None] + torch.arange(num_channels))
+    return torch.cat(joined, dim=1)
+
+
+def attention_index(spec: NetSpec) -> Tensor:
+    """[2, C] long, rows sender and receiver: each query and each key of a head, and all values of this head."""
+    starts = _starts(spec)
+    joined = [torch.empty(2, 0, dtype=torch.long)]
+    for index, layer in enumerate(spec.layers):
+        if layer.attention is None:
+            continue
+        query, key, heads = layer.attention
+        values = starts[spec.node_layers[index][1]] + torch.arange(layer.out_dim).reshape(heads, -1, 1)
+        for source in (query, key):
+            width = spec.layers[source].out_dim
+            senders = starts[spec.node_layers[source][1]] + torch.arange(width).reshape(heads, 1, -1)
+            shape = (heads, values.shape[1], senders.shape[2])
+            joined.append(torch.stack([senders.expand(shape).flatten(), values.expand(shape).flatten()]))
+    return torch.cat(joined, dim=1)
+
+
+def _starts(spec: NetSpec) -> Tensor:
+    """The first node of each node layer, and N."""
+    return torch.tensor([0, *spec.layout]).cumsum(0)
+
+
+def _senders(layer: LayerSpec) -> Tensor:
+    """Which of the channels that a layer reads each neuron reads, [n_l, n_{l-1} / groups]."""
+    size = layer.in_dim // layer.groups
+    group = torch.arange(layer.out_dim)[:, None] // (layer.out_dim // layer.groups)
+    return group * size + torch.arange(size)

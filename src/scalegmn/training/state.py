@@ -1,0 +1,188 @@
+"""What changes in a run while it trains, as named tensors and plain values, and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from scalegmn.training.optimization import Schedule
+from scalegmn.training.random_state import random_state, set_random_state
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass
+class Progress:
+    """Position of a run, in plain types."""
+
+    epoch: int = 0
+    """Number of finished epochs."""
+
+    step: int = 0
+    """Number of finished steps of the current epoch. The sums below are over these steps."""
+
+    count: int = 0
+    """Number of networks."""
+
+    loss: float = 0.0
+    """Sum of the networks' losses."""
+
+    lr: float = 0.0
+    """Learning rate of the last step."""
+
+    grad_norm: float = 0.0
+    """Sum of the steps' gradient norms, before clipping."""
+
+    grad_norm_max: float = 0.0
+    """Largest gradient norm."""
+
+    train_seconds: float = 0.0
+    """Seconds of training alone."""
+
+    wait_seconds: float = 0.0
+    """Seconds of waiting for batches."""
+
+    seconds: float = 0.0
+    """Seconds of the whole run, without the time between stops and resumptions."""
+
+    best: dict[str, float] = field(default_factory=lambda: {"epoch": -1})
+    """Epoch and validation metrics of the best epoch."""
+
+
+class RunState:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    Args:
+        fabric: the processes.
+        model: the model that is trained.
+        average: the moving average of its parameters; None: there is none.
+        optimizer: its optimiser.
+        schedule: the learning rate.
+        seed: of the generator that draws the batches, equal in all processes.
+        data_id: names the data.
+
+    Attributes:
+        progress: position of the run.
+        best: parameters of the best epoch, on the CPU.
+        batch_generator: draws the batches.
+        epoch_start: state of `batch_generator` at the start of the current epoch.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: nn.Module,
+        average: AveragedModel | None,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        seed: int,
+        data_id: str,
+    ) -> None:
+        self.fabric, self.model, self.average = fabric, model, average
+        self.optimizer, self.schedule, self.data_id = optimizer, schedule, data_id
+        self.progress = Progress()
+        self.best = self.evaluated_parameters()
+        self.batch_generator = torch.Generator().manual_seed(seed)
+        self.epoch_start = self.batch_generator.get_state()
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and kept: the moving average if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def evaluated_parameters(self) -> dict[str, Tensor]:
+        """A copy of the state dict of `evaluated`, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated.state_dict().items()}
+
+    def seconds(self) -> float:
+        """Seconds of the run so far."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def random_states(self) -> dict[str, Tensor]:
+        """States of all random number generators of this process."""
+        return {"batches": self.batch_generator.get_state(), **random_state(self.fabric.device)}
+
+    def capture(self, random_states: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors and plain values of the run.
+
+        Args:
+            random_states: of this process's generators; those of all processes are gathered.
+        """
+        gathered = [random_states]
+        if self.fabric.world_size > 1:
+            gathered = gathered * self.fabric.world_size
+            torch.distributed.all_gather_object(gathered, random_states)
+        self.progress.seconds = self.seconds()
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "average": {} if self.average is None else self.average.state_dict(),
+            "best": self.best,
+            **{f"optimizer.{index}": state for index, state in self.optimizer.state_dict()["state"].items()},
+            **{f"random.{rank}": state for rank, state in enumerate(gathered)},
+            "shuffle": {"epoch_start": self.epoch_start},
+        }
+        tensors = {f"{group}.{name}": tensor for group, state in groups.items() for name, tensor in state.items()}
+        metadata = {
+            "progress": asdict(self.progress),
+            "schedule": self.schedule.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "processes": self.fabric.world_size,
+            "data_id": self.data_id,
+        }
+        return tensors, metadata
+
+    def check(self, metadata: Mapping[str, Any], name: str) -> None:
+        """Checks that this run can go on from a state with this metadata.
+
+        Args:
+            metadata: of the state.
+            name: of its folder, for errors.
+
+        Raises:
+            ValueError: the state is of other data or of another number of processes.
+        """
+        if metadata["data_id"] != self.data_id:
+            raise ValueError(f"{name}: was trained on other data (found {self.data_id}); start a new run")
+        if metadata["processes"] != self.fabric.world_size:
+            expected = f"expected {metadata['processes']}, which have trained it so far"
+            raise ValueError(f"{name}: found {self.fabric.world_size} processes, {expected}")
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Sets what `capture` returned.
+
+        Raises:
+            ValueError: the state is of another model or of another version of this package.
+        """
+        try:
+            self.progress = Progress(**metadata["progress"])
+            self.model.load_state_dict(_group(tensors, "model"))
+            self.schedule.load_state_dict(metadata["schedule"])
+        except (KeyError, TypeError, RuntimeError):
+            raise ValueError("--resume: its state is of another model or version; start a new run") from None
+        self._seconds_before = self.progress.seconds
+        if self.average is not None:
+            self.average.load_state_dict(_group(tensors, "average"))
+        self.best = _group(tensors, "best")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _group(tensors, "optimizer").items():
+            index, _, key = name.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.fabric.strategy.precision.load_state_dict(metadata["precision"])
+        random_states = _group(tensors, f"random.{self.fabric.global_rank}")
+        self.batch_generator.set_state(random_states["batches"])
+        set_random_state(random_states, self.fabric.device)
+        self.epoch_start = tensors["shuffle.epoch_start"]
+
+
+def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """The tensors named `<group>.<name>`, by name."""
+    return {name.removeprefix(f"{group}."): t for name, t in tensors.items() if name.startswith(f"{group}.")}

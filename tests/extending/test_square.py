@@ -1,0 +1,132 @@
+"""An activation that the package does not know (square.py) is exact everywhere."""
+
+import sys
+
+import pytest
+import torch
+
+from scalegmn.networks import ACTIVATIONS, Activation, LayerSpec, NetParams, NetSpec, ScalarGroup, register_activation
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.networks.evaluate import evaluate
+from scalegmn.symmetry.align import align
+from scalegmn.symmetry.canonicalize import canonicalize_scale, incoming_norm
+from scalegmn.symmetry.groups import GroupElement
+from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
+
+LAYOUT = [2, 5, 4, 3]
+
+
+@pytest.fixture(autouse=True)
+def square(monkeypatch):
+    """square.py imported, for the time of a test."""
+    monkeypatch.setattr(ACTIVATIONS, "_items", dict(ACTIVATIONS._items))
+    monkeypatch.delitem(sys.modules, "extending.square", raising=False)
+    import extending.square  # noqa: F401
+
+
+@pytest.fixture
+def mlps(random_params):
+    return random_params(NetSpec.mlp(LAYOUT, "square"), 6)
+
+
+@pytest.fixture
+def hetero(random_params):
+    """One network each of square, relu, tanh, gelu, sine and square."""
+    names = ("square", "relu", "tanh", "gelu", "sine", "square")
+    return random_params(NetSpec.mlp(LAYOUT, "hetero", 2.0), 6, [ACTIVATIONS.index(name) for name in names])
+
+
+@pytest.fixture
+def cnns(random_params):
+    layers = LayerSpec(1, 4, (3, 3), "square"), LayerSpec(4, 3, (3, 3), "square"), LayerSpec(3, 2)
+    return random_params(NetSpec(layers), 5)
+
+
+def outputs(params):
+    generator = torch.Generator().manual_seed(1)
+    shape = (7, 1, 6, 6) if params.spec.is_cnn else (7, params.spec.layout[0])
+    inputs = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (evaluate_cnn if params.spec.is_cnn else evaluate)(params, inputs)
+
+
+def change(params, moved):
+    """Of each output, relative to the largest of its network."""
+    before = outputs(params)
+    return ((outputs(moved) - before).abs().amax((1, 2)) / before.abs().amax((1, 2))).max()
+
+
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns"])
+def test_group_elements_keep_the_function(nets, request, generator):
+    params = request.getfixturevalue(nets)
+    element = GroupElement.sample(params, generator)
+    moved = element.act(params)
+    assert (moved.weights[0] - params.weights[0]).abs().max() > 0.1
+    assert change(params, moved) < 1e-9
+    assert change(params, element.inverse().act(moved)) < 1e-9
+    second = GroupElement.sample(params, generator)
+    both = second.compose(element).act(params)
+    torch.testing.assert_close(both.flatten(), second.act(moved).flatten(), rtol=1e-12, atol=1e-12)
+
+
+def test_scalars_are_all_numbers_but_zero(mlps, hetero, generator):
+    scales = torch.cat(GroupElement.sample(mlps, generator).scales, 1)
+    assert scales.min() < -1
+    assert scales.max() > 1
+    scales = torch.cat(GroupElement.sample(hetero, generator).scales, 1)
+    assert (scales < 0).any(1).tolist() == [True, False, True, False, True, True]
+    assert (scales.abs() != 1).any(1).tolist() == [True, True, False, False, False, True]
+
+
+@pytest.mark.parametrize("wrong", [{"exponent": 1}, {"exponent": 3}, {"sign_exponent": 1}])
+def test_a_wrong_exponent_changes_the_function(wrong, random_params, generator):
+    group = ScalarGroup(**{"signs": True, "scales": True, "sign_exponent": 0, "exponent": 2, **wrong})
+    register_activation(Activation("wrong", ACTIVATIONS["square"].function, group))
+    params = random_params(NetSpec.mlp(LAYOUT, "wrong"), 6)
+    assert change(params, GroupElement.sample(params, generator).act(params)) > 1e-3
+
+
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns"])
+def test_canonical_networks(nets, request, generator):
+    params = request.getfixturevalue(nets)
+    canonical = canonicalize_scale(params)
+    assert change(params, canonical) < 1e-9
+    torch.testing.assert_close(canonicalize_scale(canonical).flatten(), canonical.flatten(), rtol=1e-12, atol=1e-12)
+    element = GroupElement.sample(params, generator, permute=False)
+    positive = GroupElement(element.permutations, tuple(map(torch.abs, element.scales)))
+    moved = canonicalize_scale(positive.act(params)).flatten()
+    torch.testing.assert_close(moved, canonical.flatten(), rtol=1e-9, atol=1e-9)
+    for layer in range(params.spec.num_layers - 1):
+        assert ((incoming_norm(canonical, layer)[0] - 1).abs() < 1e-12).all()  # of the first network, of squares
+
+
+@pytest.mark.parametrize("nets", ["mlps", "hetero"])
+def test_alignment_sees_through_permutations_and_signs(nets, request, generator):
+    params = request.getfixturevalue(nets)
+    element = GroupElement.sample(params, generator)
+    moved = GroupElement(element.permutations, tuple(map(torch.sign, element.scales))).act(params)
+    back = align(moved, params).act(moved)
+    torch.testing.assert_close(back.flatten(), params.flatten(), rtol=1e-12, atol=1e-12)
+
+
+def test_augmentation(mlps, generator):
+    config = AugmentConfig(group=("permutation", "sign", "scale"))
+    check_augment(config, mlps.spec)
+    moved, _ = augment(config, mlps, torch.zeros(6), generator)
+    assert change(mlps, moved) < 1e-9
+    with pytest.raises(ValueError, match="found phase, expected one of permutation, sign, scale for"):
+        check_augment(AugmentConfig(group=("phase",)), mlps.spec)
+
+
+def test_coupled_layers_share_no_scalar(random_params, generator):
+    """x + z^2 is multiplied by nothing but 1."""
+    layers = [LayerSpec(2, 4, None, "square"), LayerSpec(4, 4, None, "square", residual=0), LayerSpec(4, 1)]
+    params = random_params(NetSpec(tuple(layers)), 4)
+    element = GroupElement.sample(params, generator)
+    assert all((q == 1).all() for q in element.scales)
+    assert change(params, element.act(params)) < 1e-9
+
+
+def test_from_tensors_knows_it():
+    weights, biases = [torch.ones(2, 3, 1), torch.ones(2, 1, 3)], [torch.zeros(2, 3), torch.zeros(2, 1)]
+    params = NetParams.from_tensors(weights, biases, ["square", "relu"])
+    assert evaluate(params, torch.tensor([[-2.0], [3.0]])).squeeze().tolist() == [[12.0, 27.0], [0.0, 9.0]]
