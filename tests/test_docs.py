@@ -177,3 +177,10 @@ def test_code_that_pages_name(path):
                 assert re.search(rf"\b{part}\b", source), name
         elif re.fullmatch(r"[a-z]+_\w+", name):
             assert re.search(rf"\b{name}\b", source), name
+
+
+@pytest.mark.parametrize("name", ["square", "message", "metanetwork", "dataset", "task"])
+def test_recipes_are_short(name):
+    """CONTRIBUTING explains a file that adds one thing from outside the package."""
+    assert f"(tests/extending/{name}.py)" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert len((ROOT / "tests" / "extending" / f"{name}.py").read_text().splitlines()) <= 60
