@@ -17,8 +17,9 @@ import pytest
 import torch
 from published import save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
+from scalegmn.zoos import convert
 from scalegmn.zoos.loader import DataConfig, open_data
-from scalegmn.zoos.published import convert, inrs
+from scalegmn.zoos.published import inrs
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,7 +244,7 @@ def test_wrong_cnn_weights(tmp_path):
 # The real script, on the published layout
 
 CONVERT = (
-    "from scalegmn.zoos.published import convert; convert.SHARD = 2; import sys; from scalegmn.zoos.loader import *; "
+    "from scalegmn.zoos import convert; convert.SHARD = 2; import sys; from scalegmn.zoos.loader import *; "
 )
 CONVERT += "print(open_data(DataConfig(sys.argv[1], 'labeled_mnist_inr', sys.argv[2])).sha256)"
 

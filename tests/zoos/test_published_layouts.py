@@ -14,11 +14,11 @@ from published import CNN_LAYOUT, MNIST, save, siren, write_cifar, write_cnns, w
 
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.zoos import convert
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
 from scalegmn.zoos.loader import DataConfig, load_splits, open_data
-from scalegmn.zoos.published import convert
 from scalegmn.zoos.published.cnns import write_published
-from scalegmn.zoos.published.inrs import mnist_splits
+from scalegmn.zoos.published.mnist_inrs import mnist_splits
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 

@@ -9,8 +9,8 @@ from published import WILD_PARK, save, save_as_omegaconf, wild_park_config, writ
 
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.zoos import convert
 from scalegmn.zoos.loader import DataConfig, open_data
-from scalegmn.zoos.published import convert
 from scalegmn.zoos.published.wild_park import _read_network
 from scalegmn.zoos.zoo_format import verify_zoo
 

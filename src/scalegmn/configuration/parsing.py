@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -143,7 +143,21 @@ def _parser(config_class: type, prog: str | None) -> ArgumentParser:
     parser.add_argument("--import", default=SUPPRESS, metavar="MODULE", help=IMPORT_HELP)
     hidden = {item.name for item in fields(config_class) if item.metadata == NO_OPTION}
     parser.add_class_arguments(config_class, None, skip=hidden)
+    names = dict(_names(config_class))
+    for action in parser._actions:
+        if action.dest in names:
+            action.help = f"{action.help} One of {', '.join(names[action.dest])}."
     return parser
+
+
+def _names(config_class: type, prefix: str = "") -> Iterator[tuple[str, Collection[str]]]:
+    """Dotted key and known names of each field that has any (`names` in its metadata), also in sections."""
+    hints = get_type_hints(config_class)
+    for item in fields(config_class):
+        if "names" in item.metadata:
+            yield f"{prefix}{item.name}", item.metadata["names"]
+        elif is_dataclass(hints[item.name]):
+            yield from _names(hints[item.name], f"{prefix}{item.name}.")
 
 
 def split_arguments(arguments: Sequence[str] | None = None) -> tuple[list[str], list[str]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from scalegmn.networks import ACTIVATIONS, MultiArchBatch, NetParams, NetSpec
@@ -37,6 +36,8 @@ def metrics(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         `tau`: Kendall's tau-b, the agreement of the order; `r2`: 1 - sum (y - f)^2 / sum (y - mean y)^2; `mae`: mean
         |y - f|. tau and r2 are 0 where they are not defined: all true values are the same, or, for tau, all predicted.
     """
+    from scipy.stats import kendalltau  # takes a second to import, which reading a configuration need not wait for
+
     tau, spread = kendalltau(true, predicted).statistic, np.square(true - true.mean()).sum()
     return {
         "tau": 0.0 if math.isnan(tau) else float(tau),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from numpy.typing import NDArray
-from scipy.ndimage import grey_dilation
 
 from scalegmn.registry import Registry
 from scalegmn.tasks.contrast import equalize_lightness
@@ -44,6 +43,8 @@ def register_image_edit(edit: ImageEdit) -> ImageEdit:
 
 def dilate(images: NDArray) -> NDArray:
     """The maximum over 3x3 pixels of each image, [n, height, width, 1]: thicker strokes."""
+    from scipy.ndimage import grey_dilation  # takes long to import
+
     return grey_dilation(images, size=(1, 3, 3, 1))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +13,7 @@ from torch import Tensor
 from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
-from scalegmn.zoos.published.cnns import cnn_listing
-from scalegmn.zoos.published.convert import checksum, converted
-from scalegmn.zoos.published.inrs import cifar_listing, fmnist_listing, mnist_listing
-from scalegmn.zoos.published.wild_park import wild_park_listing
+from scalegmn.zoos.published import DATASETS
 from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
 
 BLOCK = 2048
@@ -30,20 +25,10 @@ class DataConfig:
     """The networks to learn from."""
 
     dataset_path: str = "data/digits_inr"
-    """Folder of the zoo, as made by `scalegmn zoo inr`, or of the published dataset."""
+    """Folder of the zoo (`scalegmn zoo inr` or `scalegmn zoo cnn` makes one) or of another dataset."""
 
-    dataset: Literal[
-        "zoo",
-        "labeled_mnist_inr",
-        "mnist_inr_edit",
-        "labeled_fashion_mnist_inr",
-        "cifar_inr",
-        "cifar10",
-        "svhn",
-        "cnn_wild_park",
-    ] = "zoo"
-    """What is in dataset_path: a zoo of ours, or a published dataset by its published name, which is converted to a zoo
-    on first use."""
+    dataset: str = field(default="zoo", metadata={"names": DATASETS})
+    """What dataset_path holds: a zoo, or a dataset in another layout, which is converted to a zoo on first use."""
 
     split_path: str | None = None
     """JSON of train, val and test networks (MNIST, Fashion-MNIST, CNN Wild Park); null: mnist_splits.json, splits.json
@@ -58,8 +43,8 @@ class DataConfig:
     activation_function: str | None = None
     """Predicting generalisation: only networks with this hidden activation, such as relu; null: all."""
 
-    style_function: Literal["dilate", "increase_contrast"] = "dilate"
-    """Editing: what the edited image is. dilate: thicker strokes (one channel); increase_contrast (three)."""
+    style_function: str = "dilate"
+    """Editing: the edit of images. dilate: thicker strokes (one channel); increase_contrast (three channels)."""
 
     images_path: str | None = None
     """Editing: where the images are that the INRs were fitted to; null: in dataset_path. Digits need none."""
@@ -75,6 +60,9 @@ class DataConfig:
 
     idcs_file: str | None = None
     """cifar10, svhn: the order that the splits are made in; null: <dataset>_split.csv in dataset_path."""
+
+    dataset_args: dict[str, Any] = field(default_factory=dict)
+    """Options of a dataset of your own, by name."""
 
     cache_dir: str | None = None
     """Where converted datasets go; null: dataset_path, or where that is read-only the user's cache folder."""
@@ -93,56 +81,30 @@ class DataConfig:
     """Random changes of the training networks."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.extra_aug < 0:
-            problems.append(f"data.extra_aug: found {self.extra_aug}, expected 0 or more")
-        if not 0 < self.split_points[0] < self.split_points[1]:
-            problems.append(f"data.split_points: found {self.split_points}, expected two ascending numbers above 0")
+        problems = DATASETS.require(self.dataset).problems(self)
         if problems:
             raise ValueError("; ".join(problems))
 
+    @property
+    def root(self) -> Path:
+        """`dataset_path`."""
+        return Path(self.dataset_path).expanduser()
+
+    def file(self, given: str | None, default: str) -> Path:
+        """A file of the dataset: where a setting says it is, or else under its default name in `dataset_path`."""
+        return self.root / default if given is None else Path(given).expanduser()
+
 
 def open_data(config: DataConfig) -> Zoo:
-    """The zoo of a configuration; a published dataset is converted unless it has been.
+    """The zoo of a configuration. A dataset in another layout is converted unless it has been; a zoo is opened as it
+    is, whatever `dataset` says.
 
     Raises:
-        ValueError: there is none, or a file of it is missing, refused or damaged; says which.
+        ValueError: there is none, or a file of it is missing, refused or damaged.
     """
-    root = Path(config.dataset_path).expanduser()
-    if config.dataset == "zoo" or (root / "zoo.json").exists():
-        zoo = open_zoo(root)
-        return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
-
-    def file(given: str | None, default: str) -> Path:
-        return root / default if given is None else Path(given).expanduser()
-
-    if config.dataset == "cifar_inr":
-        name, choice = "cifar_inr", {"split_points": list(config.split_points), "extra_aug": config.extra_aug}
-        listing = partial(cifar_listing, root, config.split_points, config.extra_aug)
-    elif config.dataset in ("cifar10", "svhn"):
-        files = (
-            file(config.data_path, "weights.npy"),
-            file(config.metrics_path, "metrics.csv.gz"),
-            file(config.layout_path, "layout.csv"),
-            file(config.idcs_file, f"{config.dataset}_split.csv"),
-        )
-        name, activation = "small_cnns", config.activation_function
-        choice = {"files": [os.path.relpath(path, root) for path in files], "activation_function": activation}
-        listing = partial(cnn_listing, *files, activation)
-    elif config.dataset == "labeled_fashion_mnist_inr":
-        splits = file(config.split_path, "splits.json")
-        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(fmnist_listing, root, splits)
-    elif config.dataset == "cnn_wild_park":
-        splits = file(config.split_path, "cnn_park_splits.json")
-        name, choice, listing = config.dataset, {"splits": checksum(splits)}, partial(wild_park_listing, root, splits)
-    else:
-        splits = file(config.split_path, "mnist_splits.json")
-        if config.split_path is None and not splits.exists():
-            splits = None
-        name, choice = "labeled_mnist_inr", {"splits": "drawn" if splits is None else checksum(splits)}
-        listing = partial(mnist_listing, root, splits)
-    cache_dir = config.cache_dir and Path(config.cache_dir).expanduser()
-    return converted(name, root, choice, listing, cache_dir, config.convert)
+    is_zoo = (config.root / "zoo.json").exists()
+    zoo = open_zoo(config.root) if is_zoo else DATASETS[config.dataset].open(config)
+    return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
 
 def of_activation(zoo: Zoo, name: str) -> Zoo:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scalegmn.cli.arguments import Arguments
 from scalegmn.reporting.files import write_atomic
-from scalegmn.zoos.published.inrs import mnist_splits
+from scalegmn.zoos.published.mnist_inrs import mnist_splits
 
 
 def run(words: Sequence[str]) -> None:

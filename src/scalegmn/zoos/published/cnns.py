@@ -1,15 +1,18 @@
-"""The published dataset of small CNNs (Unterthiner et al., 2020, as used by Zhou et al., NeurIPS 2023)."""
+"""The published small CNNs (Unterthiner et al., 2020, https://arxiv.org/abs/2002.11448), as Zhou et al. (NeurIPS 2023)
+use them."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import gzip
+import os
 import random
 import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,11 +20,44 @@ from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams
 from scalegmn.reporting.files import removed_on_failure
-from scalegmn.zoos.published.convert import Listing, NothingThereError
+from scalegmn.zoos.convert import Listing, NothingThereError
+from scalegmn.zoos.registry import ConvertedDataset, register_dataset
 from scalegmn.zoos.zoo_format import Networks, Zoo, first_not_finite
+
+if TYPE_CHECKING:
+    from scalegmn.zoos.loader import DataConfig
 
 FINAL_STEP = 86
 """The step whose checkpoint counts."""
+
+
+class SmallCnns(ConvertedDataset):
+    """`weights.npy`, `metrics.csv.gz`, `layout.csv` and `<name>_split.csv`; options `data.data_path`,
+    `data.metrics_path`, `data.layout_path`, `data.idcs_file` and `data.activation_function`."""
+
+    zoo_name = "small_cnns"
+
+    def choice(self, config: DataConfig) -> dict[str, Any]:
+        """The files, and the activation that networks are chosen by."""
+        files = [os.path.relpath(path, config.root) for path in self._files(config)]
+        return {"files": files, "activation_function": config.activation_function}
+
+    def listing(self, config: DataConfig) -> Listing:
+        """The final networks."""
+        return cnn_listing(*self._files(config), config.activation_function)
+
+    def _files(self, config: DataConfig) -> tuple[Path, Path, Path, Path]:
+        """Weights, metrics, layout, order."""
+        return (
+            config.file(config.data_path, "weights.npy"),
+            config.file(config.metrics_path, "metrics.csv.gz"),
+            config.file(config.layout_path, "layout.csv"),
+            config.file(config.idcs_file, f"{self.name}_split.csv"),
+        )
+
+
+register_dataset(SmallCnns("cifar10", "small CNNs that classify grey CIFAR-10 images, with their test accuracies"))
+register_dataset(SmallCnns("svhn", "small CNNs that classify grey SVHN images, with their test accuracies"))
 
 
 def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activation: str | None) -> Listing:
@@ -57,9 +93,9 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
     chosen: list[int] = []
     splits: dict[str, Tensor] = {}
     for name, part in parts.items():
-        own = [final[k] for k in part if activation in (None, activations[final[k]])]
-        splits[name] = torch.arange(len(chosen), len(chosen) + len(own))
-        chosen += own
+        wanted = [final[k] for k in part if activation in (None, activations[final[k]])]
+        splits[name] = torch.arange(len(chosen), len(chosen) + len(wanted))
+        chosen += wanted
     if not chosen:
         raise ValueError(
             f"data.activation_function: found {activation}, expected one of {', '.join(sorted(set(activations)))}"

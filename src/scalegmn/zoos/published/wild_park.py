@@ -11,19 +11,23 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scalegmn.interop.state_dicts import names_in_file, refusal
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
-from scalegmn.zoos.published.convert import Listing, NothingThereError
+from scalegmn.zoos.convert import Listing, NothingThereError, checksum
+from scalegmn.zoos.registry import ConvertedDataset, register_dataset
 from scalegmn.zoos.zoo_format import Networks, first_not_finite, joined
+
+if TYPE_CHECKING:
+    from scalegmn.zoos.loader import DataConfig
 
 
 class _Checkpoint(NamedTuple):
-    """One network on disk; its run, of which all checkpoints have one architecture, is the folder of its folder."""
+    """A network on disk. The folder around its folder is its run; all checkpoints of a run have one architecture."""
 
     path: Path
     score: float
@@ -32,13 +36,28 @@ class _Checkpoint(NamedTuple):
 
 
 class _StandIn:
-    """What a pickle has instead of a class or function of its own: empty, whatever it is made or called with."""
+    """Stands in for every class and function that a pickle names: takes any arguments and does nothing."""
 
     def __new__(cls, *args: Any) -> _StandIn:
         return object.__new__(cls)
 
     def __init__(self, *args: Any) -> None:
         pass
+
+
+class WildPark(ConvertedDataset):
+    """`<run>/<checkpoint>/checkpoint.pt` with `model` and `config`; splits in `cnn_park_splits.json`."""
+
+    def choice(self, config: DataConfig) -> dict[str, Any]:
+        """The splits."""
+        return {"splits": checksum(config.file(config.split_path, "cnn_park_splits.json"))}
+
+    def listing(self, config: DataConfig) -> Listing:
+        """The checkpoints that the splits name."""
+        return wild_park_listing(config.root, config.file(config.split_path, "cnn_park_splits.json"))
+
+
+register_dataset(WildPark("cnn_wild_park", "CNNs of mixed architecture that classify CIFAR-10 images"))
 
 
 def wild_park_listing(root: Path, splits: Path) -> Listing:
@@ -53,19 +72,19 @@ def wild_park_listing(root: Path, splits: Path) -> Listing:
     """
     checkpoints = _read_splits(root, splits)
     runs: dict[Path, str] = {}
-    for own in checkpoints:
-        run = own.path.parents[1]
-        if runs.setdefault(run, own.split) != own.split:
-            raise ValueError(f"{splits}: {run} is in split {runs[run]} and in {own.split}, expected runs in one")
+    for checkpoint in checkpoints:
+        run, split = checkpoint.path.parents[1], checkpoint.split
+        if runs.setdefault(run, split) != split:
+            raise ValueError(f"{splits}: {run} is in split {runs[run]} and in {split}, expected runs in one")
     numbers = {run: number for number, run in enumerate(runs)}
-    names = [own.split for own in checkpoints]
+    names = [checkpoint.split for checkpoint in checkpoints]
     rows = {
-        name: torch.tensor([row for row, own in enumerate(names) if own == name]).long()
+        name: torch.tensor([row for row, split in enumerate(names) if split == name]).long()
         for name in ("train", "val", "test")
     }
     read = partial(_read, checkpoints, numbers)
     provenance = {"images": "cifar10", "image_shape": [32, 32, 3]}
-    return Listing([own.path for own in checkpoints], len(checkpoints), read, rows, provenance)
+    return Listing([checkpoint.path for checkpoint in checkpoints], len(checkpoints), read, rows, provenance)
 
 
 def _read_splits(root: Path, path: Path) -> list[_Checkpoint]:
@@ -94,11 +113,11 @@ def _read(checkpoints: Sequence[_Checkpoint], numbers: Mapping[Path, int], part:
     """Some of the checkpoints."""
     chosen = checkpoints[part]
     columns: dict[str, Tensor] = {
-        "test_accuracy": torch.tensor([own.score for own in chosen]),
-        "epoch": torch.tensor([own.step for own in chosen]),
-        "network": torch.tensor([numbers[own.path.parents[1]] for own in chosen]),
+        "test_accuracy": torch.tensor([checkpoint.score for checkpoint in chosen]),
+        "epoch": torch.tensor([checkpoint.step for checkpoint in chosen]),
+        "network": torch.tensor([numbers[checkpoint.path.parents[1]] for checkpoint in chosen]),
     }
-    return Networks(joined([_read_network(own.path) for own in chosen]), columns)
+    return Networks(joined([_read_network(checkpoint.path) for checkpoint in chosen]), columns)
 
 
 def _read_network(path: Path) -> NetParams:
@@ -118,10 +137,10 @@ def _read_network(path: Path) -> NetParams:
     state = content["model"]
     spec = _spec(path, _plain(content.get("config")))
     tensors = [state[name][None].float() for name in names_in_file(path, state)]
-    found = [tuple(tensor.shape[1:]) for tensor in tensors]
+    shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
     expected = [shape for layer in spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
-    if found != expected:
-        raise ValueError(f"{path}: model: found shapes {found}, expected {expected} by its config")
+    if shapes != expected:
+        raise ValueError(f"{path}: model: found shapes {shapes}, expected {expected} by its config")
     if first_not_finite([tensor.flatten(1) for tensor in tensors]) is not None:
         raise ValueError(f"{path}: a weight or bias is NaN or infinite")
     return NetParams(spec, tuple(tensors[::2]), tuple(tensors[1::2]))
@@ -130,18 +149,18 @@ def _read_network(path: Path) -> NetParams:
 @cache
 def _stand_in(name: str) -> type:
     """The stand-in of what pickles call `name`."""
-    module, _, own = name.rpartition(".")
-    return type(own, (_StandIn,), {"__module__": module, "__qualname__": own})
+    module, _, class_name = name.rpartition(".")
+    return type(class_name, (_StandIn,), {"__module__": module, "__qualname__": class_name})
 
 
 def _plain(value: Any) -> Any:
     """The dictionaries, lists and values that an OmegaConf container holds; others as they are."""
     if isinstance(value, _StandIn):
-        inside = vars(value)
-        return _plain(inside.get("_content", inside.get("_val")))
+        attributes = vars(value)
+        return _plain(attributes.get("_content", attributes.get("_val")))
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
-    return [_plain(own) for own in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _spec(path: Path, config: Any) -> NetSpec:

@@ -1,0 +1,106 @@
+"""The datasets by name: what `data.dataset_path` may hold."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scalegmn.registry import Registry
+from scalegmn.zoos.convert import Listing, converted
+from scalegmn.zoos.zoo_format import Zoo, open_zoo
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from scalegmn.zoos.loader import DataConfig
+
+
+class Dataset(ABC):
+    """What a folder may hold.
+
+    Args:
+        name: what configurations call it (`data.dataset`).
+        description: what it is, in one line, for `--help`.
+    """
+
+    options: ClassVar[type[DataclassInstance] | None] = None
+    """A dataclass of the dataset's own options, all with defaults: the mapping `data.dataset_args`."""
+
+    def __init__(self, name: str, description: str) -> None:
+        self.name, self.description = name, description
+
+    @abstractmethod
+    def open(self, config: DataConfig) -> Zoo:
+        """The dataset as a zoo.
+
+        Raises:
+            ValueError: a file is missing, refused or damaged.
+        """
+
+    def problems(self, config: DataConfig) -> list[str]:
+        """What is wrong with the settings, one sentence each."""
+        known = [] if self.options is None else [item.name for item in fields(self.options)]
+        expected = f"expected some of {', '.join(known)}" if known else f"but {self.name} has no options"
+        return [f"data.dataset_args: found {key}, {expected}" for key in config.dataset_args if key not in known]
+
+    def options_of(self, config: DataConfig) -> Any:
+        """The dataset's own options, an instance of `options`; None if it has none."""
+        return None if self.options is None else self.options(**config.dataset_args)
+
+
+class ConvertedDataset(Dataset):
+    """Networks in another layout, which become a zoo when they are first read.
+
+    A dataset of one's own derives from this class and defines `listing`; `register_dataset` makes an instance usable by
+    its name.
+    """
+
+    @property
+    def zoo_name(self) -> str:
+        """The name in the folder of the converted zoo; datasets with one name share converted zoos."""
+        return self.name
+
+    @abstractmethod
+    def listing(self, config: DataConfig) -> Listing:
+        """The networks of the dataset, and their splits. It reads names only; `Listing.read` reads networks.
+
+        Raises:
+            NothingThereError: there is no network at all.
+            ValueError: a file is missing or not what it should be.
+        """
+
+    def choice(self, config: DataConfig) -> Mapping[str, Any]:
+        """All settings that decide which networks the zoo holds and in which splits, in plain JSON types. There is a
+        converted zoo for each choice."""
+        options = self.options_of(config)
+        return {} if options is None else asdict(options)
+
+    def open(self, config: DataConfig) -> Zoo:
+        """The dataset as a zoo; converts it unless that has been done."""
+        cache_dir = None if config.cache_dir is None else Path(config.cache_dir).expanduser()
+        listing = partial(self.listing, config)
+        return converted(self.zoo_name, config.root, self.choice(config), listing, cache_dir, config.convert)
+
+
+class ZooFolder(Dataset):
+    """A zoo in the format of this package."""
+
+    def open(self, config: DataConfig) -> Zoo:
+        """The zoo."""
+        return open_zoo(config.root)
+
+
+DATASETS: Registry[Dataset] = Registry("data.dataset")
+"""Name -> dataset."""
+
+
+def register_dataset(dataset: Dataset) -> Dataset:
+    """Makes a dataset usable by its name, and returns it; raises ValueError when another dataset has this name."""
+    return DATASETS.register(dataset.name, dataset)
+
+
+register_dataset(ZooFolder("zoo", "a zoo in the format of this package"))
