@@ -39,8 +39,8 @@ from scalegmn.experiments.config import build_model
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.scalegmn import ScaleGMN
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
-from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
-from scalegmn.nn.invariant import ByActivation, InvariantLayer, SignInvariant
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
+from scalegmn.nn.invariant import ByScalarGroup, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
@@ -93,7 +93,7 @@ def mlp_work(mlp: MLP, in_dim: int) -> int:
 
 def invariant_work(invariant: nn.Module, dim: int, out_dim: int) -> float:
     """Of out_dim numbers W inv(x), x of width dim."""
-    if isinstance(invariant, ByActivation):  # half of the networks each
+    if isinstance(invariant, ByScalarGroup):  # half of the networks each
         return (invariant_work(invariant.sign, dim, out_dim) + invariant_work(invariant.scale, dim, out_dim)) / 2
     if not isinstance(invariant, SignInvariant):
         return dim * out_dim
@@ -105,9 +105,9 @@ def net_work(module: nn.Module, role: str, dim: int) -> float:
     """Of one row x of width dim in an equivariant net, or of what it is made of."""
     if isinstance(module, ByRole):
         return net_work(module.branches[module.index[role]], role, dim)
-    if isinstance(module, ByActivation):
+    if isinstance(module, ByScalarGroup):
         return (net_work(module.sign, role, dim) + net_work(module.scale, role, dim)) / 2
-    if isinstance(module, PlainLayer):
+    if isinstance(module, MLPLayer):
         return mlp_work(module.mlp, dim)
     if isinstance(module, InvariantLayer):
         hidden = module.phi.linears[0].out_features
@@ -128,7 +128,7 @@ def forward_work(model: ScaleGMN) -> float:
     sizes = [layer.in_dim * layer.out_dim for layer in spec.layers]
     backward_updated = model.config.symmetry in ("scale", "permutation") and model.layers[0].backward_edge_update
     work = 0.0
-    for index, layer in enumerate(model.layers):
+    for index, (layer, (reads, _)) in enumerate(zip(model.layers, model.reads, strict=True)):
         width, against_width = (d if index else spec.edge_dim), (d if index and backward_updated else spec.edge_dim)
         for message, step, offset, edge_width in (
             (layer.forward_message, -1, -1, width),
@@ -136,7 +136,7 @@ def forward_work(model: ScaleGMN) -> float:
         ):
             if message is None:
                 continue
-            pairs = [(n, n + step) for n in layer.node_layers if 0 <= n + step <= spec.num_layers]
+            pairs = [(n, n + step) for n in reads.nodes if 0 <= n + step <= spec.num_layers]
             work += sum(spec.layout[sender] for sender in {sender for _, sender in pairs}) * d * d
             for receiver, _ in pairs:
                 if isinstance(message, ConcatMessage):
@@ -145,12 +145,12 @@ def forward_work(model: ScaleGMN) -> float:
                     per_edge = edge_width * d + net_work(message.net, spec.roles[receiver], d)
                 work += sizes[receiver + offset] * per_edge
         parts = 3 if layer.bidirectional else 2
-        for n in layer.node_layers:
+        for n in reads.nodes:
             work += spec.layout[n] * net_work(layer.update, spec.roles[n], parts * d)
             work += spec.layout[n] * (0 if layer.skip is None else d * d)
         for update, blocks, edge_width in (
-            (layer.edge_update, layer.edge_blocks, width),
-            (layer.backward_edge_update, layer.backward_edge_blocks, against_width),
+            (layer.edge_update, reads.edges, width),
+            (layer.backward_edge_update, reads.backward_edges, against_width),
         ):
             if update is None:
                 continue

@@ -69,7 +69,7 @@ def test_results(home):
 
 def test_statistics_baseline(home):
     """The demo's last step."""
-    result = run(ROOT / "benchmarks" / "statistics_baseline.py", "runs/relu", cwd=home)
+    result = run(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
     assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "without scale"]

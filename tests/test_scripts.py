@@ -66,7 +66,7 @@ def test_results(finished):
 
 def test_flat_baselines(home, finished):
     """The demo's last step."""
-    result = run(ROOT / "benchmarks" / "flat_baselines.py", finished, cwd=home)
+    result = run(ROOT / "benchmarks" / "baselines.py", finished, cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (finished / "baselines.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["scalegmn", "logistic regression", "MLP, 256-128"]

@@ -4,6 +4,7 @@ from memory import bytes_kept
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.edges import EdgeIndex
+from scalegmn.engine.rows import Rows
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetSpec
 
@@ -12,7 +13,7 @@ WAYS = [ChunkPlan(30), ChunkPlan(30, materialize=False)]
 
 
 def in_pieces(model, monkeypatch, pieces):
-    monkeypatch.setattr(model, "pieces", lambda *args: pieces)
+    monkeypatch.setattr(model, "chunks", lambda *args: pieces)
 
 
 def bidirectional():
@@ -72,7 +73,7 @@ def test_keeps_little_for_the_backward_pass(pieces, share, random_params, monkey
 def test_sparse_parts_hold_each_edge_and_receiver_once(receivers, num_edges):
     """Receivers without edges are in some part; no part but an only one is empty."""
     index = torch.tensor(receivers, dtype=torch.long)
-    parts = EdgeIndex(index, index, index, num_receivers=6).parts(num_edges)
+    parts = EdgeIndex(index, index, index, num_receivers=6, rows=Rows("hidden", ())).parts(num_edges)
     edges, rows, pieces = zip(*parts, strict=True)
     assert torch.cat([torch.arange(20)[some] for some in edges]).tolist() == list(range(len(receivers)))
     assert torch.cat([torch.arange(20)[some] for some in rows]).tolist() == list(range(6))

@@ -13,8 +13,8 @@ from scalegmn.experiments.config import (
     ScriptConfig,
     read_config,
     start_run,
-    with_sections,
     with_run_dir,
+    with_sections,
 )
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP

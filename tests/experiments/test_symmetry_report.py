@@ -11,7 +11,6 @@ import yaml
 from commands import assert_refused, run_command
 
 from scalegmn.cli import main
-from scalegmn.engine.edges import linear
 from scalegmn.experiments.symmetry_report import report
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
 from scalegmn.nn.invariant import SignInvariant
@@ -127,9 +126,10 @@ def test_editing_models_must_change_moved_networks_alike(monkeypatch, capsys, zo
     assert code == 0
     assert lines(output, "phase")[0].split()[1] == "no"
     assert float(lines(output, "phase")[0].split()[3]) > 1e-3
-    one_sign = lambda self, rows, x, weight, bias: linear(self.rho(x), weight, bias)  # noqa: E731
+    one_sign = lambda self, context, x: self.rho(x)  # noqa: E731
     monkeypatch.setattr(SignInvariant, "forward", one_sign)
-    code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.sign_map", "symmetrized")
+    plain = ("--scalegmn_args.engine", "plain")  # the engine does not call it
+    code, output = check(monkeypatch, capsys, conf, path, "--scalegmn_args.sign_map", "symmetrized", *plain)
     assert code == 1
     assert "BROKEN" in lines(output, "sign")[0]
     assert "kept" in lines(output, "permutation")[0]

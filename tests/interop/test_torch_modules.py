@@ -273,15 +273,19 @@ class Choosing(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (Gated(), (2, 3), r"module \(Gated\): a product of values: cannot be part of a parameter graph"),
+        (Gated(), (2, 3), r"module \(Gated\): an activation is multiplied by another value \(a gate\), expected"),
         (Twice(), (2, 3), r"inner \(Linear\): its weights are also those of inner \(Linear\)"),
-        (Raw(), (2, 3), r"last \(Linear\): a layer that reads a softmax, an offset or a multiple"),
+        (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
         (nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)), (2, 3), r"1 \(Softplus\): aten.softplus"),
         (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), (2, 3, 4, 4), r"0 \(ConvTranspose2d\): aten.conv_transpose2d"),
         (nn.Sequential(nn.Conv3d(3, 4, 2)), (2, 3, 4, 4, 4), r"0 \(Conv3d\): aten.conv3d"),
         (nn.LSTM(3, 4), (5, 2, 3), "LSTM|lstm"),
-        (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)), (2, 3), "a second activation, relu"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)), (2, 3), "reads a softmax"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),
+            (2, 3),
+            r"2 \(ReLU\): relu is a second activation of one layer",
+        ),
+        (nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)), (2, 3), "reads a value after a softmax"),
         (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), (2, 3), "without running statistics"),
         (nn.Sequential(nn.Linear(8, 4)), (2, 3), "Sequential cannot be exported: "),
         (Choosing(), (2, 3), "Choosing cannot be exported: "),
@@ -302,18 +306,22 @@ class Choosing(nn.Module):
         (
             Written(lambda m, x: m.c(torch.relu(functional.linear(x, m.p.expand(6, 3)))), parameter=(1, 3)),
             LINEAR,
-            "p: one parameter in several places of a layer",
+            "p is one parameter in several places of a layer",
         ),
         (
             Written(lambda m, x: m.c(m.b(torch.relu(m.b(m.a(x)))).mean((2, 3))), "image"),
             IMAGE,
             "its weights are also those of b",
         ),
-        (Written(lambda m, x: m.c((m.a(x) * m.p).mean((2, 3))), "image", (3,)), IMAGE, "a product of values"),
-        (Written(lambda m, x: m.c((m.a(x) + m.p).mean((2, 3))), "image", (3,)), IMAGE, "1 channels beside 3"),
-        (Written(lambda m, x: m.c(m.a(x).mean(1)), "image"), IMAGE, "a mean over neurons"),
-        (Written(lambda m, x: m.c(m.b(x * torch.arange(6)))), (4, 1), "an operation on the input"),
-        (Written(lambda m, x: m.c(functional.avg_pool1d(m.a(x), 3, 1, 1))), (4, 5, 3), "pooling of channels"),
+        (Written(lambda m, x: m.c((m.a(x) * m.p).mean((2, 3))), "image", (3,)), IMAGE, "multiplied by another value"),
+        (
+            Written(lambda m, x: m.c((m.a(x) + m.p).mean((2, 3))), "image", (3,)),
+            IMAGE,
+            "a parameter with 1 channels is added to 3 channels",
+        ),
+        (Written(lambda m, x: m.c(m.a(x).mean(1)), "image"), IMAGE, "mean over channels, expected over positions"),
+        (Written(lambda m, x: m.c(m.b(x * torch.arange(6)))), (4, 1), "mul of the network's input"),
+        (Written(lambda m, x: m.c(functional.avg_pool1d(m.a(x), 3, 1, 1))), (4, 5, 3), "pooling over channels"),
         (
             Written(lambda m, x: m.c(torch.relu(m.a(x[:, :3]) + functional.linear(x[:, 3:], m.p))), parameter=(6, 3)),
             (4, 6),
@@ -322,7 +330,7 @@ class Choosing(nn.Module):
         (
             Written(lambda m, x: attended(m, x, m.p[:5, :5]), parameter=(12, 6)),
             (2, 5, 3),
-            "attention with parameters of its own",
+            "attention scores meet a parameter",
         ),
     ],
 )
@@ -354,3 +362,21 @@ def test_training_goes_on():
     module[1].eval()
     from_module(module, torch.randn(2, 3))
     assert [one.training for one in module.modules()] == [True, True, False, True, True]
+
+
+def test_activations_of_what_is_no_output_are_named():
+    with pytest.raises(ValueError, match=r"0 \(ReLU\): relu is applied to a value that is not a layer's output; docs"):
+        from_module(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 3))
+
+
+def test_padding_keeps_channels(generator):
+    module = nn.Sequential(
+        *(nn.ReflectionPad2d(1), nn.Conv2d(1, 4, 3), nn.ZeroPad2d(2), nn.ReLU(), nn.ReplicationPad2d(1)),
+        *(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)),
+    ).double()
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+    params = from_module(module, x)
+    assert change(module, x, GroupElement.sample(params, generator).act(params)) < 1e-9
+    module[2] = nn.ConstantPad2d(2, 0.5)
+    with pytest.raises(ValueError, match=r"2 \(ConstantPad2d\): padding with another number than 0"):
+        from_module(module, x)

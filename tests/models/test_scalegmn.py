@@ -29,7 +29,7 @@ def test_computing_only_what_is_read_changes_nothing(direction, symmetry, random
                 b.branches[b.index[role]].load_state_dict(a.branches[index].state_dict())
     everything.readout = lean.readout
     params = random_params(spec, 3)
-    assert len(lean.layers[-1].node_layers) < len(everything.layers[-1].node_layers)
+    assert len(lean.reads[-1][0].nodes) < len(everything.reads[-1][0].nodes)
     torch.testing.assert_close(everything(params), lean(params), rtol=1e-12, atol=1e-12)
 
 
@@ -135,12 +135,12 @@ def test_parts_and_pieces_follow_the_size(direction, dropout, random_params, mon
     config = ScaleGMNConfig(direction=direction, hidden_dim=4, mlp_dropout=dropout)
     model = config.build(spec).double().train()
     device = torch.device("cpu")
-    assert model.pieces(100, device) == ChunkPlan()
+    assert model.chunks(100, device) == ChunkPlan()
     assert model.networks_at_once(device) > 100
     for module in ("scalegmn.engine.chunks", "scalegmn.engine.memory", "scalegmn.models.scalegmn.model"):
         monkeypatch.setattr(f"{module}.kept_bytes", lambda device: 10_000)
     monkeypatch.setitem(memory.TENSOR, "cpu", 2_000)
-    assert model.pieces(5, device).num_edges == 1_000 // 32
+    assert model.chunks(5, device).num_edges == 1_000 // 32
     assert model.networks_at_once(torch.device("meta")) == 1  # other devices have a CPU's limits
     params = random_params(spec, 5)
     weight = model.layers[0].forward_message.edge_linear.weight

@@ -1,36 +1,68 @@
 """Each module against its equation: exact symmetry in float64, and a slow twin that follows the formula literally."""
 
 import math
+from functools import partial
 
 import pytest
-import reference
 import torch
 from torch import nn
 
-from scalegmn.engine.edges import DenseEdges, EdgeUpdate, ScaledRows
-from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, PlainLayer
+from scalegmn.engine import messages as fast
+from scalegmn.engine.edges import DenseEdges, EdgeUpdate
+from scalegmn.engine.model import ChainTypes
+from scalegmn.engine.modules import invariant_then_linear, run, run_mlp
+from scalegmn.engine.readouts import read as fast_read
+from scalegmn.engine.rows import Rows, ScaledRows
+from scalegmn.networks.scalar_groups import SCALES, SIGNS
+from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
 from scalegmn.nn.invariant import (
     AbsoluteValue,
-    ByActivation,
+    ByScalarGroup,
     InvariantLayer,
-    NodeContext,
     ScaleInvariant,
     SignInvariant,
 )
 from scalegmn.nn.messages import (
     ConcatEdgeUpdate,
     ConcatMessage,
-    EquivariantEdgeUpdate,
-    EquivariantMessage,
+    ScaleEdgeUpdate,
+    ScaleMessage,
     reciprocal,
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.pna import Aggregate, GraphNorm, Reduced
-from scalegmn.nn.positional import PositionalEmbedding
+from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
+from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 
 D = 6
-HIDDEN, INPUT, OUTPUT = NodeContext("hidden"), NodeContext("input"), NodeContext("output")
+GROUPS = (SIGNS, SCALES)
+
+
+def rows(role, sizes=None):
+    """What rows of features belong to, for the engine."""
+    return Rows(role, GROUPS, sizes)
+
+
+def context(role, num, group=0):
+    """What `num` rows of features belong to."""
+    role = torch.full((num,), ROLES.index(role))
+    return NodeContext(role, torch.zeros_like(role) + group, torch.zeros_like(role), GROUPS)
+
+
+def plain(module, role, x, *extras, group=0):
+    """The module's plain form, on features of any shape."""
+    lead = x.shape[:-1]
+    inputs = [y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1]) for y in (x, *extras)]
+    return module(context(role, len(inputs[0]), group), *inputs).reshape(*lead, -1)
+
+
+def both(module, role, x, *extras):
+    """The plain form; the engine gives the same."""
+    expected = plain(module, role, x, *extras)
+    close(run(module, rows(role), x, *extras), expected)
+    return expected
 
 
 def mlp(in_dim, out_dim):
@@ -45,9 +77,12 @@ def _float64():
     torch.set_default_dtype(torch.float32)
 
 
-def inv(module, x, rows=HIDDEN):
-    """inv(x) alone: with the identity after it."""
-    return module(rows, x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1]))
+def inv(module, x):
+    """inv(x); the engine gives the same, with the identity after it."""
+    x = x if x.ndim > 1 else x[None]
+    expected = plain(module, "hidden", x)
+    close(invariant_then_linear(module, rows("hidden"), x, torch.eye(x.shape[-1]), torch.zeros(x.shape[-1])), expected)
+    return expected
 
 
 def close(a, b):
@@ -73,7 +108,8 @@ def test_mlp_equals_sequential_and_splits_its_input():
     close(module(x), sequential(module)(x))
     a, b, c = torch.randn(2, 5, 1, 2), torch.randn(5, 3, 3), torch.randn(4)
     whole = torch.cat([a.expand(2, 5, 3, 2), b.expand(2, 5, 3, 3), c.expand(2, 5, 3, 4)], -1)
-    close(module(a, b, c), module(whole))
+    close(run_mlp(module, a, b, c), module(whole))
+    close(module(*whole.split([2, 3, 4], -1)), module(whole))
 
 
 def test_mlp_options():
@@ -118,9 +154,9 @@ def test_parameter_free_invariants():
     x, q = torch.randn(3, 4, D), torch.rand(3, 4, 1) * 100 + 0.01
     close(inv(AbsoluteValue(), signs(3, 4, 1) * x), x.abs())
     close(inv(ScaleInvariant(), q * x), inv(ScaleInvariant(), x))
-    close(inv(ScaleInvariant(), torch.tensor([3.0, 4.0])), torch.tensor([0.6, 0.8]))
-    close(inv(ScaleInvariant(5.0), torch.tensor([3.0, 4.0])), torch.tensor([0.3, 0.4]))
-    assert torch.equal(inv(ScaleInvariant(), torch.zeros(2)), torch.zeros(2))
+    close(inv(ScaleInvariant(), torch.tensor([3.0, 4.0])), torch.tensor([[0.6, 0.8]]))
+    close(inv(ScaleInvariant(5.0), torch.tensor([3.0, 4.0])), torch.tensor([[0.3, 0.4]]))
+    assert torch.equal(inv(ScaleInvariant(), torch.zeros(2)), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -130,21 +166,24 @@ def test_invariant_maps_join_the_linear_that_follows(module):
     module = module.double()
     x, after = torch.randn(3, 4, D), nn.Linear(D, 5)
     extra = torch.randn(4, 5)
-    close(module(HIDDEN, x, after.weight, after.bias + extra), after(reference.inv(module, x)) + extra)
+    fast = partial(invariant_then_linear, module, rows("hidden"))
+    close(fast(x, after.weight, after.bias + extra), after(inv(module, x)) + extra)
     factors = ScaledRows(torch.randn(3, 1, 4, D), torch.randn(3, 2, 4, 1))
     whole = factors.values * factors.scale
-    close(module(HIDDEN, factors, after.weight, after.bias), after(reference.inv(module, whole)))
-    close(module(HIDDEN, factors.split([2, 1])[0], after.weight, after.bias), after(reference.inv(module, whole))[:2])
+    close(fast(factors, after.weight, after.bias), after(plain(module, "hidden", whole)))
+    close(fast(factors.split([2, 1])[0], after.weight, after.bias), after(plain(module, "hidden", whole))[:2])
 
 
-def test_by_activation_splits_the_batch():
-    module = ByActivation(AbsoluteValue(), ScaleInvariant())
+def test_by_scalar_group_splits_the_batch():
+    module = ByScalarGroup(GROUPS, {"sign": AbsoluteValue(), "scale": ScaleInvariant()})
     x = torch.randn(5, 4, D)
-    found = inv(module, x, NodeContext("hidden", 2))
-    close(found[:2], x[:2].abs())
-    close(found[2:], inv(ScaleInvariant(), x[2:]))
-    for num_odd in (0, 5):
-        assert inv(module, x, NodeContext("hidden", num_odd)).shape == x.shape
+    for num_odd in (0, 2, 5):
+        group = torch.arange(5).ge(num_odd).long().repeat_interleave(4)
+        found = plain(module, "hidden", x, group=group)
+        close(found[:num_odd], x[:num_odd].abs())
+        close(found[num_odd:], x[num_odd:] / x[num_odd:].norm(dim=-1, keepdim=True))
+        identity = torch.eye(D), torch.zeros(D)
+        close(invariant_then_linear(module, rows("hidden", (num_odd, 5 - num_odd)), x, *identity), found)
 
 
 def build_sign(dim):
@@ -153,7 +192,7 @@ def build_sign(dim):
 
 def equivariant_layer(extra_dim=0, in_dim=D):
     hidden = InvariantLayer(in_dim, extra_dim, D, build_sign, mlp)
-    io = PlainLayer(in_dim + extra_dim, D, mlp)
+    io = MLPLayer(in_dim + extra_dim, D, mlp)
     factor = ByRole({"input": io, "hidden": hidden, "output": io}, ("input", "hidden", "output"))
     return EquivariantLayer(in_dim, D, factor)
 
@@ -163,72 +202,98 @@ def test_equivariant_layer(extra_dim):
     layer = equivariant_layer(extra_dim)
     x, q = torch.randn(3, 4, D), signs(3, 4, 1)
     extras = [torch.randn(4, extra_dim)] if extra_dim else []
-    close(layer(HIDDEN, q * x, *extras), q * layer(HIDDEN, x, *extras))
+    close(both(layer, "hidden", q * x, *extras), q * both(layer, "hidden", x, *extras))
     p = extras[0].expand(3, 4, extra_dim) if extra_dim else torch.empty(3, 4, 0)
     hidden = layer.factor.branches[layer.factor.index["hidden"]]
     invariant = torch.cat([inv(hidden.invariant, x), p], -1)
-    close(layer(HIDDEN, x, *extras), layer.linear(x) * sequential(hidden.phi)(invariant))
+    close(both(layer, "hidden", x, *extras), layer.linear(x) * sequential(hidden.phi)(invariant))
     io = sequential(layer.factor.branches[layer.factor.index["input"]].mlp)
-    close(layer(OUTPUT, x, *extras), layer.linear(x) * io(torch.cat([x, p], -1)))
-    assert (layer(INPUT, q * x, *extras) - q * layer(INPUT, x, *extras)).abs().max() > 1e-3
+    close(both(layer, "output", x, *extras), layer.linear(x) * io(torch.cat([x, p], -1)))
+    assert (both(layer, "input", q * x, *extras) - q * both(layer, "input", x, *extras)).abs().max() > 1e-3
 
 
 def test_equivariant_net_with_residuals():
     layers = [equivariant_layer(in_dim=4), equivariant_layer()]
     skips = [nn.Linear(4, D, bias=False), nn.Linear(D, D, bias=False)]
     x, q = torch.randn(3, 5, 4), signs(3, 5, 1)
-    middle = layers[0](HIDDEN, x) + skips[0](x)
+    middle = both(layers[0], "hidden", x) + skips[0](x)
     net = EquivariantNet(layers, skips)
-    close(net(HIDDEN, x), layers[1](HIDDEN, middle) + skips[1](middle))
-    close(net(HIDDEN, q * x), q * net(HIDDEN, x))
-    close(EquivariantNet(layers)(HIDDEN, x), layers[1](HIDDEN, layers[0](HIDDEN, x)))
+    close(both(net, "hidden", x), both(layers[1], "hidden", middle) + skips[1](middle))
+    close(both(net, "hidden", q * x), q * both(net, "hidden", x))
+    close(both(EquivariantNet(layers), "hidden", x), both(layers[1], "hidden", both(layers[0], "hidden", x)))
 
 
 def test_by_role_keeps_only_what_occurs():
-    shared, own = PlainLayer(2, 2, mlp), PlainLayer(2, 2, mlp)
+    shared, own = MLPLayer(2, 2, mlp), MLPLayer(2, 2, mlp)
     module = ByRole({"input": shared, "hidden": own, "output": shared}, ("output", "input"))
     assert len(module.branches) == 1
     assert len(list(module.parameters())) == len(list(shared.parameters()))
     x = torch.randn(3, 2)
-    assert torch.equal(module(OUTPUT, x), shared(OUTPUT, x))
+    assert torch.equal(both(module, "output", x), both(shared, "output", x))
+    mixed = torch.tensor([0, 1, 2])  # no branch for hidden nodes
+    found = module(NodeContext(mixed, 0 * mixed, 0 * mixed, GROUPS), x)
+    close(found[[0, 2]], both(shared, "input", x)[[0, 2]])
+    assert not found[1].any()
+
+
+def dense(e):
+    """A block of edges between hidden layers."""
+    return DenseEdges(e, receivers=rows("hidden"), sender_role="hidden")
+
+
+def edge_context(num):
+    return EdgeContext(context("hidden", num), context("hidden", num))
 
 
 @pytest.mark.parametrize("aggregator", ["add", "mean"])
 def test_messages(aggregator):
-    layer = EquivariantMessage(D, equivariant_layer(3), aggregator)
-    x, e, p = torch.randn(2, 5, D), torch.randn(2, 4, 5, D), torch.randn(5, 3)
-    found = layer(HIDDEN, DenseEdges(e), layer.send(x), p[None])
-    sent = [layer.net(HIDDEN, layer.node_linear(x[:, j]) * layer.edge_linear(e[:, 2, j]), p[j]) for j in range(5)]
+    layer, x, e, p = (
+        ScaleMessage(D, equivariant_layer(3)),
+        torch.randn(2, 5, D),
+        torch.randn(2, 4, 5, D),
+        torch.randn(5, 3),
+    )
+    found = fast.receive(layer, aggregator, dense(e), fast.send(layer, x), None, p[None])
+    products = [layer.node_linear(x[:, j]) * layer.edge_linear(e[:, 2, j]) for j in range(5)]
+    sent = [both(layer.net, "hidden", product, p[j]) for j, product in enumerate(products)]
     close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
-    plain = ConcatMessage(D, mlp, aggregator)
-    sent = [sequential(plain.mlp)(torch.cat([e[:, 2, j], x[:, j]], -1)) for j in range(5)]
-    close(plain(HIDDEN, DenseEdges(e), plain.send(x))[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
+    sent = [layer(edge_context(2), x[:, 0], x[:, j], e[:, 2, j], p[j].expand(2, 3)) for j in range(5)]
+    close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
+    concat = ConcatMessage(D, mlp)
+    sent = [sequential(concat.mlp)(torch.cat([e[:, 2, j], x[:, j]], -1)) for j in range(5)]
+    found = fast.receive(concat, aggregator, dense(e), fast.send(concat, x), None, None)
+    close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
+    sent = [concat(edge_context(2), x[:, 0], x[:, j], e[:, 2, j]) for j in range(5)]
+    close(found[:, 2], sum(sent) / (5 if aggregator == "mean" else 1))
 
 
 def test_messages_are_equivariant():
-    layer = EquivariantMessage(D, equivariant_layer(), "add")
+    layer = ScaleMessage(D, equivariant_layer())
     x, e = torch.randn(2, 5, D), torch.randn(2, 4, 5, D)
     q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
 
     def apply(x, e):
-        return layer(HIDDEN, DenseEdges(e), layer.send(x))
+        return fast.receive(layer, "add", dense(e), fast.send(layer, x), None, None)
 
     close(apply(q_j * x, e * q_i[:, :, None] / q_j[:, None]), q_i * apply(x, e))
     senders, receivers = torch.randperm(5), torch.randperm(4)
     close(apply(x[:, senders], e[:, receivers][:, :, senders]), apply(x, e)[:, receivers])
 
 
-@pytest.mark.parametrize("kind", [EquivariantEdgeUpdate(D, 4, build_sign, mlp), ConcatEdgeUpdate(D, 4, mlp)], ids=str)
+@pytest.mark.parametrize("kind", [ScaleEdgeUpdate(D, 4, build_sign, mlp), ConcatEdgeUpdate(D, 4, mlp)], ids=str)
 def test_edge_updates(kind):
     layer = kind.double()
     x_j, x_i, e = torch.randn(2, 5, D), torch.randn(2, 4, D), torch.randn(2, 4, 5, D)
 
     def apply(e, x_j, x_i):
-        return layer(DenseEdges(e), layer.ends(HIDDEN, x_j)[0], layer.ends(HIDDEN, x_i)[1])
+        ends = (fast.edge_ends(layer, rows("hidden"), x)[k] for k, x in enumerate((x_j, x_i)))
+        return fast.updated_edges(layer, dense(e), *ends)
 
     found = apply(e, x_j, x_i)
-    close(found, reference.edge_update(layer, 0, e, x_j, x_i))
-    if isinstance(layer, EquivariantEdgeUpdate):
+    sender, receiver = x_j[:, None].expand_as(e), x_i[:, :, None].expand_as(e)
+    expected = layer(edge_context(40), *(x.flatten(0, 2) for x in (receiver, sender, e)))
+    close(found, expected.reshape(found.shape))
+    if isinstance(layer, ScaleEdgeUpdate):
         q_j, q_i = signs(2, 5, 1), signs(2, 4, 1)
         ratio = q_i[:, :, None] / q_j[:, None]
         close(apply(e * ratio, q_j * x_j, q_i * x_i), ratio * found)
@@ -243,7 +308,8 @@ def test_edge_blocks(kernel, types, shifted):
     values, matrix = torch.randn(3, 4, 5, kernel), torch.randn(*types, D, kernel)
     shift = torch.randn(*types, D) if shifted else torch.zeros(*types, D)
     e = (matrix @ values[..., None])[..., 0] + shift
-    block = DenseEdges(values, matrix, shift if shifted else None)
+    ends = {"receivers": rows("hidden"), "sender_role": "hidden"}
+    block = DenseEdges(values, matrix, shift if shifted else None, **ends)
     weight, bias = torch.randn(2, D), torch.randn(3, 1, 5, 2)
 
     def multiplied(x):
@@ -252,11 +318,12 @@ def test_edge_blocks(kernel, types, shifted):
     close(multiplied(block.linear(weight)), e @ weight.T)
     close(block.linear(weight, bias), e @ weight.T + bias)
     assert isinstance(block.linear(weight), ScaledRows) == (kernel == 1 and not shifted)
-    update = EquivariantEdgeUpdate(D, D, build_sign, mlp)
-    ends = EdgeUpdate(update, torch.randn(3, 5, 7), torch.randn(3, 4, 7))
-    new = DenseEdges(values, matrix, block.shift, (ends, ends))
-    once = update(DenseEdges(e), ends.senders, ends.receivers)
-    close(new.features(), update(DenseEdges(once), ends.senders, ends.receivers))
+    update = ScaleEdgeUpdate(D, D, build_sign, mlp)
+    pending = EdgeUpdate(update, fast.updated_edges, torch.randn(3, 5, 7), torch.randn(3, 4, 7))
+    new = DenseEdges(values, matrix, block.shift, (pending, pending), **ends)
+    once = fast.updated_edges(update, dense(e), pending.senders, pending.receivers)
+    close(new.features(), fast.updated_edges(update, dense(once), pending.senders, pending.receivers))
+    close(block.multiplied_out(), e)
     for whole in (block, new):
         parts = [[multiplied(part.linear(weight)) for part in row] for row in whole.split(2, 3)]
         assert [[tuple(part.shape[:2]) for part in row] for row in parts] == [[(2, 3), (2, 1)], [(1, 3), (1, 1)]]
@@ -279,11 +346,64 @@ def test_reciprocal():
 
 def test_positional_embedding_looks_types_up():
     types = [torch.arange(2)[None], torch.full((1, 1), 2), torch.tensor([[3], [4]])]
-    module = PositionalEmbedding(types, 5, D)
-    blocks = module()
+    module = PositionalEmbedding(5, D)
+    blocks = ChainTypes(types).rows(module.table)
     assert [tuple(block.shape) for block in blocks] == [(1, 2, D), (1, 1, D), (2, 1, D)]
     assert torch.equal(blocks[2][1, 0], module.table[4])
-    assert 0.8 < PositionalEmbedding([torch.zeros(1).long()], 100, 100).table.std() < 1.2
+    assert torch.equal(module(torch.tensor([4, 4, 0])), module.table[[4, 4, 0]])
+    assert 0.8 < PositionalEmbedding(100, 100).table.std() < 1.2
+
+
+def test_typed_linear_has_a_matrix_per_type():
+    x, types = torch.randn(4, D), torch.tensor([1, 0, 1, 2])
+    module = TypedLinear(3, D)
+    close(module(x, types), torch.stack([module.table[t] @ row for t, row in zip(types, x, strict=True)]))
+    shared = TypedLinear(1, D)
+    close(shared(x, types), x @ shared.table[0].T)
+    assert shared.table.abs().max() <= D**-0.5
+
+
+def test_positions_are_added_where_nothing_is_rescaled():
+    x, p, role = torch.randn(3, D), torch.randn(3, D), torch.tensor([0, 1, 2])
+    where = NodeContext(role, 0 * role, 0 * role, GROUPS)
+    found = embed_positions(where, x, p, ("input", "output"), None)
+    close(found, torch.stack([x[0] + p[0], x[1] * p[1], x[2] + p[2]]))
+    net = equivariant_layer(D)
+    q = torch.tensor([[1.0], [-1.0], [1.0]])
+    close(embed_positions(where, q * x, p, ("input", "output"), net)[1], -embed_positions(where, x, p, (), net)[1])
+
+
+READOUTS = [
+    OutputReadout(D, 3, 4, mlp),
+    EndsReadout(D, 2, 3, 4, nn.Linear, mlp),
+    EndsReadout(D, 2, 3, 4, mlp, mlp),
+    GraphReadout(D, 5, InvariantLayer(D, 0, 7, lambda dim: SignInvariant(dim, mlp), mlp), 7, 4, mlp),
+    DeepSetReadout(D, 7, 4, mlp),
+]
+
+
+@pytest.mark.parametrize("kind", READOUTS, ids=lambda readout: type(readout).__name__)
+def test_readouts(kind):
+    """Of two networks with 5 hidden nodes each: one by one as together, in both forms, whatever their order."""
+    readout = kind.double()
+    inputs, hidden, outputs = torch.randn(2, 2, D), torch.randn(2, 5, D), torch.randn(2, 3, D)
+
+    def read(inputs, hidden, outputs):
+        network = torch.arange(len(hidden)).repeat_interleave(5)
+        where = NodeContext(0 * network + 1, 0 * network, network, GROUPS)
+        return readout(where, inputs, hidden.flatten(0, 1), outputs)
+
+    found = read(inputs, hidden, outputs)
+    assert found.shape == (2, 4)
+    close(found, torch.cat([read(inputs[k : k + 1], hidden[k : k + 1], outputs[k : k + 1]) for k in range(2)]))
+    close(fast_read(readout, rows("hidden"), inputs, hidden, outputs, lambda x: x.sum(1)), found)
+    close(read(inputs, hidden[:, torch.randperm(5)], outputs), found)
+    if isinstance(readout, GraphReadout):
+        close(read(inputs, signs(2, 5, 1) * hidden, outputs), found)
+    changes = (read(inputs + 1, hidden, outputs), read(inputs, hidden + 1, outputs), read(inputs, hidden, outputs + 1))
+    moved = [bool((changed - found).abs().max() > 1e-6) for changed in changes]
+    reads_all = isinstance(readout, GraphReadout | DeepSetReadout)
+    assert moved == [not isinstance(readout, OutputReadout), reads_all, True]
 
 
 def test_input_normalization():

@@ -23,8 +23,11 @@ Config = TypeVar("Config")
 Translate = Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]
 """The content of a file -> settings of the dataclass, and remarks for stderr; may raise ValueError."""
 
-EXITS = ("-h", "--help", "--print_config")
-"""Words that print something and end the program."""
+HELP = ("-h", "--help")
+"""Words that ask for help."""
+
+PRINT_CONFIG = "--print_config"
+"""The word that prints the complete configuration, if nothing is wrong with it, and ends the process."""
 
 NO_OPTION = {"option": False}
 """Metadata of a field that is neither an option of the command line nor a key of files."""
@@ -59,6 +62,8 @@ def parse(
     if extend is not None:
         config_class = extend(config_class)
     parser = _parser(config_class, prog)
+    if any(word in HELP for word in source.words):
+        parser.parse_args(["--help"])  # prints and exits
     problems = source.problems
     defaults = dict(parser.get_defaults().items())
     given = source.settings(whole=defaults)  # a field may be a mapping itself
@@ -66,7 +71,7 @@ def parse(
     given = [setting for setting in given if setting[1] in defaults]
     problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
     files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
-    words = [word for word in source.words if word.partition("=")[0] not in EXITS]
+    words = [word for word in source.words if word.partition("=")[0] != PRINT_CONFIG]
     try:
         values = parser.parse_args(files + words)
     except ArgumentError as error:  # only now each setting by itself, which takes a while
@@ -252,7 +257,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Key and value of each setting `--key=value`; None for a bare `--key`."""
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in EXITS:
+        if key != PRINT_CONFIG:
             yield key.removeprefix("--"), value if equals else None
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from scalegmn.engine.edges import Edges, GatheredRows
+from scalegmn.engine.edges import Edges
 from scalegmn.engine.memory import kept_bytes, tensor_bytes
+from scalegmn.engine.rows import GatheredRows
 
 
 class EdgeInputs(NamedTuple):
@@ -23,33 +24,36 @@ class EdgeInputs(NamedTuple):
     senders: Tensor | None = None
     """What it reads of the senders, [B, S, ...] or [S, ...]."""
 
+    receivers: Tensor | None = None
+    """What it reads of the receivers, [B, R, ...] or [R, ...]."""
+
     extra: Tensor | GatheredRows | None = None
     """What it reads besides, [R or 1, S or 1, ...] or, of sparse blocks, E rows."""
 
     def tensors(self) -> list[Tensor | None]:
         """All that may have gradients."""
-        edges, ends = self.edges, [end for update in self.edges.updates for end in update[1:]]
+        edges = self.edges
+        ends = [end for update in edges.updates for end in (update.senders, update.receivers)]
         extra = self.extra.values if isinstance(self.extra, GatheredRows) else self.extra
-        return [edges.values, edges.matrix, edges.shift, *ends, self.senders, extra]
+        return [edges.values, edges.matrix, edges.shift, *ends, self.senders, self.receivers, extra]
 
     def holding(self, tensors: Sequence[Tensor | None]) -> EdgeInputs:
         """The same with other tensors in the order of `tensors`."""
-        values, matrix, shift, *ends, senders, extra = tensors
+        values, matrix, shift, *ends, senders, receivers, extra = tensors
         pairs = zip(self.edges.updates, ends[::2], ends[1::2], strict=True)
         updates = tuple(update._replace(senders=s, receivers=r) for update, s, r in pairs)
         extra = GatheredRows(extra, self.extra.index) if isinstance(self.extra, GatheredRows) else extra
         edges = replace(self.edges, values=values, matrix=matrix, shift=shift, updates=updates)
-        return EdgeInputs(edges, senders, extra)
+        return EdgeInputs(edges, senders, receivers, extra)
 
     def parts(self, num_edges: int) -> list[list[EdgeInputs]]:
         """See `Edges.parts`."""
-        return [
-            [EdgeInputs(*part) for part in parts] for parts in self.edges.parts(num_edges, self.senders, self.extra)
-        ]
+        rows = self.edges.parts(num_edges, self.senders, self.receivers, self.extra)
+        return [[EdgeInputs(*part) for part in parts] for parts in rows]
 
 
-EdgeFunction = Callable[[Edges, Tensor | None, Tensor | GatheredRows | None], Tensor]
-"""(edges, senders, extra), as `EdgeInputs`, -> something per receiver, [B, R, ...] or [R, ...], or per edge."""
+EdgeFunction = Callable[[Edges, Tensor | None, Tensor | None, Tensor | GatheredRows | None], Tensor]
+"""`EdgeInputs` in order -> something per receiver, [B, R, ...] or [R, ...], or per edge."""
 
 
 Shape = Callable[[Edges], torch.Size]
@@ -110,7 +114,7 @@ class ChunkPlan:
         return CheckpointedChunks.apply(work, *inputs.tensors(), *dict.fromkeys(parameters))
 
 
-def _features(edges: Edges, senders: None, extra: None) -> Tensor:
+def _features(edges: Edges, senders: None, receivers: None, extra: None) -> Tensor:
     """The features of a piece of a block."""
     return edges.features()
 

@@ -9,7 +9,7 @@ Shape letters: B networks, R receivers, S senders, E edges, T edge types, D feat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,103 +18,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-
-class GatheredRows(NamedTuple):
-    """Rows of a tensor, values[index]: linear maps act on `values`, once per row rather than once per edge."""
-
-    values: Tensor
-    """[n, D]."""
-
-    index: Tensor
-    """[E] long."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """(E, D)."""
-        return torch.Size((len(self.index), self.values.shape[-1]))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> GatheredRows:
-        """`function` of each row."""
-        return GatheredRows(function(self.values), self.index)
-
-    def split(self, sizes: Sequence[int] | int) -> list[GatheredRows]:
-        """So many rows each."""
-        return [GatheredRows(self.values, index) for index in self.index.split(sizes)]
-
-
-def gathered(x: Tensor | GatheredRows) -> Tensor:
-    """[E, D], multiplied out."""
-    return x.values.index_select(0, x.index) if isinstance(x, GatheredRows) else x
-
-
-def each(x: Tensor | GatheredRows, function: Callable[[Tensor], Tensor]) -> Tensor | GatheredRows:
-    """`function` of each row."""
-    return x.map(function) if isinstance(x, GatheredRows) else function(x)
-
-
-@dataclass(frozen=True)
-class ScaledRows:
-    """A tensor in two factors, values * scale: linear maps act on `values`, once per node rather than once per edge.
-
-    Attributes:
-        values: [B or 1, R or 1, S or 1, D], of sparse blocks [E or 1, D]; split only once it has B, or E.
-        scale: [B, R, S, 1] or [E, 1].
-    """
-
-    values: Tensor | GatheredRows
-    scale: Tensor
-
-    def product(self) -> Tensor:
-        """[B, R, S, D] or [E, D]."""
-        return gathered(self.values) * self.scale
-
-    def sum_senders(self) -> Tensor:
-        """The product's sum over senders, [B, R, D], of a dense block."""
-        return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
-
-    def split(self, sizes: Sequence[int]) -> list[ScaledRows]:
-        """So many networks, or edges of a sparse block, each."""
-        return list(map(ScaledRows, self.values.split(sizes), self.scale.split(sizes)))
-
-
-def linear(
-    x: Tensor | GatheredRows | ScaledRows, weight: Tensor, bias: Tensor | None = None
-) -> Tensor | GatheredRows | ScaledRows:
-    """W x + bias, for a bias that may be any tensor that broadcasts; `ScaledRows` or `GatheredRows` only if x is and there is no
-    bias."""
-    if isinstance(x, ScaledRows):
-        values = linear(x.values, weight)
-        return ScaledRows(values, x.scale) if bias is None else torch.addcmul(bias, gathered(values), x.scale)
-    if isinstance(x, GatheredRows):
-        new = x.map(lambda values: nn.functional.linear(values, weight))
-        return new if bias is None else gathered(new) + bias
-    if bias is None or bias.ndim == 1:
-        return nn.functional.linear(x, weight, bias)
-    return nn.functional.linear(x, weight) + bias
-
-
-def linear_of_both_signs(x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """W x + bias and W (-x) + bias, for W x once."""
-    if isinstance(x, ScaledRows):
-        values = gathered(linear(x.values, weight))
-        return torch.addcmul(bias, values, x.scale), torch.addcmul(bias, values, x.scale, value=-1)
-    if torch.is_autocast_enabled(x.device.type):  # rounding must not tell x from -x
-        product = nn.functional.linear(x, weight)
-        return bias + product, bias - product
-    plus = nn.functional.linear(x, weight, bias)
-    return plus, 2 * bias - plus
-
-
-def times(x: Tensor | ScaledRows, factor: Tensor) -> Tensor | ScaledRows:
-    """x * factor."""
-    return ScaledRows(gathered(x.values) * factor, x.scale) if isinstance(x, ScaledRows) else x * factor
+from scalegmn.engine.rows import GatheredRows, Rows, ScaledRows, gathered, linear, multiplied_out, times
+from scalegmn.nn.context import EdgeContext
 
 
 class EdgeUpdate(NamedTuple):
     """An update of edge features that is still to be done."""
 
     module: nn.Module
-    """Called as module(edges, senders, receivers)."""
+    """The plain module."""
+
+    function: Callable[[nn.Module, Edges, Tensor, Tensor], Tensor]
+    """Called as function(module, edges, senders, receivers)."""
 
     senders: Tensor
     """What it reads of the senders, [B, S, ...] or, of sparse blocks, [S, ...]."""
@@ -164,7 +79,7 @@ class Edges(ABC):
         """e with all updates done, [B, R, S, D] or [E, D]; for a block that has some, or that holds its features."""
         block = replace(self, updates=())
         for update in self.updates:
-            block = block.holding(update.module(block, update.senders, update.receivers))
+            block = block.holding(update.function(update.module, block, update.senders, update.receivers))
         return block.values
 
     def holding(self, features: Tensor) -> Edges:
@@ -204,10 +119,26 @@ class Edges(ABC):
     def degree(self) -> int | Tensor:
         """How many edges each receiver has: S, or [R, 1]."""
 
+    def multiplied_out(self) -> Tensor:
+        """e with all updates done, [B, R, S, D] or [E, D]; for any block."""
+        if self.updates or self.matrix is None:
+            return self.features()
+        width = self.matrix.shape[-2]
+        identity = torch.eye(width, dtype=self.matrix.dtype, device=self.matrix.device)
+        return multiplied_out(self.linear(identity))
+
+    def aggregate(self, messages: Tensor | ScaledRows, aggregator: str) -> Tensor:
+        """The sum (`add`) or the mean of what comes to each receiver, [B, R, D] or [R, D]."""
+        return self.sum(messages) if aggregator == "add" else self.mean(messages)
+
+    @abstractmethod
+    def context(self) -> EdgeContext:
+        """What the ends of the edges belong to, for modules in their plain form: edges flattened."""
+
     @property
     @abstractmethod
-    def odd(self) -> int | Tensor:
-        """Which networks, or edges of a sparse block, are odd, as in `NodeContext`."""
+    def rows(self) -> Rows:
+        """The receivers, by network or, of sparse blocks, by edge."""
 
     @property
     @abstractmethod
@@ -221,10 +152,10 @@ class Edges(ABC):
 
     @abstractmethod
     def parts(
-        self, num_edges: int, senders: Tensor | None, extra: Tensor | GatheredRows | None
-    ) -> list[list[tuple[Edges, Tensor | None, Tensor | GatheredRows | None]]]:
-        """The block in parts of about so many edges, with what each reads of senders and besides: parts of some
-        networks (outer list) and of some receivers (inner list)."""
+        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
+    ) -> list[list[tuple[Edges, Tensor | None, Tensor | None, Tensor | GatheredRows | None]]]:
+        """The block in parts of about so many edges, with what each reads of senders, of receivers and besides: parts
+        of some networks (outer list) and of some receivers (inner list)."""
 
     @abstractmethod
     def _of_edges(self, x: Tensor) -> Tensor | GatheredRows:
@@ -244,10 +175,23 @@ class DenseEdges(Edges):
         matrix: [R or 1, S or 1, D, K].
         shift: [R or 1, S or 1, D]; None: zero.
         updates: as in `Edges`.
-        odd: in a batch of mixed activations, the odd networks, as in `NodeContext`.
+        receivers: what they belong to.
+        sender_role: the role of the senders.
     """
 
-    odd: int | Tensor = 0
+    receivers: Rows = field(kw_only=True)
+    sender_role: str = field(kw_only=True)
+
+    def context(self) -> EdgeContext:
+        """See `Edges`."""
+        shape, device = self.values.shape[:3], self.values.device
+        ends = (self.receivers, self.receivers._replace(role=self.sender_role))
+        return EdgeContext(*(rows.context(shape, device) for rows in ends))
+
+    @property
+    def rows(self) -> Rows:
+        """The receivers, by network."""
+        return self.receivers
 
     @property
     def num_edges(self) -> int:
@@ -293,17 +237,26 @@ class DenseEdges(Edges):
         return self.sum(messages) / self.degree
 
     def parts(
-        self, num_edges: int, senders: Tensor | None, extra: Tensor | None
-    ) -> list[list[tuple[DenseEdges, Tensor | None, Tensor | None]]]:
+        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | None
+    ) -> list[list[tuple[DenseEdges, Tensor | None, Tensor | None, Tensor | None]]]:
         """See `Edges`; extra [R or 1, S or 1, ...]."""
         num_networks, num_receivers, num_senders = self.values.shape[:3]
         networks = max(1, num_edges // (num_receivers * num_senders))
         # what is done once per sender and piece should not outweigh what is done per edge
-        receivers = min(num_receivers, max(4, num_edges // num_senders))
+        width = min(num_receivers, max(4, num_edges // num_senders))
         sent = [None] * num_networks if senders is None else senders.split(networks)
+        received = [None] * num_networks if receivers is None else receivers.split(networks)
         return [
-            [(part, sent[row], _receivers(extra, column * receivers, receivers)) for column, part in enumerate(parts)]
-            for row, parts in enumerate(self.split(networks, receivers))
+            [
+                (
+                    part,
+                    sent[row],
+                    None if receivers is None else received[row][:, column * width : (column + 1) * width],
+                    _receivers(extra, column * width, width),
+                )
+                for column, part in enumerate(parts)
+            ]
+            for row, parts in enumerate(self.split(networks, width))
         ]
 
     def split(self, networks: int, receivers: int) -> list[list[DenseEdges]]:
@@ -313,15 +266,16 @@ class DenseEdges(Edges):
             return [part.split(receivers, dim=1) for part in tensor.split(networks)]
 
         values = parts(self.values)
-        updates = [(u.module, u.senders.split(networks), parts(u.receivers)) for u in self.updates]
+        updates = [(u, u.senders.split(networks), parts(u.receivers)) for u in self.updates]
         return [
             [
                 DenseEdges(
                     part,
                     _receivers(self.matrix, column * receivers, receivers),
                     _receivers(self.shift, column * receivers, receivers),
-                    tuple(EdgeUpdate(module, s[row], r[row][column]) for module, s, r in updates),
-                    min(max(self.odd - row * networks, 0), len(part)),
+                    tuple(u._replace(senders=s[row], receivers=r[row][column]) for u, s, r in updates),
+                    receivers=self.receivers.part(row * networks, row * networks + len(part)),
+                    sender_role=self.sender_role,
                 )
                 for column, part in enumerate(columns)
             ]
@@ -344,14 +298,16 @@ class EdgeIndex:
         receiver: [E] long, ascending.
         type: [E] long.
         num_receivers: R.
-        num_odd: edges to odd receivers, which come first.
+        rows: the receivers, by edge.
+        ends: what the ends of each edge belong to, where a module in its plain form needs it.
     """
 
     sender: Tensor
     receiver: Tensor
     type: Tensor
     num_receivers: int
-    num_odd: int = 0
+    rows: Rows
+    ends: EdgeContext | None = None
 
     @property
     def num_edges(self) -> int:
@@ -395,7 +351,8 @@ class EdgeIndex:
             self.receiver[edges] - receivers.start,
             self.type[edges],
             receivers.stop - receivers.start,
-            min(max(self.num_odd - edges.start, 0), edges.stop - edges.start),
+            self.rows.part(edges.start, edges.stop),
+            None if self.ends is None else EdgeContext(self.ends.receiver[edges], self.ends.sender[edges]),
         )
 
 
@@ -448,9 +405,14 @@ class SparseEdges(Edges):
     incidence: EdgeIndex = field(kw_only=True)
 
     @property
-    def odd(self) -> int:
-        """The first so many edges go to odd receivers."""
-        return self.incidence.num_odd
+    def rows(self) -> Rows:
+        """The receivers, by edge."""
+        return self.incidence.rows
+
+    def context(self) -> EdgeContext:
+        """See `Edges`."""
+        assert self.incidence.ends is not None  # the layout was told that a module needs it
+        return self.incidence.ends
 
     @property
     def num_edges(self) -> int:
@@ -501,19 +463,20 @@ class SparseEdges(Edges):
         return self.sum(messages) / self.degree.clamp_min(1)
 
     def parts(
-        self, num_edges: int, senders: Tensor | None, extra: GatheredRows | None
-    ) -> list[list[tuple[SparseEdges, Tensor | None, GatheredRows | None]]]:
+        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: GatheredRows | None
+    ) -> list[list[tuple[SparseEdges, Tensor | None, Tensor | None, GatheredRows | None]]]:
         """See `Edges`."""
         return [
             [
                 (
                     replace(self, values=self.values[edges], updates=updates, incidence=incidence),
                     senders,
+                    None if receivers is None else receivers[nodes],
                     None if extra is None else GatheredRows(extra.values, extra.index[edges]),
                 )
             ]
-            for edges, receivers, incidence in self.incidence.parts(num_edges)
-            for updates in [tuple(u._replace(receivers=u.receivers[receivers]) for u in self.updates)]
+            for edges, nodes, incidence in self.incidence.parts(num_edges)
+            for updates in [tuple(u._replace(receivers=u.receivers[nodes]) for u in self.updates)]
         ]
 
     def _of_edges(self, x: Tensor) -> Tensor | GatheredRows:

@@ -128,7 +128,7 @@ def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:
 
 def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:
     """Network `row` of B as a state dict: `seq.<l>.weight` [out, in, ...] and `seq.<l>.bias` [out]."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for layer, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
         state |= {f"seq.{layer}.weight": weight[row].clone(), f"seq.{layer}.bias": bias[row].clone()}
     return state

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.modules import after_first_linear
 from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -143,7 +144,7 @@ class NGGNN(NeuralGraphModel):
             return self.readout(self.pool(x, graph))
         forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
         (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
-        changes = [self.edge_readout.rest(block.features) for block in to_readout]
+        changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
         return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
 
     def _through_layers(self, graph: Graph) -> tuple[Tensor, Sequence[Edges | IndexedEdges], nn.Linear | None]:

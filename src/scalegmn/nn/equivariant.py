@@ -1,4 +1,4 @@
-"""Equivariant layers: q x in, q y out."""
+"""Equivariant layers: features that are multiplied by q in, features that are multiplied by q out."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.edges import ScaledRows, linear, times
-from scalegmn.nn.invariant import NodeContext
+from scalegmn.nn.context import ROLES, NodeContext, select_branches
 from scalegmn.nn.mlp import BuildMLP
-
-ROLES = ("input", "hidden", "output")
 
 
 class ByRole(nn.Module):
     """One module per node role; rows of a role go through its module alone.
 
-    Only the modules of `roles` are kept: a role that never occurs has no parameters.
+    Only the modules of `roles` are kept: a role that never occurs has no parameters, and its rows are zero.
 
     Args:
         modules: role -> module; roles may share one module.
@@ -30,12 +27,15 @@ class ByRole(nn.Module):
         self.branches = nn.ModuleList(distinct.values())
         self.index = {role: list(distinct).index(id(modules[role])) for role in ROLES if role in roles}
 
-    def forward(self, rows: NodeContext, *inputs: Tensor | ScaledRows) -> Tensor | ScaledRows:
-        """The branch of the rows' role applied to `inputs`."""
-        return self.branches[self.index[rows.role]](rows, *inputs)
+    def forward(self, context: NodeContext, *inputs: Tensor) -> Tensor:
+        """Inputs [n, D] -> [n, out]."""
+        masks = [torch.zeros_like(context.role, dtype=torch.bool) for _ in self.branches]
+        for role, index in self.index.items():
+            masks[index] |= context.role == ROLES.index(role)
+        return select_branches(list(zip(masks, self.branches, strict=True)), context, inputs)
 
 
-class PlainLayer(nn.Module):
+class MLPLayer(nn.Module):
     """MLP([x, p]): for rows of input and output nodes, which have no symmetry to respect.
 
     Args:
@@ -48,8 +48,8 @@ class PlainLayer(nn.Module):
         super().__init__()
         self.mlp = mlp(in_dim, out_dim)
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor:
-        """x [..., d], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
+    def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [n, d], extras [n, extra_dim] -> [n, out_dim]."""
         return self.mlp(x, *extras)
 
 
@@ -59,7 +59,7 @@ class EquivariantLayer(nn.Module):
     Args:
         in_dim: width of x.
         out_dim: width of the output.
-        factor: g, called as factor(rows, x, *extras); invariant on hidden rows.
+        factor: g, called as factor(context, x, *extras); invariant on hidden rows.
     """
 
     def __init__(self, in_dim: int, out_dim: int, factor: nn.Module) -> None:
@@ -67,16 +67,16 @@ class EquivariantLayer(nn.Module):
         self.linear = nn.Linear(in_dim, out_dim, bias=False)
         self.factor = factor
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor | ScaledRows:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `ScaledRows` if x is."""
-        return times(linear(x, self.linear.weight), self.factor(rows, x, *extras))
+    def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
+        return self.linear(x) * self.factor(context, x, *extras)
 
 
 class EquivariantNet(nn.Module):
     """Equivariant layers in a row, each with the residual W_s x if `skips` are given.
 
     Args:
-        layers: called as layer(rows, x, *extras).
+        layers: called as layer(context, x, *extras).
         skips: none, or one Linear without bias per layer.
     """
 
@@ -85,14 +85,11 @@ class EquivariantNet(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.skips = nn.ModuleList(skips)
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor) -> Tensor | ScaledRows:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]; `ScaledRows` only if x is."""
+    def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
         for index, layer in enumerate(self.layers):
-            new = layer(rows, x, *extras)
-            if self.skips:
-                new = new.product() if isinstance(new, ScaledRows) else new
-                new = linear(x, self.skips[index].weight, new)
-            x = new
+            new = layer(context, x, *extras)
+            x = new + self.skips[index](x) if self.skips else new
         return x
 
 
@@ -112,8 +109,8 @@ class SineUpdate(nn.Module):
         self.parts = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(num_parts if summed else 0))
         self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
 
-    def forward(self, rows: NodeContext, x: Tensor) -> Tensor:
-        """`[x, m...]` of shape `[..., num_parts * dim]` -> [..., out_dim], the same for all `rows`."""
+    def forward(self, context: NodeContext, x: Tensor) -> Tensor:
+        """[x, m...] [n, num_parts * dim] -> [n, out_dim], the same for all roles."""
         if self.parts:
-            x = sum(part(piece) for part, piece in zip(self.parts, x.split(self.dim, -1), strict=True))
+            x = sum(linear(part) for linear, part in zip(self.parts, x.split(self.dim, -1), strict=True))
         return torch.sin(30 * self.linear(x))

@@ -1,39 +1,25 @@
-"""Invariant maps: what of a feature does not change when its neuron is rescaled."""
+"""Invariant maps: functions of a feature that do not change when its neuron is rescaled.
+
+Rows of n nodes are [n, D]. A feature x of a neuron is multiplied by q when the neuron's incoming weights and bias are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.edges import GatheredRows, ScaledRows, each, gathered, linear, linear_of_both_signs
+from scalegmn.networks.scalar_groups import ScalarGroup
+from scalegmn.nn.context import NodeContext, select_branches
 from scalegmn.nn.mlp import BuildMLP
 
-
-class NodeContext(NamedTuple):
-    """What the rows of a feature tensor [B, ...] belong to; on the sparse path, [rows, ...]."""
-
-    role: str
-    """The nodes' role: `input`, `hidden` or `output`."""
-
-    odd: int | Tensor = 0
-    """In a batch of mixed activations, the first so many networks (sparse: rows) are the odd ones, or have no scalars
-    at all; the rest are homogeneous. Or, where shapes may not depend on the data (torch.compile), [B] bool."""
-
-
 BuildInvariant = Callable[[int], nn.Module]
-"""Width of x -> the invariant map of a symmetry.
-
-It is called as map(rows, x, weight, bias) and gives weight inv(x) + bias: the Linear that follows is part of the call,
-so that it can be joined to the map's own last Linear."""
+"""Width of x -> the invariant map of a symmetry, called as map(context, x)."""
 
 
 class SignInvariant(nn.Module):
     """inv(x) = rho(x) + rho(-x), unchanged under x -> -x (ScaleGMN, section 4; Lim et al., 2023).
-
-    The first Linear is applied once (W x and its negation), the last once, to the sum of the hidden activations.
 
     Args:
         dim: width of x and of inv(x).
@@ -44,65 +30,77 @@ class SignInvariant(nn.Module):
         super().__init__()
         self.rho = mlp(dim, dim)
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
-        """x [..., dim] -> weight inv(x) + bias, [..., out]."""
-        first, last = self.rho.linears[0], self.rho.linears[-1]
-        plus, minus = linear_of_both_signs(x, first.weight, first.bias)
-        both = self.rho.hidden(plus) + self.rho.hidden(minus)
-        return linear(both, weight @ last.weight, bias + 2 * (weight @ last.bias))
+    def forward(self, context: NodeContext, x: Tensor) -> Tensor:
+        """x [n, dim] -> [n, dim]."""
+        return self.rho(x) + self.rho(-x)
 
 
 class AbsoluteValue(nn.Module):
     """inv(x) = |x| componentwise, unchanged under x -> -x."""
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
-        """x [..., dim] -> weight inv(x) + bias, [..., out]."""
-        size = ScaledRows(each(x.values, torch.abs), x.scale.abs()) if isinstance(x, ScaledRows) else x.abs()
-        return linear(size, weight, bias)
+    def forward(self, context: NodeContext, x: Tensor) -> Tensor:
+        """x [n, dim] -> [n, dim]."""
+        return x.abs()
 
 
 class ScaleInvariant(nn.Module):
     """inv(x) = x / (||x||_2 + epsilon), unchanged under x -> q x, q > 0 (ScaleGMN, section 4); x where that underflows.
 
     Args:
-        epsilon: 0 is exact; the published 1e-10 is felt as soon as ||x|| is small.
+        epsilon: 0 is exact; the published 1e-10 changes the result as soon as ||x|| is small.
     """
 
     def __init__(self, epsilon: float = 0.0) -> None:
         super().__init__()
         self.epsilon = epsilon
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor:
-        """x [..., dim] -> weight inv(x) + bias, [..., out]; the norm is over the last axis."""
-        values, scale = (x.values, x.scale) if isinstance(x, ScaledRows) else (x, torch.ones_like(x[..., :1]))
-        norms = each(values, lambda rows: torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
-        norm = gathered(norms) * scale.abs() + self.epsilon
+    def forward(self, context: NodeContext, x: Tensor) -> Tensor:
+        """x [n, dim] -> [n, dim]; the norm is over the last axis."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) + self.epsilon
         smallest = torch.finfo(norm.dtype).tiny ** 0.5  # the gradient holds 1 / norm^2
-        return linear(ScaledRows(values, scale / torch.where(norm > smallest, norm, 1)), weight, bias)
+        return x / torch.where(norm > smallest, norm, 1)
 
 
-class ByActivation(nn.Module):
-    """Networks, or rows, with odd activations go through one module, those with homogeneous ones through another.
+class Normalized(nn.Module):
+    """inv(x) = inv'(x / ||x||_2), unchanged under all scalars if inv' is under x -> -x.
 
     Args:
-        sign: the module of `rows.odd`.
-        scale: the module of the others.
+        scale: the map that divides by the norm.
+        sign: inv'.
     """
 
-    def __init__(self, sign: nn.Module, scale: nn.Module) -> None:
+    def __init__(self, scale: nn.Module, sign: nn.Module) -> None:
         super().__init__()
-        self.sign = sign
-        self.scale = scale
+        self.scale, self.sign = scale, sign
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *others: Tensor) -> Tensor:
-        """x [B, ..., d] and what the modules take besides -> [B, ..., out]."""
-        if isinstance(rows.odd, Tensor):
-            sign, scale = (module(rows, x, *others) for module in (self.sign, self.scale))
-            return torch.where(rows.odd.view(-1, *[1] * (sign.ndim - 1)), sign, scale)
-        num = len(x.scale if isinstance(x, ScaledRows) else x)
-        sizes = (rows.odd, num - rows.odd)
-        parts = zip((self.sign, self.scale), x.split(sizes), sizes, strict=True)
-        return torch.cat([module(rows, part, *others) for module, part, size in parts if size])
+    def forward(self, context: NodeContext, x: Tensor) -> Tensor:
+        """x [n, dim] -> [n, dim]."""
+        return self.sign(context, self.scale(context, x))
+
+
+class ByScalarGroup(nn.Module):
+    """One module per scalar group; rows of nodes of a group go through its module alone.
+
+    Args:
+        groups: the scalar groups, in the order of `NodeContext.groups`.
+        branches: name -> the module of each.
+    """
+
+    def __init__(self, groups: Sequence[ScalarGroup], branches: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.groups, self.names = tuple(groups), tuple(branches)
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    @property
+    def branches(self) -> list[nn.Module]:
+        """The module of each group."""
+        return [self.get_submodule(name) for name in self.names]
+
+    def forward(self, context: NodeContext, *inputs: Tensor) -> Tensor:
+        """Inputs [n, D] -> [n, out]."""
+        masks = [context.group == index for index in range(len(self.groups))]
+        return select_branches(list(zip(masks, self.branches, strict=True)), context, inputs)
 
 
 class InvariantLayer(nn.Module):
@@ -122,7 +120,6 @@ class InvariantLayer(nn.Module):
         self.invariant = invariant(in_dim)
         self.phi = mlp(in_dim + extra_dim, out_dim)
 
-    def forward(self, rows: NodeContext, x: Tensor | ScaledRows, *extras: Tensor | GatheredRows) -> Tensor:
-        """x [..., in_dim], extras broadcasting to [..., extra_dim] -> [..., out_dim]."""
-        weight, bias = self.phi.first(*(extras if self.extra_dim else ()))
-        return self.phi.rest(self.invariant(rows, x, weight, bias))
+    def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
+        """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
+        return self.phi(self.invariant(context, x), *(extras if self.extra_dim else ()))

@@ -1,80 +1,124 @@
-"""Messages and edge updates on the blocks of a parameter graph, dense or sparse."""
+"""Messages along the edges of parameter graphs, and updates of edge features.
+
+Every function sees E edges at once: receiver [E, d] and sender [E, d] are the features of the nodes at their ends, edge
+[E, d] their own. When neurons are rescaled, a node's features are multiplied by its q, an edge's by q_i / q_j (receiver
+i, sender j; https://arxiv.org/abs/2406.10685, section 5).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.edges import Edges, GatheredRows, ScaledRows, linear, times
-from scalegmn.nn.invariant import BuildInvariant, NodeContext
+from scalegmn.nn.context import EdgeContext
+from scalegmn.nn.invariant import BuildInvariant
 from scalegmn.nn.mlp import BuildMLP
+from scalegmn.registry import Registry
 
 
-class EquivariantMessage(nn.Module):
-    """m_i = AGG_j MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
+class MessageFunction(nn.Module):
+    """A function from the two ends of an edge and the edge to a message; a new one is a subclass with its own
+    `forward`, registered by name in `MESSAGES`.
+
+    The layer adds up (or averages) the messages that each receiver gets. So that the model keeps its symmetries:
+
+    - The message must be multiplied by q_i whenever the receiver's features are by q_i, the sender's by q_j and the
+      edge's by q_i / q_j. The product of a linear map of `sender` and one of `edge`, both without bias, is; it may be
+      multiplied by anything that does not change: functions of `MessageParts.build_invariant` of `sender`, of
+      `receiver`, or of the product.
+    - It must not depend on the order of nodes: only on what it is given.
+    - Input and output nodes have q = 1.
+
+    Messages against the edges have a function of their own, which sees the flipped edges.
+    """
+
+    def forward(
+        self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
+    ) -> Tensor:
+        """receiver, sender, edge, positions [E, d] -> messages [E, d].
+
+        Args:
+            context: what the ends belong to; invariant maps are called as invariant(context.sender, sender).
+            receiver: features of the receiving nodes.
+            sender: features of the sending nodes.
+            edge: features of the edges.
+            positions: the positional embedding of the receiver (in bidirectional models of the sender), if
+                `scalegmn_args.message.positions` is set.
+        """
+        raise NotImplementedError
+
+
+class ScaleMessage(MessageFunction):
+    """MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
 
     The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j.
 
     Args:
         dim: width d of node and edge features.
         net: MSG, an equivariant net d -> d.
-        aggregator: `add` or `mean`.
     """
 
-    def __init__(self, dim: int, net: nn.Module, aggregator: str) -> None:
+    def __init__(self, dim: int, net: nn.Module) -> None:
         super().__init__()
         self.node_linear = nn.Linear(dim, dim, bias=False)
         self.edge_linear = nn.Linear(dim, dim, bias=False)
         self.net = net
-        self.aggregator = aggregator
 
-    def send(self, nodes: Tensor) -> Tensor:
-        """What messages read of their senders [B, S, d]: A x, once for all edges."""
-        return self.node_linear(nodes)
-
-    def forward(self, rows: NodeContext, edges: Edges, sent: Tensor, *extras: Tensor | GatheredRows) -> Tensor:
-        """Edges [B, R, S, d], `send` of nodes [B, S, d], extras broadcasting to [R, S, d] -> [B, R, d]; of sparse
-        blocks [E, d], [S, d], [E, d] -> [R, d].
-
-        `rows` are the receivers, or, of sparse blocks, those of each edge.
-        """
-        x = edges.times_senders(edges.linear(self.edge_linear.weight), sent)
-        messages = self.net(rows, x, *extras)
-        return edges.sum(messages) if self.aggregator == "add" else edges.mean(messages)
+    def forward(
+        self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
+    ) -> Tensor:
+        """As in `MessageFunction`; MSG has branches for the receiver's role."""
+        return self.net(context.receiver, self.node_linear(sender) * self.edge_linear(edge), *positions)
 
 
-class ConcatMessage(nn.Module):
-    """m_i = AGG_j MLP([e_ji, x_j]): the messages of a permutation-equivariant GMN, all rows alike.
-
-    The last Linear acts on the aggregate.
+class ConcatMessage(MessageFunction):
+    """MLP([e_ji, x_j]): the messages of a permutation-equivariant GMN, the same for all roles.
 
     Args:
         dim: width d of node and edge features.
         mlp: builds the MLP, 2d -> d.
-        aggregator: `add` or `mean`.
     """
 
-    def __init__(self, dim: int, mlp: BuildMLP, aggregator: str) -> None:
+    def __init__(self, dim: int, mlp: BuildMLP) -> None:
         super().__init__()
         self.mlp = mlp(2 * dim, dim)
-        self.aggregator = aggregator
 
-    def send(self, nodes: Tensor) -> Tensor:
-        """What messages read of their senders [B, S, d]: their part of the first Linear."""
-        return self.mlp.first(nodes)[1]
-
-    def forward(self, rows: NodeContext, edges: Edges, sent: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `send` of nodes [B, S, d] -> [B, R, d], or [E, d], [S, d] -> [R, d]; the same for all
-        `rows`."""
-        dim = self.mlp.linears[0].in_features // 2
-        hidden = self.mlp.hidden(edges.linear(self.mlp.linears[0].weight[:, :dim], edges.at_senders(sent)))
-        last = self.mlp.linears[-1]
-        if self.aggregator == "mean":
-            return last(edges.mean(hidden))
-        return linear(edges.sum(hidden), last.weight, edges.degree * last.bias)
+    def forward(
+        self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
+    ) -> Tensor:
+        """As in `MessageFunction`; positions are not read."""
+        return self.mlp(edge, sender)
 
 
-class EquivariantEdgeUpdate(nn.Module):
+@dataclass(frozen=True)
+class MessageParts:
+    """What a message function is built from.
+
+    Attributes:
+        dim: width d of node and edge features.
+        build_mlp: (in_dim, out_dim) -> an MLP as configured.
+        build_invariant: width -> the invariant map of the model's symmetry, called as invariant(context, x).
+        build_net: (in_dim, out_dim) -> MSG as configured (`scalegmn_args.message`), called as net(context, x, *p) with
+            the context of the receivers.
+    """
+
+    dim: int
+    build_mlp: BuildMLP
+    build_invariant: BuildInvariant
+    build_net: Callable[[int, int], nn.Module]
+
+
+MESSAGES: Registry[Callable[[MessageParts], MessageFunction]] = Registry("message function")
+"""Name -> what builds a message function, such as its class: `scalegmn_args.message_function: <name>`."""
+
+MESSAGES.register("scale", lambda parts: ScaleMessage(parts.dim, parts.build_net(parts.dim, parts.dim)))
+MESSAGES.register("concat", lambda parts: ConcatMessage(parts.dim, parts.build_mlp))
+
+
+class ScaleEdgeUpdate(nn.Module):
     """e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)]), one inv for both ends.
 
     Args:
@@ -90,19 +134,10 @@ class EquivariantEdgeUpdate(nn.Module):
         self.invariant = invariant(dim)
         self.phi = mlp(2 * dim, out_dim)
 
-    def ends(self, rows: NodeContext, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
-        first = self.phi.linears[0]
-        weight = torch.cat(first.weight.chunk(2, dim=1))
-        bias = torch.cat([torch.zeros_like(first.bias), first.bias])
-        return self.invariant(rows, nodes, weight, bias).chunk(2, dim=-1)
-
-    def forward(self, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]; or
-        [E, d], [S, ...], [R, ...] -> [E, out_dim]."""
-        factor = self.phi.rest(edges.at_senders(senders) + edges.at_receivers(receivers))
-        new = times(edges.linear(self.linear.weight), factor)
-        return new.product() if isinstance(new, ScaledRows) else new
+    def forward(self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
+        """receiver, sender, edge [E, d] -> [E, out_dim]."""
+        ends = self.invariant(context.sender, sender), self.invariant(context.receiver, receiver)
+        return self.linear(edge) * self.phi(*ends)
 
 
 class ConcatEdgeUpdate(nn.Module):
@@ -118,17 +153,9 @@ class ConcatEdgeUpdate(nn.Module):
         super().__init__()
         self.phi = mlp(3 * dim, out_dim)
 
-    def ends(self, rows: NodeContext, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """What the update reads of nodes [B, n, d] as senders and as receivers: their parts of phi's first Linear."""
-        first = self.phi.linears[0]
-        _, sender, receiver = first.weight.chunk(3, dim=1)
-        return linear(nodes, sender), linear(nodes, receiver, first.bias)
-
-    def forward(self, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
-        """Edges [B, R, S, d], `ends` of senders [B, S, ...] and receivers [B, R, ...] -> [B, R, S, out_dim]; or
-        [E, d], [S, ...], [R, ...] -> [E, out_dim]."""
-        weight, _, _ = self.phi.linears[0].weight.chunk(3, dim=1)
-        return self.phi.rest(edges.linear(weight, edges.at_senders(senders) + edges.at_receivers(receivers)))
+    def forward(self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
+        """receiver, sender, edge [E, d] -> [E, out_dim]."""
+        return self.phi(edge, sender, receiver)
 
 
 def reciprocal(edges: Tensor, floor: Tensor) -> Tensor:

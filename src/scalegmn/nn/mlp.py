@@ -8,8 +8,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.edges import GatheredRows, ScaledRows, linear
-
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,
@@ -47,9 +45,6 @@ class Dropout(nn.Module):
 class MLP(nn.Module):
     """Linear, [LayerNorm], activation, [dropout], ..., Linear; nothing after the last Linear.
 
-    The input may come in parts, whose concatenation is the input. Each part goes through its own columns of the first
-    Linear, and the results are added, W [a, b] = W_a a + W_b b, so extras only need shapes that broadcast to x's.
-
     Args:
         in_dim: width of the concatenated input.
         hidden_dims: widths of the hidden layers, at least one.
@@ -75,34 +70,12 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]()
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor | ScaledRows, *extras: Tensor | GatheredRows) -> Tensor:
-        """x [..., d_0] and extras [..., d_k], the d_k summing to `in_dim` -> [..., out_dim]."""
-        weight, bias = self.first(*extras)
-        return self.rest(linear(x, weight, bias))
-
-    def first(self, *extras: Tensor | GatheredRows) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the first Linear for the leading part of its input, the others being given."""
-        first = self.linears[0]
-        if not extras:
-            return first.weight, first.bias
-        widths = [extra.shape[-1] for extra in extras]
-        weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
-        bias = first.bias
-        for extra, column in zip(extras, columns, strict=True):
-            bias = linear(extra, column, bias)
-        return weight, bias
-
-    def rest(self, z: Tensor) -> Tensor:
-        """From the first Linear's output to the output."""
-        return self.linears[-1](self.hidden(z))
-
-    def hidden(self, z: Tensor) -> Tensor:
-        """From the first Linear's output to the last Linear's input."""
-        for index, norm in enumerate(self.norms):
-            if index:
-                z = self.linears[index](z)
-            z = self.dropout(self.activation(norm(z)))
-        return z
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Inputs [..., d_k], the d_k summing to `in_dim`, are concatenated -> [..., out_dim]."""
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
+        for linear, norm in zip(self.linears, self.norms, strict=False):  # one Linear more
+            x = self.dropout(self.activation(norm(linear(x))))
+        return self.linears[-1](x)
 
 
 BuildMLP = Callable[[int, int], MLP]

@@ -2,89 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.invariant import NodeContext
+from scalegmn.nn.context import ROLES, NodeContext
 
 
-class ByType(nn.Module):
-    """One learned tensor per node or edge type.
-
-    Args:
-        types: per node layer or block, long tensors whose shapes broadcast to those of the features without D.
-        table: the tensors at the start, [types, ...].
-    """
-
-    def __init__(self, types: Sequence[Tensor], table: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Parameter(table)
-        self.shapes = [tuple(block.shape) for block in types]
-        self.register_buffer("types", torch.cat([block.flatten() for block in types]), persistent=False)
-
-    def rows(self) -> list[Tensor]:
-        """Per layer or block, table[types] of shape (*types.shape, ...)."""
-        sizes = [torch.Size(shape).numel() for shape in self.shapes]
-        rows = self.table[self.types].split(sizes)
-        return [block.reshape(*shape, *block.shape[1:]) for block, shape in zip(rows, self.shapes, strict=True)]
-
-
-class PositionalEmbedding(ByType):
+class PositionalEmbedding(nn.Module):
     """A learned vector P[type] per node or edge type, standard normal at the start (ScaleGMN, section 4).
 
     Args:
-        types: as in `ByType`.
         num_types: rows of the table.
         dim: D, width of a row.
     """
 
-    def __init__(self, types: Sequence[Tensor], num_types: int, dim: int) -> None:
-        super().__init__(types, torch.randn(num_types, dim))
+    def __init__(self, num_types: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(num_types, dim))
 
-    def forward(self) -> list[Tensor]:
-        """Per layer or block, P[types] of shape (*types.shape, D)."""
-        return self.rows()
+    def forward(self, types: Tensor) -> Tensor:
+        """types [n] long -> P[types], [n, D]."""
+        return self.table[types]
 
 
-class TypedLinear(ByType):
+class TypedLinear(nn.Module):
     """x -> M[type] x, a matrix without bias per node or edge type: multiplied by q when x is.
 
     Args:
-        types: as in `ByType`.
-        num_types: number of matrices.
+        num_types: number of matrices; 1: the same for all types.
         dim: D, width of x; each matrix starts like that of an `nn.Linear`.
     """
 
-    def __init__(self, types: Sequence[Tensor], num_types: int, dim: int) -> None:
-        super().__init__(types, (2 * torch.rand(num_types, dim, dim) - 1) / dim**0.5)
+    def __init__(self, num_types: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter((2 * torch.rand(num_types, dim, dim) - 1) / dim**0.5)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Per layer or block, [B, ..., D] -> [B, ..., D]."""
-        return [torch.einsum("...d,...od->...o", x, m) for x, m in zip(features, self.rows(), strict=True)]
+    def forward(self, x: Tensor, types: Tensor) -> Tensor:
+        """x [n, D], types [n] long -> [n, D]."""
+        if len(self.table) == 1:
+            return x @ self.table[0].T
+        new = torch.zeros_like(x)
+        for index, matrix in enumerate(self.table):
+            rows = types == index
+            new[rows] = x[rows] @ matrix.T
+        return new
 
 
 def embed_positions(
-    features: Sequence[Tensor],
-    positions: Sequence[Tensor],
-    roles: Sequence[str],
-    summed: Collection[str],
-    net: nn.Module | None,
-) -> list[Tensor]:
-    """x + p on the rows of some roles; elsewhere net(x, p), or x * p without a net.
+    context: NodeContext, x: Tensor, p: Tensor, summed: Collection[str], net: nn.Module | None
+) -> Tensor:
+    """x + p on the rows of some roles; elsewhere net(x, p), or x * p without a net: [n, D].
 
     Args:
-        features: x per layer or block, [B, ..., D].
-        positions: p per layer or block, broadcasting to the features without B.
-        roles: per layer or block, the role of its nodes, or of the nodes that its edges go to.
+        context: of the rows; of edges, that of their receivers.
+        x: features [n, D].
+        p: positional embeddings [n, D].
         summed: the roles of rows that have no symmetry to respect.
-        net: an equivariant net, called as net(rows, x, p).
+        net: an equivariant net, called as net(context, x, p).
     """
-
-    def embed(x: Tensor, p: Tensor, role: str) -> Tensor:
-        if role in summed:
-            return x + p
-        return x * p if net is None else net(NodeContext(role), x, p)
-
-    return [embed(*rows) for rows in zip(features, positions, roles, strict=True)]
+    added = torch.zeros_like(context.role, dtype=torch.bool)
+    for role in summed:
+        added |= context.role == ROLES.index(role)
+    return torch.where(added[:, None], x + p, x * p if net is None else net(context, x, p))

@@ -1,22 +1,18 @@
-"""Readouts: from node features to one vector per network."""
+"""Readouts: from node features to one vector per network.
+
+Every readout is called as readout(context, inputs, hidden, outputs): the features of the input nodes [B, n_0, d], of
+the hidden nodes of all networks [n, d], and of the output nodes [B, n_L, d]; `context` belongs to the hidden nodes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from scalegmn.nn.invariant import NodeContext
+from scalegmn.nn.context import NodeContext
+from scalegmn.nn.message_passing import aggregate
 from scalegmn.nn.mlp import BuildMLP
-
-Total = Callable[[Tensor], Tensor]
-"""Rows of hidden nodes, [B, n, D] or [n, D] of all networks -> their sum in each network, [B, D]."""
-
-
-def total_of_layers(rows: Tensor) -> Tensor:
-    """`Total` of hidden nodes [B, n, D]."""
-    return rows.sum(1)
 
 
 class OutputReadout(nn.Module):
@@ -33,9 +29,9 @@ class OutputReadout(nn.Module):
         super().__init__()
         self.mlp = mlp(num_outputs * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
-        return self.mlp(nodes[-1].flatten(1))
+    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+        """Features of nodes, see the module's docstring -> [B, out_dim]."""
+        return self.mlp(outputs.flatten(1))
 
 
 class EndsReadout(nn.Module):
@@ -64,9 +60,9 @@ class EndsReadout(nn.Module):
         self.input_projection = project(num_inputs * dim, dim)
         self.mlp = mlp(2 * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
-        return self.mlp(self.output_projection(nodes[-1].flatten(1)), self.input_projection(nodes[0].flatten(1)))
+    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+        """Features of nodes, see the module's docstring -> [B, out_dim]."""
+        return self.mlp(self.output_projection(outputs.flatten(1)), self.input_projection(inputs.flatten(1)))
 
 
 class GraphReadout(nn.Module):
@@ -75,7 +71,7 @@ class GraphReadout(nn.Module):
     Args:
         dim: width d of node features.
         num_ends: n_0 + n_L.
-        invariant_layer: g, d -> readout_dim, called as g(rows, x).
+        invariant_layer: g, d -> readout_dim, called as g(context, x).
         readout_dim: width of g(x).
         out_dim: width of the result.
         mlp: builds the MLP.
@@ -94,10 +90,10 @@ class GraphReadout(nn.Module):
         self.invariant_layer = invariant_layer
         self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
-        pooled = total(self.invariant_layer(NodeContext("hidden", odd), torch.cat(nodes[1:-1], dim=-2)))
-        return self.mlp(pooled, nodes[0].flatten(1), nodes[-1].flatten(1))
+    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+        """Features of nodes, see the module's docstring -> [B, out_dim]."""
+        pooled = aggregate(self.invariant_layer(context, hidden), context.network, len(inputs))
+        return self.mlp(pooled, inputs.flatten(1), outputs.flatten(1))
 
 
 class DeepSetReadout(nn.Module):
@@ -115,7 +111,7 @@ class DeepSetReadout(nn.Module):
         self.local_mlp = mlp(dim, readout_dim)
         self.global_mlp = mlp(readout_dim, out_dim)
 
-    def forward(self, nodes: Sequence[Tensor], odd: int | Tensor, total: Total = total_of_layers) -> Tensor:
-        """nodes per layer [B, n_l, d], or hidden ones [n, d] -> [B, out_dim]; `odd` as in `NodeContext`."""
-        inputs, outputs = (self.local_mlp(nodes[end]).sum(1) for end in (0, -1))
-        return self.global_mlp(inputs + total(self.local_mlp(torch.cat(nodes[1:-1], dim=-2))) + outputs)
+    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+        """Features of nodes, see the module's docstring -> [B, out_dim]."""
+        pooled = aggregate(self.local_mlp(hidden), context.network, len(inputs))
+        return self.global_mlp(pooled + self.local_mlp(inputs).sum(1) + self.local_mlp(outputs).sum(1))

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
-
-import torch
-from torch import Tensor, nn
 
 from scalegmn.models.base import ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import HETERO, NetSpec
-from scalegmn.nn.equivariant import ROLES, ByRole, EquivariantLayer, EquivariantNet, PlainLayer, SineUpdate
-from scalegmn.nn.invariant import AbsoluteValue, ByActivation, InvariantLayer, ScaleInvariant, SignInvariant
-from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, EquivariantEdgeUpdate, EquivariantMessage
-from scalegmn.nn.mlp import MLP
-from scalegmn.nn.positional import TypedLinear
+from scalegmn.nn.messages import MESSAGES
 
 
 @dataclass(frozen=True)
@@ -134,6 +126,10 @@ class ScaleGMNConfig(ModelConfig):
     message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's."""
 
+    message_function: str | None = None
+    """The registered message function (`scalegmn.nn.messages.MESSAGES`); null: scale, MSG((A x_j) * (B e_ji)), or for
+    permutation concat, MLP([e_ji, x_j])."""
+
     update: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The update function UPD. Its p: the updated node's."""
 
@@ -141,12 +137,18 @@ class ScaleGMNConfig(ModelConfig):
     """UPD: the equivariant net `update`; or, for sign, all rows alike, sin(30 W [x, m...]) (sine_cat) or
     sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
 
+    engine: Literal["fast", "plain"] = "fast"
+    """plain: compute as the equations are written, slowly, to look for errors."""
+
     def __post_init__(self) -> None:
         counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
         counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
             problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
+        if self.message_function is not None and self.message_function not in MESSAGES:
+            expected = f"expected one of {', '.join(MESSAGES)}"
+            problems.append(f"message_function: found {self.message_function!r}, {expected}")
         for name in ("message", "update"):
             if self.symmetry != "permutation" and getattr(self, name).positions and self.node_positions == "none":
                 problems.append(f"{name}.positions: needs node_positions, found none")
@@ -183,106 +185,6 @@ class ScaleGMNConfig(ModelConfig):
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
         return ScaleGMN(self, spec)
-
-    # Parts, by symmetry
-
-    def build_mlp(self, in_dim: int, out_dim: int) -> MLP:
-        """An MLP of the configured hidden widths, activation, normalisation and dropout."""
-        hidden_dims = self.mlp_dims or (self.hidden_dim,)
-        return MLP(in_dim, hidden_dims, out_dim, self.mlp_activation, self.mlp_layer_norm, self.mlp_dropout)
-
-    def build_sign_map(self, dim: int) -> nn.Module:
-        """The sign-invariant map."""
-        return SignInvariant(dim, self.build_mlp) if self.sign_map == "symmetrized" else AbsoluteValue()
-
-    def build_scale_map(self, dim: int) -> nn.Module:
-        """The scale-invariant map."""
-        return ScaleInvariant(self.norm_epsilon)
-
-    def build_invariant(self, dim: int) -> nn.Module:
-        """The invariant map of the symmetry."""
-        if self.symmetry == "sign":
-            return self.build_sign_map(dim)
-        if self.symmetry == "scale":
-            return self.build_scale_map(dim)
-        return ByActivation(self.build_sign_map(dim), self.build_scale_map(dim))
-
-    def build_invariant_layer(self, in_dim: int, extra_dim: int, out_dim: int) -> nn.Module:
-        """g(x, p); for hetero one of each kind, without p."""
-        if self.symmetry != "hetero":
-            return InvariantLayer(in_dim, extra_dim, out_dim, self.build_invariant, self.build_mlp)
-        return ByActivation(
-            InvariantLayer(in_dim, 0, out_dim, self.build_sign_map, self.build_mlp),
-            InvariantLayer(in_dim, 0, out_dim, self.build_scale_map, self.build_mlp),
-        )
-
-    def build_net(self, options: EquivariantNetConfig, in_dim: int, out_dim: int, roles: Collection[str]) -> nn.Module:
-        """MSG or UPD for rows of the given roles."""
-        if self.symmetry == "permutation":
-            return PlainLayer(in_dim, out_dim, self.build_mlp)
-        extra_dim = self.hidden_dim if options.positions else 0
-        widths = [in_dim] + [out_dim] * options.num_layers
-
-        def layer(width: int) -> nn.Module:
-            def by_role(hidden: nn.Module, io: list[nn.Module]) -> ByRole:
-                return ByRole({"input": io[0], "hidden": hidden, "output": io[-1]}, roles)
-
-            def equivariant() -> EquivariantLayer:
-                return EquivariantLayer(width, out_dim, self.build_invariant_layer(width, extra_dim, out_dim))
-
-            branches = range(options.io_branches)
-            if options.io == "same":
-                return equivariant()
-            if options.io == "layer":
-                return by_role(equivariant(), [equivariant() for _ in branches])
-            io = [PlainLayer(width + extra_dim, out_dim, self.build_mlp) for _ in branches]
-            if options.io == "mlp":
-                return by_role(equivariant(), io)
-            factor = by_role(self.build_invariant_layer(width, extra_dim, out_dim), io)
-            return EquivariantLayer(width, out_dim, factor)
-
-        skips = [nn.Linear(width, out_dim, bias=False) for width in widths[:-1]] if options.skip_connections else []
-        return EquivariantNet([layer(width) for width in widths[:-1]], skips)
-
-    def build_position_net(self, roles: Collection[str]) -> nn.Module | None:
-        """The net of a feature and its positional embedding, if there is one."""
-        if self.symmetry == "permutation" or not self.node_positions.startswith("net"):
-            return None
-        return self.build_net(self.position_net, self.hidden_dim, self.hidden_dim, roles)
-
-    def build_position_map(self, types: Sequence[Tensor], num_types: int) -> nn.Module | None:
-        """The linear map after the positional embeddings, if there is one."""
-        if self.symmetry == "permutation" or self.position_map == "none":
-            return None
-        if self.position_map == "shared":
-            types, num_types = [torch.zeros(1, dtype=torch.long)] * len(types), 1
-        return TypedLinear(types, num_types, self.hidden_dim)
-
-    def build_message(self, roles: Collection[str]) -> nn.Module:
-        """The message function towards nodes of the given roles."""
-        d = self.hidden_dim
-        if self.symmetry == "permutation":
-            return ConcatMessage(d, self.build_mlp, self.aggregator)
-        return EquivariantMessage(d, self.build_net(self.message, d, d, roles), self.aggregator)
-
-    def build_update(self, num_parts: int, out_dim: int, roles: Collection[str]) -> nn.Module:
-        """The update function of `num_parts` parts [x, m...] for nodes of the given roles."""
-        if self.update_rule != "net":
-            return SineUpdate(num_parts, self.hidden_dim, out_dim, summed=self.update_rule == "sine_sum")
-        return self.build_net(self.update, num_parts * self.hidden_dim, out_dim, roles)
-
-    @property
-    def updated_alike(self) -> tuple[tuple[str, ...], ...]:
-        """The roles of nodes in groups whose rows take the same way through UPD."""
-        if self.symmetry == "permutation" or self.update_rule != "net" or self.update.io == "same":
-            return (ROLES,)
-        return (("hidden",), ("input", "output")) if self.update.io_branches == 1 else tuple((r,) for r in ROLES)
-
-    def build_edge_update(self, out_dim: int) -> nn.Module:
-        """The edge update."""
-        if self.symmetry == "permutation":
-            return ConcatEdgeUpdate(self.hidden_dim, out_dim, self.build_mlp)
-        return EquivariantEdgeUpdate(self.hidden_dim, out_dim, self.build_invariant, self.build_mlp)
 
 
 METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)

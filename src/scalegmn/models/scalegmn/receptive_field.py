@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from scalegmn.engine.layout import LayerReads
 from scalegmn.networks import NetSpec
-from scalegmn.nn.equivariant import ROLES
+from scalegmn.nn.context import ROLES
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
-
-
-@dataclass(frozen=True)
-class LayerReads:
-    """What one message passing layer must compute, because something later reads it.
-
-    Attributes:
-        nodes: groups of nodes of a `Layout`, ascending.
-        edges: blocks 1.. of forward edge features, ascending.
-        backward_edges: blocks 1.. of backward edge features, ascending.
-    """
-
-    nodes: tuple[int, ...]
-    edges: tuple[int, ...]
-    backward_edges: tuple[int, ...]
 
 
 def _ends_of(blocks: Collection[int]) -> set[int]:
@@ -38,13 +24,13 @@ def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRe
 
     Where all networks are chains of one depth, less: only roles that occur in `reads`.
     """
-    found = receptive_field(config, len(ROLES) - 1)
+    by_role = receptive_field(config, len(ROLES) - 1)
     if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
-        return found
-    roles = [{spec.roles[group] for group in own.nodes} for own in reads]
+        return by_role
+    roles = [{spec.roles[layer] for layer in chain_reads.nodes} for chain_reads in reads]
     return [
-        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in own))
-        for role_reads, own in zip(found, roles, strict=True)
+        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in occurring))
+        for role_reads, occurring in zip(by_role, roles, strict=True)
     ]
 
 
@@ -52,7 +38,7 @@ def receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
     """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
     bidirectional = config.direction == "bidirectional"
     nodes, edges, backward_edges = set(range(last + 1)), set(), set()
-    if config.changes_parameters:
+    if config.output == "parameters":
         nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
     elif config.readout == "last_layer":
         nodes = {0, last} if bidirectional else {last}

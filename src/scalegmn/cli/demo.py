@@ -1,0 +1,54 @@
+"""`scalegmn demo`: a zoo, a training run, and simple baselines beside it, in the current folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from scalegmn.cli import train
+from scalegmn.cli.arguments import Arguments
+from scalegmn.cli.zoo import cnn, inr
+from scalegmn.experiments.baselines import BASELINES
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo makes.
+
+    Attributes:
+        make_zoo: the command that makes its zoo.
+        recipe: the zoo's configuration.
+        conf: the run's configuration.
+        folder: where its runs go.
+    """
+
+    make_zoo: Callable[[Sequence[str]], None]
+    recipe: str
+    conf: str
+    folder: str
+
+
+DEMOS = {
+    "classification": Demo(inr.run, "zoos/digits_inr.yml", "digits_cls/scalegmn.yml", "runs/demo"),
+    "editing": Demo(inr.run, "zoos/digits_inr.yml", "digits_editing/scalegmn_bidir.yml", "runs/demo-editing"),
+    "generalization": Demo(
+        cnn.run, "zoos/digits_cnn.yml", "digits_cnn/scalegmn_hetero.yml", "runs/demo-generalization"
+    ),
+}
+"""Task -> its demo."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Makes the zoo unless it is there, trains, and prints the table."""
+    parser = Arguments("scalegmn demo", "Make a small zoo, train on it, and compare the result with simple baselines.")
+    parser.add_argument("task", nargs="?", choices=list(DEMOS), default="classification", help="(classification)")
+    parser.add_argument("--out", type=Path, help="the run's folder; default: runs/demo.../<time>")
+    values = parser.read(words)
+    demo = DEMOS[values.task]
+    out = values.out or Path(demo.folder) / datetime.now().strftime("%Y%m%d-%H%M%S")
+    demo.make_zoo(["--conf", f"configs/{demo.recipe}"])
+    train.run([values.task, "--conf", f"configs/{demo.conf}", "--run_dir", str(out)])
+    if values.task in BASELINES:
+        print(f"\n{BASELINES[values.task](out)}")

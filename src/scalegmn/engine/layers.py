@@ -1,0 +1,174 @@
+"""The fast form of a message passing layer: on groups of nodes and blocks of edges, and only what is read later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.engine.chunks import ChunkPlan, EdgeInputs
+from scalegmn.engine.edges import Edges, EdgeUpdate, sum_rows
+from scalegmn.engine.layout import LayerReads, Layout, join
+from scalegmn.engine.messages import edge_ends, receive, send, updated_edges
+from scalegmn.engine.modules import roles_alike, run
+from scalegmn.engine.rows import GatheredRows, Rows
+from scalegmn.nn.message_passing import MessagePassingLayer
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """How the layers of a model are run on one batch.
+
+    Attributes:
+        layout: which groups of nodes the blocks of edges join.
+        rows: of each group of nodes.
+        positions: per group [n_l or 1, d] or [n, d]; None without positional embeddings.
+        chunks: how blocks are worked through.
+        residuals: along and against residual connections, group -> [2, C] long, senders among all rows and receivers
+            among the group's.
+    """
+
+    layout: Layout
+    rows: Sequence[Rows]
+    positions: list[Tensor] | None
+    chunks: ChunkPlan
+    residuals: Sequence[Mapping[int, Tensor]] = ({}, {})
+
+    def layer(
+        self,
+        layer: MessagePassingLayer,
+        reads: LayerReads,
+        nodes: list[Tensor],
+        edges: list[Edges | None],
+        backward_edges: list[Edges | None],
+    ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
+        """New nodes, edges and backward edges; groups that nothing reads stay as they were, such blocks are None.
+
+        Args:
+            layer: the plain layer.
+            reads: what to compute.
+            nodes: per group [B, n_l, d] or, by role, [n, d].
+            edges: per block, from its lower to its upper end.
+            backward_edges: per block, from its upper to its lower end; unused by forward models.
+        """
+        messages: dict[int, list[Tensor]] = {group: [] for group in reads.nodes}
+        self._receive(layer, layer.forward_message, layer.forward_residual, False, nodes, edges, messages)
+        if layer.backward_message is not None:
+            against = layer.backward_message, layer.backward_residual, True
+            self._receive(layer, *against, nodes, backward_edges, messages)
+        new_nodes = self._update_nodes(layer, nodes, messages)
+        if layer.edge_update is not None:
+            ends = [(senders, k + 1) for k, senders in enumerate(self.layout.lower)]
+            edges = self._update_edges(layer.edge_update, edges, reads.edges, ends, nodes)
+        if layer.backward_edge_update is not None:
+            ends = [(senders, k) for k, senders in enumerate(self.layout.upper)]
+            update = layer.backward_edge_update
+            backward_edges = self._update_edges(update, backward_edges, reads.backward_edges, ends, nodes)
+        return new_nodes, edges, backward_edges
+
+    def _receive(
+        self,
+        layer: MessagePassingLayer,
+        message: nn.Module,
+        residual: nn.Linear | None,
+        against: bool,
+        nodes: list[Tensor],
+        blocks: list[Edges | None],
+        messages: dict[int, list[Tensor]],
+    ) -> None:
+        """Appends what each group of nodes receives in one direction to its messages."""
+        senders, offset = (self.layout.upper, 0) if against else (self.layout.lower, -1)
+        connections = self.residuals[against]
+        block_of = {group: group + offset for group in messages if 0 <= group + offset < len(blocks)}
+        sending = sorted({sender for k in block_of.values() for sender in senders[k]})
+        sent = _split(send(message, join(nodes, sending)), nodes, sending)
+        for group, received in messages.items():
+            if group not in block_of:
+                received.append(torch.zeros_like(nodes[group]))
+                continue
+            k = block_of[group]
+            block = blocks[k]
+            assert block is not None
+            positions = None
+            if layer.message_positions:
+                assert self.positions is not None
+                positions = (
+                    block.of_senders(join(self.positions, senders[k]))
+                    if layer.bidirectional
+                    else block.of_receivers(self.positions[group])
+                )
+            receivers = None if message in receive else nodes[group]
+            function = partial(_messages, message, layer.aggregator)
+            inputs = EdgeInputs(block, join(sent, senders[k]), receivers, positions)
+            received.append(self.chunks.messages(function, inputs, message.parameters()))
+            if residual is not None and group in connections:
+                others, ends = connections[group]
+                added = residual(join(nodes, range(len(nodes)))).index_select(0, others)
+                received[-1] = received[-1] + sum_rows(added, ends, len(nodes[group]))
+
+    def _update_nodes(
+        self, layer: MessagePassingLayer, nodes: list[Tensor], messages: dict[int, list[Tensor]]
+    ) -> list[Tensor]:
+        """UPD, once for all rows that go through the same branch."""
+        updated = list(nodes)
+        for roles in roles_alike(layer.update):
+            for groups in self.layout.together([group for group in messages if self.layout.roles[group] in roles]):
+                x = join(nodes, groups)
+                received = [
+                    join(parts, range(len(groups))) for parts in zip(*(messages[g] for g in groups), strict=True)
+                ]
+                extras = []
+                if layer.update_positions:
+                    assert self.positions is not None
+                    extras = [torch.cat([self.positions[g].expand(nodes[g].shape[-2], -1) for g in groups])]
+                new = run(layer.update, self.rows[groups[0]], torch.cat([x, *received], dim=-1), *extras)
+                if layer.skip is not None:
+                    new = new + layer.skip(x)
+                for group, part in _split(layer.dropout(new), nodes, groups).items():
+                    updated[group] = part
+        return updated
+
+    def _update_edges(
+        self,
+        update: nn.Module,
+        old: list[Edges | None],
+        chosen: Sequence[int],
+        ends: Sequence[tuple[Sequence[int], int]],
+        nodes: list[Tensor],
+    ) -> list[Edges | None]:
+        """Blocks with an update more; `ends` per block, groups of senders and that of receivers."""
+        groups = sorted({group for k in chosen for group in (*ends[k - 1][0], ends[k - 1][1])})
+        sent: dict[int, Tensor] = {}
+        received: dict[int, Tensor] = {}
+        for together in self.layout.together(groups):  # all roles alike
+            as_ends = edge_ends(update, self.rows[together[0]]._replace(role="hidden"), join(nodes, together))
+            for parts, rows in zip((sent, received), as_ends, strict=True):
+                parts.update(_split(rows, nodes, together))
+        new: list[Edges | None] = [None] * len(old)
+        for k in chosen:
+            block, (senders, receiver) = old[k - 1], ends[k - 1]
+            assert block is not None
+            pending = EdgeUpdate(update, updated_edges, join(sent, senders), received[receiver])
+            block = replace(block, updates=(*block.updates, pending))
+            new[k - 1] = block.holding(self.chunks.features(block)) if self.chunks.materialize else block
+        return new
+
+
+def _messages(
+    message: nn.Module,
+    aggregator: str,
+    edges: Edges,
+    senders: Tensor | None,
+    receivers: Tensor | None,
+    positions: Tensor | GatheredRows | None,
+) -> Tensor:
+    """What the receivers of a piece of a block get, [B, R, d] or [R, d]."""
+    return receive(message, aggregator, edges, senders, receivers, positions)
+
+
+def _split(rows: Tensor, nodes: Sequence[Tensor], groups: Sequence[int]) -> dict[int, Tensor]:
+    """Group of nodes -> its rows, of rows of several groups one after the other."""
+    return dict(zip(groups, rows.split([nodes[group].shape[-2] for group in groups], dim=-2), strict=True))

@@ -1,0 +1,146 @@
+"""Simple baselines beside a finished run, on the same networks: same zoo, same splits."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from scalegmn.experiments.config import read_config_file
+from scalegmn.networks import NetParams
+from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.tasks.generalization import metrics
+from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
+from scalegmn.zoos.loader import LabelledNets, load_splits
+
+TREES, DEPTH, LEARNING_RATE = 500, 5, 0.05
+"""Gradient boosting: the largest number of trees, their depth, and the learning rate."""
+
+CLASSIFIERS: dict[str, Callable[[], Any]] = {
+    "logistic regression": lambda: LogisticRegression(max_iter=200),
+    "MLP, 256-128": lambda: MLPClassifier((256, 128), max_iter=30, random_state=0),
+}
+"""Name -> a classifier of flattened weights, which ignores the symmetries."""
+
+
+def flat_baselines(run: Path) -> str:
+    """The table of a classification run beside `CLASSIFIERS`, which is also appended to RUN/baselines.jsonl.
+
+    They read the flattened weights, canonical or not as in the run, each column standardised on the training split.
+
+    Raises:
+        ValueError: the zoo is not the one that the run was trained on.
+    """
+    model, summary, splits = _networks_of(run, "label")
+    features = {name: nets.read(slice(None)).flatten().numpy() for name, nets in splits.items()}
+    labels = {name: nets.labels.numpy() for name, nets in splits.items()}
+    rows = [(model, summary["test_accuracy"], summary["parameters"], summary["seconds"])]
+    for name, build in CLASSIFIERS.items():
+        started = time.perf_counter()
+        estimator = build()
+        classifier = make_pipeline(StandardScaler(), estimator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(features["train"], labels["train"])
+        is_mlp = isinstance(estimator, MLPClassifier)
+        arrays = estimator.coefs_ + estimator.intercepts_ if is_mlp else [estimator.coef_, estimator.intercept_]
+        seconds = time.perf_counter() - started
+        accuracy = classifier.score(features["test"], labels["test"])
+        rows.append((name, accuracy, sum(array.size for array in arrays), seconds))
+    _append(run, ("model", "test_accuracy", "parameters", "seconds"), rows)
+    lines = [f"Test accuracy on {len(labels['test']):,} networks of held-out images", ""]
+    lines.append(f"{'model':<22}{'accuracy':>10}{'parameters':>12}{'seconds':>9}")
+    for name, accuracy, parameters, seconds in rows:
+        lines.append(f"{name:<22}{accuracy:>10.1%}{parameters:>12,}{seconds:>9.0f}")
+    return "\n".join(lines)
+
+
+def statistics_baselines(run: Path) -> str:
+    """The table of a generalisation run beside gradient boosting on statistics of the weights (Unterthiner et al.,
+    2020), which is also appended to RUN/baselines.jsonl.
+
+    Once with the weights as they are, and once with canonical weights, from which the scale of relu neurons is removed:
+    what a function-invariant model can know. The number of trees is chosen by tau on the validation split.
+
+    Raises:
+        ValueError: the zoo is not the one that the run was trained on.
+    """
+    model, summary, splits = _networks_of(run, "test_accuracy")
+    networks = {name: nets.read(slice(None)) for name, nets in splits.items()}
+    targets = {name: nets.labels.double().numpy() for name, nets in splits.items()}
+    rows = [(model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"])]
+    for kind, removed in (("statistics", ()), ("without scale", ("scale",))):
+        features = {name: statistics(canonicalize(params, removed)) for name, params in networks.items()}
+        rows.append(_boosted(kind, features, targets))
+    _append(run, ("model", "test_tau", "test_r2", "test_mae", "seconds"), rows)
+    lines = [f"Test accuracy of {len(targets['test']):,} networks, predicted from their weights", ""]
+    lines.append(f"{'model':<24}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
+    for name, tau, r2, mae, seconds in rows:
+        lines.append(f"{name:<24}{tau:>8.3f}{r2:>8.3f}{mae:>8.3f}{seconds:>9.0f}")
+    return "\n".join(lines)
+
+
+def statistics(params: NetParams) -> NDArray:
+    """Mean, variance and quantiles 0, 1/4, 1/2, 3/4, 1 of each layer's weights and of its biases.
+
+    Returns:
+        [B, 14 L]; for networks with an activation each [B, 14 L + 1], the activation's number first.
+    """
+    quantiles = torch.tensor([0, 0.25, 0.5, 0.75, 1])
+    columns = [] if params.activation is None else [params.activation[:, None].float()]
+    for tensor in (*params.weights, *params.biases):
+        flat = tensor.flatten(1)
+        columns += [flat.mean(1, keepdim=True), flat.var(1, correction=0, keepdim=True), flat.quantile(quantiles, 1).mT]
+    return torch.cat(columns, 1).numpy()
+
+
+def _networks_of(run: Path, column: str) -> tuple[str, dict[str, Any], Mapping[str, LabelledNets]]:
+    """The model's name, the summary and the labelled networks of each split of a finished run."""
+    config = read_config_file(run / "config.yml")
+    summary = json.loads((run / "summary.json").read_text())
+    zoo, splits = load_splits(config.data, column, DEBUG_NETWORKS if config.debug else None)
+    if zoo.sha256 != summary["data"]["sha256"]:
+        raise ValueError(f"{zoo.path} is not the zoo that {run} was trained on; make it again")
+    return config.model, summary, splits
+
+
+def _boosted(
+    kind: str, features: Mapping[str, NDArray], targets: Mapping[str, NDArray]
+) -> tuple[str, float, float, float, float]:
+    """Name, test tau, R^2 and MAE, and seconds of gradient boosting, from features and targets per split."""
+    started = time.perf_counter()
+    model = GradientBoostingRegressor(
+        n_estimators=TREES, max_depth=DEPTH, learning_rate=LEARNING_RATE, subsample=0.5, random_state=0
+    ).fit(features["train"], targets["train"])
+    scores = [kendalltau(targets["val"], predicted).statistic for predicted in model.staged_predict(features["val"])]
+    trees = int(np.nanargmax(scores)) + 1
+    predicted = list(model.staged_predict(features["test"]))[trees - 1].clip(0, 1)
+    result = metrics(targets["test"], predicted)
+    return f"{kind}, {trees} trees", result["tau"], result["r2"], result["mae"], time.perf_counter() - started
+
+
+def _append(run: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Adds the rows to RUN/baselines.jsonl."""
+    with open(run / "baselines.jsonl", "a") as file:
+        file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+
+
+BASELINES: dict[str, Callable[[Path], str]] = {
+    "classification": flat_baselines,
+    "generalization": statistics_baselines,
+}
+"""Task -> the table of a finished run beside its baselines."""

@@ -1,0 +1,43 @@
+"""Networks from the user's own code, for commands."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import torch
+from torch import nn
+
+from scalegmn.interop.torch_modules.convert import from_module
+from scalegmn.networks import NetParams
+
+FACTORY = r"[\w.]+:\w+"
+"""How a command names code that makes networks, `package.module:factory`."""
+
+
+def from_factory(name: str, input_shape: tuple[int, ...] | None) -> NetParams:
+    """The network that the user's own code makes; this runs that code.
+
+    Args:
+        name: `package.module:factory`, a function without arguments that returns an `nn.Module`, or such a module.
+        input_shape: the shape of an input of the network.
+
+    Raises:
+        ValueError: the code fails, or the network cannot be read; the message starts with the name.
+    """
+    if input_shape is None:
+        raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
+    place, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(place), attribute)
+        module = factory if isinstance(factory, nn.Module) else factory()
+        return from_module(module.eval(), torch.zeros(input_shape))
+    except Exception as error:  # whatever the user's code leads to
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """The option `--input_shape`, such as `1,1,28,28`, as numbers; raises ValueError."""
+    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise ValueError(f"--input_shape: found {text}, expected numbers such as 1,1,28,28")
+    return None if text is None else tuple(map(int, text.split(",")))

@@ -1,0 +1,54 @@
+"""The layers that a trace finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.values import Elements
+
+
+@dataclass
+class TracedLayer:
+    """A layer while a module is traced."""
+
+    place: str
+    """Where the module computes it: `layer1.0.conv1 (Conv2d)`."""
+
+    nodes: Tensor
+    """[n_l] numbers of its neurons."""
+
+    reads: Tensor | None
+    """[n_{l-1}] numbers of the neurons that it reads; None: it has constant inputs."""
+
+    weight: Elements | None
+    """Of shape [n_l, n_{l-1} / groups, ...]; None: ones."""
+
+    bias: Elements | None = None
+    residual: Tensor | None = None
+    """[n_l] numbers of the neurons that are added to its own."""
+
+    statistics: tuple[Elements, ...] | None = None
+    """Running mean and variance of a batch norm."""
+
+    version: int = 0
+    """How many activations and additions it has had so far."""
+
+    is_activated: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of its `LayerSpec`."""
+
+    def rows(self, place: Tensor | slice, nodes: Tensor, **changes: Any) -> TracedLayer:
+        """Some neurons of the layer, as a layer of their own."""
+
+        def part(elements: Elements | None) -> Elements | None:
+            return elements and replace(elements, index=elements.index[place])
+
+        statistics = self.statistics and tuple(
+            replace(elements, index=elements.index[place]) for elements in self.statistics
+        )
+        return replace(
+            self, nodes=nodes, weight=part(self.weight), bias=part(self.bias), statistics=statistics, **changes
+        )

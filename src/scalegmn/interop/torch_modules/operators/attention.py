@@ -1,0 +1,103 @@
+"""Multi-head attention, as one operation or written out: softmax(q k^T) v."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.values import Elements, Neurons, Scores, is_constant_along
+
+FAMILY = "attention"
+
+
+def check_masks(call: Call, values: Sequence[Any]) -> None:
+    """Refuses parameters that are added to, or multiplied by, attention scores."""
+    if any(isinstance(value, Elements) and not value.is_buffer for value in values):
+        call.trace.refuse("attention scores meet a parameter, expected constant masks and scales")
+
+
+def heads_of(call: Call, neurons: Neurons) -> Tensor:
+    """[heads, channels] of a value [..., T, channels]."""
+    call.trace.check_current(neurons)
+    if not is_constant_along(neurons.ids, -2):
+        call.trace.refuse("two activations are multiplied over positions, expected over the channels of each head")
+    rows = neurons.ids.select(-2, 0).flatten(0, -2).tolist()
+    return torch.tensor(list(dict.fromkeys(map(tuple, rows))))
+
+
+def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
+    """Multi-head attention: the neurons of the values, coupled with those of queries and keys."""
+    trace, heads, queries, keys = call.trace, heads_of(call, values), scores.queries, scores.keys
+    is_repeated = any(len(nodes.unique()) < nodes.numel() for nodes in (heads, keys))
+    if not len(heads) == len(queries) == len(keys) or is_repeated:
+        counts = f"{len(queries)} heads of queries, {len(keys)} of keys and {len(heads)} of values"
+        trace.refuse(f"attention of {counts}, expected as many of each")
+    for nodes in (queries.flatten(), keys.flatten(), heads.flatten()):
+        if trace.is_read(nodes):
+            trace.refuse("queries, keys or values of attention are read elsewhere too")
+        trace.attended.append(nodes)
+        trace.mark_read(nodes)
+    place = trace.layer_of(heads[0, 0])
+    attention = trace.layers[place].options.setdefault("attention", {})
+    attention[int(heads[0, 0])] = (queries.flatten(), keys.flatten(), len(heads))
+    return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*call.shape))
+
+
+def multiply_values(call: Call, x: Any, y: Any) -> Any:
+    """A product of two activations: of queries and keys, or of attention weights and values."""
+    if isinstance(x, Neurons) and isinstance(y, Neurons):
+        return Scores(heads_of(call, x), heads_of(call, replace(y, ids=y.ids.mT)))
+    if isinstance(x, Scores) and isinstance(y, Neurons):
+        return attend(call, x, y)
+    call.trace.refuse("a matrix product that is neither a linear layer nor attention")
+
+
+@operator(FAMILY, "scaled_dot_product_attention")
+def scaled_dot_product_attention(call: Call, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Neurons:
+    """Attention as one operation."""
+    for operand in (query, key, value):
+        if not isinstance(operand, Neurons):
+            call.trace.refuse("queries, keys or values of attention are not a layer's output")
+    check_masks(call, [*args, *kwargs.values()])
+    return attend(call, Scores(heads_of(call, query), heads_of(call, key)), value)
+
+
+@operator(FAMILY, "softmax", "_softmax", "log_softmax", "_log_softmax")
+def softmax(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of attention scores, or of the network's output."""
+    if isinstance(x, Scores):
+        return x
+    if not isinstance(x, Neurons):
+        call.trace.refuse("a softmax of a value that is not a layer's output")
+    return replace(x, is_output=True)
+
+
+@operator(FAMILY, "masked_fill")
+def masked_fill(call: Call, x: Any, *args: Any) -> Any:
+    """A mask of attention scores."""
+    if not isinstance(x, Scores):
+        call.trace.refuse("a mask is applied to a value that is not attention scores")
+    return x
+
+
+@operator(FAMILY, "where")
+def where(call: Call, condition: Any, x: Any, y: Any) -> Any:
+    """A constant mask of attention scores."""
+    scores = [value for value in (x, y) if isinstance(value, Scores)]
+    if len(scores) != 1 or not (isinstance(condition, Tensor | Scores) or getattr(condition, "is_buffer", False)):
+        call.trace.refuse("a choice between values, expected a constant mask of attention scores")
+    check_masks(call, [x, y])
+    return scores[0]
+
+
+@operator(FAMILY, "isnan", "eq", "all", "logical_not", "any")
+def examine_scores(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A property of attention scores, such as for rows that are masked as a whole."""
+    if not isinstance(x, Scores):
+        call.trace.refuse(f"{call.name} of a value that is not attention scores")
+    return x

@@ -1,0 +1,82 @@
+"""Pooling, upsampling, means and maxima over positions: channels stay, positions do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.values import NetworkInput, Neurons, Scores, is_constant_along, is_number
+
+FAMILY = "pooling and resizing"
+
+POSITION_AXES = {
+    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"), 1),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), 2),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), 2),
+}
+"""Operation -> over how many of the last axes it works."""
+
+
+def mark_maximum(call: Call, neurons: Neurons) -> None:
+    """Notes that the largest of a layer's values over positions is read, which no sign commutes with."""
+    for layer in neurons.versions:
+        if layer >= 0:
+            call.trace.layers[layer].options["maximum"] = True
+
+
+@operator(FAMILY, *POSITION_AXES)
+def pool(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same channels at fewer positions, or at more."""
+    axes = POSITION_AXES[call.name]
+    neurons = value if isinstance(value, Neurons) else call.trace.as_neurons(value, 1)
+    if not all(is_constant_along(neurons.ids, axis) for axis in range(-axes, 0)):
+        call.trace.refuse("pooling over channels, expected over positions")
+    if "max" in call.name:
+        mark_maximum(call, neurons)
+    ids = neurons.ids
+    for axis in range(-axes, 0):
+        ids = ids.narrow(axis, 0, 1)
+    pooled = replace(neurons, ids=ids.expand(*call.shape))
+    return [pooled, None] if isinstance(call.result, list | tuple) else pooled
+
+
+@operator(FAMILY, "pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+def pad(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """More positions, which hold zeros or repeat others."""
+    fill = [number for number in (*args[1:], kwargs.get("value")) if is_number(number)]
+    if any(float(number) != 0 for number in fill):
+        call.trace.refuse("padding with another number than 0")
+    neurons = value if isinstance(value, Neurons) else call.trace.as_neurons(value, 1)
+    sizes = zip(neurons.ids.shape, call.shape, strict=True)
+    padded = [axis for axis, (before, after) in enumerate(sizes) if before != after]
+    if not all(is_constant_along(neurons.ids, axis) for axis in padded):
+        call.trace.refuse("padding of channels, expected of positions")
+    ids = neurons.ids
+    for axis in padded:
+        ids = ids.narrow(axis, 0, 1)
+    return replace(neurons, ids=ids.expand(*call.shape))
+
+
+@operator(FAMILY, "mean")
+def mean(call: Call, x: Any, axes: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Any:
+    """A mean over positions."""
+    if isinstance(x, Scores):  # of attention weights, which are returned only to be shown
+        return x
+    if not isinstance(x, Neurons | NetworkInput):
+        call.trace.refuse("a mean of parameters")
+    numbers = x.ids if isinstance(x, Neurons) else x.index
+    for axis in sorted({axis % numbers.ndim for axis in axes or range(numbers.ndim)}, reverse=True):
+        if isinstance(x, Neurons) and not is_constant_along(numbers, axis):
+            call.trace.refuse(f"{call.name} over channels, expected over positions")
+        numbers = numbers.narrow(axis, 0, 1) if keepdim else numbers.select(axis, 0)
+    return replace(x, ids=numbers) if isinstance(x, Neurons) else replace(x, index=numbers)
+
+
+@operator(FAMILY, "amax")
+def amax(call: Call, x: Any, axes: Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    """The largest values over positions."""
+    if isinstance(x, Neurons):
+        mark_maximum(call, x)
+    return mean(call, x, axes, keepdim)

@@ -1,0 +1,55 @@
+"""Operations that only move elements: they do to the numbers of neurons what they do to activations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Scores, is_traced
+
+VIEWS = (
+    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", "movedim"),
+    *("squeeze", "unsqueeze", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand"),
+    *("getitem", "repeat", "tile", "mT", "swapaxes", "swapdims", "tensor_split", "expand_as", "view_as"),
+)
+"""Operations whose result may share memory with their argument, and `repeat`, `tile`."""
+
+UNCHANGED = (
+    *("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy"),
+    *("_to_copy", "to"),
+)
+"""Operations that change nothing when a module evaluates."""
+
+
+@operator("views", *VIEWS)
+def move(call: Call, *args: Any, **kwargs: Any) -> Any:
+    """A view, split or repetition of one traced value."""
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs), is_leaf=is_traced)
+    first = next(value for value in leaves if is_traced(value))
+    if isinstance(first, Scores):
+        return first
+
+    def numbers(value: Any) -> Any:
+        if not is_traced(value):
+            return value
+        tensor: Tensor = value.ids if isinstance(value, Neurons) else value.index
+        return tensor.contiguous() if call.name in ("view", "view_as", "_unsafe_view") else tensor
+
+    def value(tensor: Tensor) -> Elements | Neurons | NetworkInput:
+        return replace(first, ids=tensor) if isinstance(first, Neurons) else replace(first, index=tensor)
+
+    positional, named = torch.utils._pytree.tree_map(numbers, (args, kwargs), is_leaf=is_traced)
+    moved = call.function(*positional, **named)
+    return list(map(value, moved)) if isinstance(moved, list | tuple) else value(moved)
+
+
+@operator("no change when evaluated", *UNCHANGED)
+def keep(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
+    """The value itself."""
+    if isinstance(value, Neurons) and not call.result.is_floating_point():
+        call.trace.refuse("a layer's output is rounded to whole numbers")
+    return value

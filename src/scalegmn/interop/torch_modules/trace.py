@@ -1,0 +1,196 @@
+"""The state of a trace: the neurons and layers so far, and the checks that all operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, is_constant_along, size_along
+
+
+class Trace:
+    """The layers of a network, found operation by operation.
+
+    Operators (`interop.torch_modules.operators`) read and change it; `assemble.assemble` turns it into a `NetSpec`.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[TracedLayer] = []
+        self.place = ""
+        """Where in the module the operation at hand is, for messages."""
+        self.input: Tensor | None = None
+        """[n_0] numbers of the input's neurons, once a layer has read the input."""
+        self.attended: list[Tensor] = []
+        """Neurons of queries, keys and values, one entry for each."""
+        self._entry = torch.empty(0, dtype=torch.long)  # element of the input -> its neuron
+        self._layer_of: list[int] = []  # neuron -> layer, -1 for the input
+        self._is_read = torch.zeros(0, dtype=torch.bool)
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raises ValueError for an operation that a parameter graph cannot represent."""
+        raise ValueError(f"{self.place}: {problem}; docs/architectures.md lists what can be read")
+
+    # Neurons
+
+    def number_neurons(self, size: int, layer: int) -> Tensor:
+        """Numbers for new neurons of a layer."""
+        first = len(self._layer_of)
+        self._layer_of += [layer] * size
+        self._is_read = torch.cat([self._is_read, torch.zeros(size, dtype=torch.bool)])
+        return torch.arange(first, first + size)
+
+    def layer_of(self, neuron: int | Tensor) -> int:
+        """The layer that a neuron belongs to; -1 for the network's input."""
+        return self._layer_of[int(neuron)]
+
+    def start(self, num_elements: int) -> None:
+        """Notes the size of the network's input."""
+        self._entry = torch.full((num_elements,), -1)
+
+    def input_neurons(self, size: int) -> Tensor:
+        """[n_0] numbers of the input's neurons."""
+        if self.input is None:
+            self.input = self.number_neurons(size, -1)
+        if len(self.input) != size:
+            self.refuse(f"it reads {size} channels of the input, where another layer reads {len(self.input)}")
+        return self.input
+
+    def mark_read(self, nodes: Tensor) -> None:
+        """Notes that a layer, an addition or attention reads these neurons."""
+        self._is_read[nodes] = True
+
+    def is_read(self, nodes: Tensor) -> bool:
+        """Whether a layer, an addition or attention reads one of these neurons."""
+        return bool(self._is_read[nodes].any())
+
+    # Values
+
+    def check_current(self, value: Neurons) -> None:
+        """Refuses values from before a change of their layer, and those that only an output may have."""
+        if value.is_output:
+            self.refuse("a layer reads a value after a softmax or an offset, which only a network's output may have")
+        if any(layer >= 0 and self.layers[layer].version != version for layer, version in value.versions.items()):
+            self.refuse("a layer is read both before and after its activation or an addition")
+
+    def as_neurons(self, value: Any, axis: int) -> Neurons:
+        """The neurons that a layer reads, with channels along an axis; elements of the input become neurons."""
+        if isinstance(value, Neurons):
+            self.check_current(value)
+            if value.factor != 1:
+                self.refuse(f"a layer reads the multiple {value.factor:g} x of another layer's output x")
+            return value
+        if not isinstance(value, NetworkInput):
+            self.refuse("a layer reads parameters, expected the input or a layer's output")
+        size = value.index.shape[axis]
+        is_first = self.input is None
+        shape = [1] * value.index.ndim
+        shape[axis] = size
+        ids = self.input_neurons(size).reshape(shape).expand_as(value.index)
+        if is_first:
+            self._entry[value.index] = ids
+        if not torch.equal(self._entry[value.index], ids):
+            self.refuse("a part of the input is read, or its channels in another order than elsewhere")
+        return Neurons(ids, {-1: 0})
+
+    def channels_along(self, neurons: Neurons, axis: int) -> Tensor:
+        """[n] the neurons along an axis, where they are the same at all other places."""
+        if any(not is_constant_along(neurons.ids, other) for other in _others(neurons.ids, axis)):
+            self.refuse("a layer reads positions, expected channels along one axis")
+        return neurons.ids.movedim(axis, -1)[(0,) * (neurons.ids.ndim - 1)]
+
+    def channel_axis(self, neurons: Neurons) -> int:
+        """The axis along which neurons differ."""
+        axes = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+        if len(axes) != 1:
+            self.refuse(f"channels lie along {len(axes)} axes, expected one")
+        return axes[0]
+
+    # Layers
+
+    def new_layer(self, size: int, reads: Tensor | None, weight: Elements | None, **rest: Any) -> TracedLayer:
+        """A layer of `size` new neurons; `output_of` adds it to the network."""
+        return TracedLayer(self.place, self.number_neurons(size, len(self.layers)), reads, weight, **rest)
+
+    def output_of(self, layer: TracedLayer, axis: int, shape: Sequence[int]) -> Neurons:
+        """Adds a layer; returns its output, with channels along an axis."""
+        self.layers.append(layer)
+        if layer.reads is not None:
+            self.mark_read(layer.reads)
+        view = [1] * len(shape)
+        view[axis] = len(layer.nodes)
+        return Neurons(layer.nodes.reshape(view).expand(*shape), {len(self.layers) - 1: 0})
+
+    def constant_layer(self, elements: Elements, neurons: Neurons) -> Neurons:
+        """Parameters in place of activations, such as position embeddings: a layer that reads constant inputs.
+
+        Args:
+            elements: the parameter.
+            neurons: the activations beside which it stands.
+        """
+        axis, index = self.channel_axis(neurons), elements.index
+        index = index.reshape([1] * (neurons.ids.ndim - index.ndim) + list(index.shape))
+        if index.shape[axis] != neurons.ids.shape[axis]:
+            self.refuse(f"a parameter with {index.shape[axis]} channels is added to {neurons.ids.shape[axis]} channels")
+        rows = index.movedim(axis, 0).reshape(index.shape[axis], -1)
+        if _has_duplicates(rows[0]):  # expanded over batches, for example: each position once
+            rows = torch.stack(list(rows.mT.unique(dim=0)), dim=1)
+        layer = self.new_layer(len(rows), None, replace(elements, index=rows), options={"constant": True})
+        return self.output_of(layer, axis, index.shape)
+
+    def add(self, x: Neurons, y: Neurons, shape: Sequence[int]) -> Neurons:
+        """x + y as a residual connection into one of the two layers, one that has none yet."""
+        for value in (x, y):
+            self.check_current(value)
+        if x.factor != 1 or y.factor != 1:
+            self.refuse("a multiple of a layer's output is added")
+        x, y = (replace(value, ids=value.ids.expand(*shape)) for value in (x, y))
+        axis = self.channel_axis(x)
+        first, second = self.channels_along(x, axis), self.channels_along(y, axis)
+
+        def is_free(value: Neurons, along: Tensor) -> bool:
+            (owner, *others) = value.versions
+            is_whole = not others and owner >= 0 and torch.equal(along, self.layers[owner].nodes)
+            return is_whole and self.layers[owner].residual is None and not self.is_read(along)
+
+        receivers = [pair for pair in ((y, second, first), (x, first, second)) if is_free(*pair[:2])]
+        receivers.sort(key=lambda pair: -max(pair[0].versions))
+        for value, _, added in receivers:
+            (owner,) = value.versions
+            sources = {self.layer_of(neuron) for neuron in added.tolist()}
+            if len(sources) == 1 and max(sources) < owner:
+                layer = self.layers[owner]
+                layer.residual = added
+                layer.options["residual_after"] = layer.is_activated
+                layer.version += 1
+                self.mark_read(added)
+                return replace(value, versions={owner: layer.version})
+        self.refuse("two layers are added, both of which are read elsewhere too or have another addition")
+
+    def add_elements(self, neurons: Neurons, elements: Elements, shape: Sequence[int]) -> Neurons:
+        """Adds a parameter: the bias of a layer that has none, or the output of a layer of constant inputs."""
+        self.check_current(neurons)
+        (owner, *others), axis = neurons.versions, self.channel_axis(neurons)
+        size = neurons.ids.shape[axis]
+        is_bias = elements.index.numel() == size == size_along(elements.index, axis - neurons.ids.ndim)
+        if is_bias and not others and owner >= 0 and self.layers[owner].bias is None:
+            layer = self.layers[owner]
+            if layer.version == 0 and torch.equal(self.channels_along(neurons, axis), layer.nodes):
+                layer.bias, layer.version = replace(elements, index=elements.index.flatten()), 1
+                return replace(neurons, versions={owner: 1})
+        return self.add(neurons, self.constant_layer(elements, neurons), shape)
+
+
+def _others(tensor: Tensor, axis: int) -> list[int]:
+    """All axes but one."""
+    return [other for other in range(tensor.ndim) if other != axis % tensor.ndim]
+
+
+def _has_duplicates(numbers: Tensor) -> bool:
+    """Whether a number occurs twice."""
+    in_order = numbers.sort().values
+    return bool((in_order[1:] == in_order[:-1]).any())

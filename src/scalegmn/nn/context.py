@@ -1,0 +1,67 @@
+"""What rows of features belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.networks.scalar_groups import ScalarGroup
+
+ROLES = ("input", "hidden", "output")
+"""The roles of nodes."""
+
+
+@dataclass(frozen=True)
+class NodeContext:
+    """What n rows of node features belong to; `context[index]` is that of gathered rows.
+
+    Attributes:
+        role: [n] long, index into `ROLES`.
+        group: [n] long, index into `groups`.
+        network: [n] long, the network of each row.
+        groups: the scalar groups that the model tells apart; one unless its symmetry is `hetero`.
+    """
+
+    role: Tensor
+    group: Tensor
+    network: Tensor
+    groups: tuple[ScalarGroup, ...]
+
+    def __getitem__(self, index: Tensor) -> NodeContext:
+        """The context of `rows[index]`, for an index or a mask of rows."""
+        return NodeContext(self.role[index], self.group[index], self.network[index], self.groups)
+
+    @classmethod
+    def cat(cls, parts: Iterable[NodeContext]) -> NodeContext:
+        """Of several rows, one after the other."""
+        parts = list(parts)
+        columns = zip(*((part.role, part.group, part.network) for part in parts), strict=True)
+        return cls(*map(torch.cat, columns), parts[0].groups)
+
+
+class EdgeContext(NamedTuple):
+    """What the two ends of E edges belong to."""
+
+    receiver: NodeContext
+    sender: NodeContext
+
+
+def select_branches(
+    branches: Sequence[tuple[Tensor, nn.Module]], context: NodeContext, inputs: Sequence[Tensor]
+) -> Tensor:
+    """Rows [n, out] of which each branch computes those of its mask; rows of no branch are zero.
+
+    Args:
+        branches: (mask [n] bool, module called as module(context, *inputs)).
+        context: of the n rows.
+        inputs: [n, D] each.
+    """
+    outputs = [(mask, module(context[mask], *(x[mask] for x in inputs))) for mask, module in branches]
+    result = outputs[0][1].new_zeros(len(inputs[0]), outputs[0][1].shape[-1])
+    for mask, rows in outputs:
+        result[mask] = rows
+    return result

@@ -1,0 +1,129 @@
+"""One round of messages and updates on parameter graphs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.nn.context import EdgeContext, NodeContext
+from scalegmn.nn.messages import MessageFunction
+from scalegmn.nn.mlp import Dropout
+
+
+class MessagePassingLayer(nn.Module):
+    """One round of messages and updates (ScaleGMN, eqs. 15, 16 and 18, https://arxiv.org/abs/2406.10685).
+
+    m_i  = AGG_j MSG(x_i, x_j, e_ji, p) (+ sum_s A_r x_s over residual connections s -> i, whose ends have one q)
+    x_i' = UPD([x_i, m_i], p_i) (+ S x_i);  bidirectional: UPD([x_i, m_i forward, m_i backward], p_i)
+    e_ji' = edge update of (x_i, x_j, e_ji)
+
+    Args:
+        forward_message: MSG along the edges.
+        backward_message: MSG against them; None: a forward model.
+        update: UPD, called as update(context, [x, m...], *p).
+        edge_update: called as edge_update(context, receiver, sender, edge); None: the edges stay.
+        backward_edge_update: the same of the features that messages against the edges read.
+        skip: S, or None.
+        forward_residual: A_r, or None: residual connections are not read.
+        backward_residual: the same against them.
+        dropout: probability on the new node features.
+        aggregator: `add` or `mean`.
+        message_positions: MSG reads the receiver's p, in bidirectional models the sender's.
+        update_positions: UPD reads p.
+    """
+
+    def __init__(
+        self,
+        forward_message: MessageFunction,
+        backward_message: MessageFunction | None,
+        update: nn.Module,
+        edge_update: nn.Module | None,
+        backward_edge_update: nn.Module | None,
+        skip: nn.Linear | None,
+        forward_residual: nn.Linear | None,
+        backward_residual: nn.Linear | None,
+        dropout: float,
+        aggregator: str,
+        message_positions: bool,
+        update_positions: bool,
+    ) -> None:
+        super().__init__()
+        self.forward_message, self.backward_message = forward_message, backward_message
+        self.update = update
+        self.edge_update, self.backward_edge_update = edge_update, backward_edge_update
+        self.skip = skip
+        self.dropout = Dropout(dropout)
+        self.forward_residual, self.backward_residual = forward_residual, backward_residual
+        self.aggregator = aggregator
+        self.message_positions, self.update_positions = message_positions, update_positions
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether there are messages against the edges."""
+        return self.backward_message is not None
+
+    def forward(
+        self,
+        context: NodeContext,
+        edge_index: Tensor,
+        residuals: Tensor,
+        x: Tensor,
+        edge: Tensor,
+        backward_edge: Tensor,
+        p: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New x, edge and backward_edge.
+
+        Args:
+            context: of the N nodes.
+            edge_index: [2, E] long, rows sender and receiver.
+            residuals: [2, C] long, senders and receivers of residual connections.
+            x: node features [N, d].
+            edge: edge features [E, d] along the edges.
+            backward_edge: [E, d], those that messages against the edges read; unused by forward models.
+            p: positional embeddings [N, d], or None.
+        """
+        against = edge_index.flip(0)
+        received = [self.receive(self.forward_message, context, edge_index, x, edge, p)]
+        if self.forward_residual is not None:
+            received[0] = received[0] + aggregate(self.forward_residual(x)[residuals[0]], residuals[1], len(x))
+        if self.backward_message is not None:
+            received.append(self.receive(self.backward_message, context, against, x, backward_edge, p))
+        if self.backward_residual is not None:
+            received[1] = received[1] + aggregate(self.backward_residual(x)[residuals[1]], residuals[0], len(x))
+        new = self.update(context, torch.cat([x, *received], dim=-1), *([p] if self.update_positions else []))
+        if self.skip is not None:
+            new = new + self.skip(x)
+        if self.edge_update is not None:
+            edge = self.edge_update(*ends(context, edge_index, x), edge)
+        if self.backward_edge_update is not None:
+            backward_edge = self.backward_edge_update(*ends(context, against, x), backward_edge)
+        return self.dropout(new), edge, backward_edge
+
+    def receive(
+        self,
+        message: MessageFunction,
+        context: NodeContext,
+        edge_index: Tensor,
+        x: Tensor,
+        edge: Tensor,
+        p: Tensor | None,
+    ) -> Tensor:
+        """Messages along `edge_index`, joined at their receivers: [N, d]."""
+        sender, receiver = edge_index
+        positions = [p[sender if self.bidirectional else receiver]] if self.message_positions else []
+        messages = message(*ends(context, edge_index, x), edge, *positions)
+        return aggregate(messages, receiver, len(x), self.aggregator)
+
+
+def ends(context: NodeContext, edge_index: Tensor, x: Tensor) -> tuple[EdgeContext, Tensor, Tensor]:
+    """What the ends of edges belong to, the receivers' features and the senders' [E, d]."""
+    sender, receiver = edge_index
+    return EdgeContext(context[receiver], context[sender]), x[receiver], x[sender]
+
+
+def aggregate(messages: Tensor, receiver: Tensor, num_nodes: int, aggregator: str = "add") -> Tensor:
+    """The sum (`add`) or the mean of the messages that come to each node, [E, d] -> [num_nodes, d]; 0 where none do."""
+    from torch_geometric.utils import scatter  # takes seconds to import
+
+    return scatter(messages, receiver, dim=0, dim_size=num_nodes, reduce="sum" if aggregator == "add" else aggregator)

@@ -1,0 +1,79 @@
+"""The command `scalegmn` itself."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from commands import assert_refused, run_command
+
+from scalegmn.cli import SCALEGMN
+from scalegmn.cli.zoo import ZOO
+
+HEAVY = ("torch", "numpy", "jsonargparse", "scipy", "lightning", "sklearn", "matplotlib", "wandb", "torch_geometric")
+
+
+def modules_after(code):
+    """The modules that a process has loaded after some code."""
+    code += "\nimport sys; print('modules', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.rpartition("modules ")[2].split())
+
+
+def test_help_imports_nothing_heavy():
+    """So that it takes no time."""
+    code = "from scalegmn.cli import main\ntry: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0"
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_the_package_is_imported_lazily():
+    assert not modules_after("import scalegmn") & set(HEAVY)
+    loaded = modules_after("import scalegmn; scalegmn.NetSpec")
+    assert "torch" in loaded
+    assert not loaded & {"jsonargparse", "scipy", "lightning", "filelock", "sklearn", "matplotlib"}
+
+
+@pytest.mark.parametrize("group", [SCALEGMN, ZOO], ids=lambda group: group.name)
+def test_every_command_exists_and_is_listed(group):
+    package = group.name.replace("scalegmn", "scalegmn.cli", 1).replace(" ", ".")
+    for name, text in group.commands.items():
+        assert callable(import_module(f"{package}.{name}").run)
+        assert f"  {name} " in group.help()
+        assert text in group.help()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "scalegmn: a command is missing, expected one of train, zoo"),
+        (["trian"], "scalegmn: unknown command trian, did you mean train?"),
+        (["xyz"], "scalegmn: unknown command xyz, expected one of train, zoo"),
+        (["zoo"], "scalegmn zoo: a command is missing, expected one of inr, cnn"),
+        (["zoo", "veriffy"], "scalegmn zoo: unknown command veriffy, did you mean verify?"),
+        (["train"], "scalegmn train: a task is missing, expected one of classification"),
+        (["train", "clasification"], "scalegmn train: unknown task clasification, did you mean classification?"),
+        (["train", "classification", "--modle", "mlp"], "unknown key modle, did you mean model?"),
+        (["export", "--chekpoint=run"], "scalegmn export: unknown option --chekpoint, did you mean --checkpoint?"),
+        (["export", "--checkpoint=run"], "scalegmn export: the following arguments are required: --out"),
+        (["zoo", "verify", "a", "b"], "scalegmn zoo verify: unexpected argument b"),
+        (["zoo", "splits", "a", "--val_size=x"], "argument --val_size: invalid int value: 'x'"),
+        (["zoo", "info", "a", "--import=nothing_here"], "--import: the module nothing_here cannot be imported"),
+        (["demo", "clasification"], "invalid choice: 'clasification'"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(words, message, tmp_path, monkeypatch, capsys):
+    assert_refused(run_command(words, tmp_path, monkeypatch, capsys), message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*SCALEGMN.commands, *(f"zoo {name}" for name in ZOO.commands), "train editing"])
+def test_every_command_explains_itself(name, tmp_path, monkeypatch, capsys):
+    code, out, error = run_command([*name.split(), "--help"], tmp_path, monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert out.startswith(f"usage: scalegmn {name}")
+    if name not in ("zoo", "train"):
+        assert "--import MODULE" in out
+
+
+def test_version(tmp_path, monkeypatch, capsys):
+    assert run_command(["--version"], tmp_path, monkeypatch, capsys)[1].startswith("scalegmn ")
