@@ -75,3 +75,14 @@ def test_reading_a_configuration_imports_nothing_slow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "jsonargparse" in done.stdout.split()
     assert not {"lightning", "matplotlib", "wandb", "torch._dynamo", "scipy.stats"} & set(done.stdout.split())
+
+
+def test_input_networks_alone_import_little():
+    """Whoever uses `scalegmn.networks` alone waits for torch, and for nothing else."""
+    code = "import scalegmn.networks; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    slow = {"jsonargparse", "scipy", "lightning", "filelock", "torch_geometric", "matplotlib", "torch._dynamo"}
+    assert not slow & set(modules)
+    rooms = {name.split(".")[1] for name in modules if name.startswith("scalegmn.")}
+    assert rooms == {"networks", "registry"}

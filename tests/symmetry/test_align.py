@@ -133,8 +133,8 @@ def test_other_networks_are_refused(random_params):
             align(params, other)
 
 
-def test_neurons_that_are_tied_to_others_are_refused(random_params):
+def test_coupled_layers_are_refused(random_params):
     layers = (LayerSpec(2, 4, activation="relu"), LayerSpec(4, 4, activation="relu", residual=0), LayerSpec(4, 1))
     params = random_params(NetSpec(layers), 2)
-    with pytest.raises(ValueError, match="some are tied to others"):
+    with pytest.raises(ValueError, match="some layers are coupled"):
         align(params, params)

@@ -144,5 +144,5 @@ def test_phase(random_params, generator):
 
 def test_alignment_is_refused(random_params):
     params = draw(random_params, ["relu"] * 5, None)
-    with pytest.raises(ValueError, match=r"some are tied to others, in MLP .*residual 0 -> 2"):
+    with pytest.raises(ValueError, match=r"some layers are coupled, in MLP .*residual 0 -> 2"):
         align(params, params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,10 +63,15 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
     problems = [
         f"data.augment.{name}: found {getattr(config, name)}, expected 0 for {spec}, which does not read 2 coordinates"
         for name in ("translate", "rotate")
-        if getattr(config, name) and (spec.is_cnn or spec.layout[0] != 2)
+        if getattr(config, name) and not _reads_two_coordinates(spec)
     ]
     if config.flip and not spec.is_cnn:
         problems.append(f"data.augment.flip: found True, expected False for {spec}, which has no kernels")
+    if config.relabel and not _has_linear_outputs(spec):
+        problems.append(
+            f"data.augment.relabel: found True, expected False for {spec}, whose last layer does not read all neurons, "
+            "or shares its weights"
+        )
     if config.mixup and (spec.residuals or not spec.is_chain):
         problems.append(f"data.augment.mixup: found {config.mixup}, expected 0 for {spec}, which cannot be aligned")
     admitted = _admitted(spec)
@@ -77,6 +82,21 @@ def check_augment(config: AugmentConfig, spec: NetSpec) -> None:
     ]
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _reads_two_coordinates(spec: NetSpec) -> bool:
+    """Whether the first layer is linear, and alone reads the input, which has two values."""
+    first, *others = spec.layers
+    readers = [index for index, layer in enumerate(spec.layers) if not layer.constant and spec.sender(index) == -1]
+    is_shared = any(layer.tied == 0 for layer in others) or any(residual.source < 0 for residual in spec.residuals)
+    is_linear = not spec.is_cnn and first.groups == 1 and first.norm is None
+    return spec.layout[0] == 2 and readers == [0] and is_linear and not is_shared
+
+
+def _has_linear_outputs(spec: NetSpec) -> bool:
+    """Whether each output is a weighted sum of all that the last layer reads, with weights of its own layer."""
+    last = spec.layers[-1]
+    return last.groups == 1 and last.norm is None and last.tied is None and last.attention is None
 
 
 def _admitted(spec: NetSpec) -> list[str]:
@@ -186,11 +206,12 @@ def relabel(params: NetParams, generator: torch.Generator) -> NetParams:
 
 def dropout(params: NetParams, share: float, generator: torch.Generator) -> NetParams:
     """Each weight is set to zero with probability `share`, independently; biases stay."""
-    weights = tuple(
-        weight.masked_fill((torch.rand(weight.shape, generator=generator) < share).to(weight.device), 0)
-        for weight in params.weights
-    )
-    return params.replace(weights=weights)
+
+    def dropped(weight: Tensor) -> Tensor:
+        is_dropped = torch.rand(weight.shape, generator=generator) < share
+        return weight.masked_fill(is_dropped.to(weight.device), 0)
+
+    return params.replace(weights=_changed_weights(params, dropped))
 
 
 def noise(params: NetParams, std: float, generator: torch.Generator) -> NetParams:
@@ -204,7 +225,7 @@ def noise(params: NetParams, std: float, generator: torch.Generator) -> NetParam
         size = tensor.square().mean(tuple(range(1, tensor.ndim)), keepdim=True).sqrt()
         return tensor + std * size * torch.randn(tensor.shape, generator=generator).to(tensor)
 
-    return params.replace(weights=tuple(map(noisy, params.weights)), biases=tuple(map(noisy, params.biases)))
+    return params.replace(weights=_changed_weights(params, noisy), biases=tuple(map(noisy, params.biases)))
 
 
 def mixup(params: NetParams, target: Tensor, shares: Tensor) -> tuple[NetParams, Tensor]:
@@ -252,6 +273,18 @@ def transform(params: NetParams, group: Sequence[str], generator: torch.Generato
     chosen = ScalarGroup(signs="sign" in group, scales="scale" in group)
     params = GroupElement(element.permutations, tuple(map(chosen.project, element.scales))).act(params)
     return PhaseShift.sample(params, generator).act(params) if "phase" in group else params
+
+
+def _changed_weights(params: NetParams, fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """`fn` of each weight that is a parameter: norms without scale keep their ones, and tied layers the weights that
+    they share."""
+    weights: list[Tensor] = []
+    for layer, weight in zip(params.spec.layers, params.weights, strict=True):
+        if layer.tied is not None:
+            weights.append(weights[layer.tied].transpose(1, 2))
+        else:
+            weights.append(fn(weight) if layer.affine else weight)
+    return tuple(weights)
 
 
 def _symmetric(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import pickletools
 import re
 import struct
 import tarfile
@@ -17,11 +16,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from scalegmn.zoos.pickled_arrays import read_pickle
 
 PICTURES = re.compile(r".*\.(png|jpg|jpeg|bmp|webp)", re.IGNORECASE)
 """Names of the files that are taken for images."""
@@ -50,7 +50,8 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
-        return tuple(self.pixels.shape[1:])
+        height, width, channels = self.pixels.shape[1:]
+        return height, width, channels
 
     def take(self, rows: Tensor) -> Tensor:
         """Images `rows` as [len(rows), height, width, channels] floats in [0, 1]."""
@@ -188,78 +189,6 @@ def _pickled_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.array(labels)
 
 
-_GLOBALS = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
-_VALUES = ("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE")
-_CONSTANTS = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True}
-
-
-def read_pickle(content: bytes) -> Any:
-    """Dictionaries, lists, tuples, integers, strings and uint8 arrays of a pickle (protocol 2), without running it.
-
-    Works through the pickle's own instructions; nothing is imported or called. Strings of bytes become latin-1 text.
-
-    Raises:
-        ValueError: it is damaged, or holds any other instruction or name.
-    """
-    stack, marks, memo = [], [], {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    try:
-        for opcode, value, _ in pickletools.genops(content):
-            name = opcode.name
-            if name in _VALUES:
-                stack.append(value)
-            elif name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-                stack.append({} if name == "EMPTY_DICT" else [])
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[value] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[value])
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            elif name == "TUPLE":
-                stack.append(tuple(since_mark()))
-            elif name in ("APPEND", "APPENDS"):
-                items = [stack.pop()] if name == "APPEND" else since_mark()
-                stack[-1].extend(items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since_mark()
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name == "GLOBAL" and value in _GLOBALS:
-                stack.append(value)
-            elif name == "REDUCE":  # an array or a dtype: what to call, and the arguments, as a pair
-                stack[-2:] = [tuple(stack[-2:])]
-            elif name == "BUILD":
-                state = stack.pop()
-                if stack[-1][0] == _GLOBALS[0]:  # of a dtype, the byte order: meaningless for bytes
-                    stack[-1] = _pickled_array(state)
-            elif name not in ("PROTO", "STOP"):
-                raise ValueError(f"refused: holds {name} {value or ''}, which lists and arrays do not need")
-        (result,) = stack
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a readable pickle: {type(error).__name__} {error}") from None
-    return result
-
-
-def _pickled_array(state: tuple[Any, ...]) -> np.ndarray:
-    """A uint8 array from its pickled state: version, shape, (dtype, arguments), Fortran order, bytes as latin-1."""
-    _, shape, (_, (kind, *_)), fortran, content = state
-    content = np.frombuffer(content.encode("latin-1"), np.uint8)
-    if kind != "u1" or len(content) != int(np.prod(shape, dtype=object)):
-        raise ValueError(f"array of {kind}, shape {shape}, {len(content):,} bytes, expected one byte per number (u1)")
-    return content.reshape(shape, order="F" if fortran else "C")
-
-
 def load_picture_images(path: Path) -> Images:
     """A folder or tar archive of pictures of one size.
 
@@ -312,7 +241,9 @@ def _entries(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[PurePosixPat
             for member in archive:
                 name = PurePosixPath(member.name)
                 if member.isfile() and wanted.fullmatch(name.name):
-                    yield name, archive.extractfile(member).read()
+                    content = archive.extractfile(member)
+                    assert content is not None  # since it is a file
+                    yield name, content.read()
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: neither a folder nor a whole tar archive ({error}); get it again") from None
 
@@ -334,7 +265,7 @@ def _images(name: str, pixels: np.ndarray, labels: np.ndarray, held_out: np.ndar
     digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
     for part in (pixels, labels, held_out):
         if part is not None:
-            digest.update(part)
+            digest.update(part.data)
     return Images(
         torch.from_numpy(pixels),
         torch.from_numpy(labels),

@@ -181,14 +181,13 @@ class LabelledNets:
             batches: the networks [B] of each batch; or how many a batch has, in order, the last maybe fewer.
             device: where they go.
         """
-        if isinstance(batches, int):
-            batches = torch.arange(len(self)).split(batches)
-        at_once = max(1, BLOCK // len(batches[0])) if batches and len(self.zoo.nets) == 1 else 1
-        for first in range(0, len(batches), at_once):
-            together = batches[first : first + at_once]
-            index, start = torch.cat(together), 0
+        of_batches = list(torch.arange(len(self)).split(batches) if isinstance(batches, int) else batches)
+        at_once = max(1, BLOCK // len(of_batches[0])) if of_batches and len(self.zoo.nets) == 1 else 1
+        for first in range(0, len(of_batches), at_once):
+            read_together = of_batches[first : first + at_once]
+            index, start = torch.cat(read_together), 0
             params, labels = self.read(index, device), self.labels[index].to(device)
-            for batch in together:
+            for batch in read_together:
                 rows = slice(start, start := start + len(batch))
                 yield params[rows], labels[rows]
 

@@ -231,7 +231,7 @@ def _write_tensors(
 
         def put(name: str, row: int, tensor: Tensor) -> None:
             out.seek(data + starts[name] + row * tensor.shape[1:].numel() * tensor.element_size())
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
         written = dict.fromkeys(counts, 0)
         for part in parts:
@@ -345,7 +345,7 @@ def params_to_tensors(params: NetParams, group: int = 0) -> dict[str, Tensor]:
     """Named tensors of networks of one spec, the zoo's architecture number `group`; batch norms are refused."""
     if params.statistics is not None:
         raise ValueError(
-            f"a zoo has no place for statistics of batch norms, found {params.spec}; store params.with_batch_norm_folded()"
+            f"zoos hold no statistics of batch norms, found {params.spec}; store params.with_batch_norm_folded()"
         )
     tensors = {f"spec{group}.weight.{index}": tensor for index, tensor in enumerate(params.weights)}
     tensors |= {f"spec{group}.bias.{index}": tensor for index, tensor in enumerate(params.biases)}
