@@ -23,8 +23,20 @@ SCRIPTS = {
     "inr_editing.py": "editing",
     "predicting_generalization.py": "generalization",
 }
+# Of the shell, and of systems that tests lack.
 OTHER_PROGRAMS = {
-    *(".", "[", "scontrol", "cd", "conda", "git", "sbatch", "for", "do", "done"),  # of the shell and of systems that tests lack
+    *(
+        ".",
+        "[",
+        "scontrol",
+        "cd",
+        "conda",
+        "git",
+        "sbatch",
+        "for",
+        "do",
+        "done",
+    ),
     "pre-commit",
 }
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n+```(?P<language>\w*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
