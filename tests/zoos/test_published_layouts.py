@@ -77,9 +77,7 @@ def test_mnist_without_splits(tmp_path, generator):
     assert splits["test"]["label"] == ["7", "2", "1"]
     assert all((root / path).is_file() for found in splits.values() for path in found["path"])
     assert len({path for found in splits.values() for path in found["path"]}) == 11
-    with pytest.raises(
-        ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"
-    ):
+    with pytest.raises(ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"):
         load_splits(DataConfig(str(root), "labeled_mnist_inr"), "label")
 
 
