@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.context import EdgeContext, NodeContext
 from scalegmn.nn.messages import MessageFunction
 from scalegmn.nn.mlp import Dropout
@@ -125,10 +126,3 @@ def ends(context: NodeContext, edge_index: Tensor, x: Tensor) -> tuple[EdgeConte
     """What the ends of edges belong to, the receivers' features and the senders' [E, d]."""
     sender, receiver = edge_index
     return EdgeContext(context[receiver], context[sender]), x[receiver], x[sender]
-
-
-def aggregate(messages: Tensor, receiver: Tensor, num_nodes: int, aggregator: str = "add") -> Tensor:
-    """The sum (`add`) or the mean of the messages that come to each node, [E, d] -> [num_nodes, d]; 0 where none do."""
-    from torch_geometric.utils import scatter  # takes seconds to import
-
-    return scatter(messages, receiver, dim=0, dim_size=num_nodes, reduce="sum" if aggregator == "add" else aggregator)
