@@ -225,7 +225,9 @@ def test_bad_networks_do_not_stop_the_others(home, nets):
 
 
 def test_runs_that_cannot_predict(home, nets):
-    assert_refused(ask(home, "nets/own.pth", checkpoint="runs/hetero"), "nets/own.pth: says no activation")
+    assert_refused(
+        ask(home, "nets/own.pth", checkpoint="runs/hetero"), "nets/own.pth: a state dict does not tell its activation"
+    )
     assert_refused(ask(home, "nets/own.pth", checkpoint="runs/no"), "runs/no is not the folder of a finished run")
     (home / "runs/unfinished").mkdir()
     (home / "runs/unfinished/config.yml").write_text((home / "runs/relu/config.yml").read_text())

@@ -1,4 +1,4 @@
-"""Images to fit, edit and classify, from the files that people have.
+"""Images to fit, edit and classify, from the files in which they are published.
 
 An image's identity is its index here: training images first, then the source's own test images.
 """
@@ -34,7 +34,7 @@ class Images:
     Attributes:
         pixels: [n, height, width, channels], uint8 (0 to 255) or float (0 to 1); `take` gives floats.
         labels: [n] classes.
-        source: what they are, with a checksum of pixels, classes and held-out set.
+        source: a description, with a checksum of pixels, classes and held-out set.
         held_out: [n] bool, the source's own test set; None where it has none.
     """
 
@@ -122,9 +122,9 @@ def _read_idx(file: Path, num_dims: int) -> np.ndarray:
             if len(header) < length or struct.unpack(">i", header[:4])[0] != 0x0800 + num_dims:
                 raise ValueError(f"begins with {header[:4].hex() or 'nothing'}, expected {0x0800 + num_dims:08x}")
             shape = struct.unpack(f">{num_dims}I", header[4:])
-            expected, found = length + int(np.prod(shape, dtype=object)), _unpacked_size(file)
-            if found != expected:
-                raise ValueError(f"{found:,} bytes unpacked, expected {expected:,} for its header's shape {shape}")
+            expected, size = length + int(np.prod(shape, dtype=object)), _unpacked_size(file)
+            if size != expected:
+                raise ValueError(f"{size:,} bytes unpacked, expected {expected:,} for its header's shape {shape}")
             values = np.frombuffer(content.read(expected), np.uint8)
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file}: not an IDX file of bytes or damaged ({error}); get it again") from None
@@ -144,7 +144,7 @@ def load_cifar10_images(path: Path) -> Images:
     """CIFAR-10, 32 x 32 colour: a folder or tar archive of the published binary or Python batches, or of pictures.
 
     Batches: `data_batch_1` to `_5` and `test_batch`, each with or without `.bin`, in any folder within. Pictures:
-    `train/<class>/*` and `test/<class>/*`. Pickles are read as data; none of their code runs.
+    `train/<class>/*` and `test/<class>/*`. No code of a pickle runs (`pickled_arrays`).
     """
     batches = {}
     for name, content in _entries(path, re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?")):
@@ -193,24 +193,26 @@ def load_picture_images(path: Path) -> Images:
     """A folder or tar archive of pictures of one size.
 
     A picture's class is the folder it is in, in sorted order; where all are in `train/<class>/` or `test/<class>/`, the
-    latter are held out. Grey pictures have one channel, others three. Other files are passed over.
+    latter are held out. Grey pictures have one channel, others three. Other files are ignored.
     """
-    found = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
-    if not found:
+    pictures = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
+    if not pictures:
         raise ValueError(f"{path}: found no image, expected files that end in .png, .jpg, .jpeg, .bmp or .webp")
-    parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in found}
+    parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in pictures}
     has_parts = set(parts.values()) == {"train", "test"}
-    names = sorted(found, key=lambda name: (has_parts and parts[name] == "test", name.parts))
+    names = sorted(pictures, key=lambda name: (has_parts and parts[name] == "test", name.parts))
     for name in names:
-        if found[name].shape != found[names[0]].shape:
+        if pictures[name].shape != pictures[names[0]].shape:
             raise ValueError(
-                f"{path}: {name} has height, width, channels {found[name].shape}, expected {found[names[0]].shape} "
-                f"as {names[0]}; make all images alike"
+                f"{path}: {name} has height, width, channels {pictures[name].shape}, expected "
+                f"{pictures[names[0]].shape} as {names[0]}; make all images alike"
             )
     classes = sorted({name.parent.name for name in names})
     labels = np.array([classes.index(name.parent.name) for name in names])
     held_out = np.array([parts[name] == "test" for name in names]) if has_parts else None
-    return _images(f"pictures in {len(classes)} folders", np.stack([found[name] for name in names]), labels, held_out)
+    return _images(
+        f"pictures in {len(classes)} folders", np.stack([pictures[name] for name in names]), labels, held_out
+    )
 
 
 def _decode(name: PurePosixPath, content: bytes) -> np.ndarray:

@@ -260,8 +260,8 @@ def draw(
         widths = pairwise((num_channels, *recipe.channels))
         layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
         spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
-        own = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-        return [spec.with_activation(ACTIVATIONS.at(index)) for index in own]
+        indices = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
+        return [spec.with_activation(ACTIVATIONS.at(index)) for index in indices.tolist()]
 
     def of_any() -> NetSpec:
         widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]
