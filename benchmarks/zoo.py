@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.networks.evaluate import activate
 from scalegmn.networks.siren import init_siren, pixel_grid
+from scalegmn.zoos.fit.cnn_descent import OPTIMIZERS, Choices, LabelledImages
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, draw
-from scalegmn.zoos.fit.cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
+from scalegmn.zoos.fit.cnns import train_cnns
 from scalegmn.zoos.fit.sirens import Descent, fit_sirens
 
 STEPS, ROUNDS = 20, 5

@@ -14,7 +14,7 @@ from scalegmn.cli import main
 from scalegmn.networks import NetParams
 from scalegmn.tasks import TASKS
 from scalegmn.zoos.published import DATASETS
-from scalegmn.zoos.zoo_format import Networks, write_zoo
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 FOLDER = Path(__file__).parent
 SMALL = ["--scalegmn_args.hidden_dim=4", "--scalegmn_args.num_layers=1", "--train_args.num_epochs=1"]
@@ -63,6 +63,15 @@ def test_task(command, tmp_path, generator):
     assert (code, json.loads(out)[0]["column_regression"]) == (0, pytest.approx(model(params[17:18]).item(), rel=1e-4))
     code, _, error = command("train", "column_regresion", *words)
     assert "unknown task column_regresion, did you mean column_regression?" in error
+
+
+def test_cnn_zoo_of_a_custom_activation(command, tmp_path):
+    words = ["--import", FOLDER / "square.py", "--out=zoo", "--mixed=true", "--padding=same", "--activations=[square]"]
+    words += ["--networks=6", "--channels=[3]", "--kernels=[3]", "--depths=[2]", "--checkpoints=[1]", "--num_images=60"]
+    code, _, error = command("zoo", "cnn", *words, "--batch_size=8", "--l2=[1e-6,1e-5]", "--init_std=[0.05,0.1]")
+    assert code == 0, error
+    zoo = open_zoo(tmp_path / "zoo")
+    assert {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]} == {"square"}
 
 
 def test_dataset(command, tmp_path, generator):

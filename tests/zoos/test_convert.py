@@ -243,9 +243,7 @@ def test_wrong_cnn_weights(tmp_path):
 
 # The real script, on the published layout
 
-CONVERT = (
-    "from scalegmn.zoos import convert; convert.SHARD = 2; import sys; from scalegmn.zoos.loader import *; "
-)
+CONVERT = "from scalegmn.zoos import convert; convert.SHARD = 2; import sys; from scalegmn.zoos.loader import *; "
 CONVERT += "print(open_data(DataConfig(sys.argv[1], 'labeled_mnist_inr', sys.argv[2])).sha256)"
 
 

@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 import scalegmn.zoos.fit.cnns as fit_cnns
+import scalegmn.zoos.fit.equal_cnns as equal_cnns
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
-from scalegmn.zoos.fit.cnns import OPTIMIZERS, AlikeFit, Choices, LabelledImages, MixedFit, train_cnns
+from scalegmn.zoos.fit.cnn_descent import OPTIMIZERS, Choices, LabelledImages
+from scalegmn.zoos.fit.cnns import train_cnns
+from scalegmn.zoos.fit.equal_cnns import EqualFit
+from scalegmn.zoos.fit.mixed_cnns import MixedFit
 
 NUM = 6
 P = 7
@@ -52,7 +56,7 @@ def problem(generator, random_params):
         lr, l2 = between(0.01, 0.05), between(0.0, 0.1)
         choices = Choices(lr, l2, torch.full((NUM,), dropout), torch.arange(NUM) // 2, lr, lr)
         arguments = nets, choices, pixels, labels, P, torch.Generator().manual_seed(1)
-        return nets, MixedFit(*arguments) if activation is None else AlikeFit(*arguments, padding=padding)
+        return nets, MixedFit(*arguments) if activation is None else EqualFit(*arguments, padding=padding)
 
     return make
 
@@ -249,7 +253,7 @@ def test_networks_come_back_in_order(images, generator, train, stride):
 
 @pytest.mark.parametrize("train", [trained, trained_mixed])
 def test_result_does_not_depend_on_cores(images, generator, monkeypatch, train):
-    monkeypatch.setattr(fit_cnns, "CACHE_BYTES", 300_000)
+    monkeypatch.setattr(equal_cnns, "CACHE_BYTES", 300_000)
     monkeypatch.setattr(fit_cnns, "MIXED_AT_ONCE", 5)
     choices, found, threads = choose(generator), [], torch.get_num_threads()
     for number in (1, 3):

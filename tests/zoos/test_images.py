@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scalegmn.zoos.images import load_images, read_pickle
+from scalegmn.zoos.images import load_images
+from scalegmn.zoos.pickled_arrays import read_pickle
 
 
 @pytest.fixture
@@ -218,6 +219,23 @@ def test_no_code_of_a_pickle_runs(tmp_path, random, protocol):
 def test_broken_pickle_is_refused(tmp_path, random, change, match):
     files, _, _ = batches(random, pickled_batch, "")
     files["test_batch"] = change(files["test_batch"])
+    refuse("cifar10", write_folder(tmp_path, files), match)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"\x80\x02cnumpy\nndarray\nX\x03\x00\x00\x00abcb.", "not a readable pickle"),  # BUILD on a class
+        (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R.", "expected a dictionary"),
+        (b"\x80\x02cnumpy\nload\nX\x01\x00\x00\x00x\x85R.", "refused: holds numpy.load"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "refused: holds os.system"),
+        (b"\x80\x02X\x01\x00\x00\x00xQ.", "not a readable pickle"),  # a persistent id
+        (b"\x80\x02" + b"(" * 100_000 + b".", "not a readable pickle"),
+    ],
+)
+def test_hostile_pickle_is_refused(tmp_path, random, content, match):
+    files, _, _ = batches(random, pickled_batch, "")
+    files["test_batch"] = content
     refuse("cifar10", write_folder(tmp_path, files), match)
 
 

@@ -77,9 +77,7 @@ def test_mnist_without_splits(tmp_path, generator):
     assert splits["test"]["label"] == ["7", "2", "1"]
     assert all((root / path).is_file() for found in splits.values() for path in found["path"])
     assert len({path for found in splits.values() for path in found["path"]}) == 11
-    with pytest.raises(
-        ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"
-    ):
+    with pytest.raises(ValueError, match=r"8 training networks leave none .*scalegmn zoo splits .*--val_size N"):
         load_splits(DataConfig(str(root), "labeled_mnist_inr"), "label")
 
 
@@ -155,7 +153,7 @@ def test_unknown_activation_of_cnns(tmp_path):
         )
 
 
-@pytest.mark.parametrize("activations", [("relu", "tanh"), ("tanh",)])
+@pytest.mark.parametrize("activations", [("relu", "tanh"), pytest.param(("tanh",), marks=pytest.mark.slow)])
 def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     """Written by the command, read back identically: the final networks, to the bit, each with its accuracy."""
     recipe = {"networks": 30, "checkpoints": (0, 1, 3), "channels": (3, 4), "padding": "same", "num_images": 100}

@@ -13,7 +13,7 @@ SCALEGMN = Group(
     "scalegmn",
     "Learning on the weights of neural networks.",
     {
-        "train": "train and test a metanetwork on a task: classification, editing, generalization",
+        "train": "train and test a metanetwork on a task",
         "zoo": "make, inspect and convert zoos of networks",
         "predict": "apply a trained model to networks in files",
         "export": "write a trained model as a bundle, one folder to pass on",

@@ -1,4 +1,4 @@
-"""Published datasets become zoos of ours on first use, next to the original or in a cache folder."""
+"""Datasets in other layouts become zoos on first use, next to the original or in a cache folder."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ EDGE = 2**16
 
 
 class NothingThereError(ValueError):
-    """A folder holds no network of a published dataset at all."""
+    """A folder holds no network of a dataset at all."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a published dataset holds, in the order that its zoo will have; nothing but names is read yet.
+    """The networks of a dataset, in the order that its zoo will have. Only names have been read.
 
     Attributes:
-        files: those with the networks.
-        num_networks: how many there are.
-        read: the networks of a slice, and their columns.
+        files: the files with the networks.
+        num_networks: the number of networks.
+        read: slice of the networks -> these networks, and their columns.
         splits: `train`, `val`, `test` -> numbers of networks.
-        provenance: what they are, in plain JSON types.
+        provenance: what is known of their origin, in plain JSON types.
     """
 
     files: Sequence[Path]
@@ -51,10 +51,10 @@ class Listing:
     provenance: Mapping[str, Any]
 
     def identity(self, root: Path) -> dict[str, Any]:
-        """What tells these files from others: a checksum of all names, and of the content of up to `SAMPLE` files.
+        """Identifies the files: a checksum of all names, and of the content of up to `SAMPLE` files.
 
         Raises:
-            ValueError: one of those is missing.
+            ValueError: one of these is missing.
         """
         names = [os.path.relpath(file, root) for file in self.files]
         step = max(1, -(-len(names) // SAMPLE))
@@ -63,11 +63,11 @@ class Listing:
 
     def check_files(self) -> None:
         """Raises ValueError when a file is missing, or stands under two names."""
-        found: dict[str, Path] = {}
+        names: dict[str, Path] = {}
         for file in self.files:
             if not file.is_file():
                 raise ValueError(f"{file} is missing")
-            other = found.setdefault(os.path.realpath(file), file)
+            other = names.setdefault(os.path.realpath(file), file)
             if other != file:
                 raise ValueError(f"{file} is the same file as {other}")
 
@@ -80,14 +80,14 @@ def converted(
     cache_dir: Path | None = None,
     convert: bool = True,
 ) -> Zoo:
-    """The zoo of a published dataset, converted unless it has been; says on stdout when it converts.
+    """The zoo of a dataset, which is converted unless that has been done; prints when it converts.
 
     A conversion is found again by the dataset's name and the choice made from it, and made anew when its files have
     changed (`Listing.identity`). When all of them are gone it is read as it is. An interrupted conversion goes on
     where it stopped, and of several processes one converts while the others wait.
 
     Args:
-        dataset: the published name.
+        dataset: its name.
         root: the dataset's folder.
         choice: all else that decides which networks the zoo holds, and in which splits; plain JSON types.
         listing: goes through the folder; raises `NothingThereError` when it holds none.
@@ -104,31 +104,31 @@ def converted(
     places = [elsewhere] if cache_dir else [root / (name + digest(asked)), elsewhere]
     made = next((place for place in places if (place / "zoo.json").exists()), None)
     try:
-        found = listing()
+        listed = listing()
     except NothingThereError:
         if made is None:
             raise
         print(f"{root}: the files that {made} was made from are gone; reading it as it is")
         return open_zoo(made)
-    plan = {"dataset": dataset, "choice": dict(choice), "files": found.identity(root)}
+    plan = {"dataset": dataset, "choice": dict(choice), "files": listed.identity(root)}
     if made is not None:
         zoo = open_zoo(made)
         if zoo.provenance["recipe"] == plan:
             leftover = made.with_name(made.name + ".partial")  # of a process that was killed at the end
             shutil.rmtree(leftover, ignore_errors=True)
             return zoo
-    found.check_files()
+    listed.check_files()
     if not convert:
         raise ValueError(f"{root}: not converted yet, which --dry_run and --data.convert False leave undone")
     out = made or next((place for place in places if _writable(place.parent)), places[-1])
     with lock(out, lambda: print(f"{out}: another process is converting; waiting for it")):
-        _convert(out, root, plan, found)
+        _convert(out, root, plan, listed)
     return open_zoo(out)
 
 
-def _convert(out: Path, root: Path, plan: Mapping[str, Any], found: Listing) -> None:
-    """Writes the zoo, unless another process has; what was made from other files goes."""
-    parts = [slice(start, start + SHARD) for start in range(0, found.num_networks, SHARD)]
+def _convert(out: Path, root: Path, plan: Mapping[str, Any], listing: Listing) -> None:
+    """Writes the zoo, unless another process has; deletes one that was made from other files."""
+    parts = [slice(start, start + SHARD) for start in range(0, listing.num_networks, SHARD)]
     try:
         shards = Shards(out, plan, len(parts))
     except ValueError:
@@ -139,20 +139,20 @@ def _convert(out: Path, root: Path, plan: Mapping[str, Any], found: Listing) -> 
         shards = Shards(out, plan, len(parts))
     if shards.finished:
         return
-    print(f"{root}: converting {found.num_networks:,} networks to {out}")
+    print(f"{root}: converting {listing.num_networks:,} networks to {out}")
     missing = shards.missing()
-    bar = tqdm(total=found.num_networks, unit=" networks", desc="converting", disable=None)
-    bar.update(found.num_networks - sum(len(range(*parts[k].indices(found.num_networks))) for k in missing))
+    bar = tqdm(total=listing.num_networks, unit=" networks", desc="converting", disable=None)
+    bar.update(listing.num_networks - sum(len(range(*parts[k].indices(listing.num_networks))) for k in missing))
     try:
         with bar:
             for number in missing:
-                networks = found.read(parts[number])
+                networks = listing.read(parts[number])
                 shards.write(number, *networks.nets, **networks.columns)
                 bar.update(len(networks))
     except ValueError:
         shards.discard()
         raise
-    shards.merge(found.splits, {**found.provenance, "versions": versions()})
+    shards.merge(listing.splits, {**listing.provenance, "versions": versions()})
 
 
 def _file_identity(path: Path) -> str:
@@ -181,12 +181,12 @@ def digest(text: str) -> str:
 
 
 def _user_cache() -> Path:
-    """Where programs keep what they can make again."""
+    """The user's folder for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalegmn"
 
 
 def _writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made if need be."""
+    """Whether files can be written in a folder; makes the folder if it is missing."""
     probe = folder / f".scalegmn-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Images to fit, edit and classify, from the files that people have.
+"""Images to fit, edit and classify, from the files in which they are published.
 
 An image's identity is its index here: training images first, then the source's own test images.
 """
@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import pickletools
 import re
 import struct
 import tarfile
@@ -17,11 +16,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from scalegmn.zoos.pickled_arrays import read_pickle
 
 PICTURES = re.compile(r".*\.(png|jpg|jpeg|bmp|webp)", re.IGNORECASE)
 """Names of the files that are taken for images."""
@@ -34,7 +34,7 @@ class Images:
     Attributes:
         pixels: [n, height, width, channels], uint8 (0 to 255) or float (0 to 1); `take` gives floats.
         labels: [n] classes.
-        source: what they are, with a checksum of pixels, classes and held-out set.
+        source: a description, with a checksum of pixels, classes and held-out set.
         held_out: [n] bool, the source's own test set; None where it has none.
     """
 
@@ -50,7 +50,8 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
-        return tuple(self.pixels.shape[1:])
+        height, width, channels = self.pixels.shape[1:]
+        return height, width, channels
 
     def take(self, rows: Tensor) -> Tensor:
         """Images `rows` as [len(rows), height, width, channels] floats in [0, 1]."""
@@ -121,9 +122,9 @@ def _read_idx(file: Path, num_dims: int) -> np.ndarray:
             if len(header) < length or struct.unpack(">i", header[:4])[0] != 0x0800 + num_dims:
                 raise ValueError(f"begins with {header[:4].hex() or 'nothing'}, expected {0x0800 + num_dims:08x}")
             shape = struct.unpack(f">{num_dims}I", header[4:])
-            expected, found = length + int(np.prod(shape, dtype=object)), _unpacked_size(file)
-            if found != expected:
-                raise ValueError(f"{found:,} bytes unpacked, expected {expected:,} for its header's shape {shape}")
+            expected, size = length + int(np.prod(shape, dtype=object)), _unpacked_size(file)
+            if size != expected:
+                raise ValueError(f"{size:,} bytes unpacked, expected {expected:,} for its header's shape {shape}")
             values = np.frombuffer(content.read(expected), np.uint8)
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file}: not an IDX file of bytes or damaged ({error}); get it again") from None
@@ -143,7 +144,7 @@ def load_cifar10_images(path: Path) -> Images:
     """CIFAR-10, 32 x 32 colour: a folder or tar archive of the published binary or Python batches, or of pictures.
 
     Batches: `data_batch_1` to `_5` and `test_batch`, each with or without `.bin`, in any folder within. Pictures:
-    `train/<class>/*` and `test/<class>/*`. Pickles are read as data; none of their code runs.
+    `train/<class>/*` and `test/<class>/*`. No code of a pickle runs (`pickled_arrays`).
     """
     batches = {}
     for name, content in _entries(path, re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?")):
@@ -188,100 +189,30 @@ def _pickled_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.array(labels)
 
 
-_GLOBALS = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
-_VALUES = ("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE")
-_CONSTANTS = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True}
-
-
-def read_pickle(content: bytes) -> Any:
-    """Dictionaries, lists, tuples, integers, strings and uint8 arrays of a pickle (protocol 2), without running it.
-
-    Works through the pickle's own instructions; nothing is imported or called. Strings of bytes become latin-1 text.
-
-    Raises:
-        ValueError: it is damaged, or holds any other instruction or name.
-    """
-    stack, marks, memo = [], [], {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    try:
-        for opcode, value, _ in pickletools.genops(content):
-            name = opcode.name
-            if name in _VALUES:
-                stack.append(value)
-            elif name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-                stack.append({} if name == "EMPTY_DICT" else [])
-            elif name == "MARK":
-                marks.append(len(stack))
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[value] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[value])
-            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            elif name == "TUPLE":
-                stack.append(tuple(since_mark()))
-            elif name in ("APPEND", "APPENDS"):
-                items = [stack.pop()] if name == "APPEND" else since_mark()
-                stack[-1].extend(items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else since_mark()
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
-            elif name == "GLOBAL" and value in _GLOBALS:
-                stack.append(value)
-            elif name == "REDUCE":  # an array or a dtype: what to call, and the arguments, as a pair
-                stack[-2:] = [tuple(stack[-2:])]
-            elif name == "BUILD":
-                state = stack.pop()
-                if stack[-1][0] == _GLOBALS[0]:  # of a dtype, the byte order: meaningless for bytes
-                    stack[-1] = _pickled_array(state)
-            elif name not in ("PROTO", "STOP"):
-                raise ValueError(f"refused: holds {name} {value or ''}, which lists and arrays do not need")
-        (result,) = stack
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a readable pickle: {type(error).__name__} {error}") from None
-    return result
-
-
-def _pickled_array(state: tuple[Any, ...]) -> np.ndarray:
-    """A uint8 array from its pickled state: version, shape, (dtype, arguments), Fortran order, bytes as latin-1."""
-    _, shape, (_, (kind, *_)), fortran, content = state
-    content = np.frombuffer(content.encode("latin-1"), np.uint8)
-    if kind != "u1" or len(content) != int(np.prod(shape, dtype=object)):
-        raise ValueError(f"array of {kind}, shape {shape}, {len(content):,} bytes, expected one byte per number (u1)")
-    return content.reshape(shape, order="F" if fortran else "C")
-
-
 def load_picture_images(path: Path) -> Images:
     """A folder or tar archive of pictures of one size.
 
     A picture's class is the folder it is in, in sorted order; where all are in `train/<class>/` or `test/<class>/`, the
-    latter are held out. Grey pictures have one channel, others three. Other files are passed over.
+    latter are held out. Grey pictures have one channel, others three. Other files are ignored.
     """
-    found = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
-    if not found:
+    pictures = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
+    if not pictures:
         raise ValueError(f"{path}: found no image, expected files that end in .png, .jpg, .jpeg, .bmp or .webp")
-    parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in found}
+    parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in pictures}
     has_parts = set(parts.values()) == {"train", "test"}
-    names = sorted(found, key=lambda name: (has_parts and parts[name] == "test", name.parts))
+    names = sorted(pictures, key=lambda name: (has_parts and parts[name] == "test", name.parts))
     for name in names:
-        if found[name].shape != found[names[0]].shape:
+        if pictures[name].shape != pictures[names[0]].shape:
             raise ValueError(
-                f"{path}: {name} has height, width, channels {found[name].shape}, expected {found[names[0]].shape} "
-                f"as {names[0]}; make all images alike"
+                f"{path}: {name} has height, width, channels {pictures[name].shape}, expected "
+                f"{pictures[names[0]].shape} as {names[0]}; make all images alike"
             )
     classes = sorted({name.parent.name for name in names})
     labels = np.array([classes.index(name.parent.name) for name in names])
     held_out = np.array([parts[name] == "test" for name in names]) if has_parts else None
-    return _images(f"pictures in {len(classes)} folders", np.stack([found[name] for name in names]), labels, held_out)
+    return _images(
+        f"pictures in {len(classes)} folders", np.stack([pictures[name] for name in names]), labels, held_out
+    )
 
 
 def _decode(name: PurePosixPath, content: bytes) -> np.ndarray:
@@ -312,7 +243,9 @@ def _entries(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[PurePosixPat
             for member in archive:
                 name = PurePosixPath(member.name)
                 if member.isfile() and wanted.fullmatch(name.name):
-                    yield name, archive.extractfile(member).read()
+                    content = archive.extractfile(member)
+                    assert content is not None  # since it is a file
+                    yield name, content.read()
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: neither a folder nor a whole tar archive ({error}); get it again") from None
 
@@ -334,7 +267,7 @@ def _images(name: str, pixels: np.ndarray, labels: np.ndarray, held_out: np.ndar
     digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
     for part in (pixels, labels, held_out):
         if part is not None:
-            digest.update(part)
+            digest.update(part.data)
     return Images(
         torch.from_numpy(pixels),
         torch.from_numpy(labels),

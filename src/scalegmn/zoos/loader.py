@@ -17,7 +17,7 @@ from scalegmn.zoos.published import DATASETS
 from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
 
 BLOCK = 2048
-"""Networks that are read at once, or a batch if that is more."""
+"""Networks that are read at once; larger batches are read whole."""
 
 
 @dataclass(frozen=True)
@@ -108,40 +108,47 @@ def open_data(config: DataConfig) -> Zoo:
 
 
 def of_activation(zoo: Zoo, name: str) -> Zoo:
-    """Those of a zoo's networks whose hidden layers all have an activation; of a zoo that also has others, copied into
+    """The networks of a zoo whose hidden layers all have one activation. A zoo that has others too is copied into
     memory.
 
+    Args:
+        zoo: the zoo.
+        name: the activation.
+
     Raises:
-        ValueError: there are none.
+        ValueError: no network has it.
     """
-    found = [hidden_activation(params) for params in zoo.nets]
-    owns = [own == (ACTIVATIONS.index(name) if name in ACTIVATIONS else -1) for own in found]
-    own = torch.cat(owns)
-    if not own.any():
-        names = sorted(ACTIVATIONS.at(index) for index in torch.cat(found).unique() if index < len(ACTIVATIONS))
+    activations = [hidden_activation(params) for params in zoo.nets]
+    index = ACTIVATIONS.index(name) if name in ACTIVATIONS else -1
+    chosen = torch.cat(activations) == index
+    if not chosen.any():
+        found = torch.cat(activations).unique().tolist()
+        names = sorted(ACTIVATIONS.at(number) for number in found if number < len(ACTIVATIONS))
         expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
         raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
-    if own.all():
+    if chosen.all():
         return zoo
     kept = []
-    for params, chosen in zip(zoo.nets, owns, strict=True):
-        if chosen.any():
-            kept.append(replace(params[chosen], spec=params.spec.with_activation(name), activation=None))
-    place = own.cumsum(0) - 1
-    splits = {split: place[rows[own[rows]]] for split, rows in zoo.splits.items()}
-    return replace(zoo, nets=tuple(kept), columns={key: c[own] for key, c in zoo.columns.items()}, splits=splits)
+    for params, activation in zip(zoo.nets, activations, strict=True):
+        if (activation == index).any():
+            of_name = params[activation == index]
+            kept.append(replace(of_name, spec=params.spec.with_activation(name), activation=None))
+    place = chosen.cumsum(0) - 1
+    splits = {split: place[rows[chosen[rows]]] for split, rows in zoo.splits.items()}
+    return replace(zoo, nets=tuple(kept), columns={key: c[chosen] for key, c in zoo.columns.items()}, splits=splits)
 
 
 def hidden_activation(params: NetParams) -> Tensor:
-    """[B], the index in `ACTIVATIONS` of the activation that all hidden layers of a network have; `len(ACTIVATIONS)` if
-    they have several."""
+    """The activation that all hidden layers of a network have, [B], as an index in `ACTIVATIONS`; `len(ACTIVATIONS)`
+    for networks with several."""
     names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
     fixed = [ACTIVATIONS.index(name) for name in names]
-    uniform = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
-    own = uniform if params.activation is None else params.activation
-    for index in fixed:
-        own = own.where(own == index, len(ACTIVATIONS))
-    return own
+    index = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+    if params.activation is not None:
+        index = params.activation
+    for number in fixed:
+        index = index.where(index == number, len(ACTIVATIONS))
+    return index
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ class LabelledNets:
 
     Attributes:
         zoo: all networks, where they are stored.
-        rows: [M] which of them, those of one architecture together.
+        rows: [M] their numbers in the zoo, those of one architecture together.
         labels: [M].
         removed: the symmetries to remove from each batch.
     """
@@ -164,31 +171,30 @@ class LabelledNets:
         return len(self.rows)
 
     def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams | MultiArchBatch:
-        """Some of the networks on a device, in single precision at least, canonical if they are read so."""
+        """Some of the networks on a device, in single or double precision, without the symmetries `removed`."""
         parts = self.zoo.take(self.rows[index]).parts
         return MultiArchBatch.of(canonicalize(in_single(part.to(device)), self.removed) for part in parts)
 
     def grouped(self, index: Tensor) -> Tensor:
-        """[B], which of the networks, in an order in which those of one architecture stand together."""
+        """The same numbers of networks, [B], ordered so that those of one architecture stand together."""
         return index[self.zoo.architecture(self.rows[index]).argsort(stable=True)]
 
     def batches(
         self, batches: Sequence[Tensor] | int = BLOCK, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[NetParams | MultiArchBatch, Tensor]]:
-        """Batches of networks and labels on a device; of one architecture, several come from one indexed read.
+        """Batches of networks and labels on a device. Several batches are read at once where all have one architecture.
 
         Args:
-            batches: the networks [B] of each batch; or how many a batch has, in order, the last maybe fewer.
-            device: where they go.
+            batches: the numbers [B] of the networks in each batch; or the size of a batch, to read all in order.
+            device: where networks and labels go.
         """
-        if isinstance(batches, int):
-            batches = torch.arange(len(self)).split(batches)
-        at_once = max(1, BLOCK // len(batches[0])) if batches and len(self.zoo.nets) == 1 else 1
-        for first in range(0, len(batches), at_once):
-            together = batches[first : first + at_once]
-            index, start = torch.cat(together), 0
+        of_batches = list(torch.arange(len(self)).split(batches) if isinstance(batches, int) else batches)
+        at_once = max(1, BLOCK // len(of_batches[0])) if of_batches and len(self.zoo.nets) == 1 else 1
+        for first in range(0, len(of_batches), at_once):
+            read_together = of_batches[first : first + at_once]
+            index, start = torch.cat(read_together), 0
             params, labels = self.read(index, device), self.labels[index].to(device)
-            for batch in together:
+            for batch in read_together:
                 rows = slice(start, start := start + len(batch))
                 yield params[rows], labels[rows]
 
@@ -196,29 +202,31 @@ class LabelledNets:
 def augmented(
     config: DataConfig, params: NetParams | MultiArchBatch, target: Tensor, generator: torch.Generator
 ) -> tuple[NetParams | MultiArchBatch, Tensor]:
-    """A batch under `config.augment`, and canonical again if networks are read so: biases may leave their range."""
+    """A batch with the random changes of `config.augment`; made canonical again if networks are read as canonical."""
     if config.augment == AugmentConfig():
         return params, target
     targets = target.split([len(part) for part in params.parts])
     pairs = [augment(config.augment, *pair, generator) for pair in zip(params.parts, targets, strict=True)]
     removed = config.canonicalize if config.switch_to_canon else ()
-    return MultiArchBatch.of(canonicalize(part, removed) for part, _ in pairs), torch.cat([own for _, own in pairs])
+    return MultiArchBatch.of(canonicalize(part, removed) for part, _ in pairs), torch.cat(
+        [of_part for _, of_part in pairs]
+    )
 
 
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
-    """What is left to do when the zoo is read: what its networks have and, so that canonical copies are read to the bit
-    as they are stored, still have."""
-    having = {
+    """The symmetries to remove from networks when they are read: those that are wanted, that activations have, and that
+    the stored networks still have. So a canonical zoo is read bit by bit as it is stored."""
+    activations_with = {
         "phase": {"sine", HETERO},
         "scale": {HETERO, *(name for name, activation in ACTIVATIONS.items() if activation.group.scales)},
     }
-    found = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
+    activations = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
     wanted = config.canonicalize if config.switch_to_canon else ()
-    return tuple(name for name in wanted if name not in zoo.canonical and having[name] & found)
+    return tuple(name for name in wanted if name not in zoo.canonical and activations_with[name] & activations)
 
 
 def reading(config: DataConfig, zoo: Zoo) -> str:
-    """In words, how the zoo's networks are read: without which symmetries, or as they are stored."""
+    """How the zoo's networks are read, in words: as canonical ones, or as they are stored."""
     removed = symmetries_to_remove(config, zoo)
     if removed or (config.switch_to_canon and config.canonicalize and zoo.canonical):
         return f"canonical ({', '.join((*zoo.canonical, *removed))})"
@@ -231,9 +239,9 @@ def load_splits(
     """The zoo and its splits with a column as labels.
 
     Args:
-        config: which zoo, canonical or not.
+        config: the zoo, and how its networks are read.
         column: the column that the labels come from; None: the networks' numbers.
-        limit: at most so many networks per split.
+        limit: the largest number of networks per split; None: all.
 
     Raises:
         ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented so.
@@ -256,7 +264,7 @@ def load_splits(
         raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
     splits = {}
     for name, rows in zoo.splits.items():
-        own = rows[:limit]
-        own = own[zoo.architecture(own).argsort(stable=True)]
-        splits[name] = LabelledNets(zoo, own, own if column is None else zoo.columns[column][own], removed)
+        rows = rows[:limit]
+        rows = rows[zoo.architecture(rows).argsort(stable=True)]
+        splits[name] = LabelledNets(zoo, rows, rows if column is None else zoo.columns[column][rows], removed)
     return zoo, splits

@@ -1,4 +1,4 @@
-"""A zoo in the making: shards that are kept as they finish, and merged once all are there."""
+"""Parts of a zoo that is being made: shards are kept as they finish, and merged once all are there."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Shards:
 
     Args:
         out: the zoo's folder.
-        plan: what determines the zoo, in plain JSON types; shards of another plan are never mixed in. It is stored as
-            `recipe` in the zoo's provenance.
-        num_shards: how many there will be.
+        plan: the settings that determine the zoo, in plain JSON types; shards of different plans are never mixed. It is
+            stored as `recipe` in the zoo's provenance.
+        num_shards: the number of shards of the whole zoo.
 
     Raises:
-        ValueError: `out`, or what is left of an earlier attempt, was made by another plan.
+        ValueError: `out`, or an unfinished zoo beside it, was made by another plan.
     """
 
     def __init__(self, out: Path, plan: Mapping[str, Any], num_shards: int) -> None:
         self.out, self.plan, self.num_shards = out, json.loads(json.dumps(plan)), num_shards
         self.folder = out.with_name(out.name + ".partial")
         if self.finished:
-            self.discard()  # left over when the last moment was interrupted
+            self.discard()  # left over by a process that was killed while it discarded them
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         recipe = self.folder / "recipe.json"
@@ -117,18 +117,18 @@ def lock(out: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None
         out: the zoo's folder.
         waiting: called when another process holds the lock.
     """
-    own = FileLock(out.with_name(out.name + ".lock"), is_singleton=True)
+    file_lock = FileLock(out.with_name(out.name + ".lock"), is_singleton=True)
     try:
-        own.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         waiting()
-        own.acquire()
+        file_lock.acquire()
     try:
         yield
     finally:
-        if own.lock_counter == 1 and not out.with_name(out.name + ".partial").exists():  # done, or given up
-            Path(own.lock_file).unlink(missing_ok=True)
-        own.release()
+        if file_lock.lock_counter == 1 and not out.with_name(out.name + ".partial").exists():  # done, or given up
+            Path(file_lock.lock_file).unlink(missing_ok=True)
+        file_lock.release()
 
 
 def _expect_recipe(path: Path, plan: dict[str, Any], read: Callable[[Any], Any]) -> None:

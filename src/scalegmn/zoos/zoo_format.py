@@ -33,7 +33,7 @@ CHUNK = 2**24
 """Bytes of `zoo.safetensors` under one checksum."""
 
 CHUNKS_ON_OPENING = 8
-"""Checksums that opening a zoo verifies, evenly spread over the file; `verify` goes through all."""
+"""Checksums that opening a zoo verifies, evenly spread over the file; `verify_zoo` checks all."""
 
 DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
 """What a zoo's tensors may be, and their names in safetensors; larger ones come first in the file, for alignment."""
@@ -41,7 +41,7 @@ DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one or several architectures, numbered through, and what is known of them.
+    """Networks of one or several architectures, numbered through, with columns of values.
 
     Attributes:
         nets: networks of one architecture in a row; in a zoo, all of an architecture.
@@ -78,22 +78,22 @@ class Networks:
         return torch.tensor([0, *map(len, self.nets)]).cumsum(0)
 
     def architecture(self, rows: Tensor) -> Tensor:
-        """Numbers of networks -> those of their architectures, [M] both."""
+        """The numbers [M] of networks -> the numbers [M] of their architectures."""
         return torch.bucketize(rows, self.starts[1:], right=True)
 
     def take(self, rows: Tensor) -> NetParams | MultiArchBatch:
         """The networks of numbers [M], in this order; fastest if those of one architecture stand together."""
-        own = self.architecture(rows)
-        numbers, counts = own.unique_consecutive(return_counts=True)
-        places = (rows - self.starts[own]).split(counts.tolist())
+        architecture = self.architecture(rows)
+        numbers, counts = architecture.unique_consecutive(return_counts=True)
+        places = (rows - self.starts[architecture]).split(counts.tolist())
         return MultiArchBatch.of(
             self.nets[number][place] for number, place in zip(numbers.tolist(), places, strict=True)
         )
 
 
 def joined(nets: Iterable[NetParams]) -> tuple[NetParams, ...]:
-    """The same networks in the same order, neighbours of one architecture in one batch."""
-    return tuple(NetParams.cat(list(own)) for _, own in groupby(nets, key=lambda params: params.spec))
+    """The same networks in the same order; neighbours of one architecture are one batch."""
+    return tuple(NetParams.cat(list(equal)) for _, equal in groupby(nets, key=lambda params: params.spec))
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class Zoo(Networks):
     def architectures(self) -> dict[NetSpec, int]:
         """All architectures, and how many networks of the split `train` have them."""
         counts = self.architecture(self.splits["train"]).bincount(minlength=len(self.nets))
-        found: dict[NetSpec, int] = {}
+        num_training: dict[NetSpec, int] = {}
         for params, count in zip(self.nets, counts.tolist(), strict=True):
-            found[params.spec] = found.get(params.spec, 0) + count
-        return found
+            num_training[params.spec] = num_training.get(params.spec, 0) + count
+        return num_training
 
 
 def write_zoo(
@@ -179,7 +179,7 @@ def write_zoo(
 def _write_tensors(
     file: Path, parts: Iterable[Networks], splits: Mapping[str, Tensor]
 ) -> tuple[dict[NetSpec, int], list[str]]:
-    """`zoo.safetensors`: first what there is, then part after part to its place.
+    """Writes `zoo.safetensors`: a first pass over the parts gives shapes and places, a second one writes them.
 
     Returns:
         How many networks of each architecture there are, in the order of the file; the names of the columns.
@@ -231,7 +231,7 @@ def _write_tensors(
 
         def put(name: str, row: int, tensor: Tensor) -> None:
             out.seek(data + starts[name] + row * tensor.shape[1:].numel() * tensor.element_size())
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
         written = dict.fromkeys(counts, 0)
         for part in parts:
@@ -310,7 +310,7 @@ def open_zoo(path: Path) -> Zoo:
 
 
 def verify_zoo(path: Path) -> Zoo:
-    """Opens a zoo and goes through all of it: every checksum, and that every number is finite.
+    """Opens a zoo and checks all of it: every checksum, and that every number is finite.
 
     Raises:
         ValueError: as `open_zoo`, or names the first bad network.
@@ -345,7 +345,7 @@ def params_to_tensors(params: NetParams, group: int = 0) -> dict[str, Tensor]:
     """Named tensors of networks of one spec, the zoo's architecture number `group`; batch norms are refused."""
     if params.statistics is not None:
         raise ValueError(
-            f"a zoo has no place for statistics of batch norms, found {params.spec}; store params.with_batch_norm_folded()"
+            f"zoos hold no statistics of batch norms, found {params.spec}; store params.with_batch_norm_folded()"
         )
     tensors = {f"spec{group}.weight.{index}": tensor for index, tensor in enumerate(params.weights)}
     tensors |= {f"spec{group}.bias.{index}": tensor for index, tensor in enumerate(params.biases)}

@@ -19,7 +19,8 @@ from torch import Tensor
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
 from scalegmn.reporting.figures import accuracies
 from scalegmn.reporting.files import versions
-from scalegmn.zoos.fit.cnns import OPTIMIZERS, Choices, LabelledImages, train_cnns
+from scalegmn.zoos.fit.cnn_descent import OPTIMIZERS, Choices, LabelledImages, Optimizer
+from scalegmn.zoos.fit.cnns import train_cnns
 from scalegmn.zoos.fit.common import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
 from scalegmn.zoos.images import Images, load_images
 from scalegmn.zoos.shards import Shards, lock
@@ -72,7 +73,7 @@ class CnnRecipe(Recipe):
     activations: tuple[str, ...] = ("relu", "tanh")
     """Each network draws one, relu or tanh; mixed: each convolution draws one of all activations."""
 
-    optimizers: tuple[Literal["sgd", "adam", "rmsprop"], ...] = OPTIMIZERS
+    optimizers: tuple[Optimizer, ...] = OPTIMIZERS
     """Each network draws one."""
 
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
@@ -145,7 +146,7 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
         OSError: the disk is full, or similar.
     """
     device = choose_device(recipe.device)
-    images = load_images(recipe.images, recipe.images_path and Path(recipe.images_path))
+    images = load_images(recipe.images, Path(recipe.images_path) if recipe.images_path else None)
     labelled = _labelled(recipe, images)
     _check_size(recipe, labelled)
     sizes = [len(part) for part in torch.arange(recipe.networks).split(BLOCK)]
@@ -259,8 +260,8 @@ def draw(
         widths = pairwise((num_channels, *recipe.channels))
         layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
         spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
-        own = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-        return [spec.with_activation(ACTIVATIONS.at(index)) for index in own]
+        indices = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
+        return [spec.with_activation(ACTIVATIONS.at(index)) for index in indices.tolist()]
 
     def of_any() -> NetSpec:
         widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]

@@ -1,4 +1,4 @@
-"""What all recipes have in common: where images come from, and who makes which part of the zoo."""
+"""What all recipes have in common: where images come from, and which process makes which part of the zoo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scalegmn.zoos.shards import Shards
 from scalegmn.zoos.zoo_format import Networks
 
 OnDone = Callable[[int], object]
-"""Told how many more networks are ready."""
+"""Called with the number of networks that have become ready."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Recipe:
     """Use only so many images, evenly spaced in their order; null: all."""
 
     seed: int = 0
-    """Seed of all that is random: initial weights, split, ..."""
+    """Seed of everything random: initial weights, split, ..."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are fitted; auto: on a GPU when there is one."""
@@ -64,52 +64,52 @@ class Recipe:
     def part(self) -> tuple[int, int]:
         """Which part of how many this process fits."""
         if self.shard is not None:
-            words = self.shard.split("/")
+            part, num_parts = self.shard.split("/")
         elif "RANK" in os.environ:
-            words = os.environ["RANK"], os.environ["WORLD_SIZE"]
+            part, num_parts = os.environ["RANK"], os.environ["WORLD_SIZE"]
         else:
-            words = os.environ.get("SLURM_PROCID", 0), os.environ.get("SLURM_STEP_NUM_TASKS", 1)
-        return int(words[0]), int(words[1])
+            part, num_parts = os.environ.get("SLURM_PROCID", "0"), os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        return int(part), int(num_parts)
 
     def plan(self) -> dict[str, Any]:
-        """What determines the zoo, in plain types: all but where it is made, and from where."""
+        """The settings that determine the zoo, in plain types: all but where it is made and where images are."""
         elsewhere = ("out", "images_path", "device", "shard")
         return {key: value for key, value in asdict(self).items() if key not in elsewhere}
 
 
 def _is_part(text: str) -> bool:
     """Whether text is i/n with i < n."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    return bool(found) and int(found[1]) < int(found[2])
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    return match is not None and int(match[1]) < int(match[2])
 
 
 def fit_shards(
     recipe: Recipe, shards: Shards, sizes: Sequence[int], fit: Callable[[int, OnDone], Networks], word: str
 ) -> bool:
-    """Fits what is missing of this process's part, shard by shard.
+    """Fits the missing shards of this process's part, one by one.
 
     Args:
-        recipe: says which part.
+        recipe: which part this is.
         shards: where they are kept.
-        sizes: networks of each.
-        fit: a shard's number -> its networks; a ValueError of it discards all shards.
-        word: of the progress bar.
+        sizes: the number of networks in each shard.
+        fit: a shard's number -> its networks; when it raises ValueError, all shards are discarded.
+        word: the label of the progress bar.
 
     Returns:
-        Whether all shards are there; if not, says on stdout who has to make the others.
+        Whether all shards are there; if not, prints which parts have to make the others.
     """
     part, num_parts = recipe.part
-    own = [number for number in shards.missing() if number % num_parts == part]
-    with tqdm(total=sum(sizes[number] for number in own), unit=" networks", desc=word, disable=None) as bar:
-        for number in own:
-            if number not in shards.missing():  # somebody else has fitted it meanwhile
+    numbers = [number for number in shards.missing() if number % num_parts == part]
+    with tqdm(total=sum(sizes[number] for number in numbers), unit=" networks", desc=word, disable=None) as bar:
+        for number in numbers:
+            if number not in shards.missing():  # another process has fitted it meanwhile
                 continue
             try:
                 networks = fit(number, bar.update)
             except ValueError:
                 shards.discard()
                 raise
-            if not shards.finished:  # by somebody else, meanwhile
+            if not shards.finished:  # by another process, meanwhile
                 shards.write(number, *networks.nets, **networks.columns)
     missing = shards.missing()
     if missing:
@@ -125,7 +125,7 @@ def choose_device(name: str) -> str:
         raise ValueError("device: found cuda, but torch sees no GPU; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return "cpu"
-    place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", 0)
+    place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
     return f"cuda:{int(place) % torch.cuda.device_count()}"
 
 

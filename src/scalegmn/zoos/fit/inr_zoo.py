@@ -106,7 +106,7 @@ def make_zoo(recipe: InrRecipe) -> Path:
         OSError: the disk is full, or similar.
     """
     device = choose_device(recipe.device)
-    images = load_images(recipe.images, recipe.images_path and Path(recipe.images_path))
+    images = load_images(recipe.images, Path(recipe.images_path) if recipe.images_path else None)
     image = choose_images(images, recipe.num_images).repeat_interleave(recipe.views)
     splits = _splits(recipe, images, image)
     blocks = image.split(BLOCK)

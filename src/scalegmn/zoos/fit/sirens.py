@@ -192,8 +192,7 @@ def fit_sirens(
 
     def fit(start: int) -> Fitted:
         rows = slice(start, start + size)
-        own = (params[rows].to(device), points.to(device), targets[rows].to(device))
-        return SirenFit(*own).run(descent)
+        return SirenFit(params[rows].to(device), points.to(device), targets[rows].to(device)).run(descent)
 
     threads = torch.get_num_threads()
     parts = []

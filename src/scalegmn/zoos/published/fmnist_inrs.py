@@ -36,10 +36,10 @@ def fmnist_listing(root: Path, splits: Path) -> Listing:
         root: the dataset's folder.
         splits: JSON, split -> paths, or split -> {"path": paths}; the last two parts of a path count.
     """
-    files, problems = [], []
+    files: list[InrFile] = []
     if not any((root / part).is_dir() for part in ("train", "val", "test")):
         raise NothingThereError(f"{root}: no folders train, val, test; set --data.dataset_path")
     for split, entries in read_splits(splits).items():
         for path in entries["path"]:
             files.append(InrFile(root.joinpath(*re.split(r"[\\/]", path)[-2:]), split, None, None))
-    return inr_listing(files, problems, splits, {"images": "fashion_mnist", "image_shape": [28, 28, 1]})
+    return inr_listing(files, [], splits, {"images": "fashion_mnist", "image_shape": [28, 28, 1]})

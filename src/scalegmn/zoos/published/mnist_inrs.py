@@ -59,22 +59,23 @@ def mnist_listing(root: Path, splits: Path | None) -> Listing:
     if not folders:
         raise NothingThereError(_no_mnist(root))
     content = mnist_splits(root) if splits is None else read_splits(splits)
-    files, problems = [], []
+    files: list[InrFile] = []
+    problems: list[str] = []
     for split, entries in content.items():
-        labels = entries.get("label") or [None] * len(entries["path"])
+        labels: Any = entries.get("label") or [None] * len(entries["path"])
         if not isinstance(labels, list) or len(labels) != len(entries["path"]):
             raise ValueError(f"{splits}: {split}: label: expected a list, one for each of {len(entries['path'])} paths")
         for path, label in zip(entries["path"], labels, strict=True):
-            name = next((part for part in re.split(r"[\\/]", path) if _FOLDER.fullmatch(part)), None)
-            if name not in folders:
+            match = next((match for part in re.split(r"[\\/]", path) if (match := _FOLDER.fullmatch(part))), None)
+            if match is None or match[0] not in folders:
                 problems.append(f"{splits}: {split}: {path}: no such network in {root}")
                 continue
-            part, own, image = _FOLDER.fullmatch(name).groups()
-            if str(label if label is not None else own) != own:
-                problems.append(f"{splits}: {split}: {path}: label {label!r}, but the folder's name says {own}")
+            part, true_label, image = match.groups()
+            if str(true_label if label is None else label) != true_label:
+                problems.append(f"{splits}: {split}: {path}: label {label!r}, but the folder's name says {true_label}")
                 continue
             number = int(image) + (NUM_TRAIN_IMAGES if part == "testing" else 0)
-            files.append(InrFile(folders[name] / "checkpoints" / "model_final.pth", split, int(own), number))
+            files.append(InrFile(folders[match[0]] / "checkpoints" / "model_final.pth", split, int(true_label), number))
     return inr_listing(files, problems, splits or root, {"images": "mnist", "image_shape": [28, 28, 1]})
 
 
@@ -84,7 +85,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     Args:
         root: the dataset's folder.
         val_size: networks for validation.
-        seed: of the choice.
+        seed: seed of their choice.
 
     Returns:
         Split -> {"path": relative to `root`, "label": as text}, the published JSON's content.
@@ -96,8 +97,8 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     if not folders:
         raise NothingThereError(_no_mnist(root))
     parts: dict[str, list[str]] = {"training": [], "testing": []}
-    for name in sorted(folders, key=lambda name: int(name.rpartition("_")[2])):
-        parts[_FOLDER.fullmatch(name)[1]].append(name)
+    for name in sorted(folders, key=lambda name: int(name.split("_")[4])):
+        parts[name.split("_")[2]].append(name)
     train = parts["training"]
     if not 0 < val_size < len(train):
         raise ValueError(
@@ -112,31 +113,31 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     }
     return {
         split: {
-            "path": [(folders[n] / "checkpoints" / "model_final.pth").relative_to(root).as_posix() for n in found],
-            "label": [_FOLDER.fullmatch(n)[2] for n in found],
+            "path": [(folders[n] / "checkpoints" / "model_final.pth").relative_to(root).as_posix() for n in of_split],
+            "label": [n.split("_")[3] for n in of_split],
         }
-        for split, found in names.items()
+        for split, of_split in names.items()
     }
 
 
 def _no_mnist(root: Path) -> str:
-    """What is missing."""
+    """The error of a folder without networks."""
     return f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path"
 
 
 def _mnist_folders(root: Path) -> dict[str, Path]:
     """Name -> folder of each network below `root`; raises ValueError when two have one name."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in _walk(root):
-        other = found.setdefault(path.name, path)
+        other = folders.setdefault(path.name, path)
         if other != path:
             raise ValueError(f"{root}: two folders of one name, {other} and {path}; remove one")
-    return found
+    return folders
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """The folders of networks below a folder."""
-    seen = set()  # links may lead in circles
+    seen: set[str] = set()  # links may lead in circles
     for parent, names, _ in os.walk(folder, followlinks=True):
         networks = {name for name in names if _FOLDER.fullmatch(name)}
         if os.path.realpath(parent) in seen:
