@@ -11,21 +11,29 @@ from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """A task: its batches, its loss, its metrics. A batch is (NetParams, target).
+    """A task: its batches, its loss, its metrics. A batch is (NetParams, target)."""
 
-    Attributes:
-        monitor: the metric of the validation split that selects the model.
-        maximize: whether larger is better.
-        steps_per_epoch: batches per epoch.
-        data_id: names the data; a run goes on with the same only.
-    """
+    @property
+    def monitor(self) -> str:
+        """The metric of the validation split that selects the model."""
+        ...
 
-    monitor: str
-    maximize: bool
-    steps_per_epoch: int
-    data_id: str
+    @property
+    def maximize(self) -> bool:
+        """Whether a larger metric is better."""
+        ...
 
-    def prepare(self, model: nn.Module) -> None:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    @property
+    def data_id(self) -> str:
+        """The name of the data; a run is resumed only with the same data."""
+        ...
+
+    def prepare(self, model: Any) -> None:
         """Sets what the model takes from the training split, such as its input normalisation."""
         ...
 
