@@ -110,7 +110,7 @@ class SineUpdate(nn.Module):
         self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
 
     def forward(self, context: NodeContext, x: Tensor) -> Tensor:
-        """[x, m...] [n, num_parts * dim] -> [n, out_dim], the same for all roles."""
+        """`[x, m...]` of shape `[n, num_parts * dim]` -> [n, out_dim], the same for all roles."""
         if self.parts:
             x = sum(linear(part) for linear, part in zip(self.parts, x.split(self.dim, -1), strict=True))
         return torch.sin(30 * self.linear(x))
