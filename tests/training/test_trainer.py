@@ -312,6 +312,18 @@ def test_state_of_another_model(tmp_path):
         start(tmp_path / "a", resume=True).fit()
 
 
+def test_state_of_another_version(tmp_path):
+    """Schedules were stored in another form before they were those of torch."""
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", 7).fit()
+    for path in state_files(tmp_path / "a"):
+        tensors, metadata = read_tensors(path)
+        before = {"step": 7, "reduction": 1.0, "best": -0.1, "since_best": 0}
+        write_tensors(path, tensors, {**metadata, "schedule": before})
+    with pytest.raises(ValueError, match="its state is of another model or version; start a new run"):
+        start(tmp_path / "a", resume=True).fit()
+
+
 def test_states_are_saved_as_often_as_wanted(tmp_path):
     trainer = start(tmp_path / "a", checkpoint_minutes=0.0)
     trainer.train_epoch()
@@ -426,3 +438,42 @@ def test_compiling_needs_a_compiler(monkeypatch):
     TrainConfig(device="cpu").check_device()
     with pytest.raises(ValueError, match=r"train_args\.compile: needs a C\+\+ compiler, found no no-such-compiler"):
         TrainConfig(device="cpu", compile=True).check_device()
+
+
+class OnDevice(Line):
+    """The same, with batches on the device."""
+
+    def train_batches(self, batches, generator, device):
+        for inputs, target in super().train_batches(batches, generator, device):
+            yield inputs.to(device), target.to(device)
+
+    def evaluate(self, model, split, device, figures=None):
+        self.x = self.x.to(device)
+        metrics = super().evaluate(model, split, device, figures)
+        self.x = self.x.cpu()
+        return metrics
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16-mixed", "fp16-mixed"])
+def test_trains_on_a_gpu(tmp_path, precision):
+    """To a loss as on the CPU, stopped and resumed on the way, with the peak memory of torch."""
+    config = TrainConfig(device="cuda", num_epochs=30, precision=precision)
+
+    def trainer(resume=False):
+        torch.manual_seed(0)
+        run = Run(tmp_path / "run", "", {}, resume=resume)
+        return Trainer(launch("cuda", 1, precision), OnDevice(), OneNumber(), config, FAST, run)
+
+    first = trainer()
+    first.train_epoch()
+    first._end_epoch()
+    first.signals.received = "SIGTERM"
+    with pytest.raises(Stopped):
+        first.train_epoch()
+    second = trainer(resume=True)
+    summary = second.fit()
+    assert summary["device"].startswith("cuda")
+    assert summary["test_loss"] < 1e-2
+    assert second.model.weight.item() == pytest.approx(2, abs=0.15)
+    assert 0 < second.run.metrics()[-1]["memory_gb"] < 1

@@ -112,7 +112,7 @@ class SineUpdate(nn.Module):
         self.linear = nn.Linear(dim if summed else num_parts * dim, out_dim, bias=False)
 
     def forward(self, context: NodeContext, x: Tensor) -> Tensor:
-        """[x, m...] [n, num_parts * dim] -> [n, out_dim], the same for all roles."""
+        """`[x, m...]` of shape `[n, num_parts * dim]` -> [n, out_dim], the same for all roles."""
         if self.parts:
             parts = [x[:, start : start + self.dim] for start in range(0, x.shape[1], self.dim)]
             x = torch.stack([linear(part) for linear, part in zip(self.parts, parts, strict=True)]).sum(0)
