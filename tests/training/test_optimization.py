@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from scalegmn.training.optimization import OptimizationConfig, OptimizerConfig, ScheduleConfig, build_optimizer
+from scalegmn.training.optimization import (
+    PLATEAU_FACTOR,
+    OptimizationConfig,
+    OptimizerConfig,
+    Schedule,
+    ScheduleConfig,
+    build_optimizer,
+)
 
 
 def build(decay, total, warmup=0, patience=10):
@@ -121,3 +128,17 @@ def test_amsgrad_remembers_the_largest_gradient():
         return before - parameter.item()
 
     assert last_step(True) == pytest.approx(0.999**150 * last_step(False), rel=1e-3)
+
+
+def test_schedule_of_an_earlier_version():
+    """Its counters lead to the learning rates that the run had."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    config = ScheduleConfig(decay="plateau", warmup_steps=4, plateau_patience=2)
+    schedule = Schedule(torch.optim.SGD([parameter], lr=1.0), config, 100)
+    schedule.load_state_dict({"step": 2, "reduction": 1.0, "best": 0.5, "since_best": 0})
+    assert schedule.lr == pytest.approx(0.75)
+    schedule = Schedule(torch.optim.SGD([parameter], lr=1.0), config, 100)
+    schedule.load_state_dict({"step": 50, "reduction": PLATEAU_FACTOR, "best": 0.5, "since_best": 1})
+    assert schedule.lr == pytest.approx(PLATEAU_FACTOR)
+    schedule.end_epoch(0.4)
+    assert schedule.lr == pytest.approx(PLATEAU_FACTOR**2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -135,17 +136,32 @@ class Schedule:
         return {"lr": self.lr, "per_step": self._per_step.state_dict(), "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict`.
+        """Continues from a `state_dict`, or from the state of an earlier version: `step`, `reduction` (the product of
+        all plateaus' factors), `best`, `since_best` (epochs without improvement).
 
         Raises:
-            KeyError: the state is of another version of this package.
+            KeyError: the state has neither form.
         """
+        if "since_best" in state:
+            self._load_counters(state)
+            return
         lr, per_step, per_epoch = (state[name] for name in ("lr", "per_step", "per_epoch"))
         self._per_step.load_state_dict(per_step)
         if self._per_epoch is not None:
             self._per_epoch.load_state_dict(per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+
+    def _load_counters(self, state: dict[str, Any]) -> None:
+        """Takes the steps of an earlier version's state again."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each
+            for _ in range(state["step"]):
+                self.step()
+        if self._per_epoch is not None:
+            self._per_epoch.best, self._per_epoch.num_bad_epochs = state["best"], state["since_best"]
+            for group in self._optimizer.param_groups:
+                group["lr"] *= state["reduction"]
 
 
 def _step_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int) -> LRScheduler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self._values: dict[str, Tensor | ValueError] = {}  # constants, and examples on the device meta of others
         for tensor in graph.initializer:
-            self._values[tensor.name] = attempt(lambda tensor=tensor: tensor_of(tensor))
+            self._values[tensor.name] = attempt(partial(tensor_of, tensor))
         inputs = [value.name for value in graph.input if value.name not in self._values]
         for kind, names in (("input", inputs), ("output", [value.name for value in graph.output])):
             if len(names) != 1:
@@ -90,7 +91,7 @@ class OnnxNetwork(nn.Module):
         self._values[self.input] = self.example_input.to("meta")
         self._producers: dict[str, Step] = {}
         for node in graph.node:
-            result = attempt(lambda node=node: self._read(node))
+            result = attempt(partial(self._read, node))
             if isinstance(result, ValueError):
                 self._values |= dict.fromkeys(node.output, result)
         self.steps = self._needed_steps()

@@ -110,7 +110,10 @@ def convolution(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = Non
 def _padded(
     node: Node, x: Tensor, kernel: list[int], stride: list[int], dilation: list[int]
 ) -> tuple[Tensor, list[int]]:
-    """The padding on both sides of each axis, and the input with what one side has more."""
+    """The padding on both sides of each axis, and the input with what one side has more.
+
+    The excess is zeros, also before a pooling, where ONNX leaves it out: no parameter depends on that.
+    """
     axes, mode = len(kernel), node.get("auto_pad", "NOTSET")
     pads = node.ints("pads") or [0] * (2 * axes)
     if mode in ("SAME_UPPER", "SAME_LOWER"):
@@ -257,16 +260,16 @@ def where(node: Node, condition: Tensor, x: Any, y: Any) -> Tensor:
 def _pooling(name: str) -> Function:
     """The function of an operator that pools."""
 
-    def function(node: Node, x: Tensor) -> Tensor:
+    def function(node: Node, x: Tensor) -> Any:
         kernel = node.ints("kernel_shape") or []
         stride, dilation = node.ints("strides") or [1] * len(kernel), node.ints("dilations") or [1] * len(kernel)
         x, padding = _padded(node, x, kernel, stride, dilation)
         is_image, ceil = len(kernel) == 2, bool(node.get("ceil_mode", 0))
         if name == "MaxPool":
-            pool = functional.max_pool2d if is_image else functional.max_pool1d
-            return pool(x, kernel, stride, padding, dilation, ceil)
-        pool = functional.avg_pool2d if is_image else functional.avg_pool1d
-        return pool(x, kernel, stride, padding, ceil, bool(node.get("count_include_pad", 0)))
+            largest: Function = functional.max_pool2d if is_image else functional.max_pool1d
+            return largest(x, kernel, stride, padding, dilation, ceil)
+        average: Function = functional.avg_pool2d if is_image else functional.avg_pool1d
+        return average(x, kernel, stride, padding, ceil, bool(node.get("count_include_pad", 0)))
 
     return function
 
@@ -481,7 +484,7 @@ def constant_of_shape(node: Node, shape: Tensor) -> Tensor:
 @onnx_operator("Range")
 def range_(node: Node, *limits: Any) -> Tensor:
     """Numbers in a row."""
-    start, end, step = (number for number in node.constants)
+    start, end, step = (number for number in node.constants if number is not None)
     check_size([abs(int((end - start) / step))])
     return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
