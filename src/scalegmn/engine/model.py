@@ -95,7 +95,7 @@ class MessagePassingModel(Protocol):
     bidirectional: bool
 
     def network_groups(self, params: NetParams) -> Tensor:
-        """The scalar group of each network."""
+        """[B] long, index into `groups`, of networks whose hidden nodes have one group."""
         ...
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
@@ -103,11 +103,11 @@ class MessagePassingModel(Protocol):
         ...
 
     def reciprocal_edges(self, params: NetParams) -> Sequence[Tensor]:
-        """The raw features that messages against the edges read."""
+        """Per block, the raw edge features that messages against the edges read."""
         ...
 
     def chunks(self, num_edges: int, device: torch.device) -> ChunkPlan:
-        """How blocks of so many edges are worked through."""
+        """How blocks are worked through that have so many edges together."""
         ...
 
 
