@@ -47,6 +47,20 @@ def assert_ties_are_seen(model, params, generator):
     assert (flat(model(params)) - flat(model(loose))).abs().max() > 1e-6
 
 
+def assert_engine_computes_the_plain_form(model, nets):
+    """Outputs, and their gradients for the model's parameters and the networks', of both forms."""
+    forms = []
+    for engine in ("fast", "plain"):
+        model.engine = engine
+        batches = [params.map(lambda tensor: tensor.detach().requires_grad_()) for params in nets]
+        output = flat(model(batches if len(batches) > 1 else batches[0]))
+        leaves = [*model.parameters(), *(x for params in batches for x in (*params.weights, *params.biases))]
+        weights = torch.linspace(1, 2, output.numel(), dtype=output.dtype).view_as(output)
+        forms.append([output, *torch.autograd.grad((weights * output).sum(), leaves, materialize_grads=True)])
+    for fast, plain in zip(*forms, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-10)
+
+
 class Contract:
     """A subclass says what `case` is: (config, spec), one per parameter of the fixture."""
 
@@ -132,3 +146,10 @@ class Contract:
         others = NetSpec((LayerSpec(5, 7, (2, 2), "tanh"), LayerSpec(7, 6)))
         with pytest.raises(ValueError, match="the model was built for"):
             model(random_params(others, 2))
+
+
+class EngineContract(Contract):
+    """Also of models that have a plain and a fast form."""
+
+    def test_engine_computes_the_plain_form(self, model, nets):
+        assert_engine_computes_the_plain_form(model, [nets(3)])

@@ -5,8 +5,9 @@ from math import log
 
 import pytest
 import torch
-from contract import build, error
+from contract import assert_engine_computes_the_plain_form, build, error
 
+from scalegmn.engine import relational
 from scalegmn.models import DWSNetConfig, FlatMLPConfig, NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
@@ -14,7 +15,6 @@ from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.networks import LayerSpec, MultiArchBatch, NetParams, NetSpec
-from scalegmn.nn.attention import RelationalEdgeUpdate, RelationalLayer
 from scalegmn.symmetry.groups import GroupElement
 
 SPECS = [
@@ -86,6 +86,16 @@ def fill_up(request, monkeypatch):
         monkeypatch.setattr("scalegmn.models.ng_t._LEAST_SHARE", 0)
 
 
+NEURAL_GRAPHS = [config for config in CONFIGS if config.name in ("ng_gnn", "ng_t")]
+
+
+@pytest.mark.parametrize("config", NEURAL_GRAPHS, ids=lambda config: config.name)
+def test_engine_computes_the_plain_form(config, random_params):
+    model, nets = build(config, SPECS[-1]), nets_of(random_params)
+    model.fit_normalization(nets)
+    assert_engine_computes_the_plain_form(model, nets)
+
+
 @pytest.mark.usefixtures("fill_up")
 @pytest.mark.parametrize(("config", "specs"), CASES, ids=lambda value: getattr(value, "name", None))
 def test_together_equals_one_by_one(config, specs, random_params):
@@ -120,20 +130,20 @@ def test_nothing_comes_from_where_nobody_is(pooling, random_params, monkeypatch)
     model, nets = build(replace(TRANSFORMER, pooling=pooling), SPECS[2]), nets_of(random_params)
     plain = model(nets)
     expected = torch.autograd.grad(plain.square().sum(), list(model.parameters()))
-    layer, update, there = RelationalLayer.forward, RelationalEdgeUpdate.forward, []
+    layer, update, there = relational.run_nodes, relational.run_edges, []
 
-    def spoilt_layer(module, x, e, rows, real=None):
-        there.append(real)
-        return layer(module, x, e, rows, real).masked_fill(~real[:, rows, None], torch.nan)
+    def spoilt_layer(module, x, e, rows, exists=None):
+        there.append(exists)
+        return layer(module, x, e, rows, exists).masked_fill(~exists[:, rows, None], torch.nan)
 
     def spoilt_update(module, x, e, rows):
         pairs = there[-1][:, rows, None] & there[-1][:, None]
         return update(module, x, e, rows).masked_fill(~pairs[..., None], torch.nan)
 
-    monkeypatch.setattr(RelationalLayer, "forward", spoilt_layer)
-    monkeypatch.setattr(RelationalEdgeUpdate, "forward", spoilt_update)
+    monkeypatch.setattr(relational, "run_nodes", spoilt_layer)
+    monkeypatch.setattr(relational, "run_edges", spoilt_update)
     spoilt_output = model(nets)
-    assert not all(real.all() for real in there)
+    assert not all(exists.all() for exists in there)
     torch.testing.assert_close(spoilt_output, plain, rtol=0, atol=0)
     found = torch.autograd.grad(spoilt_output.square().sum(), list(model.parameters()))
     for one, other in zip(found, expected, strict=True):
@@ -167,6 +177,9 @@ GRAPH = NetSpec(
 )
 def test_networks_that_are_no_chain(config, random_params, generator):
     model, params, chain = build(config, GRAPH), random_params(GRAPH, 4), random_params(SPECS[2], 2)
+    if config.name in ("ng_gnn", "ng_t"):
+        assert_engine_computes_the_plain_form(model, [params.with_batch_norm_folded()])
+        model.engine = "fast"
     assert error(model, params, GroupElement.sample(params, generator, scale=False)) <= 1e-9
     expected = torch.cat([model(params[:2]), model(chain), model(params[2:])])
     torch.testing.assert_close(model([params[:2], chain, params[2:]]), expected, rtol=1e-10, atol=1e-12)

@@ -6,7 +6,7 @@ import golden
 import neural_graphs
 import pytest
 import torch
-from contract import Contract, assert_ties_are_seen, build
+from contract import EngineContract, assert_ties_are_seen, build
 from memory import share_of_budget
 from torch import nn
 
@@ -57,16 +57,20 @@ def test_published_outputs_of_mixed_architectures():
     assert sum(parameter.numel() for parameter in model.parameters()) == case["parameter_count"]
     assert (torch.cat([model(params) for params in nets]) - output).abs().max() < 1e-10 * output.std()
     assert (model(nets) - output).abs().max() < 1e-10 * output.std()
+    model.engine = "plain"
+    assert (model(nets) - output).abs().max() < 1e-10 * output.std()
 
 
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_published_outputs(path):
+def test_published_outputs(path, engine):
     activation = "relu" if "cnn" in path.stem else "sine"
     case, state, params, output = golden.read(path, activation)
     embeds = case["hyper_parameters"]["graph_constructor"].get("use_act_embed") and case["activations"][0] is not None
     unused = UNUSED if embeds else [*UNUSED, r"act_emb\."]
     idle = sum(state[name].numel() for name in case["parameters_without_influence"])
     model = config_of(case).build(params.spec)
+    model.engine = engine
     found = neural_graphs.ours(case, state, RENAMES, unused)
     golden.assert_published(model, found, params, output, case["parameter_count"] - idle)
 
@@ -145,15 +149,16 @@ def test_residual_connections_are_seen(config, spec, random_params, generator):
     assert_ties_are_seen(build(config, spec), params, generator)
 
 
-class TestNGGNN(Contract):
-    @pytest.fixture(
-        params=[
-            *((config, spec) for config in CONFIGS for spec in (*MLPS, *CNNS)),
-            *((config, spec) for config in INR_CONFIGS for spec in MLPS),
-            *((config, spec) for config in CNN_CONFIGS for spec in CNNS),
-            *RESIDUAL_CASES,
-        ],
-    )
+CONTRACT_CASES = [
+    *((config, spec) for config in CONFIGS for spec in (*MLPS, *CNNS)),
+    *((config, spec) for config in INR_CONFIGS for spec in MLPS),
+    *((config, spec) for config in CNN_CONFIGS for spec in CNNS),
+    *RESIDUAL_CASES,
+]
+
+
+class TestNGGNN(EngineContract):
+    @pytest.fixture(params=CONTRACT_CASES)
     def case(self, request):
         return request.param
 

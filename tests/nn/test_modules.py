@@ -11,6 +11,7 @@ from scalegmn.engine import messages as fast
 from scalegmn.engine.edges import DenseEdges, EdgeUpdate
 from scalegmn.engine.model import ChainTypes
 from scalegmn.engine.modules import invariant_then_linear, run, run_mlp
+from scalegmn.engine.pna import Reduced, aggregate_blocks, graph_norm
 from scalegmn.engine.readouts import read as fast_read
 from scalegmn.engine.rows import Rows, ScaledRows
 from scalegmn.networks.scalar_groups import SCALES, SIGNS
@@ -32,7 +33,7 @@ from scalegmn.nn.messages import (
 )
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.pna import Aggregate, GraphNorm, Reduced
+from scalegmn.nn.pna import Aggregate, GraphNorm
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
 
@@ -436,31 +437,36 @@ def test_aggregates_by_hand():
     pair, single = torch.tensor([1.0, 5.0]).reshape(1, 1, 2, 1), torch.tensor([3.0]).reshape(1, 1, 1, 1)
     messages = [Reduced.of_block(pair), Reduced.of_block(single)]
     expected = torch.tensor([3.0, 1.0, 5.0, (8 / 3) ** 0.5])
-    found = module(messages, torch.ones(1, 1, 1))[0, 0]
+    found = aggregate_blocks(module, messages, torch.ones(1, 1, 1))[0, 0]
     close(found, torch.cat([expected, expected * 2 / math.log(4)]))
-    alone = module(messages[1:], torch.ones(1, 1, 1))[0, 0]
+    alone = aggregate_blocks(module, messages[1:], torch.ones(1, 1, 1))[0, 0]
     assert alone[3] == 0  # no deviation of one message
-    assert torch.equal(module([], torch.ones(1, 1, 1)), torch.zeros(1, 1, 8))
+    assert torch.equal(aggregate_blocks(module, [], torch.ones(1, 1, 1)), torch.zeros(1, 1, 8))
     rows = Reduced.of_block(torch.cat([pair, single.expand(1, 1, 2, 1)], 1))
-    both = module([rows, messages[1]], torch.ones(1, 2, 1))[0]
+    both = aggregate_blocks(module, [rows, messages[1]], torch.ones(1, 2, 1))[0]
     close(both[0], found)  # of two nodes, the first has one message more
     close(
         both[1],
         torch.tensor([3.0, 3.0, 3.0, 0.0]).repeat(2) * torch.tensor([1.0, 2 / math.log(3)]).repeat_interleave(4),
     )
     row = torch.tensor([1.0, 5.0, 3.0, 3.0]).reshape(1, 4, 1)
-    by_row = module([Reduced.of_rows(row, torch.tensor([3, 0, 1]))], torch.ones(1, 3, 1))[0]
+    by_row = aggregate_blocks(module, [Reduced.of_rows(row, torch.tensor([3, 0, 1]))], torch.ones(1, 3, 1))[0]
     close(by_row[[0, 2]], torch.stack([found, alone]))
     assert not by_row[1].any()
+    plain = module(row[0, [3, 0, 2, 1]], torch.tensor([2, 0, 0, 0]), 3)
+    close(plain[[0, 2]], torch.stack([found, alone]))
+    assert not plain[1].any()
 
 
 def test_graph_norm_is_of_one_network():
     x = 3 * torch.randn(4, 5, D) + 1
     module = GraphNorm(D)
-    found = module(x)
+    found = graph_norm(module, x, None, 4)
     for one, own in zip(x, found, strict=True):
         close(own, (one - one.mean()) / (one.std(correction=0) + 1e-5))
     network = torch.tensor([2, 0, 1, 1, 0, 0])
-    parts = module(x[:1, [0, 1, 2, 3, 4, 0]], network, 3)[0]
+    rows = x[:1, [0, 1, 2, 3, 4, 0]]
+    parts = graph_norm(module, rows, network, 3)[0]
     for index in range(3):
-        close(parts[network == index], module(x[:1, [0, 1, 2, 3, 4, 0]][:, network == index])[0])
+        close(parts[network == index], graph_norm(module, rows[:, network == index], None, 1)[0])
+    close(module(rows[0], network, 3), parts)

@@ -16,6 +16,7 @@ from scalegmn.engine.messages import edge_ends, receive, send, updated_edges
 from scalegmn.engine.modules import roles_alike, run
 from scalegmn.engine.rows import GatheredRows, Rows
 from scalegmn.nn.message_passing import MessagePassingLayer
+from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ class LayerRun:
             backward_edges: per block, from its upper to its lower end; unused by forward models.
         """
         messages: dict[int, list[Tensor]] = {group: [] for group in reads.nodes}
-        self._receive(layer, layer.forward_message, layer.forward_residual, False, nodes, edges, messages)
+        outgoing = self._outgoing(nodes)
+        self._receive(layer, layer.forward_message, layer.forward_residual, False, nodes, outgoing, edges, messages)
         if layer.backward_message is not None:
             against = layer.backward_message, layer.backward_residual, True
-            self._receive(layer, *against, nodes, backward_edges, messages)
+            self._receive(layer, *against, nodes, outgoing, backward_edges, messages)
         new_nodes = self._update_nodes(layer, nodes, messages)
         if layer.edge_update is not None:
             ends = [(senders, k + 1) for k, senders in enumerate(self.layout.lower)]
@@ -76,15 +78,17 @@ class LayerRun:
         residual: nn.Linear | None,
         against: bool,
         nodes: list[Tensor],
+        outgoing: list[Tensor],
         blocks: list[Edges | None],
         messages: dict[int, list[Tensor]],
     ) -> None:
         """Appends what each group of nodes receives in one direction to its messages."""
         senders, offset = (self.layout.upper, 0) if against else (self.layout.lower, -1)
+        sources, targets = (nodes, outgoing) if against else (outgoing, nodes)
         connections = self.residuals[against]
         block_of = {group: group + offset for group in messages if 0 <= group + offset < len(blocks)}
         sending = sorted({sender for k in block_of.values() for sender in senders[k]})
-        sent = _split(send(message, join(nodes, sending)), nodes, sending)
+        sent = _split(send(message, join(sources, sending)), nodes, sending)
         for group, received in messages.items():
             if group not in block_of:
                 received.append(torch.zeros_like(nodes[group]))
@@ -100,14 +104,36 @@ class LayerRun:
                     if layer.bidirectional
                     else block.of_receivers(self.positions[group])
                 )
-            receivers = None if message in receive else nodes[group]
+            receivers = None if message in receive else targets[group]
             function = partial(_messages, message, layer.aggregator)
             inputs = EdgeInputs(block, join(sent, senders[k]), receivers, positions)
-            received.append(self.chunks.messages(function, inputs, message.parameters()))
+            new = self.chunks.messages(function, inputs, message.parameters())
+            received.append(self._incoming(group, new, nodes[group]) if against else new)
             if residual is not None and group in connections:
                 others, ends = connections[group]
                 added = residual(join(nodes, range(len(nodes)))).index_select(0, others)
                 received[-1] = received[-1] + sum_rows(added, ends, len(nodes[group]))
+
+    def _outgoing(self, nodes: list[Tensor]) -> list[Tensor]:
+        """`outgoing_features` of each group of nodes."""
+        if self._preserves_scalars:
+            return nodes
+        return [
+            outgoing_features(rows.context(x.shape[:-1], x.device), x.flatten(0, -2)).view_as(x)
+            for rows, x in zip(self.rows, nodes, strict=True)
+        ]
+
+    def _incoming(self, group: int, messages: Tensor, x: Tensor) -> Tensor:
+        """`incoming_messages` of a group of nodes."""
+        if self._preserves_scalars:
+            return messages
+        context = self.rows[group].context(x.shape[:-1], x.device)
+        return incoming_messages(context, messages.flatten(0, -2), x.flatten(0, -2)).view_as(messages)
+
+    @property
+    def _preserves_scalars(self) -> bool:
+        """Whether chi(q) = q in all scalar groups."""
+        return all(group.preserves_scalars for group in self.rows[0].groups)
 
     def _update_nodes(
         self, layer: MessagePassingLayer, nodes: list[Tensor], messages: dict[int, list[Tensor]]

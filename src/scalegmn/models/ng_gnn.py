@@ -8,13 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from scalegmn.engine.modules import after_first_linear
-from scalegmn.models.neural_graph import Edges, Graph, IndexedEdges, NeuralGraphConfig, NeuralGraphModel
+from scalegmn.engine.neural_graphs import DenseEdges, joined, pool
+from scalegmn.engine.pna import map_edges, pass_messages
+from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import Dropout
-from scalegmn.nn.pna import NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, joined
+from scalegmn.nn.pna import EdgeUpdate, GraphNorm, PNALayer
 
 Scaler = Literal["identity", "amplification", "attenuation"]
 
@@ -70,45 +73,6 @@ class NGGNNConfig(NeuralGraphConfig):
 METANETWORKS.register(NGGNNConfig.name, NGGNNConfig)
 
 
-class NGGNNLayer(nn.Module):
-    """x' = O U [x, a, ...], a the aggregate of messages, without what follows it.
-
-    Args:
-        config: the hyper-parameters.
-        mean_log_degree: as in `Aggregate`.
-    """
-
-    def __init__(self, config: NGGNNConfig, mean_log_degree: float) -> None:
-        super().__init__()
-        d = config.hidden_dim
-        self.message = Message(d, config.modulation)
-        self.aggregate = Aggregate(config.scalers, mean_log_degree)
-        self.update = nn.Linear((1 + NUM_AGGREGATORS * len(config.scalers)) * d, d)
-        self.last = nn.Linear(d, d)
-
-    def forward(self, x: Tensor, edges: Sequence[Edges | IndexedEdges], receivers: Sequence[slice]) -> Tensor:
-        """New features of some of `Graph.nodes`.
-
-        Args:
-            x: [B, N, d].
-            edges: blocks of what `Message.edge_map` makes of edges.
-            receivers: these.
-
-        Returns:
-            [B, their nodes, d].
-        """
-        to, sent = self.message.ends(x)
-        rows = []
-        for nodes in receivers:
-            messages = [
-                block.reduced(self.message(block.features, block.ends(to, sent)))
-                for block in edges
-                if block.receivers.start == nodes.start  # residual connections go to the first nodes
-            ]
-            rows.append(torch.cat([x[:, nodes], self.aggregate(messages, x[:, nodes])], dim=-1))
-        return nn.functional.linear(torch.cat(rows, dim=1), *joined(self.last, self.update))
-
-
 class NGGNN(NeuralGraphModel):
     """Messages and edge updates on the neural graph, then a readout of the output nodes, or of all nodes and edges.
 
@@ -127,48 +91,39 @@ class NGGNN(NeuralGraphModel):
         super().__init__(config, spec, d, d, (d, d))
         mean = _mean_log_degree({spec: 1}) if config.mean_log_degree is None else config.mean_log_degree
         between = range(config.num_layers - 1)
-        self.layers = nn.ModuleList(NGGNNLayer(config, mean) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            PNALayer(d, config.modulation, config.scalers, mean) for _ in range(config.num_layers)
+        )
         self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
-        """B networks -> [B, out_dim], or changes of their parameters.
-
-        Raises:
-            ValueError: the model cannot read such networks.
-        """
+    def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+        """As in `NeuralGraphModel`."""
         graph = self.read_graph(nets)
-        x, edges, inner = self._through_layers(graph)
+        x, e, (sender, receiver) = graph.x, graph.e, graph.edge_index
+        *layers, last = self.layers
+        for layer, norm, update in zip(layers, self.norms, self.edge_updates, strict=True):
+            x = norm(layer(x, e, graph.edge_index), graph.network, graph.num_networks)
+            x = self.dropout(silu(x))
+            e = update(x[receiver], x[sender], e)
+        x = last(x, e, graph.edge_index)
         if self.readout is not None:
             return self.readout(self.pool(x, graph))
-        forward = [block for block in edges if block.senders.start < block.receivers.start and not block.residual]
-        (to_readout,) = _mapped(forward, [joined(self.edge_readout.linears[0], inner)])
-        changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
-        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
+        return self.changes_of(nets[0], x, e[: len(nets[0]) * nets[0].spec.num_edges], graph)
 
-    def _through_layers(self, graph: Graph) -> tuple[Tensor, Sequence[Edges | IndexedEdges], nn.Linear | None]:
-        """The nodes that are read [B, n, d], edges, and the Linear that makes their features of what they hold."""
-        x, edges = graph.x, graph.edges
+    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+        """As in `NeuralGraphModel`."""
+        graph = self.read_blocks(nets)
         read = graph.nodes if self.reads_all else [graph.outputs]
-        inner = None
-        for index, (norm, update) in enumerate(zip(self.norms, self.edge_updates, strict=True)):
-            layer = self.layers[index]
-            maps = [layer.message.edge_map(inner), joined(update.edge_linear, inner)]
-            to_messages, to_edges = _mapped(edges, maps)
-            x = norm(layer(x, to_messages, graph.nodes), graph.network, graph.num_networks)
-            x = self.dropout(nn.functional.silu(x))
-            to, sent = update.receiver_linear(x), update.sender_linear(x)
-            needed = {nodes.start for nodes in (read if index == len(self.norms) - 1 else graph.nodes)}
-            edges = [
-                block._replace(features=update(block.features, block.ends(to, sent)))
-                for block in to_edges
-                if block.receivers.start in needed
-            ]
-            inner = update.last
-        last = self.layers[-1]
-        (to_messages,) = _mapped(edges, [last.message.edge_map(inner)])
-        return last(x, to_messages, read), edges, inner
+        x, edges, inner = pass_messages(self.layers, self.norms, self.edge_updates, self.dropout, graph, read)
+        if self.readout is not None:
+            return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
+        forward = [block for block in edges if isinstance(block, DenseEdges) and not block.residual]
+        forward = [block for block in forward if block.senders.start < block.receivers.start]
+        (to_readout,) = map_edges(forward, [joined(self.edge_readout.linears[0], inner)])
+        changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
+        return self.changes(nets[0], changes, self.node_readout(x[:, nets[0].spec.layout[0] :]))
 
     @property
     def feature_bytes(self) -> int:
@@ -188,16 +143,3 @@ def _sum_of_log_degrees(spec: NetSpec) -> float:
     """The sum of log(incoming edges + 1) over the nodes of one network."""
     receivers = torch.cat([index[1] for index in (spec.edge_index, spec.residual_index, spec.attention_index)])
     return receivers.bincount(minlength=spec.num_nodes).add(1).double().log().sum().item()
-
-
-def _mapped(
-    edges: Sequence[Edges | IndexedEdges], maps: Sequence[tuple[Tensor, Tensor]]
-) -> list[list[Edges | IndexedEdges]]:
-    """What each map (weight, bias) makes of the edges, all in one product per block."""
-    weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
-    sizes = [len(own) for own, _ in maps]
-    found = [nn.functional.linear(block.features, weight, bias).split(sizes, dim=-1) for block in edges]
-    return [
-        [block._replace(features=parts[index]) for block, parts in zip(edges, found, strict=True)]
-        for index in range(len(maps))
-    ]

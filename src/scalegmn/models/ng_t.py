@@ -9,9 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from scalegmn.engine.memory import tensor_bytes
-from scalegmn.models.neural_graph import Graph, NeuralGraphConfig, NeuralGraphModel, node_slices
+from scalegmn.engine.neural_graphs import node_slices, pool
+from scalegmn.engine.relational import all_pairs, padded, run_layers
+from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
@@ -112,81 +115,78 @@ class NGT(NeuralGraphModel):
                 )
             )
 
-    def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
-        """B networks -> [B, out_dim], or changes of their parameters. Of several architectures, those of about the same
-        size pass together, filled up to the largest of them.
-
-        Raises:
-            ValueError: the model cannot read such networks.
-        """
-        if not isinstance(nets, NetParams):
-            return self._several(nets)
-        if not nets.spec.is_chain:
-            return self._filled_up([nets])
+    def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+        """As in `NeuralGraphModel`."""
         graph = self.read_graph(nets)
-        read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
-        x, e = self._through_layers(graph.x, _all_pairs(graph), read)
+        x, e, exists, pairs = self._padded(graph)
+        for layer in self.layers:
+            x, e = layer(x, e, exists)
+        if self.token is not None and self.readout is not None:
+            return self.readout(x[:, 0])
+        x = x[exists]  # nodes in the order of the graph
         if self.readout is not None:
             return self.readout(self.pool(x, graph))
-        nodes = node_slices(nets.spec)
-        changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
-        return self.changes(nets, changes, self.node_readout(x[:, nets.spec.layout[0] :]))
+        e = e.flatten(0, 2)[pairs[: len(nets[0]) * nets[0].spec.num_edges]]
+        return self.changes_of(nets[0], x, e, graph)
 
-    def _several(self, nets: Sequence[NetParams]) -> Tensor:
-        """`forward` of several architectures."""
-        outputs = [torch.empty(0)] * len(nets)
-        for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // self._pair_bytes):
-            own = [nets[place] for place in places]
-            together = self._filled_up(own) if len(own) > 1 else self.forward(own[0])
-            for place, output in zip(places, together.split([len(params) for params in own]), strict=True):
-                outputs[place] = output
-        return torch.cat(outputs)
-
-    def _filled_up(self, nets: Sequence[NetParams]) -> Tensor:
-        """`forward` of several architectures, or of networks that are no chain, all at once."""
-        graph = self.read_graph(nets)
-        places, size = _places(graph)
-        shape = (graph.num_networks, size)
-        x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
-        real = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        real.view(-1)[places] = True
-        senders, receivers = places[torch.cat([block.index for block in graph.edges], dim=1)]
-        features = torch.cat([block.features[0] for block in graph.edges])
-        pairs = senders * size + receivers % size  # what joins the same pair adds up
-        e = graph.none.repeat(shape[0] * size * size, 1).index_add(0, pairs, features - graph.none)
-        e = e.unflatten(0, (*shape, size))
-        read = slice(0, size if self.reads_all else self.spec.layout[-1])
-        x, _ = self._through_layers(x, e, read, real)
-        if self.reads_all:
-            x = x.flatten(0, 1)[places]
-        return self.readout(self.pool(x, graph))
-
-    def _through_layers(self, x: Tensor, e: Tensor, read: slice, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """New nodes and edges.
-
-        Args:
-            x: nodes, [B, N, d].
-            e: edges, [B, N, N, d_e], e_ij of sender i and receiver j.
-            read: the nodes that the result is read from, R of them, if there is no token.
-            real: [B, N], which nodes there are, where networks differ in their number.
+    def _padded(self, graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each network's nodes and pairs of nodes, as many as the largest network has; the token is the first node.
 
         Returns:
-            [B, R or 1, d] and, for changes of parameters, [B, N, N, d_e].
+            Nodes x [B, N, d], pairs e [B, N, N, d_e], which nodes are no padding [B, N], and the place of each edge of
+            the graph among all pairs.
         """
+        sizes = graph.network.bincount(minlength=graph.num_networks)
+        place = torch.arange(len(graph.x), device=sizes.device) - (sizes.cumsum(0) - sizes)[graph.network]
+        first = 0 if self.token is None else 1
+        size, place = int(sizes.max()) + first, place + first
+        x = graph.x.new_zeros(graph.num_networks, size, graph.x.shape[1])
+        x[graph.network, place] = graph.x
+        exists = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        exists[graph.network, place] = True
+        sender, receiver = graph.edge_index
+        pairs = (graph.network[sender] * size + place[sender]) * size + place[receiver]
+        e = graph.none.repeat(graph.num_networks * size * size, 1)
+        e = e.index_add(0, pairs, graph.e - graph.none).unflatten(0, (graph.num_networks, size, size))
         if self.token is not None:
-            x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1)
-            e = nn.functional.pad(e, (0, 0, 1, 0, 1, 0))
-            real = None if real is None else nn.functional.pad(real, (1, 0), value=True)
-            read = slice(0, 1)
-        whole, last = slice(0, x.shape[1]), len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            rows = read if index == last else whole  # the last layer computes what the result reads, no more
-            e = e[:, rows] if e.shape[1] == e.shape[2] else e
-            x = _without_padding(layer(x, e, rows, real), real, rows)
-            if layer.edge_update is not None:
-                rows = read if index == last - 1 and self.readout is not None else whole
-                e = _without_padding(layer.edge_update(x, e, rows), real, rows)
-        return x, e
+            x[:, 0], exists[:, 0] = self.token, True
+            e = pad(e[:, 1:, 1:], (0, 0, 1, 0, 1, 0))
+        return x, e, exists, pairs
+
+    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+        """As in `NeuralGraphModel`. Networks of about the same size run together, padded to the largest of them."""
+        if len(nets) == 1:
+            return self._chains(nets[0]) if nets[0].spec.is_chain else self._padded_together(nets)
+        outputs = [torch.empty(0)] * len(nets)
+        for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // self._pair_bytes):
+            group = [nets[place] for place in places]
+            output = self._padded_together(group) if len(group) > 1 else self.fast(group)
+            assert isinstance(output, Tensor)
+            for place, rows in zip(places, torch.split(output, [len(params) for params in group]), strict=True):
+                outputs[place] = rows
+        return torch.cat(outputs)
+
+    def _chains(self, params: NetParams) -> Tensor | NetParams:
+        """`fast` of chains of one architecture."""
+        graph = self.read_blocks([params])
+        read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
+        x, e = run_layers(self.layers, self.token, graph.x, all_pairs(graph), read, None, self.readout is None)
+        if self.readout is not None:
+            return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
+        nodes = node_slices(params.spec)
+        changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
+        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
+
+    def _padded_together(self, nets: Sequence[NetParams]) -> Tensor:
+        """`fast` of networks of any architectures, all at once."""
+        graph = self.read_blocks(nets)
+        x, e, exists, places = padded(graph)
+        read = slice(0, x.shape[1] if self.reads_all else self.spec.layout[-1])
+        x, _ = run_layers(self.layers, self.token, x, e, read, exists)
+        if self.reads_all:
+            x = x.flatten(0, 1)[places]
+        assert self.readout is not None
+        return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
 
     @property
     def feature_bytes(self) -> int:
@@ -197,27 +197,6 @@ class NGT(NeuralGraphModel):
     def _pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
         return self.config.attention_dim * self.layers[0].linear.weight.element_size()
-
-
-def _all_pairs(graph: Graph) -> Tensor:
-    """[B, N, N, d_e], e_ij of sender i and receiver j."""
-    num_networks, num_nodes, _ = graph.x.shape
-    e = graph.none.repeat(num_networks, num_nodes, num_nodes, 1)
-    for block in graph.edges:
-        if block.residual:
-            index = torch.arange(num_nodes, device=e.device)
-            e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
-        else:
-            e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
-    return e
-
-
-def _without_padding(x: Tensor, real: Tensor | None, rows: slice) -> Tensor:
-    """Features of some nodes [B, R, d], or of pairs [B, R, N, d], zero where a node is not `real` [B, N]."""
-    if real is None:
-        return x
-    there = real[:, rows] if x.ndim == 3 else real[:, rows, None] & real[:, None]
-    return x.masked_fill(~there[..., None], 0)
 
 
 def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
@@ -233,15 +212,3 @@ def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(place)
     return groups
-
-
-def _places(graph: Graph) -> tuple[Tensor, int]:
-    """Where nodes are among those of networks that are filled up to the largest, [N] long, and its size: network by
-    network, output nodes first."""
-    by_network = graph.network.argsort(stable=True)
-    sizes = graph.network.bincount(minlength=graph.num_networks)
-    size = int(sizes.max())
-    holes = size * torch.arange(len(sizes), device=sizes.device) - sizes.cumsum(0) + sizes  # before each network
-    places = torch.empty_like(by_network)
-    places[by_network] = torch.arange(len(places), device=sizes.device) + holes.repeat_interleave(sizes)
-    return places, size

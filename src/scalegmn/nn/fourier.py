@@ -1,4 +1,4 @@
-"""Encoders of single numbers."""
+"""Features of weights and biases: Fourier features and what a small MLP makes of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, silu
 
 
 class FourierFeatures(nn.Module):
-    """F(v) = [cos(2 pi B v), sin(2 pi B v)], B fixed with entries N(0, scale^2) (Tancik et al., NeurIPS 2020).
+    """F(v) = [cos(2 pi B v), sin(2 pi B v)], B fixed with entries N(0, scale^2) (Tancik et al., NeurIPS 2020,
+    https://arxiv.org/abs/2006.10739).
 
     Args:
         in_dim: k, width of v.
@@ -17,13 +19,15 @@ class FourierFeatures(nn.Module):
         scale: standard deviation of the entries.
     """
 
+    frequencies: Tensor
+
     def __init__(self, in_dim: int, num_frequencies: int, scale: float) -> None:
         super().__init__()
         self.register_buffer("frequencies", scale * torch.randn(num_frequencies, in_dim))
 
     def forward(self, v: Tensor) -> Tensor:
         """v [..., k] -> [..., 2m]."""
-        angle = nn.functional.linear(v, 2 * math.pi * self.frequencies)
+        angle = linear(v, 2 * math.pi * self.frequencies)
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -44,10 +48,10 @@ class Encoder(nn.Module):
         first = 2 * num_frequencies or in_dim
         self.linears = nn.ModuleList(nn.Linear(dim if index else first, dim) for index in range(num_layers))
 
-    def forward(self, v: Tensor, after: nn.Linear) -> Tensor:
-        """v [..., k] -> after(enc(v)) [..., out]: the Linear that follows is joined to the last one."""
+    def forward(self, v: Tensor) -> Tensor:
+        """v [..., k] -> [..., dim]."""
         x = self.fourier(v)
-        for linear in self.linears[:-1]:
-            x = nn.functional.silu(linear(x))
-        last = self.linears[-1]
-        return nn.functional.linear(x, after.weight @ last.weight, after(last.bias))
+        for index, layer in enumerate(self.linears):
+            x = layer(silu(x) if index else x)
+        result: Tensor = x
+        return result

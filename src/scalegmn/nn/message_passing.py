@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.context import EdgeContext, NodeContext
 from scalegmn.nn.messages import MessageFunction
 from scalegmn.nn.mlp import Dropout
+from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 
 class MessagePassingLayer(nn.Module):
@@ -83,12 +85,13 @@ class MessagePassingLayer(nn.Module):
             backward_edge: [E, d], those that messages against the edges read; unused by forward models.
             p: positional embeddings [N, d], or None.
         """
-        against = edge_index.flip(0)
-        received = [self.receive(self.forward_message, context, edge_index, x, edge, p)]
+        against, outgoing = edge_index.flip(0), outgoing_features(context, x)  # x, unless chi(q) != q
+        received = [self.receive(self.forward_message, context, edge_index, x, outgoing, edge, p)]
         if self.forward_residual is not None:
             received[0] = received[0] + aggregate(self.forward_residual(x)[residuals[0]], residuals[1], len(x))
         if self.backward_message is not None:
-            received.append(self.receive(self.backward_message, context, against, x, backward_edge, p))
+            messages = self.receive(self.backward_message, context, against, outgoing, x, backward_edge, p)
+            received.append(incoming_messages(context, messages, x))
         if self.backward_residual is not None:
             received[1] = received[1] + aggregate(self.backward_residual(x)[residuals[1]], residuals[0], len(x))
         new = self.update(context, torch.cat([x, *received], dim=-1), *([p] if self.update_positions else []))
@@ -105,25 +108,21 @@ class MessagePassingLayer(nn.Module):
         message: MessageFunction,
         context: NodeContext,
         edge_index: Tensor,
-        x: Tensor,
+        receivers: Tensor,
+        senders: Tensor,
         edge: Tensor,
         p: Tensor | None,
     ) -> Tensor:
-        """Messages along `edge_index`, joined at their receivers: [N, d]."""
+        """Messages along `edge_index`, joined at their receivers: [N, d]; from the features of all nodes as edges see
+        them at either end, [N, d]."""
         sender, receiver = edge_index
         positions = [p[sender if self.bidirectional else receiver]] if self.message_positions else []
-        messages = message(*ends(context, edge_index, x), edge, *positions)
-        return aggregate(messages, receiver, len(x), self.aggregator)
+        where = EdgeContext(context[receiver], context[sender])
+        messages = message(where, receivers[receiver], senders[sender], edge, *positions)
+        return aggregate(messages, receiver, len(context.role), self.aggregator)
 
 
 def ends(context: NodeContext, edge_index: Tensor, x: Tensor) -> tuple[EdgeContext, Tensor, Tensor]:
     """What the ends of edges belong to, the receivers' features and the senders' [E, d]."""
     sender, receiver = edge_index
     return EdgeContext(context[receiver], context[sender]), x[receiver], x[sender]
-
-
-def aggregate(messages: Tensor, receiver: Tensor, num_nodes: int, aggregator: str = "add") -> Tensor:
-    """The sum (`add`) or the mean of the messages that come to each node, [E, d] -> [num_nodes, d]; 0 where none do."""
-    from torch_geometric.utils import scatter  # takes seconds to import
-
-    return scatter(messages, receiver, dim=0, dim_size=num_nodes, reduce="sum" if aggregator == "add" else aggregator)

@@ -32,7 +32,8 @@ class MessageFunction(nn.Module):
     - It must not depend on the order of nodes: only on what it is given.
     - Input and output nodes have q = 1.
 
-    Messages against the edges have a function of their own, which sees the flipped edges.
+    Messages against the edges have a function of their own, which sees the flipped edges. Neurons with chi(q) != q
+    (`scalegmn.nn.scalars`), such as those of z^2, are seen by their outgoing edges as `outgoing_features`.
     """
 
     def forward(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.context import NodeContext
-from scalegmn.nn.message_passing import aggregate
 from scalegmn.nn.mlp import BuildMLP
 
 

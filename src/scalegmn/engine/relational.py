@@ -1,0 +1,152 @@
+"""Fast form of relational transformers, with the parameters of the modules in `scalegmn.nn.attention`.
+
+Values of edges are joined over senders before they meet their Linear; W_0 W_o is one Linear; the last layer computes
+only the nodes that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear, pad
+
+from scalegmn.engine.neural_graphs import BlockGraph, DenseEdges, SortedEdges
+from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
+
+
+def run_layers(
+    layers: Sequence[RelationalLayer],
+    token: Tensor | None,
+    x: Tensor,
+    e: Tensor,
+    read: slice,
+    exists: Tensor | None = None,
+    reads_edges: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """New nodes and edges.
+
+    Args:
+        layers: the modules.
+        token: a node beside the others, [d], which is read instead of `read`.
+        x: nodes, [B, N, d].
+        e: edges, [B, N, N, d_e], e_ij of sender i and receiver j.
+        read: the nodes that the result is read from, R of them.
+        exists: [B, N], which nodes are no padding, where networks differ in their number.
+        reads_edges: whether the last edges are read, for changes of parameters.
+
+    Returns:
+        [B, R or 1, d] and, for changes of parameters, [B, N, N, d_e].
+    """
+    if token is not None:
+        x = torch.cat([token.expand(len(x), 1, -1), x], dim=1)
+        e = pad(e, (0, 0, 1, 0, 1, 0))
+        exists = None if exists is None else pad(exists, (1, 0), value=True)
+        read = slice(0, 1)
+    whole, last = slice(0, x.shape[1]), len(layers) - 1
+    for index, layer in enumerate(layers):
+        rows = read if index == last else whole
+        e = e[:, rows] if e.shape[1] == e.shape[2] else e
+        x = _without_padding(run_nodes(layer, x, e, rows, exists), exists, rows)
+        if layer.edge_update is not None:
+            rows = read if index == last - 1 and not reads_edges else whole
+            e = _without_padding(run_edges(layer.edge_update, x, e, rows), exists, rows)
+    return x, e
+
+
+def run_nodes(layer: RelationalLayer, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None = None) -> Tensor:
+    """New features of some nodes, of x [B, N, d] and the edges that they send, [B, R, N, d_e] -> [B, R, d]; `exists` as
+    in `run_layers`."""
+    inner = layer.attention.last
+    heads = run_attention(layer.attention, x, e, rows, exists)
+    new = linear(heads, layer.linear.weight @ inner.weight, layer.linear(inner.bias))
+    x = layer.first_norm(x[:, rows] + layer.dropout(new))
+    result: Tensor = layer.second_norm(x + layer.dropout(layer.mlp_last(gelu(layer.mlp_first(x)))))
+    return result
+
+
+def run_attention(module: RelationalAttention, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None) -> Tensor:
+    """[o^1, ..., o^H] of some nodes, of x [B, N, d] and e [B, R, N, d_e] -> [B, R, dim]."""
+    num, c = module.num_heads, module.head_dim
+    q, k, v = linear(x, module.node_linear.weight).unflatten(-1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
+    qe, ke, ve, *ue = module.edge_linear.weight.unflatten(0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
+    parts = [linear(e, w.flatten(0, 1)).unflatten(-1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
+    scores = ((parts[0] + q[:, rows, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
+    if exists is not None:
+        scores = scores.masked_fill(~exists[:, None, :, None], -torch.inf)
+    shares = (scores * module.scale).softmax(2)
+    # what is the same for all components of a head is joined over senders before it meets W_edge
+    joined = shares.transpose(2, 3) @ e  # [B, R, H, d_e]
+    out = torch.einsum("brhe,hce->brhc", joined, ve)
+    if ue:
+        return (out + (shares[..., None] * parts[2] * v[:, None]).sum(2)).flatten(2)
+    return (out + torch.einsum("brnh,bnhc->brhc", shares, v)).flatten(2)
+
+
+def run_edges(module: RelationalEdgeUpdate, x: Tensor, e: Tensor, rows: slice) -> Tensor:
+    """x [B, N, d], e [B, N, N, d_e] -> e of some senders, [B, R, N, d_e]."""
+    bias = module.edge_linear.bias + module.sender_linear.bias
+    sender = linear(x[:, rows], module.sender_linear.weight, bias)[:, :, None]
+    receiver = module.receiver_linear(x)[:, None]
+    against = e[:, :, rows].transpose(1, 2)
+    z = linear(torch.cat([e[:, rows], against], dim=-1), module.edge_linear.weight) + sender + receiver
+    e = module.first_norm(e[:, rows] + module.dropout(module.last(gelu(z))))
+    result: Tensor = module.second_norm(e + module.dropout(module.mlp_last(gelu(module.mlp_first(e)))))
+    return result
+
+
+def all_pairs(graph: BlockGraph) -> Tensor:
+    """Edges of chains [B, N, N, d_e], e_ij of sender i and receiver j."""
+    num_networks, num_nodes, _ = graph.x.shape
+    e = graph.none.repeat(num_networks, num_nodes, num_nodes, 1)
+    for block in graph.edges:
+        assert isinstance(block, DenseEdges)
+        if block.residual:
+            index = torch.arange(num_nodes, device=e.device)
+            e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
+        else:
+            e[:, block.senders, block.receivers] = block.features.transpose(1, 2)
+    return e
+
+
+def padded(graph: BlockGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Networks of any architectures, each padded to the largest, output nodes first.
+
+    Returns:
+        Nodes [B, N, d], edges [B, N, N, d_e], which nodes are no padding [B, N], and the place of each node of the
+        graph among all B N.
+    """
+    places, size = _places(graph)
+    shape = (graph.num_networks, size)
+    x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
+    exists = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    exists.view(-1)[places] = True
+    edges = [block for block in graph.edges if isinstance(block, SortedEdges)]
+    senders, receivers = places[torch.cat([block.index for block in edges], dim=1)]
+    features = torch.cat([block.features[0] for block in edges])
+    pairs = senders * size + receivers % size  # edges that join the same pair add up
+    e = graph.none.repeat(shape[0] * size * size, 1).index_add(0, pairs, features - graph.none)
+    e = e.unflatten(0, (*shape, size))
+    return x, e, exists, places
+
+
+def _without_padding(x: Tensor, exists: Tensor | None, rows: slice) -> Tensor:
+    """Features of some nodes [B, R, d], or of pairs [B, R, N, d], zero where a node is padding."""
+    if exists is None:
+        return x
+    there = exists[:, rows] if x.ndim == 3 else exists[:, rows, None] & exists[:, None]
+    return x.masked_fill(~there[..., None], 0)
+
+
+def _places(graph: BlockGraph) -> tuple[Tensor, int]:
+    """Where nodes are among those of networks that are padded to the largest, [N] long, and its size: network by
+    network, output nodes first."""
+    assert graph.network is not None
+    by_network = graph.network.argsort(stable=True)
+    sizes = graph.network.bincount(minlength=graph.num_networks)
+    size = int(sizes.max())
+    holes = size * torch.arange(len(sizes), device=sizes.device) - sizes.cumsum(0) + sizes  # before each network
+    places = torch.empty_like(by_network)
+    places[by_network] = torch.arange(len(places), device=sizes.device) + holes.repeat_interleave(sizes)
+    return places, size
