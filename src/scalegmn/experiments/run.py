@@ -15,17 +15,17 @@ import torch
 from scalegmn.experiments.config import ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.files import git_commit, versions, write_json
+from scalegmn.tasks import ZooTask
 from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
 from scalegmn.training.memory import peak_memory
-from scalegmn.training.task import Task
 from scalegmn.training.trainer import Stopped, Trainer
 
 if TYPE_CHECKING:
     from scalegmn.training.launch import Fabric
 
 AnyConfig = TypeVar("AnyConfig", bound=ScriptConfig)
-Build = Callable[[AnyConfig], Task]
-Finished = Callable[[AnyConfig, Task, Metanetwork, dict[str, Any]], None]
+Build = Callable[[AnyConfig], ZooTask]
+Finished = Callable[[AnyConfig, ZooTask, Metanetwork, dict[str, Any]], None]
 
 
 def train(config: AnyConfig, build_task: Build, finished: Finished | None = None) -> None:
@@ -67,7 +67,7 @@ def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: F
         finished(config, task, model, summary)
 
 
-def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[Task, Metanetwork]:
+def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[ZooTask, Metanetwork]:
     task = build_task(config)
     if config.train_args.compile and len(task.architectures) > 1:
         found = f"{len(task.architectures):,} architectures"

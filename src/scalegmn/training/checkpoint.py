@@ -21,11 +21,15 @@ NUM_STATES = 2
 """Number of states of a run that are kept: the newest, and the one before in case the newest is damaged."""
 
 
+METADATA_KEY = "facts"
+"""The metadata's key in a file: part of the format, as in the checkpoints of earlier versions."""
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes named tensors and `metadata` (plain types), atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "sha256": _checksum(tensors, metadata)}
-    write_atomic(path, save(tensors, {"metadata": json.dumps(metadata)}))
+    write_atomic(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads(file.metadata()["metadata"])
+            metadata = json.loads(file.metadata()[METADATA_KEY])
         expected = metadata.pop("sha256")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: missing or damaged ({error})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -135,17 +136,38 @@ class Schedule:
         return {"lr": self.lr, "per_step": self._per_step.state_dict(), "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict`.
+        """Continues from a `state_dict`, also from one of before schedulers were those of torch.
 
         Raises:
             KeyError: the state is of another version of this package.
         """
+        if "reduction" in state:
+            self._load_counts(**state)
+            return
         lr, per_step, per_epoch = (state[name] for name in ("lr", "per_step", "per_epoch"))
         self._per_step.load_state_dict(per_step)
         if self._per_epoch is not None:
             self._per_epoch.load_state_dict(per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+
+    def _load_counts(self, step: int, reduction: float, best: float, since_best: int) -> None:
+        """Continues from an earlier version's state: goes through the steps again.
+
+        Args:
+            step: number of finished steps.
+            reduction: product of the factors of all plateaus.
+            best: best validation result.
+            since_best: number of epochs since then.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before each
+            for _ in range(step):
+                self.step()
+        if self._per_epoch is not None:
+            self._per_epoch.best, self._per_epoch.num_bad_epochs = best, since_best
+        for group in self._optimizer.param_groups:
+            group["lr"] *= reduction
 
 
 def _step_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int) -> LRScheduler:
