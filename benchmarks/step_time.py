@@ -187,7 +187,7 @@ def random_networks(spec: NetSpec, num: int, device: torch.device) -> NetParams:
     """Networks with normal weights; mixed zoos alternate tanh and relu."""
     generator = torch.Generator().manual_seed(0)
     activation = None
-    if "hetero" in spec.symmetries:
+    if spec.is_hetero:
         activation = torch.tensor([ACTIVATIONS.index(("tanh", "relu")[k % 2]) for k in range(num)])
     weights = [torch.randn(num, *layer.weight_shape, generator=generator) / layer.in_dim**0.5 for layer in spec.layers]
     biases = [torch.randn(num, layer.out_dim, generator=generator) for layer in spec.layers]

@@ -12,6 +12,12 @@ from scalegmn.zoos.zoo_format import Networks, write_zoo
 pytest.register_assert_rewrite("commands", "contract")
 
 
+def pytest_runtest_setup(item):
+    """Skips tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from contract import Contract, build
+from pairwise import pairwise_cover
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph
@@ -93,7 +94,22 @@ def name(config):
     return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}"
 
 
-CASES = [pytest.param((c, s), id=f"{name(c)}-{s}") for c in CONFIGS for s in SPECS[c.symmetry]]
+def options_of(config, spec):
+    """What the pairwise cover combines."""
+    positions = config.node_positions, config.edge_positions, config.position_map, config.position_net
+    return (
+        *(config.symmetry, config.direction, config.readout, config.message, positions, config.update_rule),
+        SPECS[config.symmetry].index(spec),
+    )
+
+
+ALL_CASES = [(config, spec) for config in CONFIGS for spec in SPECS[config.symmetry]]
+COVER = pairwise_cover([options_of(*case) for case in ALL_CASES])
+"""Each pair of options per commit, all combinations in the slow tests."""
+CASES = [
+    pytest.param(case, id=f"{name(case[0])}-{case[1]}", marks=() if place in COVER else pytest.mark.slow)
+    for place, case in enumerate(ALL_CASES)
+]
 
 
 def gradients(model, outputs):

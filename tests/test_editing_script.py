@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_here
 from onnx_files import chain, write_onnx
 from safetensors.torch import load_file, save_file
 
@@ -20,13 +19,9 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=1"]
 
 
-def run(*words, cwd):
-    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
 def edit(home, *words, conf="configs/digits_editing/scalegmn_bidir.yml"):
     given = [] if conf is None else ["--conf", ROOT / conf]
-    return run(ROOT / "inr_editing.py", *given, *words, cwd=home)
+    return run_here(ROOT / "inr_editing.py", *given, *words, cwd=home)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def home(tmp_path_factory):
     """A folder with a zoo, a trained run, and the zoo edited by it."""
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
-    made = run(
+    made = run_here(
         "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images=40", "--views=2", "--steps=100", cwd=folder
     )
     assert made.returncode == 0, made.stderr
@@ -87,7 +82,7 @@ def state_of(zoo, row, names):
 
 
 def predict(home, *words, checkpoint="runs/first"):
-    return run("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run_here("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_files_and_folders(home, tmp_path):

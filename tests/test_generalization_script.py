@@ -1,13 +1,12 @@
 """predicting_generalization.py, as a user runs it, on a small zoo made by the command."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import run_here
 from matplotlib.image import imread
 from published import write_cnns
 from safetensors.torch import save_file
@@ -20,13 +19,9 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=2"]
 
 
-def run(*words, cwd):
-    return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=300)
-
-
 def predict(home, *words, conf="configs/digits_cnn/scalegmn_hetero.yml"):
     given = [] if conf is None else ["--conf", ROOT / conf]
-    return run(ROOT / "predicting_generalization.py", *given, *words, cwd=home)
+    return run_here(ROOT / "predicting_generalization.py", *given, *words, cwd=home)
 
 
 def assert_refused(result, *parts):
@@ -41,7 +36,7 @@ def home(tmp_path_factory):
     """A folder with a zoo of both activations and two trained runs."""
     folder = tmp_path_factory.mktemp("home")
     words = ["--networks=40", "--checkpoints=[0,4]", "--channels=[4,5]", "--num_images=300", "--test_fraction=0.3"]
-    made = run("-m", "scalegmn", "zoo", "cnn", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
+    made = run_here("-m", "scalegmn", "zoo", "cnn", "--conf", ROOT / "configs/zoos/digits_cnn.yml", *words, cwd=folder)
     assert made.returncode == 0, made.stderr
     assert "80 checkpoints of 40 networks CNN [1, 4, 5, 10] (hetero); 0 diverged" in made.stdout
     for name in ("hetero", "relu"):
@@ -69,7 +64,7 @@ def test_results(home):
 
 def test_statistics_baseline(home):
     """The demo's last step."""
-    result = run(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
+    result = run_here(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
     assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "without scale"]
@@ -121,7 +116,7 @@ def test_bad_input(home, words, parts):
 
 
 def test_zoos_without_accuracies(home):
-    made = run("-m", "scalegmn", "zoo", "inr", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
+    made = run_here("-m", "scalegmn", "zoo", "inr", "--num_images=40", "--steps=2", "--out=data/inrs", cwd=home)
     assert made.returncode == 0, made.stderr
     assert_refused(predict(home, "--data.dataset_path=data/inrs"), "data/inrs: no column 'test_accuracy', found image")
 
@@ -158,7 +153,7 @@ def nets(home):
 
 
 def ask(home, *words, checkpoint="runs/relu"):
-    return run("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
+    return run_here("-m", "scalegmn", "predict", "--checkpoint", checkpoint, *words, cwd=home)
 
 
 def test_own_networks(home, nets):
@@ -230,7 +225,9 @@ def test_bad_networks_do_not_stop_the_others(home, nets):
 
 
 def test_runs_that_cannot_predict(home, nets):
-    assert_refused(ask(home, "nets/own.pth", checkpoint="runs/hetero"), "nets/own.pth: says no activation")
+    assert_refused(
+        ask(home, "nets/own.pth", checkpoint="runs/hetero"), "nets/own.pth: a state dict does not tell its activation"
+    )
     assert_refused(ask(home, "nets/own.pth", checkpoint="runs/no"), "runs/no is not the folder of a finished run")
     (home / "runs/unfinished").mkdir()
     (home / "runs/unfinished/config.yml").write_text((home / "runs/relu/config.yml").read_text())

@@ -1,24 +1,15 @@
 """The real scripts, as a user runs them, on a small zoo."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_here, run_process
 from matplotlib.image import imread
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--scalegmn_args.hidden_dim", "8", "--scalegmn_args.num_layers", "2", "--train_args.num_epochs", "2"]
-
-
-def run(*words, cwd, **environment):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +17,7 @@ def home(tmp_path_factory):
     """A folder with a zoo of 40 digits, two views each, made by the command."""
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
-    made = run(
+    made = run_process(
         "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder
     )
     assert made.returncode == 0, made.stderr
@@ -34,13 +25,13 @@ def home(tmp_path_factory):
     return folder
 
 
-def classify(home, *words, conf="configs/digits_cls/scalegmn.yml", **environment):
+def classify(home, *words, conf="configs/digits_cls/scalegmn.yml", run=run_here, **environment):
     return run(ROOT / "inr_classification.py", "--conf", ROOT / conf, *words, cwd=home, **environment)
 
 
 @pytest.fixture(scope="module")
 def finished(home):
-    result = classify(home, *SMALL, "--run_dir", "runs/first")
+    result = classify(home, *SMALL, "--run_dir", "runs/first", run=run_process)
     assert result.returncode == 0, result.stderr
     assert "test accuracy" in result.stdout
     return home / "runs" / "first"
@@ -66,7 +57,7 @@ def test_results(finished):
 
 def test_flat_baselines(home, finished):
     """The demo's last step."""
-    result = run(ROOT / "benchmarks" / "baselines.py", finished, cwd=home)
+    result = run_here(ROOT / "benchmarks" / "baselines.py", finished, cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (finished / "baselines.jsonl").read_text().splitlines()]
     assert [row["model"] for row in rows] == ["scalegmn", "logistic regression", "MLP, 256-128"]
@@ -100,6 +91,7 @@ def test_published_command_line_with_wandb_offline(home):
         *("--scalegmn_args.symmetry=permutation", "--batch_size", "64", "--train_args.seed", "3", "--debug", "True"),
         *("--optimization.optimizer_args.lr", "1e-3", "--run_dir", "runs/offline", *SMALL),
         conf="configs/mnist_cls/scalegmn_bidir.yml",
+        run=run_process,
         WANDB_MODE="offline",
     )
     assert result.returncode == 0, result.stderr
@@ -141,7 +133,7 @@ def test_wandb_is_not_imported_unless_switched_on(home):
     code = "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]; runpy.run_path({!r}, run_name='__main__')\n".format(
         str(ROOT / "inr_classification.py")
     )
-    result = run(
+    result = run_process(
         *("-c", code + "print('wandb' in sys.modules)", "--conf", ROOT / "configs/digits_cls/scalegmn.yml"),
         *("--debug", "True", *SMALL, "--run_dir", "runs/without"),
         cwd=home,
@@ -193,6 +185,8 @@ def test_bad_input(home, words, parts):
 
 def test_zoo_command_refuses_bad_recipes(home):
     assert_refused(
-        run("-m", "scalegmn", "zoo", "inr", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?"
+        run_here("-m", "scalegmn", "zoo", "inr", "--hiden", "3", cwd=home), "unknown key hiden, did you mean hidden?"
     )
-    assert_refused(run("-m", "scalegmn", "zoo", "inr", "--views", "0", cwd=home), "views: found 0, expected at least 1")
+    assert_refused(
+        run_here("-m", "scalegmn", "zoo", "inr", "--views", "0", cwd=home), "views: found 0, expected at least 1"
+    )

@@ -157,7 +157,10 @@ def test_own_networks(home, run, monkeypatch, capsys):
     fewer = store("fewer", layer(4, 1, 3, 3), layer(7, 4))
     assert_refused(ask(fewer), "fewer.safetensors: expected architectures with the same inputs and outputs")
     result = run_command(["predict", "--checkpoint=statnn", known], home, monkeypatch, capsys)
-    assert_refused(result, "known.safetensors: says no activation, and the training networks may have several; set")
+    assert_refused(
+        result,
+        "known.safetensors: a state dict does not tell its activation, and the training networks may have several; set",
+    )
     code, _, error = run_command(["export", "--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
     assert code == 0, error
     assert "3 architectures within CNN [1, 4, 5, 5, 10] (hetero)" in (home / "bundle/README.md").read_text()

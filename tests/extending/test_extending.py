@@ -35,7 +35,9 @@ def home(small_home, tmp_path):
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize("path", sorted(HERE.glob("[!t]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(path for path in HERE.glob("*.py") if not path.name.startswith("test_")), ids=lambda path: path.stem
+)
 def test_an_extension_is_small_and_outside_the_package(path):
     assert len(path.read_text().splitlines()) <= MOST_LINES
     source = Path(__file__).parents[2] / "src"
@@ -82,3 +84,34 @@ def test_metanetwork_is_explained_and_its_errors_name_its_section(home):
     assert "unknown key layer_norms_args.hiden_dim, did you mean layer_norms_args.hidden_dim?" in error
     code, _, error = scalegmn(home, "train", "classification", *words)
     assert (code, error.count("\n")) == (2, 1)
+
+
+WRITE_SQUARES = """
+from pathlib import Path
+import torch
+from scalegmn.configuration.extensions import import_extension
+import_extension({path!r}, "test")
+from scalegmn.networks import NetParams
+from scalegmn.zoos.zoo_format import Networks, write_zoo
+draw = torch.Generator().manual_seed(0)
+weights = [torch.randn(48, *shape, generator=draw) for shape in ((6, 2), (5, 6), (1, 5))]
+biases = [torch.randn(48, size, generator=draw) for size in (6, 5, 1)]
+splits = {{"train": torch.arange(24), "val": torch.arange(24, 36), "test": torch.arange(36, 48)}}
+params = NetParams.from_tensors(weights, biases, "square")
+write_zoo(Path("data/squares"), [Networks((params,), {{"label": torch.arange(48) % 3}})], splits, {{}})
+"""
+
+
+def test_activation(home):
+    """Networks with it are stored, trained on, and measured: the model keeps its symmetry to 1e-9."""
+    path = str(HERE / "square.py")
+    subprocess.run([sys.executable, "-c", WRITE_SQUARES.format(path=path)], cwd=home, check=True, timeout=300)
+    small = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--scalegmn_args.out_dim=3"]
+    words = ["--data.dataset_path=data/squares", "--scalegmn_args.symmetry=hetero", "--train_args.num_epochs=1", *small]
+    code, _, error = scalegmn(home, "train", "classification", "--import", path, *words, "--run_dir=run")
+    assert code == 0, error
+    code, table, error = scalegmn(home, "symmetry", "--checkpoint=run")
+    assert code == 0, table + error
+    kept = {line.split()[0] for line in table.splitlines() if line.endswith("kept")}
+    assert len(kept) >= 2
+    assert "permutation" in kept

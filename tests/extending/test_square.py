@@ -1,16 +1,20 @@
 """An activation that the package does not know (square.py) is exact everywhere."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, Activation, LayerSpec, NetParams, NetSpec, ScalarGroup, register_activation
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.align import align
-from scalegmn.symmetry.canonicalize import canonicalize_scale, incoming_norm
+from scalegmn.symmetry.canonicalize import canonicalize_scale, even_signs_to_canonical, incoming_norm
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.measure import assert_invariant, relative_change
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 
 LAYOUT = [2, 5, 4, 3]
@@ -37,6 +41,15 @@ def hetero(random_params):
 
 
 @pytest.fixture
+def layers(random_params):
+    """Layers of several activations in each network."""
+    names = ["square", "relu", "tanh", "square", "gelu", "square"]
+    widths = [2, 4, 4, 3, 3, 4, 3]
+    layers = [LayerSpec(a, b, None, name) for a, b, name in zip(widths, widths[1:], names, strict=False)]
+    return random_params(NetSpec((*layers, LayerSpec(3, 2))), 6)
+
+
+@pytest.fixture
 def cnns(random_params):
     layers = LayerSpec(1, 4, (3, 3), "square"), LayerSpec(4, 3, (3, 3), "square"), LayerSpec(3, 2)
     return random_params(NetSpec(layers), 5)
@@ -55,7 +68,7 @@ def change(params, moved):
     return ((outputs(moved) - before).abs().amax((1, 2)) / before.abs().amax((1, 2))).max()
 
 
-@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns"])
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns", "layers"])
 def test_group_elements_keep_the_function(nets, request, generator):
     params = request.getfixturevalue(nets)
     element = GroupElement.sample(params, generator)
@@ -99,6 +112,23 @@ def test_canonical_networks(nets, request, generator):
         assert ((incoming_norm(canonical, layer)[0] - 1).abs() < 1e-12).all()  # of the first network, of squares
 
 
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns", "layers"])
+def test_canonical_signs(nets, request, generator):
+    """Signs that outgoing weights do not show are removed, whatever those of odd neurons are."""
+    params = request.getfixturevalue(nets)
+    element = GroupElement.sample(params, generator, permute=False)
+    moved = GroupElement(element.permutations, tuple(map(torch.sign, element.scales))).act(params)
+    canonical = [even_signs_to_canonical(each).act(each) for each in (params, moved)]
+    assert change(params, canonical[1]) < 1e-9
+    again = even_signs_to_canonical(canonical[0]).act(canonical[0])
+    torch.testing.assert_close(again.flatten(), canonical[0].flatten(), rtol=0, atol=0)
+    different = (canonical[0].flatten() - canonical[1].flatten()).abs() > 1e-9
+    if nets in ("mlps", "cnns"):
+        assert not different.any()
+    sizes = [each.flatten().abs() for each in canonical]
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("nets", ["mlps", "hetero"])
 def test_alignment_sees_through_permutations_and_signs(nets, request, generator):
     params = request.getfixturevalue(nets)
@@ -130,3 +160,57 @@ def test_from_tensors_knows_it():
     weights, biases = [torch.ones(2, 3, 1), torch.ones(2, 1, 3)], [torch.zeros(2, 3), torch.zeros(2, 1)]
     params = NetParams.from_tensors(weights, biases, ["square", "relu"])
     assert evaluate(params, torch.tensor([[-2.0], [3.0]])).squeeze().tolist() == [[12.0, 27.0], [0.0, 9.0]]
+
+
+def metanetwork(params, **options):
+    """A small ScaleGMN of hetero symmetry for such networks."""
+    torch.manual_seed(0)
+    config = ScaleGMNConfig(symmetry="hetero", hidden_dim=8, num_layers=3, **options)
+    return config.build_for({params.spec: len(params)}).double().eval()
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns", "layers"])
+def test_metanetworks_are_invariant(nets, direction, engine, request, generator):
+    params = request.getfixturevalue(nets)
+    model = metanetwork(params, direction=direction, out_dim=3)
+    model.engine = engine
+    assert_invariant(model, params, generator, tolerance=1e-9)
+    wrong = params.replace(weights=(*params.weights[:-1], 1.5 * params.weights[-1]))  # incoming weights do not follow
+    assert relative_change(model(wrong), model(params)) > 1e-6
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("nets", ["mlps", "hetero"])
+def test_changes_are_equivariant(nets, direction, request, generator):
+    params = request.getfixturevalue(nets)
+    model = metanetwork(params, direction=direction, output="parameters")
+    element = GroupElement.sample(params, generator)
+    changes, moved = element.act_on_changes(model(params)).flatten(), model(element.act(params)).flatten()
+    torch.testing.assert_close(moved, changes, rtol=1e-9, atol=1e-9)
+    assert changes.abs().max() > 1e-6
+
+
+def scalegmn(home, *words):
+    """The output of the command, in a process of its own."""
+    words = [sys.executable, "-m", "scalegmn", *map(str, words)]
+    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_from_a_zoo_to_a_trained_metanetwork(tmp_path):
+    """By the command alone: CNNs with squares, a model trained on them, and how well it keeps their symmetry."""
+    here = Path(__file__).parent
+    extension, conf = here / "square.py", here.parents[1] / "configs/digits_cnn/scalegmn_hetero.yml"
+    shapes = ["--channels=[3,4]", "--depths=[2]", "--kernels=[3]", "--activations=[square]", "--padding=same"]
+    ranges = ["--networks=60", "--checkpoints=[1]", "--num_images=300", "--init_std=[0.2,0.4]", "--lr=[1e-4,1e-3]"]
+    text = scalegmn(tmp_path, "zoo", "cnn", "--import", extension, "--mixed=true", *shapes, *ranges, "--out=zoo")
+    assert "60 checkpoints of 60 networks of 4 architectures" in text
+    small = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=1"]
+    words = ["--import", extension, "--conf", conf, "--data.dataset_path=zoo", *small, "--run_dir=run"]
+    assert "(square)" in scalegmn(tmp_path, "train", "generalization", *words)
+    rows = dict(line.split(maxsplit=1) for line in scalegmn(tmp_path, "symmetry", "--checkpoint=run").splitlines()[1:])
+    assert rows["hetero"].endswith("kept")
+    assert float(rows["hetero"].split()[2]) < 1e-9

@@ -43,10 +43,12 @@ def test_all_cases_are_there():
     assert len(CASES) == 24
 
 
+@pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_published_outputs(path, generator):
+def test_published_outputs(path, engine, generator):
     scalegmn_args, state, params, output = read(path)
     model = load_published_checkpoint(scalegmn_args, dict(reversed(state.items())))  # in any order
+    model.engine = engine
     editing = scalegmn_args["equivariant"]
 
     def apply(params):

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from contract import assert_ties_are_seen, build, error, flat
+from covering import product_params
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
@@ -81,7 +82,8 @@ def assert_same_gradients(found, expected):
         torch.testing.assert_close(found[name] / size, gradient / size, rtol=0, atol=1e-9, msg=lambda m, n=name: n + m)
 
 
-WAYS = list(itertools.product(KINDS, ["forward", "bidirectional"], ["last_layer", "full_graph"]))
+DIRECTIONS, READOUTS = ["forward", "bidirectional"], ["last_layer", "full_graph"]
+WAYS = product_params(KINDS, DIRECTIONS, READOUTS)
 
 
 @pytest.mark.parametrize(("symmetry", "direction", "readout"), WAYS)
@@ -105,6 +107,7 @@ def test_together_equals_one_by_one(symmetry, direction, readout, random_params)
 
 
 OPTIONS = {
+    "default": {},
     "published": {"message": EquivariantNetConfig(positions=True), "update": EquivariantNetConfig(positions=True)},
     "nets": {
         "node_positions": "net",
@@ -126,10 +129,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("symmetry", "direction", "readout"), WAYS)
-@pytest.mark.parametrize("options", [{}, *OPTIONS.values()], ids=["default", *OPTIONS])
-def test_equal_chains_as_a_graph(symmetry, direction, readout, options, random_params):
+@pytest.mark.parametrize(
+    ("symmetry", "direction", "readout", "way"), product_params(KINDS, DIRECTIONS, READOUTS, OPTIONS)
+)
+def test_equal_chains_as_a_graph(symmetry, direction, readout, way, random_params):
     """The same function as in blocks per layer."""
+    options = OPTIONS[way]
     if symmetry == HETERO and options.get("node_positions") == "net":
         options = {name: value for name, value in options.items() if "position" not in name}
     activation = {"scale": "relu", "permutation": "gelu", HETERO: HETERO}.get(symmetry, "tanh")
@@ -159,9 +164,9 @@ def wrong_scalars(params, layer):
     return GroupElement(element.permutations, tuple(scales))
 
 
-@pytest.mark.parametrize("output", ["vector", "parameters"])
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("symmetry", KINDS)
+@pytest.mark.parametrize(
+    ("symmetry", "direction", "output"), product_params(KINDS, DIRECTIONS, ["vector", "parameters"])
+)
 def test_residual_networks_keep_their_symmetries(symmetry, direction, output, random_params, generator):
     kinds = KINDS[symmetry]
     for spec in (residual(kinds), residual(kinds[:1], None), residual(kinds[:2], None)):
@@ -218,9 +223,9 @@ def test_in_mixed_precision(symmetry, random_params):
     torch.testing.assert_close(found.float(), model(nets), rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("num_edges", [7, 60, 10_000])
-@pytest.mark.parametrize("materialize", [True, False])
-@pytest.mark.parametrize("symmetry", KINDS)
+@pytest.mark.parametrize(
+    ("symmetry", "materialize", "num_edges"), product_params(KINDS, [True, False], [7, 60, 10_000])
+)
 def test_in_pieces(symmetry, materialize, num_edges, random_params, monkeypatch):
     kinds = KINDS[symmetry]
     specs = [cnn(kinds), residual(kinds), mlp([2, 3, 2], kinds)]
@@ -235,9 +240,7 @@ def test_in_pieces(symmetry, materialize, num_edges, random_params, monkeypatch)
     assert_same_gradients(gradients(model, pieces), expected)
 
 
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("readout", ["last_layer", "full_graph"])
-@pytest.mark.parametrize("symmetry", KINDS)
+@pytest.mark.parametrize(("symmetry", "direction", "readout"), WAYS)
 def test_every_parameter_is_used(symmetry, readout, direction, random_params):
     kinds = KINDS[symmetry]
     branches = EquivariantNetConfig(io_branches=2)

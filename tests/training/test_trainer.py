@@ -426,3 +426,42 @@ def test_compiling_needs_a_compiler(monkeypatch):
     TrainConfig(device="cpu").check_device()
     with pytest.raises(ValueError, match=r"train_args\.compile: needs a C\+\+ compiler, found no no-such-compiler"):
         TrainConfig(device="cpu", compile=True).check_device()
+
+
+class OnDevice(Line):
+    """The same, with batches on the device."""
+
+    def train_batches(self, batches, generator, device):
+        for inputs, target in super().train_batches(batches, generator, device):
+            yield inputs.to(device), target.to(device)
+
+    def evaluate(self, model, split, device, figures=None):
+        self.x = self.x.to(device)
+        metrics = super().evaluate(model, split, device, figures)
+        self.x = self.x.cpu()
+        return metrics
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16-mixed", "fp16-mixed"])
+def test_trains_on_a_gpu(tmp_path, precision):
+    """To a loss as on the CPU, stopped and resumed on the way, with the peak memory of torch."""
+    config = TrainConfig(device="cuda", num_epochs=30, precision=precision)
+
+    def trainer(resume=False):
+        torch.manual_seed(0)
+        run = Run(tmp_path / "run", "", {}, resume=resume)
+        return Trainer(launch("cuda", 1, precision), OnDevice(), OneNumber(), config, FAST, run)
+
+    first = trainer()
+    first.train_epoch()
+    first._end_epoch()
+    first.signals.received = "SIGTERM"
+    with pytest.raises(Stopped):
+        first.train_epoch()
+    second = trainer(resume=True)
+    summary = second.fit()
+    assert summary["device"].startswith("cuda")
+    assert summary["test_loss"] < 1e-2
+    assert second.model.weight.item() == pytest.approx(2, abs=0.15)
+    assert 0 < second.run.metrics()[-1]["memory_gb"] < 1

@@ -119,6 +119,7 @@ def test_shards_in_turn_make_the_same_zoo(recipe, tmp_path, capsys, change):
         make_cnn_zoo(replace(recipe, lr=(0.1, 0.2)))
 
 
+@pytest.mark.slow  # test_recipes does the same with INRs
 def test_killed_and_restarted(tmp_path):
     """kill -9 in the middle, then the same command: finished shards are kept, and the zoo is the same."""
     words = [f"--{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]

@@ -153,7 +153,7 @@ def test_unknown_activation_of_cnns(tmp_path):
         )
 
 
-@pytest.mark.parametrize("activations", [("relu", "tanh"), ("tanh",)])
+@pytest.mark.parametrize("activations", [("relu", "tanh"), pytest.param(("tanh",), marks=pytest.mark.slow)])
 def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     """Written by the command, read back identically: the final networks, to the bit, each with its accuracy."""
     recipe = {"networks": 30, "checkpoints": (0, 1, 3), "channels": (3, 4), "padding": "same", "num_images": 100}

@@ -131,7 +131,7 @@ def test_launchers_say_which_part(monkeypatch):
     assert InrRecipe(shard="0/2").part == (0, 2)
 
 
-@pytest.mark.parametrize("parts", [("0/2", "1/2"), ("0/1", "0/1")])
+@pytest.mark.parametrize("parts", [("0/2", "1/2"), pytest.param(("0/1", "0/1"), marks=pytest.mark.slow)])
 def test_processes_at_once_make_the_same_zoo(tmp_path, parts, whole):
     """Also when both are asked for the same."""
     processes = [command(tmp_path, "--shard", part) for part in parts]
@@ -139,6 +139,7 @@ def test_processes_at_once_make_the_same_zoo(tmp_path, parts, whole):
     assert open_zoo(tmp_path / "zoo").sha256 == whole
 
 
+@pytest.mark.slow
 def test_torchrun_makes_the_same_zoo(tmp_path, whole):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     code, _, err = finish(command(tmp_path, launcher=launcher))

@@ -124,7 +124,8 @@ def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source
     source = Source(words=[word for word in words if not word.startswith("--import=")])
     named = [("--import", word.removeprefix("--import=")) for word in words if word.startswith("--import=")]
     for file in files:
-        content, remarks = read_yaml(file), []
+        content = read_yaml(file)
+        remarks: list[str] = []
         try:
             content, remarks = (content, []) if translate is None else translate(content)
         except ValueError as error:
@@ -236,7 +237,9 @@ def _instantiate(
 ) -> tuple[Config | None, list[str]]:
     """The dataclass of parsed values, section by section, with the values of `extra` for fields that are no options;
     None and all messages where sections are refused."""
-    hints, content, problems = get_type_hints(config_class), {}, []
+    hints = get_type_hints(config_class)
+    content: dict[str, Any] = {}
+    problems: list[str] = []
     for item in fields(config_class):  # type: ignore[arg-type]  # a dataclass, which a TypeVar cannot say
         if item.metadata == NO_OPTION:
             content |= {item.name: extra[item.name]} if item.name in extra else {}

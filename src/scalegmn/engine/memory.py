@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 
 TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of one feature tensor, of which there are ten or so at a time, that make full use of a kind of device."""
@@ -109,7 +109,7 @@ def _networks(spec: NetSpec, like: Tensor) -> NetParams:
     weights = tuple(random(*layer.weight_shape) / layer.in_dim**0.5 for layer in spec.layers)
     biases = tuple(random(layer.out_dim) for layer in spec.layers)
     activation = None
-    if HETERO in spec.symmetries:
+    if spec.is_hetero:
         names = ("tanh", "relu", "tanh")
         activation = torch.tensor([ACTIVATIONS.index(name) for name in names], device=like.device)
     statistics = None

@@ -46,7 +46,7 @@ def flat_baselines(run: Path) -> str:
         ValueError: the zoo is not the one that the run was trained on.
     """
     model, summary, splits = _networks_of(run, "label")
-    features = {name: nets.read(slice(None)).flatten().numpy() for name, nets in splits.items()}
+    features = {name: _all(nets).flatten().numpy() for name, nets in splits.items()}
     labels = {name: nets.labels.numpy() for name, nets in splits.items()}
     rows = [(model, summary["test_accuracy"], summary["parameters"], summary["seconds"])]
     for name, build in CLASSIFIERS.items():
@@ -80,7 +80,7 @@ def statistics_baselines(run: Path) -> str:
         ValueError: the zoo is not the one that the run was trained on.
     """
     model, summary, splits = _networks_of(run, "test_accuracy")
-    networks = {name: nets.read(slice(None)) for name, nets in splits.items()}
+    networks = {name: _all(nets) for name, nets in splits.items()}
     targets = {name: nets.labels.double().numpy() for name, nets in splits.items()}
     rows = [(model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"])]
     for kind, removed in (("statistics", ()), ("without scale", ("scale",))):
@@ -116,6 +116,18 @@ def _networks_of(run: Path, column: str) -> tuple[str, dict[str, Any], Mapping[s
     if zoo.sha256 != summary["data"]["sha256"]:
         raise ValueError(f"{zoo.path} is not the zoo that {run} was trained on; make it again")
     return config.model, summary, splits
+
+
+def _all(nets: LabelledNets) -> NetParams:
+    """All networks of a split.
+
+    Raises:
+        ValueError: they have several architectures.
+    """
+    params = nets.read(slice(None))
+    if not isinstance(params, NetParams):
+        raise ValueError(f"{nets.zoo.path}: the baselines read networks of one architecture, found several")
+    return params
 
 
 def _boosted(

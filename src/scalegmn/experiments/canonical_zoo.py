@@ -28,17 +28,17 @@ class CanonicalizeConfig(Config):
 
 def blocks(zoo: Zoo) -> list[tuple[NetParams, slice]]:
     """The zoo's networks in blocks of one architecture, each with its place among all networks."""
-    found, first = [], 0
+    result, first = [], 0
     for params in zoo.nets:
         for start in range(0, len(params), BLOCK):
             part = params[start : start + BLOCK]
-            found.append((part, slice(first + start, first + start + len(part))))
+            result.append((part, slice(first + start, first + start + len(part))))
         first += len(params)
-    return found
+    return result
 
 
 def num_changed(zoo: Zoo, copy: Zoo) -> int:
-    """How many networks of a zoo are others in its copy."""
+    """The number of networks of a zoo that differ in its copy."""
     pairs = zip(blocks(zoo), blocks(copy), strict=True)
     return sum(int((a.flatten() != b.flatten()).any(1).sum()) for (a, _), (b, _) in pairs)
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -103,13 +104,13 @@ class CompareConfig:
 
     @property
     def threads(self) -> int:
-        """Of each run."""
+        """The threads of each run."""
         return max(1, (os.cpu_count() or 1) // self.processes)
 
     def settings(self, name: str) -> dict[str, Any]:
         """A model's settings by dotted key, but for those that are tuned."""
-        own = {key: value for key, value in self.models[name].items() if key != "conf"}
-        return {**dict(leaves(self.common)), **dict(leaves(own))}
+        of_model = {key: value for key, value in self.models[name].items() if key != "conf"}
+        return {**dict(leaves(self.common)), **dict(leaves(of_model))}
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ class PlannedRun:
     """Values of the keys that are tuned."""
 
     config: Config
-    """Of the run, with its seed and folder."""
+    """The run's configuration, with its seed and folder."""
 
     command: list[str]
     """The words after `python` that start the run."""
 
     @property
     def folder(self) -> Path:
-        """Where the run is."""
-        return Path(self.config.run_dir)
+        """The run's folder."""
+        return self.config.folder
 
     @property
     def is_finished(self) -> bool:
@@ -153,7 +154,7 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
             tuned = dict(zip(config.tune, values, strict=True))
             settings = words([entry["conf"]], {**config.settings(name), **tuned}, config.imports)
             try:
-                base = read_config(settings)
+                base: Config = read_config(settings)
             except ValueError as error:  # settings are words on a command line that the user has not written
                 problems.append(f"models.{name}: {str(error).replace('command line: ', '')}")
                 continue
@@ -211,11 +212,11 @@ def compare(config: CompareConfig) -> list[Path]:
         text = f"{table(rows)}\n\n{conditions(config, runs, networks)}\n"
         write_csv(out / "table.csv", rows)
         write_atomic(out / "table.md", text)
-        metric = next(key for found in rows for key in found if key.startswith("test_"))
+        metric = next(key for model_row in rows for key in model_row if key.startswith("test_"))
         points = {
-            found["model"]: (found["seconds"], found[metric], found[f"{metric}_std"] or 0.0)
-            for found in rows
-            if found["seeds"]
+            model_row["model"]: (model_row["seconds"], model_row[metric], model_row[f"{metric}_std"] or 0.0)
+            for model_row in rows
+            if model_row["seeds"]
         }
         results_and_costs(out / "figure.png", points, metric.replace("_", " ", 1))
     print(f"\n{text}\nresults: {out}")
@@ -233,28 +234,29 @@ def _check(run: PlannedRun) -> None:
 
 
 def train(config: CompareConfig, runs: Sequence[PlannedRun]) -> list[Path]:
-    """Trains those that are not finished, `processes` at a time; the folders of those that failed."""
-    waiting, running, failed = [run for run in runs if not run.is_finished], [], []
+    """Trains the runs that are not finished, `processes` at a time; returns the folders of those that failed."""
+    waiting, failed = [run for run in runs if not run.is_finished], []
+    running: list[tuple[PlannedRun, Popen[Any], Path]] = []
     with ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < config.processes:
                 run = waiting.pop(0)
                 log = run.folder.with_name(f"{run.folder.name}.log")
                 log.parent.mkdir(parents=True, exist_ok=True)
-                process = started(run.command, log, OMP_NUM_THREADS=str(config.threads))
-                running.append((run, stack.enter_context(process), log))
+                starting = started(run.command, log, OMP_NUM_THREADS=str(config.threads))
+                running.append((run, stack.enter_context(starting), log))
             time.sleep(POLL_SECONDS)
-            for run, process, log in [one for one in running if one[1].poll() is not None]:
+            for run, process, log in [entry for entry in running if entry[1].poll() is not None]:
                 running.remove((run, process, log))
                 if process.returncode == 0:
-                    found = results(read_run(run.folder, run.model))
-                    said = {key: value for key, value in found.items() if key.startswith(("test_", "val_"))}
-                    shown = [f"{key} {value:.4f}" for key, value in said.items()]
-                    print(f"{run.folder}: {', '.join(shown)}, {found['seconds']:.0f} s", flush=True)
+                    values = results(read_run(run.folder, run.model))
+                    shown = [f"{key} {values[key]:.4f}" for key in values if key.startswith(("test_", "val_"))]
+                    print(f"{run.folder}: {', '.join(shown)}, {values['seconds']:.0f} s", flush=True)
                 else:
                     failed.append(run.folder)
-                    said = last_line(log.read_text())
-                    print(f"{run.folder}: failed, exit code {process.returncode}: {said}", file=sys.stderr, flush=True)
+                    reason = last_line(log.read_text())
+                    text = f"{run.folder}: failed, exit code {process.returncode}: {reason}"
+                    print(text, file=sys.stderr, flush=True)
     return failed
 
 
@@ -264,7 +266,8 @@ def results(run: RunRecord) -> dict[str, float]:
     `networks_per_second`: trained, over all epochs. `memory_gb`: the largest of all epochs. A metric that was never
     finite on the validation split is nan.
     """
-    metric, summary = run.summary["monitor"]["name"], run.summary
+    summary = _summary(run)
+    metric = summary["monitor"]["name"]
     return {
         **{f"{split}_{metric}": summary.get(f"{split}_{metric}", math.nan) for split in ("test", "val")},
         "parameters": summary["parameters"],
@@ -272,6 +275,12 @@ def results(run: RunRecord) -> dict[str, float]:
         "memory_gb": max(epoch["memory_gb"] for epoch in run.rows),
         "seconds": summary["seconds"],
     }
+
+
+def _summary(run: RunRecord) -> Mapping[str, Any]:
+    """The summary of a finished run."""
+    assert run.summary is not None
+    return run.summary
 
 
 def choose(trials: Sequence[PlannedRun]) -> dict[str, Any] | None:
@@ -282,19 +291,19 @@ def choose(trials: Sequence[PlannedRun]) -> dict[str, Any] | None:
 
     def value(trial: PlannedRun) -> float:
         run = read_run(trial.folder, trial.model)
-        monitor = run.summary["monitor"]
-        found = results(run)[f"val_{monitor['name']}"]
-        return -math.inf if math.isnan(found) else found if monitor["maximize"] else -found
+        monitor = _summary(run)["monitor"]
+        metric = results(run)[f"val_{monitor['name']}"]
+        return -math.inf if math.isnan(metric) else metric if monitor["maximize"] else -metric
 
     finished = [trial for trial in trials if trial.is_finished]
     return max(finished, key=value).tuned if finished else None
 
 
 def _trial(run: PlannedRun, is_chosen: bool) -> dict[str, Any]:
-    """A row of tuning.csv: of a trial's results, those of the validation split."""
-    found = results(read_run(run.folder, run.model)) if run.is_finished else {}
-    found = {key: value for key, value in found.items() if key.startswith("val_") or key == "seconds"}
-    return {"model": run.model, **run.tuned, "seed": run.config.train_args.seed, "chosen": is_chosen, **found}
+    """A row of tuning.csv: a trial's settings, and its results on the validation split."""
+    values = results(read_run(run.folder, run.model)) if run.is_finished else {}
+    values = {key: value for key, value in values.items() if key.startswith("val_") or key == "seconds"}
+    return {"model": run.model, **run.tuned, "seed": run.config.train_args.seed, "chosen": is_chosen, **values}
 
 
 def row(model: str, tuned: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -304,27 +313,27 @@ def row(model: str, tuned: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dic
     seconds of a run, the largest memory; the number of runs as `seeds`.
     """
     finished = [results(read_run(run.folder, model)) for run in runs]
-    found: dict[str, Any] = {"model": model, **tuned}
+    summary: dict[str, Any] = {"model": model, **tuned}
     for key in finished[0] if finished else ():
-        values = [one[key] for one in finished]
+        values = [of_run[key] for of_run in finished]
         if key.startswith(("test_", "val_")):
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # which knows nan
-            found |= {key: statistics.fmean(values), f"{key}_std": spread}
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # statistics.stdev refuses nan
+            summary |= {key: statistics.fmean(values), f"{key}_std": spread}
         else:
-            found[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)
-    return {**found, "seeds": len(finished)}
+            summary[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)
+    return {**summary, "seeds": len(finished)}
 
 
 def _networks(runs: Sequence[PlannedRun]) -> str:
     """The zoo of finished runs, and how many of its networks.
 
     Raises:
-        ValueError: runs have read different ones.
+        ValueError: runs have read different networks.
     """
-    found = {run.folder: read_run(run.folder, run.model).summary["data"] for run in runs}
-    (first, data), *others = found.items()
-    for folder, own in others:
-        if (own["sha256"], own["networks"]) != (data["sha256"], data["networks"]):
+    data_of = {run.folder: _summary(read_run(run.folder, run.model))["data"] for run in runs}
+    (first, data), *others = data_of.items()
+    for folder, other in others:
+        if (other["sha256"], other["networks"]) != (data["sha256"], data["networks"]):
             raise ValueError(
                 f"{folder} was trained on other networks than {first}; remove one, or choose another --out"
             )
@@ -334,10 +343,10 @@ def _networks(runs: Sequence[PlannedRun]) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown, means with their standard deviations."""
-    names = [key for key in dict.fromkeys(key for found in rows for key in found) if not key.endswith("_std")]
+    names = [key for key in dict.fromkeys(key for model_row in rows for key in model_row) if not key.endswith("_std")]
     names.sort(key=lambda key: (key != "model", key == "seeds"))  # those of a model without runs are fewer
     lines = [[COLUMNS.get(key, _last(key).replace("_", " ", 1)) for key in names]]
-    lines += [[_cell(found, key) for key in names] for found in rows]
+    lines += [[_cell(model_row, key) for key in names] for model_row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     return "\n".join(
@@ -345,11 +354,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _cell(found: Mapping[str, Any], key: str) -> str:
+def _cell(model_row: Mapping[str, Any], key: str) -> str:
     """A value of a row, as people read it."""
-    value = found.get(key)
+    value = model_row.get(key)
     if key.startswith(("test_", "val_")) and value is not None:
-        spread = found[f"{key}_std"]
+        spread = model_row[f"{key}_std"]
         return f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
     digits = {"networks_per_second": ",.0f", "memory_gb": ".2f", "seconds": ",.0f", "parameters": ","}
     return "" if value is None else format(value, digits.get(key, "")) if key in digits else word(value)

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import yaml
 
 from scalegmn.configuration.files import leaves, read_yaml
-from scalegmn.configuration.names import nearest
 from scalegmn.configuration.parsing import NO_OPTION, parse, read, split_arguments
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetSpec
+from scalegmn.reporting.loggers import Logger
 from scalegmn.reporting.run_folder import Run
 from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
 from scalegmn.tasks import TASKS
@@ -76,6 +76,12 @@ class Config:
             raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
 
     @property
+    def folder(self) -> Path:
+        """`run_dir`, once it is known (`with_run_dir`)."""
+        assert self.run_dir is not None
+        return Path(self.run_dir)
+
+    @property
     def model(self) -> str:
         """The name of the metanetwork."""
         return self.model_config.name
@@ -132,9 +138,7 @@ def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     tasks = {name: task.options for name, task in TASKS.items() if task.options is not None}
 
     def choose(self: Any) -> None:
-        if self.model not in METANETWORKS:
-            known = ", ".join(METANETWORKS)
-            raise ValueError(f"model: found {self.model!r}, expected one of {known}{nearest(self.model, METANETWORKS)}")
+        METANETWORKS.require(self.model, "model")
         object.__setattr__(self, "model_config", getattr(self, f"{self.model}_args"))
         given = {name: getattr(self, f"{name}_args") for name in tasks}
         object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != tasks[name]()})
@@ -251,14 +255,14 @@ def start_run(config: Config) -> Run:
     Raises:
         ValueError: it cannot be begun there (`Run`), or the run to go on with has another configuration.
     """
-    folder = Path(config.run_dir)
+    folder = config.folder
     if config.resume is not None and (folder / "config.yml").exists():
         changed = changed_keys(config, folder / "config.yml")
         if changed:
             raise ValueError(
                 f"--resume: {folder} was started with {', '.join(changed)}; leave it so, or start a new run"
             )
-    loggers = [TensorBoard()] if config.tensorboard else []
+    loggers: list[Logger] = [TensorBoard()] if config.tensorboard else []
     loggers += [Wandb(config.wandb_args)] if config.wandb else []
     return Run(folder, config.to_yaml(), config.content(), loggers, config.resume is not None)
 

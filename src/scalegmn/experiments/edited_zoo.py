@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from scalegmn.experiments.config import ScriptConfig
 from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
 from scalegmn.models.base import Metanetwork
+from scalegmn.networks import NetParams
 from scalegmn.reporting.files import versions
 from scalegmn.tasks import ZooTask
 from scalegmn.zoos.shards import Shards
@@ -50,24 +52,31 @@ class EditConfig(ScriptConfig):
 
 def export_zoo(config: EditConfig, task: type[ZooTask], model: Metanetwork, zoo: Zoo) -> None:
     """Writes a zoo's networks, edited, as a zoo (whose provenance names model and source) or as `.pth` files."""
+    assert config.export_edited is not None
     out, params, block = Path(config.export_edited), zoo.params, config.batch_size
     removed = [name for name in config.removed if name not in zoo.canonical]
     model = model.eval()
     parts = [slice(start, start + block) for start in range(0, len(params), block)]
-    device = next(model.parameters()).device
     if config.export_format == "pth":
         out.mkdir(parents=True)
         for part in tqdm(parts, desc="exporting", disable=None):
-            changed = task.answer(model, in_single(params[part].to(device)), removed).to("cpu")
-            for row in range(len(changed)):
-                write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(changed, row))
+            edited = _edited(task, model, params[part], removed).to("cpu")
+            for row in range(len(edited)):
+                write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(edited, row))
         return
     state = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
     plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}
     shards = Shards(out, plan, len(parts))
     for number in tqdm(shards.missing(), desc="exporting", disable=None):
-        changed = task.answer(model, in_single(params[parts[number]].to(device)), removed)
-        shards.write(number, changed, **{name: column[parts[number]] for name, column in zoo.columns.items()})
+        edited = _edited(task, model, params[parts[number]], removed)
+        shards.write(number, edited, **{name: column[parts[number]] for name, column in zoo.columns.items()})
     source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
     shards.merge(zoo.splits, {"source": source, "versions": versions()})
     print(f"{out}: {len(zoo):,} edited networks")
+
+
+def _edited(task: type[ZooTask], model: Metanetwork, params: NetParams, removed: Sequence[str]) -> NetParams:
+    """The task's answer about stored networks, on the model's device: edited networks."""
+    answer = task.answer(model, in_single(params.to(next(model.parameters()).device)), removed)
+    assert isinstance(answer, NetParams)
+    return answer

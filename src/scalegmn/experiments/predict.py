@@ -22,7 +22,7 @@ from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.zoos.zoo_format import first_not_finite
 
 STATE_DICTS = (".pth", ".pt", ".safetensors")
-"""What files of state dicts end in."""
+"""Endings of files that hold state dicts."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What networks do not say themselves.
+    """What files of networks do not tell.
 
     Attributes:
         activation: of state dicts; None: it is not known.
@@ -54,54 +54,53 @@ class InputOptions:
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:
-    """The networks that a command names; of a folder, all files of networks below it."""
-    found = []
+    """The networks that a command names; a folder stands for all files of networks below it."""
+    sources = []
     for path in map(Path, names):
         files = sorted(file for file in path.rglob("*") if file.suffix in (*STATE_DICTS, ".onnx"))
         for file in files or [path]:
             target = file.relative_to(path) if files else Path(file.name)
             if file.suffix not in STATE_DICTS:
                 target = target.with_name(f"{target.name.replace(':', '.')}.safetensors")
-            found.append(Source(str(file), target))
-    return found
+            sources.append(Source(str(file), target))
+    return sources
 
 
-def read_net(name: str, reading: InputOptions) -> NetParams:
-    """One network in single precision, a batch of one; raises ValueError with its name."""
+def read_net(name: str, options: InputOptions) -> NetParams:
+    """One network in single precision, as a batch of size 1; raises ValueError with its name."""
     path = Path(name)
     if path.suffix in STATE_DICTS:
         state, _ = read_layers(path)
-        if reading.activation is None:
-            raise ValueError(
-                f"{name}: says no activation, and the training networks may have several; set --activation"
-            )
+        if options.activation is None:
+            reason = "a state dict does not tell its activation, and the training networks may have several"
+            raise ValueError(f"{name}: {reason}; set --activation")
         try:
-            params = from_state_dict(state, reading.activation, reading.w0)
+            params = from_state_dict(state, options.activation, options.w0)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     elif path.suffix == ".onnx":
         params = from_onnx(path)
     elif re.fullmatch(FACTORY, name):
-        params = from_factory(name, reading.input_shape)
+        params = from_factory(name, options.input_shape)
     else:
         expected = f"a {', '.join(STATE_DICTS)} or .onnx file, a folder of them, or package.module:factory"
         raise ValueError(f"{name}: expected {expected}")
     params = params.map(Tensor.float)
-    statistics = [one for one in params.statistics or () if one is not None]
+    statistics = [tensor for tensor in params.statistics or () if tensor is not None]
     if first_not_finite((*params.weights, *params.biases, *statistics)) is not None:
         raise ValueError(f"{name}: a weight or bias is too large for single precision")
     return params
 
 
 def predict(
-    model: TrainedModel, sources: Sequence[Source], reading: InputOptions, out: Path | None
+    model: TrainedModel, sources: Sequence[Source], options: InputOptions, out: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """What a model says of networks.
+    """A model's answers about networks.
 
     Args:
         model: the model.
         sources: the networks.
-        reading: what they do not say themselves.
+        options: what the files do not tell.
         out: folder of the edited networks.
 
     Returns:
@@ -113,7 +112,7 @@ def predict(
     problems = []
     for index, source in enumerate(sources):
         try:
-            nets[index] = read_net(source.name, reading)
+            nets[index] = read_net(source.name, options)
         except ValueError as error:
             problems.append(str(error))
     for part in tqdm(_parts(nets, model.config.batch_size), unit=" batches", disable=None):
@@ -137,7 +136,7 @@ def _parts(nets: dict[int, NetParams], batch_size: int) -> list[list[int]]:
     groups: dict[NetSpec, list[int]] = {}
     for index, params in nets.items():
         groups.setdefault(params.spec, []).append(index)
-    return [own[i : i + batch_size] for own in groups.values() for i in range(0, len(own), batch_size)]
+    return [same[i : i + batch_size] for same in groups.values() for i in range(0, len(same), batch_size)]
 
 
 def _answer(
@@ -145,6 +144,7 @@ def _answer(
 ) -> dict[str, Any]:
     """The answer about one network of a batch; an edited network is written."""
     if isinstance(answers, NetParams):
+        assert out is not None
         return {"edited": str(write_edited(answers, row, source, out / source.target))}
     return model.task_class.answer_of(answers, row, model.summary["data"])
 
@@ -160,30 +160,30 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path) -> P
         raise ValueError(f"{source.name}: --out: {target} exists already")
     state = state_dict_of(edited.to("cpu"), row)
     if Path(source.name).suffix in STATE_DICTS:
-        own, names = read_layers(Path(source.name))
-        state = own | {name: new.to(own[name].dtype) for name, new in zip(names, state.values(), strict=True)}
+        stored, names = read_layers(Path(source.name))
+        state = stored | {name: new.to(stored[name].dtype) for name, new in zip(names, state.values(), strict=True)}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_state_dict(target, state)
     return target
 
 
 def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
-    """How each of B networks of one architecture is unlike those that a model was trained on, in words.
+    """The differences of each of B networks of one architecture from the training networks, in words.
 
     Raises:
         ValueError: they have other inputs or outputs.
     """
-    found, trained = params.spec, model.spec
+    spec, trained = params.spec, model.spec
     if model.num_architectures == 1:
         layers = []
-        for old, new in zip(trained.layers, found.layers, strict=True):
-            own = new if old.activation == HETERO else old
-            layers.append(replace(old, activation=own.activation, w0=own.w0, bias=new.bias))  # no bias is one of zeros
-        same, known = NetSpec(tuple(layers)) == found, _described(trained)
+        for old, new in zip(trained.layers, spec.layers, strict=True):
+            source = new if old.activation == HETERO else old  # a missing bias is a bias of zeros
+            layers.append(replace(old, activation=source.activation, w0=source.w0, bias=new.bias))
+        same, known = NetSpec(tuple(layers)) == spec, _described(trained)
     else:
-        same = found.is_chain and NetSpec.envelope([trained, found]) == trained
+        same = spec.is_chain and NetSpec.envelope([trained, spec]) == trained
         known = f"of {model.num_architectures:,} architectures within {_described(trained)}"
-    unlike = [] if same else [f"is a {_described(found)}, the training networks are {known}"]
+    unlike = [] if same else [f"is a {_described(spec)}, the training networks are {known}"]
     return [[*unlike, *warnings] for warnings in model.task_class.warnings(params, model.summary["data"])]
 
 
@@ -194,7 +194,7 @@ def _described(spec: NetSpec) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """NodeContext for people: a line each, shares of 1 in percent."""
+    """The rows as text, a line each; fractions in percent."""
     if not rows:
         return ""
     names = [name for name in rows[0] if name not in ("warnings", "probabilities")]

@@ -7,7 +7,6 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from scalegmn.training.launch import Fabric
 
 AnyConfig = TypeVar("AnyConfig", bound=ScriptConfig)
-Build = Callable[[AnyConfig], ZooTask]
-Finished = Callable[[AnyConfig, ZooTask, Metanetwork, dict[str, Any]], None]
+Build = Callable[[Any], ZooTask]
+Finished = Callable[[Any, Any, Metanetwork, dict[str, Any]], None]
 
 
 def train(config: AnyConfig, build_task: Build, finished: Finished | None = None) -> None:
@@ -60,7 +59,7 @@ def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: F
         summary = Trainer(fabric, task, model, config.train_args, config.optimization, run).fit()
     except (Stopped, FloatingPointError) as error:
         if not fabric.is_global_zero:
-            raise SystemExit(0) from None  # the first process says why and how
+            raise SystemExit(0) from None  # the first process reports why
         print(f"{'stopped' if isinstance(error, Stopped) else 'error'}: {error}", file=sys.stderr)
         raise SystemExit(STOPPED if isinstance(error, Stopped) else NOT_FINITE) from None
     if finished is not None and summary is not None:
@@ -83,25 +82,25 @@ def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: 
     Raises:
         ValueError: `run_dir` holds a single run, or a run with another configuration.
     """
-    folder, runs = Path(config.run_dir), each_seed(config)
-    paths = [Path(one.run_dir) / "summary.json" for one in runs]
+    folder, runs = config.folder, each_seed(config)
+    paths = [run.folder / "summary.json" for run in runs]
     with ending_together(fabric):
         if (folder / "config.yml").exists():
             raise ValueError(f"{folder} holds a single run; choose another --run_dir for --seeds")
         done = [path.exists() for path in paths]
-        for one, path, there in zip(runs, paths, done, strict=True):
-            if there and (path.parent / "config.yml").read_text() != one.to_yaml():
+        for run, path, is_finished in zip(runs, paths, done, strict=True):
+            if is_finished and (path.parent / "config.yml").read_text() != run.to_yaml():
                 raise ValueError(f"{path.parent} was trained with another configuration; choose another --run_dir")
-    for one, path, there in zip(runs, paths, done, strict=True):
-        print(f"{path.parent}: {'finished already' if there else 'training'}")
-        if not there:
-            train_once(fabric, one, build_task, finished)
+    for run, path, is_finished in zip(runs, paths, done, strict=True):
+        print(f"{path.parent}: {'finished already' if is_finished else 'training'}")
+        if not is_finished:
+            train_once(fabric, run, build_task, finished)
     if not fabric.is_global_zero:
         return
-    found = over_seeds([json.loads(path.read_text()) for path in paths])
-    seeds = [one.train_args.seed for one in runs]
-    write_json(folder / "summary.json", {"seeds": seeds, **found, "versions": versions(), "git_commit": git_commit()})
-    for name, values in found.items():
+    metrics = over_seeds([json.loads(path.read_text()) for path in paths])
+    seeds = [run.train_args.seed for run in runs]
+    write_json(folder / "summary.json", {"seeds": seeds, **metrics, "versions": versions(), "git_commit": git_commit()})
+    for name, values in metrics.items():
         spread = "" if values["std"] is None else f" +- {values['std']:.4f} (standard deviation)"
         print(f"{name.replace('_', ' ', 1)} {values['mean']:.4f}{spread}, {len(seeds)} seeds")
     print(f"results: {folder}")
@@ -109,21 +108,22 @@ def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: 
 
 def each_seed(config: AnyConfig) -> list[AnyConfig]:
     """The configurations of the single runs, a folder each."""
-    found = []
+    assert config.seeds is not None
+    runs = []
     for seed in dict.fromkeys(map(int, config.seeds.split(","))):
-        folder, own = str(Path(config.run_dir) / f"seed_{seed}"), replace(config.train_args, seed=seed)
-        found.append(replace(config, seeds=None, run_dir=folder, resume="auto", train_args=own))
-    return found
+        folder, train_args = str(config.folder / f"seed_{seed}"), replace(config.train_args, seed=seed)
+        runs.append(replace(config, seeds=None, run_dir=folder, resume="auto", train_args=train_args))
+    return runs
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Test metric -> `mean`, `std` (n - 1; None for one seed) and `values` over the summaries of runs."""
-    found = {}
+    metrics = {}
     for name in (name for name in summaries[0] if name.startswith("test_")):
         values = [summary[name] for summary in summaries]
         std = statistics.stdev(values) if len(values) > 1 else None
-        found[name] = {"mean": statistics.fmean(values), "std": std, "values": values}
-    return found
+        metrics[name] = {"mean": statistics.fmean(values), "std": std, "values": values}
+    return metrics
 
 
 def dry_run(fabric: Fabric, config: AnyConfig, build_task: Build) -> None:

@@ -72,7 +72,7 @@ class SweepConfig:
     """Stop a trial whose metric is worse than the median of earlier trials at the same epoch; never the first five."""
 
     seed: int = 0
-    """Of the choice of values; each run has its own train_args.seed."""
+    """Seed of the choice of values; train_args.seed is a setting of each run."""
 
     out: str = "sweeps/sweep"
     """Folder for the study, the trials' runs and the tables of results; files may call it `folder`."""
@@ -148,23 +148,23 @@ DISTRIBUTIONS = {"uniform": "uniform", "log_uniform": "log_uniform_values", "int
 
 def suggested(config: SweepConfig, trial: Trial) -> dict[str, Any]:
     """A trial's value of each parameter."""
-    found = {}
+    suggestion = {}
     for key, values in config.parameters.items():
         if isinstance(values, list):
-            found[key] = trial.suggest_categorical(key, _choices(values))
+            suggestion[key] = trial.suggest_categorical(key, _choices(values))
             continue
         ((kind, ends),) = values.items()
         low, high = _ends(kind, ends)
         if kind == "int":
-            found[key] = trial.suggest_int(key, low, high)
+            suggestion[key] = trial.suggest_int(key, low, high)
         else:
-            found[key] = trial.suggest_float(key, low, high, log=kind == "log_uniform")
-    return found
+            suggestion[key] = trial.suggest_float(key, low, high, log=kind == "log_uniform")
+    return suggestion
 
 
 def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
     """The sweep as `wandb sweep` reads it."""
-    parameters = {}
+    parameters: dict[str, dict[str, Any]] = {}
     for key, values in config.parameters.items():
         if isinstance(values, list):
             parameters[key] = {"values": _choices(values)}
@@ -175,7 +175,7 @@ def wandb_sweep(config: SweepConfig) -> dict[str, Any]:
     start, settings = program(config.script), config.command({})[len(program(config.script)) :]
     own_file = start == [config.script]
     command = ["${env}", "${interpreter}", *(["${program}"] if own_file else start)]
-    sweep = {
+    sweep: dict[str, Any] = {
         "program": config.script,
         "method": {"tpe": "bayes"}.get(config.method, config.method),
         "metric": {"name": config.metric, "goal": "maximize" if config.maximize else "minimize"},
@@ -246,7 +246,7 @@ def run_sweep(config: SweepConfig) -> None:
 
 
 def _check_plan(config: SweepConfig, folder: Path) -> None:
-    """Stores what the sweep is, or compares with what is stored; a new one is tried out on the script's own parser."""
+    """Stores the settings of a new sweep, once the script has accepted them, or compares with those that are stored."""
     plan = {
         key: value for key, value in asdict(config).items() if key not in ("num_trials", "out", "export", "imports")
     }
@@ -267,7 +267,7 @@ def _check_plan(config: SweepConfig, folder: Path) -> None:
 
 
 def _folder_of(trial: Trial | FrozenTrial) -> str:
-    """The name of a trial's run folder; of one that had been interrupted, as it was."""
+    """The name of a trial's run folder, which an interrupted trial keeps."""
     return trial.user_attrs.get("folder", f"trial-{trial.number:03d}")
 
 
@@ -295,7 +295,7 @@ def run_trial(config: SweepConfig, trial: Trial, study: Study) -> None:
                         return
                 time.sleep(0 if over else POLL_SECONDS)
         if process.returncode != 0:
-            trial.set_user_attr("error", last_line(log.read_text()))  # tells it from an interrupted one
+            trial.set_user_attr("error", last_line(log.read_text()))  # which interrupted trials lack
             study.tell(trial, state=TrialState.FAIL)
             return
     summary = json.loads((run / "summary.json").read_text())
@@ -311,16 +311,16 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     return read_rows(path) if path.exists() else []
 
 
-def _metric(config: SweepConfig, found: dict[str, Any], path: Path) -> float:
+def _metric(config: SweepConfig, values: dict[str, Any], path: Path) -> float:
     """The sweep's metric among others."""
-    if config.metric not in found:
-        known = ", ".join(name for name in found if name.startswith("val_"))
+    if config.metric not in values:
+        known = ", ".join(name for name in values if name.startswith("val_"))
         raise ValueError(f"metric: no {config.metric} in {path}, found {known}")
-    return found[config.metric]
+    return values[config.metric]
 
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
-"""What Optuna calls what has become of a trial, and what we do."""
+"""Optuna's name of a trial's state -> ours."""
 
 
 def results(config: SweepConfig, study: Study) -> list[dict[str, Any]]:
@@ -342,7 +342,7 @@ def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _line(config: SweepConfig, row: dict[str, Any]) -> str:
-    """A trial in words."""
+    """A trial as a line of text."""
     values = "  ".join(f"--{key}={word(row[key])}" for key in config.parameters if key in row)
     value = "" if row[config.metric] is None else f"  {config.metric} {row[config.metric]:.4f}"
     return f"{row['trial']}  {row['state']}{value}  {row.get('error', values)}"

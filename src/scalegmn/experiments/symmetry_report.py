@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,29 +82,29 @@ def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetPa
 
 
 Element = GroupElement | PhaseShift
-"""Of networks of one architecture."""
+"""A group element for networks of one architecture."""
 
 
 def elements(params: NetParams | MultiArchBatch, generator: torch.Generator) -> dict[str, list[Element | None]]:
-    """One random element of each group, and one of none (`control`), for the networks of each architecture; None where
-    they have no such group."""
-    found = [_elements(part, generator) for part in params.parts]
-    groups = dict.fromkeys(name for own in found for name in own if name != "control")
-    return {name: [own.get(name) for own in found] for name in (*groups, "control")}
+    """A random element of each group, and an element outside all groups (`control`), for the networks of each
+    architecture; None where they have no such group."""
+    by_architecture = [_elements(part, generator) for part in params.parts]
+    groups = dict.fromkeys(name for drawn in by_architecture for name in drawn if name != "control")
+    return {name: [drawn.get(name) for drawn in by_architecture] for name in (*groups, "control")}
 
 
 def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Element]:
     """`elements` of one architecture."""
     scaled = GroupElement.sample(params, generator, permute=False, decades=3.0)
     outside = replace(scaled, scales=tuple(torch.full_like(q, -1.7) for q in scaled.scales))
-    found: dict[str, Element] = {"permutation": GroupElement.sample(params, generator, scale=False)}
+    drawn: dict[str, Element] = {"permutation": GroupElement.sample(params, generator, scale=False)}
     if any((q != 1).any() for q in scaled.scales):
         kinds = {*params.spec.symmetries} - {"permutation"}
-        found[kinds.pop() if len(kinds) == 1 else HETERO] = scaled
+        drawn[kinds.pop() if len(kinds) == 1 else HETERO] = scaled
     phase = PhaseShift.sample(params, generator)
     if any(k.any() for k in phase.turns):
-        found["phase"] = phase
-    return found | {"control": outside}
+        drawn["phase"] = phase
+    return drawn | {"control": outside}
 
 
 Model = Callable[[NetParams | MultiArchBatch], Tensor | NetParams]
@@ -114,7 +114,7 @@ Model = Callable[[NetParams | MultiArchBatch], Tensor | NetParams]
 def outputs_on(
     model: Model, params: NetParams | MultiArchBatch, removed: Sequence[str], *elements: Element | None
 ) -> list[Tensor]:
-    """What a symmetric model says of networks w whatever element g moves them: the same numbers for every g.
+    """Outputs of a model for the networks g w, moved back: for a symmetric model the same numbers for every element g.
 
     The model reads x = c g w, c what leads to canonical networks. A vector f(x) is compared as it is. Changes of
     parameters are changes of x; (c g)^-1 makes them changes of w.
@@ -170,14 +170,15 @@ def model_and_networks(config: CheckConfig) -> tuple[Metanetwork, NetParams | Mu
         ValueError: the zoo, the factory or the run cannot be read, or the model cannot read the networks.
     """
     removed = config.removed
-    if config.modules is None:
+    shape = parse_shape(config.input_shape)
+    if config.modules is None or shape is None:
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
         nets, architectures = splits["test"], zoo.architectures
-        stored = (part for batch, _ in splits["train"].batches() for part in batch.parts)
+        stored: Iterable[NetParams] = (part for batch, _ in splits["train"].batches() for part in batch.parts)
         rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
         params = nets.read(rows)
     else:
-        params = made_networks(config.modules, parse_shape(config.input_shape), MADE)
+        params = made_networks(config.modules, shape, MADE)
         stored, architectures = params.parts, Counter()
         for part in params.parts:
             architectures[part.spec] += len(part)

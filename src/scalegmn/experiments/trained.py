@@ -73,10 +73,10 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     if data["architectures"] > 1:
         model = config.build_within(expected)
     else:
-        fixed, found = (
-            (own.num_layers, own.layout[0], own.layout[-1], own.kernel) for own in (expected, spec)
+        trained, given = (
+            (each.num_layers, each.layout[0], each.layout[-1], each.kernel) for each in (expected, spec)
         )  # hidden layers may be wider
-        if found != fixed:
+        if given != trained:
             raise ValueError(f"{run} was trained on {expected}, and cannot read {spec}")
         model = config.build(spec)
     load_checkpoint(weights_file(run), model)

@@ -20,16 +20,15 @@ from scalegmn.reporting.run_folder import STATES
 NUM_STATES = 2
 """Number of states of a run that are kept: the newest, and the one before in case the newest is damaged."""
 
-
-METADATA_KEY = "facts"
-"""The metadata's key in a file: part of the format, as in the checkpoints of earlier versions."""
+KEY = "facts"
+"""The key of a file's metadata; changing it would make all checkpoints unreadable."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Writes named tensors and `metadata` (plain types), atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "sha256": _checksum(tensors, metadata)}
-    write_atomic(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+    write_atomic(path, save(tensors, {KEY: json.dumps(metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,7 +40,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = json.loads(file.metadata()[METADATA_KEY])
+            metadata = json.loads(file.metadata()[KEY])
         expected = metadata.pop("sha256")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: missing or damaged ({error})") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning.fabric import Fabric as Fabric
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16-mixed", "fp16-mixed"]

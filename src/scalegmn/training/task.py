@@ -33,7 +33,7 @@ class Task(Protocol):
         """A checksum of the data: a run is resumed on the same data only."""
         ...
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: Any) -> None:
         """Sets the parts of the model that depend on the training split, such as its input normalisation."""
         ...
 
