@@ -72,7 +72,10 @@ def test_wrong_elements_change_the_function(name):
     )
     assert change(module, x, identity.act(params)) == 0
     free = {
-        layer for tie in spec.permutation_classes if len(tie.layers) == 1 and tie.num_blocks == 1 for layer in tie.layers
+        layer
+        for tie in spec.permutation_classes
+        if len(tie.layers) == 1 and tie.num_blocks == 1
+        for layer in tie.layers
     }
     scaled = {layer for tie in spec.scaling_classes if spec.class_symmetry(tie) == SCALES for layer in tie.layers}
     scaled |= {*spec.reciprocal_layers}

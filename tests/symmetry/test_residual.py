@@ -1,4 +1,4 @@
-"""Residual connections tie neurons: what moves together leaves the function unchanged, what does not changes it."""
+"""Residual connections couple neurons: what moves together leaves the function unchanged, what does not changes it."""
 
 from itertools import pairwise
 
@@ -52,7 +52,7 @@ def change_of_function(params, moved):
     return ((after - before).abs().max() / before.abs().max()).item()
 
 
-def test_ties_by_hand():
+def test_classes_by_hand():
     spec = spec_of(LAYOUT, ["relu", "relu", "relu", "tanh", "identity"], SOURCES)
     # hidden sizes 4 6 5 3 6: layers 0, 2, 3, 4 share channels 0..2; layer 3 has no channel 3, layer 0 no channel 4
     assert spec.permutation_classes == (
@@ -62,7 +62,7 @@ def test_ties_by_hand():
         CoupledChannels((2, 4), slice(4, 5)),
         CoupledChannels((4,), slice(5, 6)),
     )
-    assert [spec.class_symmetry(tie) for tie in spec.permutation_classes] == [TRIVIAL, *[SCALES] * 4]
+    assert [spec.class_symmetry(channels) for channels in spec.permutation_classes] == [TRIVIAL, *[SCALES] * 4]
     # layer 2 joins 0 and 3 where it has the channel; where it has not, they are on their own
     spec = spec_of([1, 3, 5, 2, 1, 3, 1], ["relu"] * 5, [None, None, 0, None, 2])
     assert spec.permutation_classes[:3] == (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, starmap
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class SortedEdges(NamedTuple):
     receivers: slice
     """The nodes that they go to, R of them."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
     """[2, E] long, rows sender and receiver."""
 
     degrees: Tensor
@@ -104,7 +104,7 @@ def joined(outer: nn.Linear, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
 def encode_then_linear(encoder: Encoder, after: nn.Linear, v: Tensor) -> Tensor:
     """after(encoder(v)), [..., k] -> [..., out]: the Linear that follows is joined to the encoder's last one."""
     x = encoder.fourier(v)
-    *inner, last = encoder.linears
+    *inner, last = (cast("nn.Linear", layer) for layer in encoder.linears)
     for layer in inner:
         x = nn.functional.silu(layer(x))
     return nn.functional.linear(x, after.weight @ last.weight, after(last.bias))
@@ -260,9 +260,15 @@ def _sorted_edges(
         encoded = encoded.index_copy(
             0, linear, encode_then_linear(features.linear_encoder, features.edge_linear, weights)
         )
-    degrees = index[1].bincount(minlength=len(places)).split([part.stop - part.start for part in nodes])
+    degrees = torch.split(index[1].bincount(minlength=len(places)), [part.stop - part.start for part in nodes])
     sizes = [int(of_nodes.sum()) for of_nodes in degrees]
-    parts = zip(nodes, index[:, order].split(sizes, dim=1), degrees, encoded[None].split(sizes, dim=1), strict=True)
+    parts = zip(
+        nodes,
+        torch.split(index[:, order], sizes, dim=1),
+        degrees,
+        torch.split(encoded[None], sizes, dim=1),
+        strict=True,
+    )
     return list(starmap(SortedEdges, parts))
 
 

@@ -69,9 +69,9 @@ def run_nodes(layer: RelationalLayer, x: Tensor, e: Tensor, rows: slice, exists:
 def run_attention(module: RelationalAttention, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None) -> Tensor:
     """[o^1, ..., o^H] of some nodes, of x [B, N, d] and e [B, R, N, d_e] -> [B, R, dim]."""
     num, c = module.num_heads, module.head_dim
-    q, k, v = linear(x, module.node_linear.weight).unflatten(-1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
-    qe, ke, ve, *ue = module.edge_linear.weight.unflatten(0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
-    parts = [linear(e, w.flatten(0, 1)).unflatten(-1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
+    q, k, v = torch.unflatten(linear(x, module.node_linear.weight), -1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
+    qe, ke, ve, *ue = torch.unflatten(module.edge_linear.weight, 0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
+    parts = [torch.unflatten(linear(e, w.flatten(0, 1)), -1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
     scores = ((parts[0] + q[:, rows, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
     if exists is not None:
         scores = scores.masked_fill(~exists[:, None, :, None], -torch.inf)
@@ -80,8 +80,10 @@ def run_attention(module: RelationalAttention, x: Tensor, e: Tensor, rows: slice
     joined = shares.transpose(2, 3) @ e  # [B, R, H, d_e]
     out = torch.einsum("brhe,hce->brhc", joined, ve)
     if ue:
-        return (out + (shares[..., None] * parts[2] * v[:, None]).sum(2)).flatten(2)
-    return (out + torch.einsum("brnh,bnhc->brhc", shares, v)).flatten(2)
+        modulated: Tensor = out + (shares[..., None] * parts[2] * v[:, None]).sum(2)
+        return modulated.flatten(2)
+    summed: Tensor = out + torch.einsum("brnh,bnhc->brhc", shares, v)
+    return summed.flatten(2)
 
 
 def run_edges(module: RelationalEdgeUpdate, x: Tensor, e: Tensor, rows: slice) -> Tensor:
@@ -119,7 +121,7 @@ def padded(graph: BlockGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     places, size = _places(graph)
     shape = (graph.num_networks, size)
-    x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).unflatten(0, shape)
+    x = graph.x.new_zeros(shape[0] * size, graph.x.shape[2]).index_copy(0, places, graph.x[0]).view(*shape, -1)
     exists = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     exists.view(-1)[places] = True
     edges = [block for block in graph.edges if isinstance(block, SortedEdges)]
@@ -127,7 +129,7 @@ def padded(graph: BlockGraph) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     features = torch.cat([block.features[0] for block in edges])
     pairs = senders * size + receivers % size  # edges that join the same pair add up
     e = graph.none.repeat(shape[0] * size * size, 1).index_add(0, pairs, features - graph.none)
-    e = e.unflatten(0, (*shape, size))
+    e = e.view(*shape, size, -1)
     return x, e, exists, places
 
 

@@ -35,7 +35,7 @@ class Metanetwork(nn.Module):
         normalization: of weights and biases, set by `fit_normalization`; None: they are read as they are.
     """
 
-    one_pass: ClassVar[bool] | bool = False
+    one_pass: bool = False
     """Whether `forward` also takes batches of several specs, in one pass."""
 
     engine: Literal["fast", "plain"] = "fast"
@@ -75,7 +75,7 @@ class Metanetwork(nn.Module):
         if not all(isinstance(output, Tensor) for output in outputs):
             raise ValueError(ONE_ARCHITECTURE)
         order = [place for same in places.values() for place in same]
-        rows = torch.cat(outputs).split([len(folded[place]) for place in order])
+        rows = torch.split(torch.cat(outputs), [len(folded[place]) for place in order])
         return torch.cat([row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))])
 
     def networks_at_once(self, device: torch.device) -> int:

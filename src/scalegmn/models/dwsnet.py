@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ class Term(NamedTuple):
 
 def tensor_axes(num_layers: int) -> list[Axes]:
     """Of W_1..W_L (sender before receiver), then b_1..b_L."""
-    axes = [(layer - 1, layer) for layer in range(1, num_layers + 1)]
+    axes: list[tuple[int, ...]] = [(layer - 1, layer) for layer in range(1, num_layers + 1)]
     axes += [(layer,) for layer in range(1, num_layers + 1)]
     ends = (0, num_layers)
     return [Axes(tuple(a for a in own if a not in ends), tuple(a for a in own if a in ends)) for own in axes]
@@ -185,13 +186,13 @@ class DWSLayer(nn.Module):
 
     def _joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
         """The sum of terms [B, *kept, ...], broadcast over the other axes; small ones first."""
-        total: Tensor | None = None
+        broadcast = []
         for kept in sorted(terms, key=len):
             new = terms[kept]
             for index, axis in enumerate(sets):
                 new = new if axis in kept else new.unsqueeze(1 + index)
-            total = new if total is None else total + new
-        return total
+            broadcast.append(new)
+        return reduce(torch.add, broadcast)
 
 
 class DWSNet(Metanetwork):
@@ -228,7 +229,8 @@ class DWSNet(Metanetwork):
         self._init_layers((1e-4 if editing else 1.0) if config.init_scale is None else config.init_scale)
         self.readout = None
         if not editing:
-            self.readout = affine(sum(self.layers[-1].out_dims), config.out_dim, config.num_readout_linears)
+            width = sum(cast("DWSLayer", self.layers[-1]).out_dims)
+            self.readout = affine(width, config.out_dim, config.num_readout_linears)
 
     @torch.no_grad()
     def _init_layers(self, scale: float) -> None:
@@ -256,12 +258,13 @@ class DWSNet(Metanetwork):
         tensors = self.layers[0](tensors)
         for index, layer in enumerate(self.layers[1:]):
             if self.norms:
-                tensors = [norm(x) for norm, x in zip(self.norms[index], tensors, strict=True)]
+                tensors = [norm(x) for norm, x in zip(cast("nn.ModuleList", self.norms[index]), tensors, strict=True)]
             tensors = layer([self.dropout(torch.relu(x)) for x in tensors])
         if self.readout is None:
             return self.scaled(self._changes(tensors, params))
         rows = (reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in tensors)
-        return self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
+        output: Tensor = self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
+        return output
 
     def _tensors(self, params: NetParams) -> list[Tensor]:
         """The parameters as DWS layers read them."""

@@ -69,6 +69,9 @@ class NeuralGraphConfig(ModelConfig):
     dropout: float = 0.2
     """Dropout on node features (and, in NG-T, edge features) after every update."""
 
+    engine: Literal["fast", "plain"] = "fast"
+    """plain: compute as the equations are written, slowly, to look for errors."""
+
     def problems(self, counts: Sequence[str]) -> list[str]:
         """What is wrong, also with the named counts of a model's own."""
         counts = ["encoder_layers", "out_dim", *counts]
@@ -131,7 +134,7 @@ class NeuralGraphModel(Metanetwork):
         normalize = not spec.is_cnn if config.normalize is None else config.normalize
         max_layers = (config.max_hidden_layers or spec.num_hidden_layers) + 1
         super().__init__(config, spec, InputNormalization(max_layers, centred=True) if normalize else None)
-        self.config, self.one_pass = config, not config.changes_parameters
+        self.config, self.one_pass, self.engine = config, not config.changes_parameters, config.engine
         self._check_options(spec)
         options = NeuralGraphOptions(
             config.reverse_edges,
@@ -243,8 +246,14 @@ class NeuralGraphModel(Metanetwork):
         pooling = self.config.pooling
         if pooling in ("mean", "max"):
             return aggregate(x, graph.network, graph.num_networks, "max" if pooling == "max" else "mean")
-        outputs = x[graph.role == ROLES.index("output")].unflatten(0, (graph.num_networks, -1))
+        outputs = x[graph.role == ROLES.index("output")].reshape(graph.num_networks, -1, x.shape[1])
         return outputs.flatten(1) if pooling == "outputs" else outputs.mean(1)
+
+    def read_out(self, pooled: Tensor) -> Tensor:
+        """The readout of pooled nodes, [G, D] -> [G, out_dim]."""
+        assert self.readout is not None
+        output: Tensor = self.readout(pooled)
+        return output
 
     @property
     def reads_all(self) -> bool:
@@ -253,12 +262,11 @@ class NeuralGraphModel(Metanetwork):
 
     def changes_of(self, params: NetParams, x: Tensor, e: Tensor, graph: NeuralGraph) -> NetParams:
         """Changes of parameters from the features of nodes [N, d] and of the edges of weights [E, d_e]."""
-        spec = params.spec
-        nodes = self.node_readout(x[graph.role != ROLES.index("input")]).unflatten(0, (len(params), -1))
-        edges = self.edge_readout(e).unflatten(0, (len(params), -1))
-        weights = edges.split([weight[0].numel() for weight in params.weights], dim=1)
-        assert len(weights) == spec.num_layers
-        return self.changes(params, weights, nodes)
+        nodes: Tensor = self.node_readout(x[graph.role != ROLES.index("input")])
+        edges: Tensor = self.edge_readout(e)
+        sizes = [weight[0].numel() for weight in params.weights]
+        weights = torch.split(edges.reshape(len(params), -1), sizes, dim=1)
+        return self.changes(params, weights, nodes.reshape(len(params), -1, 1))
 
     def changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor) -> NetParams:
         """Changes of parameters.
@@ -270,7 +278,9 @@ class NeuralGraphModel(Metanetwork):
         """
         by_layer = (change.reshape(weight.shape) for change, weight in zip(weights, params.weights, strict=True))
         changes = replace(
-            params, weights=tuple(by_layer), biases=tuple(biases[..., 0].split(params.spec.layout[1:], dim=1))
+            params,
+            weights=tuple(by_layer),
+            biases=tuple(torch.split(biases[..., 0], list(params.spec.layout[1:]), dim=1)),
         )
         if self.config.denormalize:
             assert self.normalization is not None

@@ -189,11 +189,11 @@ class NFN(Metanetwork):
         for layer in self.layers:
             features = layer(*features)
         if self.readout is None:
-            weights, biases = features
-            weights = (w.reshape(old.shape) for w, old in zip(weights, params.weights, strict=True))
-            biases = (bias[..., 0] for bias in biases)
+            weights = (new.reshape(old.shape) for new, old in zip(features[0], params.weights, strict=True))
+            biases = (bias[..., 0] for bias in features[1])
             return self.scaled(params.replace(weights=tuple(weights), biases=tuple(biases)))
         pooled = self.pool(*features)
         if self.config.append_statistics:
             pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
-        return self.readout(pooled)
+        output: Tensor = self.readout(pooled)
+        return output

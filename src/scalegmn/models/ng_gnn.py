@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 from scalegmn.engine.modules import after_first_linear
 from scalegmn.engine.neural_graphs import DenseEdges, joined, pool
 from scalegmn.engine.pna import map_edges, pass_messages
+from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
@@ -53,13 +54,13 @@ class NGGNNConfig(NeuralGraphConfig):
 
     def __post_init__(self) -> None:
         problems = self.problems(["hidden_dim", "num_layers"])
-        if not self.scalers or not set(self.scalers) <= set(Scaler.__args__):
-            problems.append(f"scalers: found {list(self.scalers)}, expected some of {', '.join(Scaler.__args__)}")
+        if not self.scalers or not set(self.scalers) <= set(get_args(Scaler)):
+            problems.append(f"scalers: found {list(self.scalers)}, expected some of {', '.join(get_args(Scaler))}")
         if self.mean_log_degree is not None and not self.mean_log_degree > 0:
             problems.append(f"mean_log_degree: found {self.mean_log_degree}, expected above 0")
         self.refuse(problems)
 
-    def build_for(self, architectures: Mapping[NetSpec, int]) -> NGGNN:
+    def build_for(self, architectures: Mapping[NetSpec, int]) -> Metanetwork:
         """As in `ModelConfig`; `mean_log_degree` is that of the training networks."""
         if len(architectures) == 1 or self.mean_log_degree is not None:
             return super().build_for(architectures)
@@ -97,6 +98,7 @@ class NGGNN(NeuralGraphModel):
         self.norms = nn.ModuleList(GraphNorm(d) for _ in between)
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
+        self._edge_dim = d
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""
@@ -109,19 +111,21 @@ class NGGNN(NeuralGraphModel):
             e = update(x[receiver], x[sender], e)
         x = last(x, e, graph.edge_index)
         if self.readout is not None:
-            return self.readout(self.pool(x, graph))
+            return self.read_out(self.pool(x, graph))
         return self.changes_of(nets[0], x, e[: len(nets[0]) * nets[0].spec.num_edges], graph)
 
     def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""
         graph = self.read_blocks(nets)
         read = graph.nodes if self.reads_all else [graph.outputs]
-        x, edges, inner = pass_messages(self.layers, self.norms, self.edge_updates, self.dropout, graph, read)
+        layers = cast("Sequence[PNALayer]", self.layers)
+        norms, updates = cast("Sequence[GraphNorm]", self.norms), cast("Sequence[EdgeUpdate]", self.edge_updates)
+        x, edges, inner = pass_messages(layers, norms, updates, self.dropout, graph, read)
         if self.readout is not None:
-            return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
+            return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
         forward = [block for block in edges if isinstance(block, DenseEdges) and not block.residual]
         forward = [block for block in forward if block.senders.start < block.receivers.start]
-        (to_readout,) = map_edges(forward, [joined(self.edge_readout.linears[0], inner)])
+        (to_readout,) = map_edges(forward, [joined(cast("nn.Linear", self.edge_readout.linears[0]), inner)])
         changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
         return self.changes(nets[0], changes, self.node_readout(x[:, nets[0].spec.layout[0] :]))
 
@@ -129,8 +133,7 @@ class NGGNN(NeuralGraphModel):
     def feature_bytes(self) -> int:
         """Bytes of the features of one network's edges."""
         directions = 2 if self.config.reverse_edges else 1
-        element_size = self.layers[0].last.weight.element_size()
-        return directions * self.spec.num_edges * self.config.hidden_dim * element_size
+        return directions * self.spec.num_edges * self._edge_dim * self.graph.edge_linear.weight.element_size()
 
 
 def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class NGTConfig(NeuralGraphConfig):
     layer_norm: bool = True
     """LayerNorm after every addition."""
 
-    pooling: Literal["outputs", "outputs_mean", "mean", "max", "token"] = "outputs"
+    pooling: Literal["outputs", "outputs_mean", "mean", "max", "token"] = "outputs"  # type: ignore[assignment]  # wider
     """For vectors, what is read: the output nodes, one after the other; their mean; the mean or the maximum of all; a
     learned node beside them."""
 
@@ -99,6 +99,7 @@ class NGT(NeuralGraphModel):
         head = (config.readout_dim,) * (2 if spec.is_cnn else 1)
         super().__init__(config, spec, config.node_dim, config.edge_dim, head)
         self.token = nn.Parameter(torch.randn(config.node_dim)) if config.pooling == "token" else None
+        self._attention_dim = config.attention_dim
         self.layers = nn.ModuleList()
         for index in range(config.num_layers):
             attention = RelationalAttention(
@@ -122,10 +123,10 @@ class NGT(NeuralGraphModel):
         for layer in self.layers:
             x, e = layer(x, e, exists)
         if self.token is not None and self.readout is not None:
-            return self.readout(x[:, 0])
+            return self.read_out(x[:, 0])
         x = x[exists]  # nodes in the order of the graph
         if self.readout is not None:
-            return self.readout(self.pool(x, graph))
+            return self.read_out(self.pool(x, graph))
         e = e.flatten(0, 2)[pairs[: len(nets[0]) * nets[0].spec.num_edges]]
         return self.changes_of(nets[0], x, e, graph)
 
@@ -147,7 +148,7 @@ class NGT(NeuralGraphModel):
         sender, receiver = graph.edge_index
         pairs = (graph.network[sender] * size + place[sender]) * size + place[receiver]
         e = graph.none.repeat(graph.num_networks * size * size, 1)
-        e = e.index_add(0, pairs, graph.e - graph.none).unflatten(0, (graph.num_networks, size, size))
+        e = e.index_add(0, pairs, graph.e - graph.none).view(graph.num_networks, size, size, -1)
         if self.token is not None:
             x[:, 0], exists[:, 0] = self.token, True
             e = pad(e[:, 1:, 1:], (0, 0, 1, 0, 1, 0))
@@ -170,9 +171,11 @@ class NGT(NeuralGraphModel):
         """`fast` of chains of one architecture."""
         graph = self.read_blocks([params])
         read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
-        x, e = run_layers(self.layers, self.token, graph.x, all_pairs(graph), read, None, self.readout is None)
+        x, e = run_layers(
+            self._relational_layers, self.token, graph.x, all_pairs(graph), read, None, self.readout is None
+        )
         if self.readout is not None:
-            return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
+            return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
         nodes = node_slices(params.spec)
         changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
@@ -182,11 +185,15 @@ class NGT(NeuralGraphModel):
         graph = self.read_blocks(nets)
         x, e, exists, places = padded(graph)
         read = slice(0, x.shape[1] if self.reads_all else self.spec.layout[-1])
-        x, _ = run_layers(self.layers, self.token, x, e, read, exists)
+        x, _ = run_layers(self._relational_layers, self.token, x, e, read, exists)
         if self.reads_all:
             x = x.flatten(0, 1)[places]
-        assert self.readout is not None
-        return self.readout(pool(x, graph, self.config.pooling, self.reads_all))
+        return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
+
+    @property
+    def _relational_layers(self) -> Sequence[RelationalLayer]:
+        """`layers`, by the type of their modules."""
+        return cast("Sequence[RelationalLayer]", self.layers)
 
     @property
     def feature_bytes(self) -> int:
@@ -196,7 +203,7 @@ class NGT(NeuralGraphModel):
     @property
     def _pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
-        return self.config.attention_dim * self.layers[0].linear.weight.element_size()
+        return self._attention_dim * self.graph.edge_linear.weight.element_size()
 
 
 def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:

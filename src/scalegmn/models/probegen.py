@@ -132,7 +132,8 @@ class ProbeGen(Metanetwork):
                 answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
             else:
                 answers.append(evaluate(params, probes))
-        return self.readout(torch.cat(answers).flatten(1))
+        output: Tensor = self.readout(torch.cat(answers).flatten(1))
+        return output
 
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
@@ -82,8 +83,9 @@ class StatNN(Metanetwork):
             self.validate_spec(params.spec)
         read = [self.normalized(params) for params in parts]
         rows = statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
-        width = self.mlp.linears[0].in_features
-        return self.mlp(torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]))
+        width = 2 * NUM_STATISTICS * self.max_layers
+        output: Tensor = self.mlp(torch.cat([pad(row, (0, width - row.shape[1])) for row in rows]))
+        return output
 
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""

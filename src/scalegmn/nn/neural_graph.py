@@ -135,8 +135,8 @@ def embedding_rows(device: torch.device) -> Tensor:
 def middle_of(kernel: tuple[int, int], like: Tensor) -> Tensor:
     """[K], the flattened kernel that is 1 in its middle and 0 elsewhere: the raw value of a weight 1."""
     height, width = kernel
-    middle = torch.tensor((height - 1) // 2 * width + (width - 1) // 2, device=like.device)
-    return nn.functional.one_hot(middle, height * width).to(like.dtype)
+    places = torch.arange(height * width, device=like.device)
+    return (places == (height - 1) // 2 * width + (width - 1) // 2).to(like.dtype)
 
 
 def linear_as_kernel(edges: Tensor, linear: Tensor, kernel: tuple[int, int]) -> Tensor:

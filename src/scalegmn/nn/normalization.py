@@ -20,6 +20,11 @@ class InputNormalization(nn.Module):
         centred: subtract the mean and divide by the standard deviation, rather than by the root mean square.
     """
 
+    weight_scales: Tensor
+    bias_scales: Tensor
+    weight_means: Tensor
+    bias_means: Tensor
+
     def __init__(self, num_layers: int, centred: bool = False) -> None:
         super().__init__()
         self.centred = centred

@@ -39,7 +39,7 @@ class Message(nn.Module):
 
     def forward(self, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """x_j, x_i and e_ij of every edge, [E, d] each -> [E, d]."""
-        read = self.edge_linear(edge)
+        read: Tensor = self.edge_linear(edge)
         message: Tensor
         if self.modulation == "concat":
             message = self.linear(torch.cat([receiver, sender, read], dim=-1))
@@ -80,7 +80,7 @@ class Aggregate(nn.Module):
     def scaled(self, joint: Tensor, degree: Tensor) -> Tensor:
         """[.., N, 4 d], of nodes with `degree` [N, 1] messages -> [.., N, scalers 4 d]."""
         share = torch.log(degree.clamp_min(1).to(joint.dtype) + 1) / self.mean_log_degree
-        factors = {"identity": 1, "amplification": share, "attenuation": 1 / share}
+        factors: dict[str, Tensor | int] = {"identity": 1, "amplification": share, "attenuation": 1 / share}
         return torch.cat([joint * factors[name] for name in self.scalers], dim=-1)
 
 

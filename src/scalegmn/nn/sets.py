@@ -46,7 +46,8 @@ class DeepSet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n, a] -> [B, n, b]."""
-        return self.own(x) - self.all(reduced(x, (1,), self.reduction))[:, None]
+        new: Tensor = self.own(x) - self.all(reduced(x, (1,), self.reduction))[:, None]
+        return new
 
 
 class SetAttention(nn.Module):
@@ -71,4 +72,5 @@ class SetAttention(nn.Module):
         scale = self.last.in_features**-0.5  # of all heads together
         joined = q + nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)  # [B, heads, n, b / heads]
         joined = joined.transpose(1, 2).flatten(2)
-        return joined + torch.relu(self.last(joined))
+        new: Tensor = joined + torch.relu(self.last(joined))
+        return new

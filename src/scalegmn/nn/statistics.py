@@ -25,7 +25,7 @@ def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> lis
     found: dict[int, Tensor] = {}
     for same in places.values():
         together = _statistics(torch.cat([rows[place] for place in same]))
-        found.update(zip(same, together.split([len(rows[place]) for place in same]), strict=True))
+        found.update(zip(same, torch.split(together, [len(rows[place]) for place in same]), strict=True))
     by_place = iter([found[place] for place in range(len(rows))])
     return [torch.cat(list(islice(by_place, 2 * len(biases))), dim=1) for _, biases in nets]
 

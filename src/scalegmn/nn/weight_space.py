@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class WeightSpaceFourier(nn.Module):
         num_frequencies: m.
         scale: standard deviation of the frequencies.
     """
+
+    frequencies: Tensor
 
     def __init__(self, num_frequencies: int, scale: float) -> None:
         super().__init__()
@@ -80,9 +82,9 @@ class SinusoidalPositions(nn.Module):
 
     def _phi(self, count: int, like: Tensor) -> Tensor:
         """[count, 2b + 1]."""
-        options = {"dtype": like.dtype, "device": like.device}
-        t = torch.linspace(-1, 1, count, **options)[:, None]
-        angles = math.pi * torch.linspace(1, self.max_frequency / 2, self.num_bands, **options) * t
+        t = torch.linspace(-1, 1, count, dtype=like.dtype, device=like.device)[:, None]
+        bands = torch.linspace(1, self.max_frequency / 2, self.num_bands, dtype=like.dtype, device=like.device)
+        angles = math.pi * bands * t
         return torch.cat([angles.sin(), angles.cos(), t], dim=-1)
 
 
@@ -167,7 +169,7 @@ class AffineMaps(nn.Module):
             {kind: nn.Linear(width, bias_dim) for kind, width in widths.items() if kind in ("receiver", "all")}
         )
         for maps in (self.weight_maps, self.bias_maps) if jointly else (self.bias_maps,):
-            bound = sum(linear.in_features for linear in maps.values()) ** -0.5
+            bound = sum(cast("nn.Linear", linear).in_features for linear in maps.values()) ** -0.5
             for parameter in maps.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
 
@@ -272,16 +274,17 @@ class HiddenNeuronLayer(nn.Module):
             sender += [first_whole] if index == 1 else []
             receiver += [last_whole] if index == last - 1 else []
             between = weight if 0 < index < last else None
-            reads.append(Reads(between, *(torch.cat(x, -1) if x else None for x in (sender, receiver)), g))
+            of_sender, of_receiver = (torch.cat(x, -1) if x else None for x in (sender, receiver))
+            reads.append(Reads(between, of_sender, of_receiver, g))
         return reads
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
         new = [maps(reads) for maps, reads in zip(self.maps, self.read(weights, biases), strict=True)]
         weights, biases = [weight for weight, _ in new], [bias for _, bias in new]
-        weights[0] = weights[0][:, :, 0].unflatten(-1, (-1, self.num_inputs)).mT
-        weights[-1] = weights[-1][:, 0].unflatten(-1, (-1, self.num_outputs)).permute(0, 3, 1, 2)
-        biases[-1] = biases[-1][:, 0].unflatten(-1, (-1, self.num_outputs)).mT
+        weights[0] = torch.unflatten(weights[0][:, :, 0], -1, (-1, self.num_inputs)).mT
+        weights[-1] = torch.unflatten(weights[-1][:, 0], -1, (-1, self.num_outputs)).permute(0, 3, 1, 2)
+        biases[-1] = torch.unflatten(biases[-1][:, 0], -1, (-1, self.num_outputs)).mT
         return weights, biases
 
 
@@ -384,5 +387,5 @@ class WeightSpacePool(nn.Module):
                 weight_rows = weight.mean(1)
             if self.hidden and index == last:
                 weight_rows, bias_rows = weight.mean(2), bias
-            parts += [weight_rows.unflatten(-1, (-1, f)).transpose(1, 2).flatten(2), bias_rows.mT]
+            parts += [torch.unflatten(weight_rows, -1, (-1, f)).transpose(1, 2).flatten(2), bias_rows.mT]
         return torch.cat(parts, dim=2).flatten(1)

@@ -136,13 +136,14 @@ class Schedule:
         return {"lr": self.lr, "per_step": self._per_step.state_dict(), "per_epoch": per_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict`, also from one of before schedulers were those of torch.
+        """Continues from a `state_dict`, or from the state of an earlier version: `step`, `reduction` (the product of
+        all plateaus' factors), `best`, `since_best` (epochs without improvement).
 
         Raises:
-            KeyError: the state is of another version of this package.
+            KeyError: the state has neither form.
         """
-        if "reduction" in state:
-            self._load_counts(**state)
+        if "since_best" in state:
+            self._load_counters(state)
             return
         lr, per_step, per_epoch = (state[name] for name in ("lr", "per_step", "per_epoch"))
         self._per_step.load_state_dict(per_step)
@@ -151,23 +152,16 @@ class Schedule:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
 
-    def _load_counts(self, step: int, reduction: float, best: float, since_best: int) -> None:
-        """Continues from an earlier version's state: goes through the steps again.
-
-        Args:
-            step: number of finished steps.
-            reduction: product of the factors of all plateaus.
-            best: best validation result.
-            since_best: number of epochs since then.
-        """
+    def _load_counters(self, state: dict[str, Any]) -> None:
+        """Takes the steps of an earlier version's state again."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before each
-            for _ in range(step):
+            warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each
+            for _ in range(state["step"]):
                 self.step()
         if self._per_epoch is not None:
-            self._per_epoch.best, self._per_epoch.num_bad_epochs = best, since_best
-        for group in self._optimizer.param_groups:
-            group["lr"] *= reduction
+            self._per_epoch.best, self._per_epoch.num_bad_epochs = state["best"], state["since_best"]
+            for group in self._optimizer.param_groups:
+                group["lr"] *= state["reduction"]
 
 
 def _step_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int) -> LRScheduler:

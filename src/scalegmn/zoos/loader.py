@@ -132,7 +132,7 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
     for params, activation in zip(zoo.nets, activations, strict=True):
         if (activation == index).any():
             of_name = params[activation == index]
-            kept.append(replace(of_name, spec=params.spec.with_activation(name), activation=None))
+            kept.append(of_name.replace(spec=params.spec.with_activation(name), activation=None))
     place = chosen.cumsum(0) - 1
     splits = {split: place[rows[chosen[rows]]] for split, rows in zoo.splits.items()}
     return replace(zoo, nets=tuple(kept), columns={key: c[chosen] for key, c in zoo.columns.items()}, splits=splits)

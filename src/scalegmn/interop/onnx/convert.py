@@ -1,0 +1,66 @@
+"""From an ONNX file to `NetParams`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scalegmn.interop.onnx.file import load_graph
+from scalegmn.interop.onnx.graph import OnnxNetwork
+from scalegmn.interop.torch_modules.parameters import read_parameters
+from scalegmn.interop.torch_modules.reader import trace_module
+from scalegmn.networks import NetParams
+
+
+def from_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> NetParams:
+    """The network of an ONNX file, with each layer's own activation.
+
+    The architectures are those of `from_module` (docs/architectures.md). Activations may be spelled out by other
+    operators. Chains of layers have exactly the activations of `networks.activations`, so that `evaluate` computes what
+    the file says.
+
+    Args:
+        path: the file.
+        input_shape: the shape of an input, where the file leaves it open and it matters.
+
+    Returns:
+        A batch of one network, in the file's precision.
+
+    Raises:
+        ValueError: the `onnx` package or the file is missing, the file is damaged or keeps data elsewhere, or a
+            parameter graph cannot represent the network; names the file, the node and the operator.
+    """
+    path = Path(path)
+    graph = load_graph(path)
+    try:
+        return _params(graph, input_shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
+    network = OnnxNetwork(graph, input_shape).eval()
+    if network.output in network.activations:
+        name = network.activations[network.output]
+        raise ValueError(f"the output has an activation, {name}; expected none: leave it out")
+    try:
+        layers, spec = trace_module(network, network.example_input)
+        params = read_parameters(network, layers, spec)
+    except ValueError as error:
+        raise ValueError(_in_words_of_the_file(str(error), network)) from None
+    if layers[-1].is_activated:
+        raise ValueError("the output has an activation; expected none: leave it out")
+    for index, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise ValueError(f"layer {index}: a weight or bias is NaN or infinite")
+    if spec.is_chain:
+        for step in network.steps:
+            if not step.is_exact:
+                raise ValueError(f"{step.place}: no known activation: another slope or an approximation")
+    return params
+
+
+def _in_words_of_the_file(message: str, network: OnnxNetwork) -> str:
+    """A message with nodes and constants of the file in place of the module's names."""
+    message = re.sub(r"step_(\d+) \(\w+\)", lambda match: network.steps[int(match[1])].place, message)
+    return re.sub(r"parameter_\d+", lambda match: network.names.get(match[0], match[0]), message)
