@@ -118,9 +118,6 @@ def test_other_groups_are_refused(random_params):
     model = build(config_of("hetero", "forward"), mlp([2, 4, 3, 2], "tanh", "relu"))
     with pytest.raises(ValueError, match="the model was built for networks of the scalar groups sign, scale"):
         model(random_params(mlp([2, 4, 3, 2], "tanh", "square"), 2))
-    hetero = NetSpec.mlp([2, 4, 3, 2], "hetero")
-    with pytest.raises(ValueError, match="the model was built for networks of the scalar groups sign, scale"):
-        build(config_of("hetero", "forward"), hetero)(random_params(hetero, 2, [1, ACTIVATIONS.index("square")]))
 
 
 def test_trains_through_the_usual_command(small_home, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from scalegmn.engine.neural_graphs import encode_then_linear
 from scalegmn.nn.fourier import Encoder, FourierFeatures
 
 
@@ -35,7 +36,7 @@ def test_features_have_period_one_along_whole_frequencies():
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("num_frequencies", [0, 4])
 def test_encoder_is_its_layers_one_after_the_other(num_layers, num_frequencies):
-    """The encoder joins its last Linear to the one that follows; outputs and gradients are those of the plain form."""
+    """The engine joins its last Linear to the one that follows; outputs and gradients are those of the plain form."""
     torch.manual_seed(0)
     encoder = Encoder(3, 6, num_frequencies, 0.5, num_layers).double()
     after = nn.Linear(6, 5).double()
@@ -46,8 +47,9 @@ def test_encoder_is_its_layers_one_after_the_other(num_layers, num_frequencies):
     plain = nn.Sequential(*modules, after)
     assert encoder.linears[0].in_features == (2 * num_frequencies or 3)
     results = []
-    for output in (encoder(v, after), plain(v)):
+    for output in (encode_then_linear(encoder, after, v), after(encoder(v)), plain(v)):
         gradients = torch.autograd.grad(output.square().sum(), [v, *encoder.parameters(), *after.parameters()])
         results.append([output, *gradients])
-    for joined, one_by_one in zip(*results, strict=True):
+    for joined, encoded, one_by_one in zip(*results, strict=True):
         torch.testing.assert_close(joined, one_by_one, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(encoded, one_by_one, rtol=1e-10, atol=1e-10)

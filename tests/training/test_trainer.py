@@ -312,6 +312,18 @@ def test_state_of_another_model(tmp_path):
         start(tmp_path / "a", resume=True).fit()
 
 
+def test_state_of_another_version(tmp_path):
+    """Schedules were stored in another form before they were those of torch."""
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", 7).fit()
+    for path in state_files(tmp_path / "a"):
+        tensors, metadata = read_tensors(path)
+        before = {"step": 7, "reduction": 1.0, "best": -0.1, "since_best": 0}
+        write_tensors(path, tensors, {**metadata, "schedule": before})
+    with pytest.raises(ValueError, match="its state is of another model or version; start a new run"):
+        start(tmp_path / "a", resume=True).fit()
+
+
 def test_states_are_saved_as_often_as_wanted(tmp_path):
     trainer = start(tmp_path / "a", checkpoint_minutes=0.0)
     trainer.train_epoch()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from scalegmn.networks.scalar_groups import ScalarGroup
@@ -31,16 +30,9 @@ class NodeContext:
     network: Tensor
     groups: tuple[ScalarGroup, ...]
 
-    def __getitem__(self, index: Tensor) -> NodeContext:
-        """The context of `rows[index]`, for an index or a mask of rows."""
+    def __getitem__(self, index: Tensor | slice) -> NodeContext:
+        """The context of `rows[index]`, for an index, a mask or a slice of rows."""
         return NodeContext(self.role[index], self.group[index], self.network[index], self.groups)
-
-    @classmethod
-    def cat(cls, parts: Iterable[NodeContext]) -> NodeContext:
-        """Of several rows, one after the other."""
-        parts = list(parts)
-        columns = zip(*((part.role, part.group, part.network) for part in parts), strict=True)
-        return cls(*map(torch.cat, columns), parts[0].groups)
 
 
 class EdgeContext(NamedTuple):
@@ -61,7 +53,7 @@ def select_branches(
         inputs: [n, D] each.
     """
     outputs = [(mask, module(context[mask], *(x[mask] for x in inputs))) for mask, module in branches]
-    result = outputs[0][1].new_zeros(len(inputs[0]), outputs[0][1].shape[-1])
+    result: Tensor = outputs[0][1].new_zeros(len(inputs[0]), outputs[0][1].shape[-1])
     for mask, rows in outputs:
         result[mask] = rows
     return result

@@ -50,7 +50,8 @@ class MLPLayer(nn.Module):
 
     def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
         """x [n, d], extras [n, extra_dim] -> [n, out_dim]."""
-        return self.mlp(x, *extras)
+        new: Tensor = self.mlp(x, *extras)
+        return new
 
 
 class EquivariantLayer(nn.Module):
@@ -69,7 +70,8 @@ class EquivariantLayer(nn.Module):
 
     def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
         """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
-        return self.linear(x) * self.factor(context, x, *extras)
+        new: Tensor = self.linear(x) * self.factor(context, x, *extras)
+        return new
 
 
 class EquivariantNet(nn.Module):
@@ -88,7 +90,7 @@ class EquivariantNet(nn.Module):
     def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
         """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
         for index, layer in enumerate(self.layers):
-            new = layer(context, x, *extras)
+            new: Tensor = layer(context, x, *extras)
             x = new + self.skips[index](x) if self.skips else new
         return x
 
@@ -112,5 +114,6 @@ class SineUpdate(nn.Module):
     def forward(self, context: NodeContext, x: Tensor) -> Tensor:
         """`[x, m...]` of shape `[n, num_parts * dim]` -> [n, out_dim], the same for all roles."""
         if self.parts:
-            x = sum(linear(part) for linear, part in zip(self.parts, x.split(self.dim, -1), strict=True))
+            parts = [x[:, start : start + self.dim] for start in range(0, x.shape[1], self.dim)]
+            x = torch.stack([linear(part) for linear, part in zip(self.parts, parts, strict=True)]).sum(0)
         return torch.sin(30 * self.linear(x))

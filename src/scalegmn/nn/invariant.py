@@ -32,7 +32,8 @@ class SignInvariant(nn.Module):
 
     def forward(self, context: NodeContext, x: Tensor) -> Tensor:
         """x [n, dim] -> [n, dim]."""
-        return self.rho(x) + self.rho(-x)
+        new: Tensor = self.rho(x) + self.rho(-x)
+        return new
 
 
 class AbsoluteValue(nn.Module):
@@ -75,7 +76,8 @@ class Normalized(nn.Module):
 
     def forward(self, context: NodeContext, x: Tensor) -> Tensor:
         """x [n, dim] -> [n, dim]."""
-        return self.sign(context, self.scale(context, x))
+        new: Tensor = self.sign(context, self.scale(context, x))
+        return new
 
 
 class ByScalarGroup(nn.Module):
@@ -122,4 +124,5 @@ class InvariantLayer(nn.Module):
 
     def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
         """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""
-        return self.phi(self.invariant(context, x), *(extras if self.extra_dim else ()))
+        new: Tensor = self.phi(self.invariant(context, x), *(extras if self.extra_dim else ()))
+        return new

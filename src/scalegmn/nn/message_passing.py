@@ -116,7 +116,7 @@ class MessagePassingLayer(nn.Module):
         """Messages along `edge_index`, joined at their receivers: [N, d]; from the features of all nodes as edges see
         them at either end, [N, d]."""
         sender, receiver = edge_index
-        positions = [p[sender if self.bidirectional else receiver]] if self.message_positions else []
+        positions = [] if p is None or not self.message_positions else [p[sender if self.bidirectional else receiver]]
         where = EdgeContext(context[receiver], context[sender])
         messages = message(where, receivers[receiver], senders[sender], edge, *positions)
         return aggregate(messages, receiver, len(context.role), self.aggregator)

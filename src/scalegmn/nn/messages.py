@@ -72,7 +72,8 @@ class ScaleMessage(MessageFunction):
         self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
     ) -> Tensor:
         """As in `MessageFunction`; MSG has branches for the receiver's role."""
-        return self.net(context.receiver, self.node_linear(sender) * self.edge_linear(edge), *positions)
+        new: Tensor = self.net(context.receiver, self.node_linear(sender) * self.edge_linear(edge), *positions)
+        return new
 
 
 class ConcatMessage(MessageFunction):
@@ -91,7 +92,8 @@ class ConcatMessage(MessageFunction):
         self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
     ) -> Tensor:
         """As in `MessageFunction`; positions are not read."""
-        return self.mlp(edge, sender)
+        new: Tensor = self.mlp(edge, sender)
+        return new
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class ScaleEdgeUpdate(nn.Module):
     def forward(self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """receiver, sender, edge [E, d] -> [E, out_dim]."""
         ends = self.invariant(context.sender, sender), self.invariant(context.receiver, receiver)
-        return self.linear(edge) * self.phi(*ends)
+        new: Tensor = self.linear(edge) * self.phi(*ends)
+        return new
 
 
 class ConcatEdgeUpdate(nn.Module):
@@ -156,7 +159,8 @@ class ConcatEdgeUpdate(nn.Module):
 
     def forward(self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor) -> Tensor:
         """receiver, sender, edge [E, d] -> [E, out_dim]."""
-        return self.phi(edge, sender, receiver)
+        new: Tensor = self.phi(edge, sender, receiver)
+        return new
 
 
 def reciprocal(edges: Tensor, floor: Tensor) -> Tensor:

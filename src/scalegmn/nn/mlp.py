@@ -75,7 +75,8 @@ class MLP(nn.Module):
         x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         for linear, norm in zip(self.linears, self.norms, strict=False):  # one Linear more
             x = self.dropout(self.activation(norm(linear(x))))
-        return self.linears[-1](x)
+        last: Tensor = self.linears[-1](x)
+        return last
 
 
 BuildMLP = Callable[[int, int], MLP]

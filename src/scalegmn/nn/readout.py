@@ -31,7 +31,8 @@ class OutputReadout(nn.Module):
 
     def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
-        return self.mlp(outputs.flatten(1))
+        new: Tensor = self.mlp(outputs.flatten(1))
+        return new
 
 
 class EndsReadout(nn.Module):
@@ -62,7 +63,8 @@ class EndsReadout(nn.Module):
 
     def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
-        return self.mlp(self.output_projection(outputs.flatten(1)), self.input_projection(inputs.flatten(1)))
+        new: Tensor = self.mlp(self.output_projection(outputs.flatten(1)), self.input_projection(inputs.flatten(1)))
+        return new
 
 
 class GraphReadout(nn.Module):
@@ -93,7 +95,8 @@ class GraphReadout(nn.Module):
     def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
         pooled = aggregate(self.invariant_layer(context, hidden), context.network, len(inputs))
-        return self.mlp(pooled, inputs.flatten(1), outputs.flatten(1))
+        new: Tensor = self.mlp(pooled, inputs.flatten(1), outputs.flatten(1))
+        return new
 
 
 class DeepSetReadout(nn.Module):
@@ -114,4 +117,5 @@ class DeepSetReadout(nn.Module):
     def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
         pooled = aggregate(self.local_mlp(hidden), context.network, len(inputs))
-        return self.global_mlp(pooled + self.local_mlp(inputs).sum(1) + self.local_mlp(outputs).sum(1))
+        new: Tensor = self.global_mlp(pooled + self.local_mlp(inputs).sum(1) + self.local_mlp(outputs).sum(1))
+        return new

@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a task."""
+"""What the training loop needs of a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Task(Protocol):
-    """A task: its batches, its loss, its metrics. A batch is (NetParams, target)."""
+    """A task: its batches, its loss, its metrics. The loop treats a batch's inputs as opaque."""
 
     @property
     def monitor(self) -> str:
@@ -20,7 +20,7 @@ class Task(Protocol):
 
     @property
     def maximize(self) -> bool:
-        """Whether a larger metric is better."""
+        """Whether a larger `monitor` is better."""
         ...
 
     @property
@@ -30,36 +30,44 @@ class Task(Protocol):
 
     @property
     def data_id(self) -> str:
-        """The name of the data; a run is resumed only with the same data."""
+        """A checksum of the data: a run is resumed on the same data only."""
         ...
 
     def prepare(self, model: Any) -> None:
-        """Sets what the model takes from the training split, such as its input normalisation."""
+        """Sets the parts of the model that depend on the training split, such as its input normalisation."""
         ...
 
     def shuffle(self, generator: torch.Generator) -> Sequence[Tensor]:
-        """One epoch: the rows of the training split, [B] per batch, in an order that `generator` draws."""
+        """One epoch: the rows of the training split in each batch, [B], in an order that `generator` draws."""
         ...
 
     def train_batches(
         self, batches: Sequence[Tensor], generator: torch.Generator, device: torch.device
     ) -> Iterator[tuple[Any, Tensor]]:
-        """The batches of these rows on a device, augmented; `generator` is drawn from only as each one is asked for."""
+        """The augmented batches (inputs, target) of these rows on a device. A batch draws from `generator` only when it
+        is asked for."""
         ...
 
     def loss(self, model: nn.Module, inputs: Any, target: Tensor) -> Tensor:
-        """The mean over networks of each one's own loss, a scalar: batches are passed in parts."""
+        """The mean of the networks' losses, a scalar. Networks do not interact, since a batch may be computed in
+        several micro-batches."""
         ...
 
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
     ) -> dict[str, float]:
-        """Metrics over the whole split, `loss` and `monitor` among them; PNG figures into the folder `figures`.
+        """Metrics over a whole split, `loss` and `monitor` among them.
 
-        Where several processes train, all of them call it, share the work, and get the same.
+        Where several processes train, all of them call this, share the work, and return the same.
+
+        Args:
+            model: the model.
+            split: `train`, `val` or `test`.
+            device: where the model is.
+            figures: a folder to draw PNG figures into; None: draw none.
         """
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What the data are, for the run's summary."""
+        """What the data are, for the run's summary, in plain JSON types."""
         ...

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm  # type: ignore[import-untyped]  # has no stubs
+from tqdm import tqdm
 
 from scalegmn.reporting.figures import learning_curves
 from scalegmn.reporting.run_folder import Run
