@@ -15,8 +15,9 @@ Counted work: two operations per multiply-add of all matrix products that are le
 where it can be, consecutive Linears without anything between them are joined, and only what the output depends on is
 computed; backward counts as twice forward, recomputation not at all. It does not use that an edge whose feature is one
 number times a vector needs no products of its own (`ScaledRows`), so doing that shows as efficiency. Of models other
-than ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for these spec and
-configuration: not what is done once for all networks, such as ProbeGen's generator, nor sorting, which is most of
+than ScaleGMN it is what the matrix products and convolutions of one more network do as they are written, for this
+spec and configuration: not what is done once for all networks,
+such as ProbeGen's generator, nor sorting, which is most of
 StatNN.
 
 --mixed: in turns with these steps, networks pass as those of two architectures do, which happen to be equal.

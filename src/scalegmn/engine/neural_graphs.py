@@ -176,7 +176,7 @@ def pool(nodes: Tensor, graph: BlockGraph, pooling: str, from_all: bool) -> Tens
 def _nodes(
     features: NeuralGraphFeatures, raw: Tensor, types: Tensor, activations: Tensor | None, probes: Tensor | None
 ) -> Tensor:
-    """`NeuralGraphFeatures.nodes` of biases [B, N], types [N], activations [B or 1, N], probes [B, N, d] -> [B, N, d]."""
+    """`NeuralGraphFeatures.nodes` of biases [B, N], types [N], activations [B or 1, N], probes [B, N, d]: [B, N, d]."""
     x = encode_then_linear(features.bias_encoder, features.node_linear, raw[..., None])
     if probes is not None:
         x = x + nn.functional.linear(probes, features.node_linear.weight)
