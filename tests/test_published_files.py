@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalegmn.experiments.config import build_model, read_config
+from scalegmn.configuration.parsing import parse
+from scalegmn.experiments.config import Config, build_model, read_config, with_sections
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.networks import NetSpec
 
@@ -92,7 +93,7 @@ def test_precedence(write, capsys):
     assert (model.mlp_dims, model.readout_dim) == (None, None)  # follow hidden_dim
     assert read_config([*files, "--conf", first]).model_config.hidden_dim == 16
     assert capsys.readouterr().err.count("first.yml") == 0
-    assert read_config(["--conf", published, "--scalegmn_args.symmetry=permutation"]).scalegmn_args.normalize is None
+    assert read_config(["--conf", published, "--scalegmn_args.symmetry=permutation"]).model_config.normalize is None
 
 
 def test_other_values(write):
@@ -141,4 +142,4 @@ def test_print_config_and_notebooks(write, capsys):
 
 def test_parsers_without_translation_refuse(write):
     with pytest.raises(ValueError, match=r"unknown key scalegmn_args.d_hid"):
-        read_config(["--conf", write(FILES["mnist_cls/scalegmn.yml"])])
+        parse(Config, ["--conf", write(FILES["mnist_cls/scalegmn.yml"])], extend=with_sections)
