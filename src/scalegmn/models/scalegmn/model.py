@@ -24,7 +24,7 @@ from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.symmetry.canonicalize import even_signs_to_canonical, incoming_norm, scale_to_canonical
+from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
 if TYPE_CHECKING:
@@ -226,20 +226,14 @@ class ScaleGMN(Metanetwork):
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
 
         Exactly scale-invariant models give the same output for both, but for rounding: features neither over- nor
-        underflow, however far the sizes of the weights are apart. Groups with chi(q) != q, by which outgoing weights
-        and features of a neuron would be multiplied differently, are removed here, signs included.
+        underflow, however far the sizes of the weights are apart.
         """
         options = self.config
         exact = options.reciprocal if options.direction == "bidirectional" else options.norm_epsilon == 0
-        removed = not all(group.preserves_scalars for group in self.groups)
-        if options.symmetry not in ("scale", "hetero") or not (exact or removed):
+        if options.symmetry not in ("scale", "hetero") or not exact:
             return params, None
         element = scale_to_canonical(params)
-        params = element.act(params)
-        if removed:
-            signs = even_signs_to_canonical(params)
-            params, element = signs.act(params), signs.compose(element)
-        return params, element
+        return element.act(params), element
 
     def reciprocal_edges(self, params: NetParams) -> list[Tensor]:
         """w / ||w||^2 of each block's raw edge features, [B, n_l, n_{l-1}, K]."""
