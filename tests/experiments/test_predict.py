@@ -145,7 +145,7 @@ def cut(folder):
     ("damage", "message"),
     [
         (cut, "damaged: its checksums differ"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "No such file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no such file"),
         (rewrite(lambda content: content["summary"].update(parameters=1)), "damaged: its checksums differ"),
         (rewrite(lambda content: content.update(format="other")), "format 'other', expected 'scalegmn bundle 1'"),
         (rewrite(lambda content: content.pop("sha256")), "no 'sha256'"),

@@ -28,7 +28,7 @@ def find_config(name: str | Path) -> Path:
         name: a path, such as `my.yml`, `configs/digits_cls/scalegmn.yml` or `digits_cls/scalegmn.yml`.
 
     Raises:
-        ValueError: neither place has such a file; names both and the nearest file.
+        ValueError: neither place has such a file; names both and the nearest file; or the name is a folder's.
     """
     path, shipped = Path(name), shipped_configs()
     if path.is_file():
@@ -36,6 +36,8 @@ def find_config(name: str | Path) -> Path:
     inside = Path(*path.parts[1:]) if path.parts[:1] == (SHIPPED,) else path
     if not path.is_absolute() and (shipped / inside).is_file():
         return shipped / inside
+    if path.is_dir():
+        raise ValueError(f"--conf {name}: found a folder, expected a YAML file")
     start = f"{SHIPPED}/" if path.parts[:1] == (SHIPPED,) else ""
     known = {*map(str, Path().glob(f"{SHIPPED}/*/*.yml"))}
     known |= {start + file.relative_to(shipped).as_posix() for file in shipped.glob("*/*.yml")}

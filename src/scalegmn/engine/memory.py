@@ -88,15 +88,16 @@ def saved_bytes(model: nn.Module, params: NetParams) -> int:
     parameter.
     """
     stored = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    saved: dict[int, Tensor] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other storage takes its place
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        """Keeps storages, so that no other takes their place, but no tensors: a graph that holds its own output is
+        never freed."""
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
-    with _undisturbed(model), torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _undisturbed(model), torch.enable_grad(), saved_tensors_hooks(keep, lambda _: None):
         model.forward(params.map(lambda tensor: tensor.detach().requires_grad_()).with_batch_norm_folded())
-    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in saved.items() if pointer not in stored)
+    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in stored)
 
 
 def _networks(spec: NetSpec, like: Tensor) -> NetParams:

@@ -47,6 +47,11 @@ def read_summary(run: Path) -> dict[str, Any]:
             raise ValueError(f"canonical: found {data['canonical']!r}, expected some of {', '.join(TO_CANONICAL)}")
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        if isinstance(error, FileNotFoundError):
+            reason = f"{error.filename}: no such file"
+        seeds = sorted(folder.parent.name for folder in run.glob("seed_*/summary.json"))
+        if seeds:
+            reason = f"it holds one run per seed; choose one, such as {run / seeds[0]}"
         raise ValueError(f"{run} is not the folder of a finished run, nor a bundle ({reason})") from None
     return summary
 

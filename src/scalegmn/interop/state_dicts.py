@@ -91,6 +91,8 @@ def refusal(path: Path, error: Exception) -> ValueError:
     if isinstance(error, FileNotFoundError):
         return ValueError(f"{path}: no such file")
     reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+    if isinstance(error, KeyError):  # of torch's reader, for an operation that no pickle has
+        reason = "not written by torch.save"
     return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
 
 

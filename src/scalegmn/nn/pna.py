@@ -1,7 +1,8 @@
 """Message passing of NG-GNN: principal neighbourhood aggregation (Corso et al., NeurIPS 2020,
 https://arxiv.org/abs/2004.05718) with edge features (Kofinas et al., ICLR 2024, https://arxiv.org/abs/2403.12143).
 
-Shape letters: N nodes, E edges, d width of nodes, edges and messages. An edge leads from sender i to receiver j.
+Shape letters: N nodes, E edges, d width of nodes, edges and messages. An edge leads from sender i to receiver j
+(in ScaleGMN's modules, as in its paper, from j to i).
 """
 
 from __future__ import annotations

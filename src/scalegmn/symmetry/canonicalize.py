@@ -82,42 +82,6 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     return GroupElement(tuple(map(_places, scales)), tuple(scales))
 
 
-def even_signs_to_canonical(params: NetParams) -> GroupElement:
-    """The element that removes the signs of even activations, chi(-1) = 1: z^2, whose outgoing weights do not show the
-    sign of incoming ones.
-
-    The sum of each such neuron's incoming [W, b] becomes positive, layer by layer, with the weights from neurons of odd
-    activations as they are when the sums of those neurons are positive, too. Unlike a scale, a sign is no continuous
-    function of the weights: where a sum passes through zero, the canonical network jumps to another one of its orbit.
-    Neurons whose sum is zero, and those of other activations, stay.
-    """
-    spec, folded = params.spec, params.with_batch_norm_folded()
-    positive = [torch.ones_like(bias) for bias in params.biases[:-1]]  # signs that make all sums positive
-    signs = [torch.ones_like(bias) for bias in params.biases[:-1]]
-    for index in range(spec.num_layers - 1):
-        reads = spec.sender(index)
-        weight = folded.weights[index]
-        if reads >= 0:
-            sender = outgoing_scalars(positive[reads], spec.layers[reads].activation, params.activation)
-            factors = by_receiver(sender, spec.layers[index])
-            weight = weight * factors.reshape(*factors.shape, *[1] * (weight.ndim - 3))
-        sums = weight.flatten(2).sum(2) + folded.biases[index]
-        sign = torch.where(sums < 0, -1, 1).to(sums)
-        for coupled in spec.scaling_classes:
-            if index == coupled.layers[0]:
-                all_signs = by_group(params, coupled, partial(ScalarGroup.project, q=sign[:, coupled.channels]))
-                even = by_group(params, coupled, partial(_even_sign, q=sign[:, coupled.channels]))
-                for layer in coupled.layers:
-                    positive[layer] = _with_channels(positive[layer], coupled.channels, all_signs)
-                    signs[layer] = _with_channels(signs[layer], coupled.channels, even)
-    return GroupElement(tuple(map(_places, signs)), tuple(signs))
-
-
-def _even_sign(group: ScalarGroup, q: Tensor) -> Tensor:
-    """Signs q where they are allowed and do not show in outgoing weights, else 1."""
-    return q if group.signs and group.sign_exponent == 0 else torch.ones_like(q)
-
-
 def _with_channels(x: Tensor, channels: slice, values: Tensor) -> Tensor:
     """x [B, n] with other values of some channels."""
     return torch.cat([x[:, : channels.start], values, x[:, channels.stop :]], dim=1)

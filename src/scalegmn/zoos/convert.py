@@ -169,9 +169,9 @@ def _file_identity(path: Path) -> str:
 
 
 def checksum(path: Path) -> str:
-    """The checksum of a whole file; raises ValueError when it is missing."""
+    """The checksum of a whole file of splits; raises ValueError when it is missing."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"data.split_path: {path}: no such file")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 

@@ -24,7 +24,7 @@ from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.symmetry.canonicalize import even_signs_to_canonical, incoming_norm, scale_to_canonical
+from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class ScaleGMN(Metanetwork):
             is_head = config.changes_parameters and index == config.num_layers - 1
             self.layers.append(self._build_layer(parts, reads, is_head))
         directions = 2 if self.bidirectional else 1
-        per_layer = 12 * directions * config.message.num_layers + 11  # measured, with what the allocator loses
+        per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
 
     def _build_layer(self, parts: Parts, reads: LayerReads, is_head: bool) -> MessagePassingLayer:
@@ -226,20 +226,14 @@ class ScaleGMN(Metanetwork):
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
 
         Exactly scale-invariant models give the same output for both, but for rounding: features neither over- nor
-        underflow, however far the sizes of the weights are apart. Groups with chi(q) != q, by which outgoing weights
-        and features of a neuron would be multiplied differently, are removed here, signs included.
+        underflow, however far the sizes of the weights are apart.
         """
         options = self.config
         exact = options.reciprocal if options.direction == "bidirectional" else options.norm_epsilon == 0
-        removed = not all(group.preserves_scalars for group in self.groups)
-        if options.symmetry not in ("scale", "hetero") or not (exact or removed):
+        if options.symmetry not in ("scale", "hetero") or not exact:
             return params, None
         element = scale_to_canonical(params)
-        params = element.act(params)
-        if removed:
-            signs = even_signs_to_canonical(params)
-            params, element = signs.act(params), signs.compose(element)
-        return params, element
+        return element.act(params), element
 
     def reciprocal_edges(self, params: NetParams) -> list[Tensor]:
         """w / ||w||^2 of each block's raw edge features, [B, n_l, n_{l-1}, K]."""
