@@ -37,8 +37,8 @@ class EdgeInputs(NamedTuple):
         extra = self.extra.values if isinstance(self.extra, GatheredRows) else self.extra
         return [edges.values, edges.matrix, edges.shift, *ends, self.senders, self.receivers, extra]
 
-    def holding(self, tensors: Sequence[Tensor | None]) -> EdgeInputs:
-        """The same with other tensors in the order of `tensors`."""
+    def holding(self, tensors: Sequence[Any]) -> EdgeInputs:
+        """The same with other tensors in the order of `tensors`; with None only the structure is kept."""
         values, matrix, shift, *ends, senders, receivers, extra = tensors
         pairs = zip(self.edges.updates, ends[::2], ends[1::2], strict=True)
         updates = tuple(update._replace(senders=s, receivers=r) for update, s, r in pairs)
@@ -111,10 +111,13 @@ class ChunkPlan:
         for update in inputs.edges.updates:
             parameters += update.module.parameters()
         work = _Work(function, shape, inputs, self.num_edges)
-        return CheckpointedChunks.apply(work, *inputs.tensors(), *dict.fromkeys(parameters))
+        tensors = (*inputs.tensors(), *dict.fromkeys(parameters))
+        return CheckpointedChunks.apply(work, *tensors)  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
-def _features(edges: Edges, senders: None, receivers: None, extra: None) -> Tensor:
+def _features(
+    edges: Edges, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
+) -> Tensor:
     """The features of a piece of a block."""
     return edges.features()
 
@@ -166,6 +169,7 @@ class CheckpointedChunks(torch.autograd.Function):
                     result = piece.new_empty(*lead, *piece.shape[len(lead) :])
                     pieces = work.cut(result, parts)
                 pieces[index].copy_(piece)
+        assert result is not None  # a block has at least one part
         return result
 
     @staticmethod

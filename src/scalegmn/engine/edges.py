@@ -9,11 +9,11 @@ Shape letters: B networks, R receivers, S senders, E edges, T edge types, D feat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,12 @@ class Edges(ABC):
     matrix: Tensor | None = None
     shift: Tensor | None = None
     updates: tuple[EdgeUpdate, ...] = ()
+
+    @overload
+    def linear(self, weight: Tensor, bias: Tensor) -> Tensor: ...
+
+    @overload
+    def linear(self, weight: Tensor, bias: None = None) -> Tensor | ScaledRows: ...
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> Tensor | ScaledRows:
         """W e + bias, [B, R, S, out] or [E, out]; `ScaledRows` where e is one number times a vector and nothing is
@@ -153,7 +159,7 @@ class Edges(ABC):
     @abstractmethod
     def parts(
         self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
-    ) -> list[list[tuple[Edges, Tensor | None, Tensor | None, Tensor | GatheredRows | None]]]:
+    ) -> Sequence[Sequence[tuple[Edges, Tensor | None, Tensor | None, Tensor | GatheredRows | None]]]:
         """The block in parts of about so many edges, with what each reads of senders, of receivers and besides: parts
         of some networks (outer list) and of some receivers (inner list)."""
 
@@ -237,15 +243,16 @@ class DenseEdges(Edges):
         return self.sum(messages) / self.degree
 
     def parts(
-        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | None
+        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
     ) -> list[list[tuple[DenseEdges, Tensor | None, Tensor | None, Tensor | None]]]:
         """See `Edges`; extra [R or 1, S or 1, ...]."""
+        assert not isinstance(extra, GatheredRows)  # as `of_senders` and `of_receivers`
         num_networks, num_receivers, num_senders = self.values.shape[:3]
         networks = max(1, num_edges // (num_receivers * num_senders))
         # what is done once per sender and piece should not outweigh what is done per edge
         width = min(num_receivers, max(4, num_edges // num_senders))
-        sent = [None] * num_networks if senders is None else senders.split(networks)
-        received = [None] * num_networks if receivers is None else receivers.split(networks)
+        sent: Sequence[Tensor | None] = [None] * num_networks if senders is None else senders.split(networks)
+        received: Sequence[Tensor] = () if receivers is None else receivers.split(networks)
         return [
             [
                 (
@@ -463,9 +470,10 @@ class SparseEdges(Edges):
         return self.sum(messages) / self.degree.clamp_min(1)
 
     def parts(
-        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: GatheredRows | None
+        self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
     ) -> list[list[tuple[SparseEdges, Tensor | None, Tensor | None, GatheredRows | None]]]:
-        """See `Edges`."""
+        """See `Edges`; extra as of `of_senders` and `of_receivers`."""
+        assert not isinstance(extra, Tensor)
         return [
             [
                 (

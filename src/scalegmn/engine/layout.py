@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -168,7 +168,7 @@ def inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
-def join(groups: Sequence[Tensor | None], chosen: Sequence[int]) -> Tensor:
+def join(groups: Sequence[Tensor] | Mapping[int, Tensor], chosen: Sequence[int]) -> Tensor:
     """The rows of some groups, one after the other."""
     parts = [groups[group] for group in chosen]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)

@@ -95,7 +95,8 @@ def saved_bytes(model: nn.Module, params: NetParams) -> int:
         never freed."""
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
-    with _undisturbed(model), torch.enable_grad(), saved_tensors_hooks(keep, lambda _: None):
+    hooks = saved_tensors_hooks(keep, lambda _: None)  # type: ignore[arg-type, return-value]  # nothing is read back
+    with _undisturbed(model), torch.enable_grad(), hooks:
         model.forward(params.map(lambda tensor: tensor.detach().requires_grad_()).with_batch_norm_folded())
     return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in stored)
 

@@ -193,9 +193,8 @@ def _chain_edges(
         elif model.adds_edge_positions:
             shifts = list(positions)
         else:
-            matrices = [position[..., None] * linear.weight for position in positions]
-            if maps is not None:
-                matrices = list(map(torch.matmul, maps, matrices))
+            scaled = [position[..., None] * linear.weight for position in positions]
+            matrices = list(scaled if maps is None else map(torch.matmul, maps, scaled))
     return [
         DenseEdges(x, matrix, shift, receivers=upper, sender_role=lower.role)
         for x, matrix, shift, upper, lower in zip(features, matrices, shifts, rows[1:], rows[:-1], strict=True)

@@ -29,7 +29,8 @@ from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, ML
 from scalegmn.nn.invariant import AbsoluteValue, ByScalarGroup, InvariantLayer, ScaleInvariant, SignInvariant
 from scalegmn.nn.mlp import MLP
 
-AnyRows = Tensor | GatheredRows | ScaledRows
+AnyRows = Tensor | ScaledRows
+"""What a module acts on; only the extras may be `GatheredRows`."""
 
 
 def _plain(module: nn.Module, rows: Rows, x: AnyRows, *extras: Tensor | GatheredRows) -> Tensor:
@@ -63,7 +64,7 @@ def first_linear(mlp: MLP, *extras: Tensor | GatheredRows) -> tuple[Tensor, Tens
         return first.weight, first.bias
     widths = [extra.shape[-1] for extra in extras]
     weight, *columns = first.weight.split([first.in_features - sum(widths), *widths], dim=1)
-    bias = first.bias
+    bias: Tensor = first.bias
     for extra, column in zip(extras, columns, strict=True):
         bias = linear(extra, column, bias)
     return weight, bias
@@ -154,7 +155,7 @@ def _invariant_layer(module: InvariantLayer, rows: Rows, x: AnyRows, *extras: Te
 
 
 @run.register(ByRole)
-def _by_role(module: ByRole, rows: Rows, *inputs: AnyRows) -> Tensor | ScaledRows:
+def _by_role(module: ByRole, rows: Rows, *inputs: AnyRows | GatheredRows) -> Tensor | ScaledRows:
     return run(module.branches[module.index[rows.role]], rows, *inputs)
 
 
@@ -186,7 +187,8 @@ def _equivariant_net(
 @run.register(SineUpdate)
 def _sine_update(module: SineUpdate, rows: Rows, x: Tensor) -> Tensor:
     if module.parts:
-        x = sum(linear(part) for linear, part in zip(module.parts, x.split(module.dim, -1), strict=True))
+        parts = zip(module.parts, x.split(module.dim, -1), strict=True)
+        x = sum(linear(part) for linear, part in parts)
     return torch.sin(30 * module.linear(x))
 
 

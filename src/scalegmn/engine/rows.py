@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,15 @@ class Rows(NamedTuple):
         """The same for modules in their plain form: of rows [B, ...] or [n], flattened."""
         size = torch.Size(shape).numel()
         role = torch.full((size,), ROLES.index(self.role), device=device)
-        if self.sizes is None:
+        sizes = self.sizes
+        if sizes is None:
             group = torch.zeros_like(role)
         else:
-            group = self.sizes
-            if not isinstance(group, Tensor):
-                counts = torch.tensor(group, device=device)
-                group = torch.arange(len(group), device=device).repeat_interleave(counts)
+            if isinstance(sizes, Tensor):
+                group = sizes
+            else:
+                counts = torch.tensor(sizes, device=device)
+                group = torch.arange(len(sizes), device=device).repeat_interleave(counts)
             group = group.repeat_interleave(size // max(shape[0], 1))
         network = self.network
         if network is None:
@@ -65,7 +67,7 @@ class GatheredRows(NamedTuple):
     values: Tensor
     """[n, D]."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # it hides tuple.index, which nobody calls
     """[E] long."""
 
     @property
@@ -110,11 +112,28 @@ class ScaledRows:
 
     def sum_senders(self) -> Tensor:
         """The product's sum over senders, [B, R, D], of a dense block."""
+        assert isinstance(self.values, Tensor)  # rows of dense blocks are never gathered
         return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
 
     def split(self, sizes: Sequence[int]) -> list[ScaledRows]:
         """So many networks, or edges of a sparse block, each."""
         return list(map(ScaledRows, self.values.split(sizes), self.scale.split(sizes)))
+
+
+@overload
+def linear(x: Tensor | GatheredRows | ScaledRows, weight: Tensor, bias: Tensor) -> Tensor: ...
+
+
+@overload
+def linear(x: Tensor, weight: Tensor, bias: None = None) -> Tensor: ...
+
+
+@overload
+def linear(x: GatheredRows, weight: Tensor, bias: None = None) -> GatheredRows: ...
+
+
+@overload
+def linear(x: ScaledRows, weight: Tensor, bias: None = None) -> ScaledRows: ...
 
 
 def linear(

@@ -85,7 +85,7 @@ class EquivariantNet(nn.Module):
     def __init__(self, layers: Sequence[nn.Module], skips: Sequence[nn.Linear] = ()) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.skips = nn.ModuleList(skips)
+        self.skips: Sequence[nn.Linear] = nn.ModuleList(skips)  # type: ignore[assignment]  # ModuleList has no item type
 
     def forward(self, context: NodeContext, x: Tensor, *extras: Tensor) -> Tensor:
         """x [n, in_dim], extras [n, extra_dim] -> [n, out_dim]."""

@@ -65,7 +65,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         dims = [in_dim, *hidden_dims, out_dim]
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(dims))
+        linears = (nn.Linear(i, o) for i, o in pairwise(dims))
+        self.linears: Sequence[nn.Linear] = nn.ModuleList(linears)  # type: ignore[assignment]  # ModuleList has no item type
         self.norms = nn.ModuleList(nn.LayerNorm(d) if layer_norm else nn.Identity() for d in hidden_dims)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = Dropout(dropout)

@@ -73,7 +73,7 @@ class Trainer:
             torch.manual_seed(config.seed + fabric.global_rank)  # each process draws its own dropout masks
         average = None
         if optimization.ema_decay is not None:
-            update = get_ema_multi_avg_fn(optimization.ema_decay)  # type: ignore[no-untyped-call]  # torch's stubs
+            update = get_ema_multi_avg_fn(optimization.ema_decay)
             average = AveragedModel(model, multi_avg_fn=update)
         num_steps = config.num_epochs * task.steps_per_epoch
         fused = config.precision != "fp16-mixed"
