@@ -125,7 +125,7 @@ class NGGNN(NeuralGraphModel):
             return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
         forward = [block for block in edges if isinstance(block, DenseEdges) and not block.residual]
         forward = [block for block in forward if block.senders.start < block.receivers.start]
-        (to_readout,) = map_edges(forward, [joined(cast("nn.Linear", self.edge_readout.linears[0]), inner)])
+        (to_readout,) = map_edges(forward, [joined(self.edge_readout.linears[0], inner)])
         changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
         return self.changes(nets[0], changes, self.node_readout(x[:, nets[0].spec.layout[0] :]))
 

@@ -145,7 +145,7 @@ def augment(
     if config.noise:
         params = noise(params, config.noise, generator)
     if config.mixup:
-        seed = torch.randint(2**63 - 1, (), generator=generator).item()  # torch's own Beta takes no generator
+        seed = int(torch.randint(2**63 - 1, (), generator=generator))  # torch's own Beta takes no generator
         shares = torch.from_numpy(np.random.default_rng(seed).beta(config.mixup, config.mixup, num))
         params, target = mixup(params, target, shares)
     if config.group:

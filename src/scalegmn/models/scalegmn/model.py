@@ -63,7 +63,7 @@ class ScaleGMN(Metanetwork):
         self.groups = scalar_groups(config, spec)
         self.bidirectional = config.direction == "bidirectional"
         self.adds_edge_positions = config.symmetry == "permutation"
-        self.summed_roles = ("input", "output") if config.node_positions.endswith("_sum") else ()
+        self.summed_roles: tuple[str, ...] = ("input", "output") if config.node_positions.endswith("_sum") else ()
         if config.symmetry == "permutation":
             self.summed_roles = ROLES
         parts = Parts(config, self.groups)
@@ -104,11 +104,14 @@ class ScaleGMN(Metanetwork):
         """The message passing layers, with branches for the roles of nodes that something later reads alone."""
         config, spec = self.config, self.spec
         chain_reads = receptive_field(config, spec.num_layers)
-        self.reads = list(zip(chain_reads, reads_by_role(config, spec, chain_reads), strict=True))
-        self.layers = nn.ModuleList()
-        for index, (_, reads) in enumerate(self.reads):
-            is_head = config.changes_parameters and index == config.num_layers - 1
-            self.layers.append(self._build_layer(parts, reads, is_head))
+        role_reads = reads_by_role(config, spec, chain_reads)
+        self.reads: Sequence[tuple[LayerReads, LayerReads]] = list(zip(chain_reads, role_reads, strict=True))
+        last = config.num_layers - 1
+        layers = (
+            self._build_layer(parts, reads, is_head=config.changes_parameters and index == last)
+            for index, reads in enumerate(role_reads)
+        )
+        self.layers: Sequence[MessagePassingLayer] = nn.ModuleList(layers)  # type: ignore[assignment] # torch: untyped
         directions = 2 if self.bidirectional else 1
         per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
@@ -168,6 +171,7 @@ class ScaleGMN(Metanetwork):
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
+        output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "plain":
             output = self.plain(read)
         elif len(read) == 1 and self._is_chain(read[0].spec):
@@ -177,8 +181,10 @@ class ScaleGMN(Metanetwork):
         if isinstance(output, Tensor):
             return output
         spec, (nodes, edges) = read[0].spec, output
-        if isinstance(nodes, Tensor):
+        if isinstance(nodes, Tensor) and isinstance(edges, Tensor):
             nodes, edges = _by_layer(spec, len(read[0]), nodes, edges)
+        assert isinstance(nodes, list)
+        assert isinstance(edges, list)
         changes = NetParams.from_features(spec, nodes, edges, read[0].activation)
         return self.scaled(changes if elements[0] is None else elements[0].inverse().act_on_changes(changes))
 
@@ -202,14 +208,17 @@ class ScaleGMN(Metanetwork):
         is_input = (graph.role == ROLES.index("input")) & (graph.node_type < graph.num_inputs)  # not constant inputs
         hidden, is_output = graph.role == ROLES.index("hidden"), graph.role == ROLES.index("output")
         inputs, outputs = (x[rows].unflatten(0, (graph.num_networks, -1)) for rows in (is_input, is_output))
-        return self.readout(context[hidden], inputs, x[hidden], outputs)
+        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs)
+        return output
 
     def embed_nodes(self, context: NodeContext, graph: ParameterGraph, p: Tensor | None) -> Tensor:
         """A_v bias, with positional embeddings p: [N, d]."""
-        x = self.node_linear(graph.nodes)
+        x: Tensor = self.node_linear(graph.nodes)
         if p is not None:
             x = embed_positions(context, x, p, self.summed_roles, self.node_position_net)
-        return x if self.node_position_map is None else self.node_position_map(x, graph.node_type)
+        if self.node_position_map is not None:
+            x = self.node_position_map(x, graph.node_type)
+        return x
 
     def embed_edges(self, context: NodeContext, graph: ParameterGraph, edge: Tensor) -> Tensor:
         """A_e weight [E, d], with positional embeddings."""

@@ -37,7 +37,9 @@ def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRe
 def receptive_field(config: ScaleGMNConfig, last: int) -> list[LayerReads]:
     """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back."""
     bidirectional = config.direction == "bidirectional"
-    nodes, edges, backward_edges = set(range(last + 1)), set(), set()
+    nodes: set[int] = set(range(last + 1))
+    edges: set[int] = set()
+    backward_edges: set[int] = set()
     if config.output == "parameters":
         nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
     elif config.readout == "last_layer":
