@@ -19,7 +19,15 @@ ROOMS = {
     "reporting": {"networks"},
     "configuration": set(),
     "interop": {"registry", "networks", "models", "reporting", "configuration"},
-    "zoos": {"registry", "networks", "symmetry", "reporting", "configuration", "interop.state_dicts"},
+    "zoos": {
+        "registry",
+        "networks",
+        "symmetry",
+        "reporting",
+        "configuration",
+        "interop.state_dicts",
+        "interop.tensor_files",
+    },
     "training": {"reporting"},
     "tasks": {"registry", "networks", "symmetry", "models.base", "zoos", "reporting", "training.task"},
     "experiments": {
