@@ -38,7 +38,7 @@ ROOMS = {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
         *("training", "experiments", ""),  # and the package itself, for its version
     },
-    "__init__": {"networks", "experiments", "interop"},
+    "__init__": {"networks", "experiments", "interop", "zoos"},
     "__main__": {"cli"},
 }
 """Room -> what its files may import, besides one another."""

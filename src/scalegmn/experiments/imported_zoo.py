@@ -227,7 +227,8 @@ def _matched(sources: Sequence[Source], table: Table) -> tuple[list[Source], lis
 
 def _read(sources: Iterable[Source], table: Table, options: InputOptions, notes: list[str]) -> list[NetParams]:
     """The networks, with batch norms folded; adds what was assumed to `notes`."""
-    nets, problems, assumed = [], [], {}
+    nets, problems = [], []
+    assumed: dict[str, list[str]] = {}
     for source, row in zip(tqdm(sources, unit=" networks", disable=None), table.rows, strict=True):
         activation = row.get("activation", options.activation)
         if activation is not None and activation not in ACTIVATIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -220,8 +220,8 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     if not parts:
         parts = {key: ("", "bias" if value.ndim == 1 else "weight") for key, value in tensors.items()}
     by_layer: dict[str, dict[str, str]] = {}
-    for key, (stem, part) in parts.items():
-        by_layer.setdefault(stem, {})[part] = key
+    for key, (stem, role) in parts.items():
+        by_layer.setdefault(stem, {})[role] = key
     weights, biases = ([key for key, (_, part) in parts.items() if part == name] for name in ("weight", "bias"))
     unpaired = [key for key in biases if not any(part.startswith("weight") for part in by_layer[parts[key][0]])]
     if unpaired or "" in by_layer:
@@ -277,25 +277,38 @@ def _layer(name: str, entries: Mapping[str, str], tensors: Mapping[str, Tensor])
     return StoredLayer(name, weight, bias, (entries.get("weight"), entries.get("bias")))
 
 
+def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """A magnitude g for each direction v."""
+    axes = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
+    return g * v / torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+
+
+def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """A weight divided by its largest singular value, whose singular vectors are u and v."""
+    return weight / (u @ weight.flatten(1) @ v)
+
+
+_PARAMETRISATIONS: dict[tuple[str, ...], Callable[..., Tensor]] = {
+    ("",): lambda tensor: tensor,
+    ("g", "v"): _weight_norm,
+    ("original0", "original1"): _weight_norm,
+    ("orig", "mask"): torch.mul,
+    ("orig", "u", "v"): _spectral_norm,
+    ("original", "0._u", "0._v"): _spectral_norm,
+}
+"""What follows `weight` or `bias` in the names of entries -> the tensor that they make up."""
+
+
 def _effective(name: str, word: str, values: Mapping[str, Tensor]) -> Tensor | None:
-    """The weight or bias that the entries of a layer make up: as it is, or by weight norm (magnitude g, direction v),
-    pruning (a mask) or spectral norm (singular vectors u and v)."""
-    own = {part: value for part, value in values.items() if part.startswith(word)}
-    match {part.removeprefix(word).lstrip("._"): value for part, value in own.items()}:
-        case {"": plain, **others} if not others:
-            return plain
-        case {"g": g, "v": v, **others} | {"original0": g, "original1": v, **others} if not others:
-            axes = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
-            return g * v / torch.linalg.vector_norm(v, dim=axes, keepdim=True)
-        case {"orig": original, "mask": mask, **others} if not others:
-            return original * mask
-        case {"orig": w, "u": u, "v": v, **others} | {"original": w, "0._u": u, "0._v": v, **others} if not others:
-            return w / (u @ w.flatten(1) @ v)
-        case others if not others and word == "bias":
-            return None
-    raise ValueError(
-        f"{name}: the {word} is made up of {', '.join(own) or 'nothing'} in an unknown way; {MODULE_READS}"
-    )
+    """The weight or bias that the entries of a layer make up; None of a missing bias."""
+    own = {part.removeprefix(word).lstrip("._"): value for part, value in values.items() if part.startswith(word)}
+    for parts, function in _PARAMETRISATIONS.items():
+        if {*own} == {*parts}:
+            return function(*(own[part] for part in parts))
+    if word == "bias" and not own:
+        return None
+    found = ", ".join(part for part in values if part.startswith(word)) or "nothing"
+    raise ValueError(f"{name}: the {word} is made up of {found} in an unknown way; {MODULE_READS}")
 
 
 # In which order they stand

@@ -135,7 +135,7 @@ def _numpy_scalars(names: Sequence[str]) -> list[Any]:
     """What single numbers of numpy are made with: types of numbers, and the function that pickles call by `names`."""
     import numpy as np
 
-    function, _ = np.float64(0).__reduce__()  # numpy 1 and 2 have it at different places
+    function = np.float64(0).__reduce__()[0]  # numpy 1 and 2 have it at different places
     scalars = [(function, name) for name in names if name.endswith(".scalar")]
     return [
         np.dtype,
