@@ -148,7 +148,9 @@ KINDS = {
     "pictures/0/0.png": call(lambda home: load_images("folder", home / "pictures")),
     "pictures/1/1.jpg": call(lambda home: load_images("folder", home / "pictures")),
     "cifar/data_batch_2": call(lambda home: load_images("cifar10", home / "cifar")),
-    "inrs/mnist_splits.json": call(lambda home: open_data(DataConfig(str(home / "inrs"), "labeled_mnist_inr", convert=False))),
+    "inrs/mnist_splits.json": call(
+        lambda home: open_data(DataConfig(str(home / "inrs"), "labeled_mnist_inr", convert=False))
+    ),
 }
 """A file -> what reads it."""
 
