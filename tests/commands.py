@@ -49,8 +49,9 @@ def run_here(*words, cwd):
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+"""Starts processes as copies of one that has imported what commands need, which takes seconds."""
+FORKS.set_forkserver_preload(
     ["pytest", "matplotlib.figure", "jsonargparse", "lightning.fabric", "torch._dynamo"]
     + [f"scalegmn.cli.{name}" for name in ("train", "predict", "symmetry", "export", "zoo.inr", "zoo.cnn")]
 )
@@ -59,8 +60,8 @@ _FORKS.set_forkserver_preload(
 class Fork:
     """`python WORDS` in a folder, in a process of its own that begins with everything imported.
 
-    It is a copy of a process that did nothing but import: nothing is registered there, and nothing of it stays. Its
-    methods are those of `subprocess.Popen`.
+    It is a copy of a process that did nothing but import: nothing is registered there, and nothing of it stays.
+    `poll` and `send_signal` are those of `subprocess.Popen`.
 
     Args:
         words: `-m scalegmn WORDS`, `-c CODE WORDS` or a script.
@@ -72,7 +73,7 @@ class Fork:
         self.folder = tempfile.TemporaryDirectory()
         files = [str(Path(self.folder.name) / name) for name in ("stdout", "stderr")]
         arguments = [str(word) for word in words], str(cwd or os.getcwd()), {**os.environ, **environment}, files
-        self.process = _FORKS.Process(target=_forked, args=arguments)
+        self.process = FORKS.Process(target=_forked, args=arguments)
         self.process.start()
 
     def poll(self):
