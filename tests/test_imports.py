@@ -13,13 +13,21 @@ ROOMS = {
     "networks": {"registry"},
     "symmetry": {"networks"},
     "graphs": {"networks", "symmetry"},
-    "nn": {"networks", "registry"},
+    "nn": {"networks", "symmetry", "registry"},
     "engine": {"networks", "symmetry", "graphs", "nn"},
     "models": {"registry", "networks", "symmetry", "graphs", "nn", "engine"},
     "reporting": {"networks"},
     "configuration": set(),
     "interop": {"registry", "networks", "models", "reporting", "configuration"},
-    "zoos": {"registry", "networks", "symmetry", "reporting", "configuration", "interop.state_dicts"},
+    "zoos": {
+        "registry",
+        "networks",
+        "symmetry",
+        "reporting",
+        "configuration",
+        "interop.state_dicts",
+        "interop.tensor_files",
+    },
     "training": {"reporting"},
     "tasks": {"registry", "networks", "symmetry", "models.base", "zoos", "reporting", "training.task"},
     "experiments": {
@@ -30,7 +38,7 @@ ROOMS = {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
         *("training", "experiments", ""),  # and the package itself, for its version
     },
-    "__init__": {"networks", "experiments", "interop"},
+    "__init__": {"networks", "experiments", "interop", "zoos"},
     "__main__": {"cli"},
 }
 """Room -> what its files may import, besides one another."""

@@ -18,31 +18,40 @@ if TYPE_CHECKING:
     from scalegmn.interop.state_dicts import from_state_dict
     from scalegmn.interop.torch_modules import from_module, to_module
     from scalegmn.networks import LayerSpec, NetParams, NetSpec
+    from scalegmn.zoos.zoo_format import Networks, Zoo, open_zoo, write_zoo
 
 __all__ = [
     "LayerSpec",
     "NetParams",
     "NetSpec",
+    "Networks",
     "TrainedModel",
+    "Zoo",
     "build_model",
     "from_module",
     "from_onnx",
     "from_state_dict",
     "load",
+    "open_zoo",
     "to_module",
+    "write_zoo",
 ]
 
 _HOMES = {
     "LayerSpec": "networks",
     "NetParams": "networks",
     "NetSpec": "networks",
+    "Networks": "zoos.zoo_format",
     "TrainedModel": "experiments.trained",
+    "Zoo": "zoos.zoo_format",
     "build_model": "experiments.config",
     "from_module": "interop.torch_modules",
     "from_onnx": "interop.onnx",
     "from_state_dict": "interop.state_dicts",
     "load": "experiments.trained",
+    "open_zoo": "zoos.zoo_format",
     "to_module": "interop.torch_modules",
+    "write_zoo": "zoos.zoo_format",
 }
 """Public name -> the module that defines it."""
 

@@ -166,7 +166,7 @@ def test_bad_words(home, monkeypatch, capsys):
     assert_refused(ask(home, monkeypatch, capsys, "nets/net0.pth", "--input_shape=1,x"), "--input_shape: found 1,x")
     assert_refused(ask(home, monkeypatch, capsys, "os:getcwd"), "os:getcwd: set --input_shape")
     assert_refused(ask(home, monkeypatch, capsys, "no_such:net", "--input_shape=1,2"), "no_such:net: ModuleNotFound")
-    assert_refused(ask(home, monkeypatch, capsys, "conf.yml"), "conf.yml: expected a .pth, .pt, .safetensors or .onnx")
+    assert_refused(ask(home, monkeypatch, capsys, "conf.yml"), "conf.yml: expected a file .pth, .pt, .ckpt")
 
 
 def test_modules(home, monkeypatch, capsys):

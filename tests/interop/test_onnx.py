@@ -115,6 +115,34 @@ def test_what_torch_exports(file, dynamo):
         torch.testing.assert_close(found[0], module(x), rtol=1e-4, atol=1e-4)
 
 
+def test_weights_beside_the_file(file):
+    """In the same folder, and as many as the file claims."""
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 3)), torch.randn(7, 2)
+    torch.onnx.export(module, (x,), str(file), dynamo=False)
+    expected = scalegmn.from_onnx(file)
+    onnx.save_model(onnx.load(file), file, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert torch.equal(scalegmn.from_onnx(file).flatten(), expected.flatten())
+    data = file.with_name("net.data")
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"net.data: too short for '.*net.onnx: expected"):
+        scalegmn.from_onnx(file)
+    data.rename(file.with_name("other"))
+    data.symlink_to("other")
+    with pytest.raises(ValueError, match=r"is in the file 'net.data', expected a file in"):
+        scalegmn.from_onnx(file)
+
+
+def test_half_precision(file, generator):
+    """bfloat16, which numpy lacks, in single precision."""
+    tensors = [tensor.bfloat16().float() for tensor in tensors_of((2, 5, 3), generator)]
+    nodes, initializers = chain(tensors, "relu")
+    wide = {item.name: onnx.numpy_helper.to_array(item) for item in initializers}
+    halves = [onnx.helper.make_tensor(k, onnx.TensorProto.BFLOAT16, v.shape, v.flatten()) for k, v in wide.items()]
+    params = scalegmn.from_onnx(write_onnx(file, (nodes, halves)))
+    assert torch.equal(params.weights[0][0], tensors[0])
+
+
 def replaced(number, *new):
     """A change of the chain's nodes; others stay."""
 
@@ -167,7 +195,7 @@ BAD = {
             parts[1].append(external("/etc/passwd")),
             replaced(0, node("MatMul", "x", "w", out="p0"))(parts),
         ),
-        "'w' keeps its data in another file",
+        "'w' is in the file '/etc/passwd', expected a file in",
     ),
 }
 

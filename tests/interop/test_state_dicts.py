@@ -1,13 +1,31 @@
-"""Networks from state dicts, whatever their entries are called."""
+"""Networks from state dicts: which entries are layers, in which order, under any names."""
 
+import argparse
+import datetime
+import json
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import scalegmn
-from scalegmn.interop.state_dicts import read_layers
+from scalegmn.interop.network_files import InputOptions, find_sources, read_source
+from scalegmn.interop.state_dicts import read_network, stored_network
 from scalegmn.networks.evaluate import evaluate
+
+
+def names(network):
+    return [layer.name for layer in network.layers]
+
+
+def mlp(*widths):
+    """A chain of linear layers with tanh."""
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+    return nn.Sequential(*(module for layer in layers for module in (layer, nn.Tanh())))[:-1]
 
 
 def test_names(generator):
@@ -25,6 +43,7 @@ def test_names(generator):
             "net.2.bias": biases[1],
         },
         {"bias_a": biases[0], "bias_b": biases[1], "weight_a": weights[0], "weight_b": weights[1]},
+        {"weights.0": weights[0], "biases.0": biases[0], "weights.1": weights[1], "biases.1": biases[1]},
         {"W0": weights[0], "b0": biases[0], "W1": weights[1], "b1": biases[1], "steps": torch.tensor(7)},
     ):
         params = scalegmn.from_state_dict(state, "tanh")
@@ -40,32 +59,87 @@ def test_convolutions():
 
 
 def test_module_computes_the_same(generator):
-    module = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    module = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
     x = torch.randn(7, 2, generator=generator, dtype=torch.float64)
     params = scalegmn.from_state_dict(module.state_dict(), "tanh")
     torch.testing.assert_close(evaluate(params, x)[0], module(x), rtol=0, atol=1e-12)
+    assert [layer.bias for layer in params.spec.layers] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 2)), torch.rand(2, 1, 6, 6)),
+        (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 5, 2)), torch.rand(2, 2, 7)),
+    ],
+    ids=["two axes", "one axis"],
+)
+def test_all_positions_of_an_image(module, x):
+    """A linear layer after a convolution reads all positions, as `from_module` reads them."""
+    network = stored_network(module.state_dict())
+    params, expected = network.params("relu"), scalegmn.from_module(module, x)
+    assert params.spec == expected.spec
+    assert torch.equal(params.flatten(), expected.flatten())
+    assert any("positions each" in note for note in network.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [
+        (lambda layer: parametrizations.weight_norm(layer), False),
+        (lambda layer: nn.utils.weight_norm(layer), False),
+        (lambda layer: parametrizations.spectral_norm(layer), False),
+        (lambda layer: nn.utils.spectral_norm(layer), False),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), True),
+        (lambda layer: layer.bfloat16(), True),
+    ],
+    ids=["weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm", "pruning", "types"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_effective_weights(change, exact):
+    module = mlp(2, 6, 3).double()
+    change(module[0])
+    module.eval()
+    for _ in range(20):  # the old spectral norm computes its weight when called
+        module[0](torch.zeros(1, 2, dtype=module[0].weight.dtype))
+    params = scalegmn.from_state_dict(module.state_dict(), "tanh")
+    difference = (params.weights[0][0] - module[0].weight.double()).abs().max()
+    assert difference <= (0 if exact else 1e-12)
+
+
+@pytest.mark.parametrize("place", [("state_dict",), ("model_state_dict",), ("model",), ("net",), ("model", "ema")])
+def test_nested(place):
+    module = mlp(2, 4, 3)
+    content = {**module.state_dict(), "criterion.weight": torch.ones(3)}
+    for name in reversed(place):
+        content = {name: content, "epoch": 3, "optimizer": {"state": {0: {"weight": torch.zeros(9, 9)}}}}
+    network = stored_network(content)
+    assert network.params("tanh").spec.layout == (2, 4, 3)
+    assert f"the network is the entry {'.'.join(place)!r}" in network.notes
+    assert "not read: criterion.weight" in network.notes
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"0.weight": torch.zeros(3, 2)}, "1 weights and 0 biases, .* add them"),
-        ({"W": torch.zeros(3, 2)}, "1 weights and 0 biases"),
         ({}, "0 weights and 0 biases"),
         ({"state_dict": {}}, "0 weights and 0 biases"),
-        (
-            nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict(),
-            "layer 1: weight has shape .*0.weight, 1.weight",
-        ),
+        ({"bias_a": torch.zeros(3)}, "0 weights and 1 biases"),
+        (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict(), "^1: a norm, .*from_module"),
+        (nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)).state_dict(), "^1: a norm, .*from_module"),
+        (nn.RNN(3, 3).state_dict(), "weight_ih_l0: a recurrent layer"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 3, 3)).state_dict(), "^1: a transposed conv.*from_m"),
+        (nn.Conv3d(1, 2, 3).state_dict(), "layer: a convolution over volumes"),
         ({"b.weight": torch.zeros(3, 2), "b.bias": torch.zeros(3).long()}, "b.bias is not a dense tensor"),
         (
-            {
-                "b.weight": torch.zeros(3, 5),
-                "b.bias": torch.zeros(3),
-                "a.weight": torch.zeros(5, 2),
-                "a.bias": torch.zeros(5),
-            },
-            "layer 1: reads 2 neurons, but layer 0 has 3; its layers are b.weight, a.weight, in this order",
+            {"b.weight": torch.zeros(3, 2), "b.bias": torch.zeros(2)},
+            r"b: found a bias of shape \(2,\), expected \(3,\)",
+        ),
+        ({"b.weight": torch.zeros(3, 2).to(torch.float8_e4m3fn)}, "b.weight is not a dense tensor .* of two bytes"),
+        ({"a.weight_g": torch.zeros(3, 1)}, "a: the weight is made up of weight_g in an unknown way"),
+        (
+            {"b.weight": torch.zeros(3, 5), "a.weight": torch.zeros(4, 2)},
+            "layer 1: a reads 2 neurons, but b has 3; the layers are b, a, and no order of them is a chain",
         ),
     ],
 )
@@ -74,8 +148,119 @@ def test_others_are_refused(state, message):
         scalegmn.from_state_dict(state, "relu")
 
 
-def test_order_of_safetensors(tmp_path):
-    """Numbers count as numbers: the file has its own order."""
+# The order of layers
+
+
+def test_numbers_count_as_numbers(tmp_path):
     state = nn.Sequential(*(nn.Linear(3, 3) for _ in range(12))).state_dict()
     save_file(state, tmp_path / "net.safetensors")
-    assert read_layers(tmp_path / "net.safetensors")[1] == list(state)
+    assert names(read_network(tmp_path / "net.safetensors")) == [str(number) for number in range(12)]
+
+
+def renamed(module, layer_names):
+    linears = [layer for layer in module if isinstance(layer, nn.Linear)]
+    named = zip(layer_names, linears, strict=True)
+    return {f"{name}.{key}": tensor for name, layer in named for key, tensor in layer.state_dict().items()}
+
+
+@pytest.mark.parametrize("torch_file", [False, True])
+def test_the_only_order_that_fits(tmp_path, torch_file):
+    """`last_layer` comes before `layers.0` by name; shapes tell."""
+    module, order = mlp(2, 5, 5, 1), ["layers.0", "layers.1", "last_layer"]
+    state = renamed(module, order)
+    state = {name: state[name] for name in sorted(state)}
+    path = tmp_path / ("net.pth" if torch_file else "net.safetensors")
+    torch.save(state, path) if torch_file else save_file(state, path)
+    network = read_network(path)
+    assert names(network) == order
+    assert "the layers stand in the order layers.0,layers.1,last_layer, the only one that fits" in network.notes
+    assert torch.equal(
+        network.params("tanh").flatten(), scalegmn.from_state_dict(module.state_dict(), "tanh").flatten()
+    )
+
+
+def test_several_orders_fit(tmp_path):
+    """Names that are no numbers, equal widths, and a file without an order: the user must say."""
+    module, order = mlp(3, 3, 3, 3), ["fc_one", "fc_two", "fc_three"]
+    state = renamed(module, order)
+    save_file(state, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net.safetensors: the layers fit in several orders, such as .*--layers"):
+        read_network(tmp_path / "net.safetensors")
+    network = read_network(tmp_path / "net.safetensors", order)
+    assert names(network) == order
+    assert names(stored_network(state)) == order  # a state dict has an order
+    with pytest.raises(ValueError, match="layers: found fc_one, fc_1, expected different ones of fc_one"):
+        read_network(tmp_path / "net.safetensors", ["fc_one", "fc_1"])
+
+
+def test_what_shapes_do_not_tell():
+    state = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).state_dict()
+    assert any("0: taken as a convolution; a transposed one" in note for note in stored_network(state).notes)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.PTH", "net.ckpt", "net.bin", "net.pth.tar", "net.Safetensors"])
+def test_endings(tmp_path, name):
+    module = mlp(2, 4, 3)
+    state = module.state_dict()
+    save_file(state, tmp_path / name) if name == "net.Safetensors" else torch.save(state, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "._net.pth").write_text("nothing")
+    sources, passed_over = find_sources([str(tmp_path)])
+    assert [source.name for source in sources] == [str(tmp_path / name)]
+    assert passed_over == [f"{tmp_path}: not read: 1 .txt"]
+    params, _ = read_source(sources[0].name, InputOptions("tanh", 30.0))
+    assert torch.equal(params.flatten(), scalegmn.from_state_dict(state, "tanh").flatten())
+
+
+def test_shards(tmp_path):
+    """Several .safetensors files with an index are one network."""
+    state = mlp(2, 4, 3).state_dict()
+    entries = list(state)
+    for number, chosen in enumerate((entries[:1], entries[1:])):
+        save_file({name: state[name] for name in chosen}, tmp_path / f"model-{number}.safetensors")
+    places = {name: f"model-{int(name != entries[0])}.safetensors" for name in entries}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    sources, _ = find_sources([str(tmp_path)])
+    assert [source.name for source in sources] == [str(index)]
+    params, _ = read_source(str(index), InputOptions("tanh", 30.0))
+    assert torch.equal(params.flatten(), scalegmn.from_state_dict(state, "tanh").flatten())
+    for outside in ("../model-0.safetensors", "gone.safetensors"):
+        index.write_text(json.dumps({"weight_map": places | {entries[0]: outside}}))
+        with pytest.raises(ValueError, match=f"index.json: names '{outside}', expected a file in"):
+            read_network(index)
+
+
+def test_no_network_in_a_folder(tmp_path):
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(ValueError, match="no network in this folder, expected files"):
+        find_sources([str(tmp_path)])
+
+
+def test_numbers_of_numpy(tmp_path):
+    state = mlp(2, 4, 3).state_dict()
+    values = {"accuracy": np.float64(0.9), "epoch": np.int64(3), "done": np.bool_(True)}
+    torch.save({"state_dict": state, **values}, tmp_path / "net.pt")
+    assert read_network(tmp_path / "net.pt").content["accuracy"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (datetime.datetime(2024, 1, 1), "datetime.datetime"),
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+        (np.array(["a"], dtype=object), "numpy._?core.multiarray._reconstruct"),
+    ],
+)
+def test_objects_are_named(tmp_path, value, kind):
+    """Which entry, and of which type; in one line without colours."""
+    torch.save({"state_dict": mlp(2, 4, 3).state_dict(), "extra": {"hparams": value}}, tmp_path / "net.pt")
+    message = f"net.pt: entry 'hparams' holds a {kind.replace('numpy._?core', 'numpy._core')}, whose code"
+    with pytest.raises(ValueError, match=message) as error:
+        read_network(tmp_path / "net.pt")
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)

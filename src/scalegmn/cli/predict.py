@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from scalegmn.cli.arguments import Arguments
-from scalegmn.experiments.predict import find_sources, input_options, predict, table
+from scalegmn.experiments.predict import input_options, notes_of, predict, table
 from scalegmn.experiments.trained import load
+from scalegmn.interop.network_files import KINDS, find_sources
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.files import write_atomic
@@ -29,8 +30,10 @@ def run(words: Sequence[str]) -> None:
     # modules of the run are imported now, so that activations of the user's own are known
     if values.activation is not None and values.activation not in (known := _activations()):
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")
-    options = input_options(model, values.activation, parse_shape(values.input_shape))
-    rows, problems = predict(model, find_sources(values.nets), options, out)
+    layers = None if values.layers is None else tuple(values.layers.split(","))
+    options = input_options(model, values.activation, parse_shape(values.input_shape), layers)
+    sources, passed_over = find_sources(values.nets)
+    rows, problems = predict(model, sources, options, out)
     text = table(rows) if values.format == "table" else json.dumps(rows, indent=2) + "\n"
     if out is None or editing:
         print(text, end="")
@@ -38,11 +41,13 @@ def run(words: Sequence[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)
         print(f"{out}: {len(rows):,} networks")
-    _finish(rows, problems)
+    _finish(rows, problems, passed_over)
 
 
-def _finish(rows: Sequence[dict[str, Any]], problems: Sequence[str]) -> None:
-    """Prints warnings and errors, and ends the process."""
+def _finish(rows: Sequence[dict[str, Any]], problems: Sequence[str], passed_over: Sequence[str]) -> None:
+    """Prints notes, warnings and errors, and ends the process."""
+    for note in (*passed_over, *notes_of(rows)):
+        print(f"note: {note}", file=sys.stderr)
     for row in rows:
         for warning in row["warnings"]:
             print(f"warning: {row['network']}: {warning}; the answer may be far off", file=sys.stderr)
@@ -63,12 +68,15 @@ def _parser() -> Arguments:
         "nets",
         nargs="+",
         metavar="NET",
-        help="a .pth, .pt, .safetensors or .onnx file, a folder of them, or package.module:factory, which is run",
+        help=f"a file {KINDS}, a folder of them, or package.module:factory, which is run",
     )
     parser.add_argument(
         "--activation",
         metavar="NAME",
         help=f"activation of state dicts: {', '.join(_activations())}; default: that of the training networks",
+    )
+    parser.add_argument(
+        "--layers", help="the layers of state dicts in their order, where the file does not tell: a,b,c"
     )
     parser.add_argument("--input_shape", help="the shape of an input of package.module:factory, such as 1,1,28,28")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the results (table)")

@@ -6,6 +6,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from scalegmn.experiments.config import read_config_file
+from scalegmn.experiments.trained import load
 from scalegmn.networks import NetParams
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.generalization import metrics
 from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
 from scalegmn.zoos.loader import LabelledNets, load_splits
@@ -30,42 +36,82 @@ from scalegmn.zoos.loader import LabelledNets, load_splits
 TREES, DEPTH, LEARNING_RATE = 500, 5, 0.05
 """Gradient boosting: the largest number of trees, their depth, and the learning rate."""
 
-CLASSIFIERS: dict[str, Callable[[], Any]] = {
-    "logistic regression": lambda: LogisticRegression(max_iter=200),
-    "MLP, 256-128": lambda: MLPClassifier((256, 128), max_iter=30, random_state=0),
+BATCH = 256
+"""Networks that the trained model reads at a time."""
+
+
+def flattened(params: NetParams) -> NDArray:
+    """All weights and biases, [B, parameters]."""
+    return params.flatten().numpy()
+
+
+def queried(params: NetParams, num_points: int) -> NDArray:
+    """What the networks themselves compute at points spread evenly over [-1, 1]^n, [B, num_points * outputs]."""
+    points = SobolEngine(params.spec.layout[0]).draw(num_points) * 2 - 1
+    return evaluate(params, points.to(params.biases[0])).flatten(1).numpy()
+
+
+def _logistic_regression() -> LogisticRegression:
+    return LogisticRegression(max_iter=200)
+
+
+def _mlp() -> MLPClassifier:
+    return MLPClassifier((256, 128), max_iter=30, random_state=0)
+
+
+CLASSIFIERS: dict[str, tuple[Callable[[NetParams], NDArray], Callable[[], Any]]] = {
+    "weights, logistic regression": (flattened, _logistic_regression),
+    "weights, MLP 256-128": (flattened, _mlp),
+    "64 points, MLP 256-128": (partial(queried, num_points=64), _mlp),
+    "256 points, MLP 256-128": (partial(queried, num_points=256), _mlp),
 }
-"""Name -> a classifier of flattened weights, which ignores the symmetries."""
+"""Name -> features of networks, and a classifier. Those of weights ignore the symmetries; those of points ask the
+networks themselves, which must be MLPs."""
 
 
 def flat_baselines(run: Path) -> str:
     """The table of a classification run beside `CLASSIFIERS`, which is also appended to RUN/baselines.jsonl.
 
-    They read the flattened weights, canonical or not as in the run, each column standardised on the training split.
+    Each is tested twice: on the test networks, and on these networks after random permutations and rescalings of their
+    neurons, which do not change what they compute. The classifiers read networks canonical or not, as in the run, each
+    feature standardised on the training split.
 
     Raises:
         ValueError: the zoo is not the one that the run was trained on.
     """
-    model, summary, splits = _networks_of(run, "label")
-    features = {name: _all(nets).flatten().numpy() for name, nets in splits.items()}
-    labels = {name: nets.labels.numpy() for name, nets in splits.items()}
-    rows = [(model, summary["test_accuracy"], summary["parameters"], summary["seconds"])]
-    for name, build in CLASSIFIERS.items():
+    name, summary, splits = _networks_of(run, "label")
+    networks = {split: _all(nets) for split, nets in splits.items()}
+    labels = {split: nets.labels.numpy() for split, nets in splits.items()}
+    element = GroupElement.sample(networks["test"], torch.Generator().manual_seed(0))
+    moved = element.act(networks["test"])
+    trained = load(run)
+    answers = [trained(moved[start : start + BATCH]) for start in range(0, len(moved), BATCH)]
+    predicted = torch.cat([answer for answer in answers if isinstance(answer, Tensor)]).argmax(1)
+    accuracy_moved = float((predicted.numpy() == labels["test"]).mean())
+    rows = [(name, summary["test_accuracy"], accuracy_moved, summary["parameters"], summary["seconds"])]
+    spec = networks["test"].spec
+    for name, (features, build) in CLASSIFIERS.items():
+        if features is not flattened and (spec.is_cnn or not spec.is_chain):
+            continue
         started = time.perf_counter()
         estimator = build()
         classifier = make_pipeline(StandardScaler(), estimator)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(features["train"], labels["train"])
+            classifier.fit(features(networks["train"]), labels["train"])
         is_mlp = isinstance(estimator, MLPClassifier)
         arrays = estimator.coefs_ + estimator.intercepts_ if is_mlp else [estimator.coef_, estimator.intercept_]
         seconds = time.perf_counter() - started
-        accuracy = classifier.score(features["test"], labels["test"])
-        rows.append((name, accuracy, sum(array.size for array in arrays), seconds))
-    _append(run, ("model", "test_accuracy", "parameters", "seconds"), rows)
-    lines = [f"Test accuracy on {len(labels['test']):,} networks of held-out images", ""]
-    lines.append(f"{'model':<22}{'accuracy':>10}{'parameters':>12}{'seconds':>9}")
-    for name, accuracy, parameters, seconds in rows:
-        lines.append(f"{name:<22}{accuracy:>10.1%}{parameters:>12,}{seconds:>9.0f}")
+        scores = [classifier.score(features(params), labels["test"]) for params in (networks["test"], moved)]
+        rows.append((name, *scores, sum(array.size for array in arrays), seconds))
+    _append(run, ("model", "test_accuracy", "moved_accuracy", "parameters", "seconds"), rows)
+    lines = [
+        f"Test accuracy on {len(labels['test']):,} networks of held-out images; moved: after random permutations and"
+    ]
+    lines += ["rescalings of their neurons, which do not change what they compute", ""]
+    lines.append(f"{'model':<30}{'accuracy':>10}{'moved':>8}{'parameters':>12}{'seconds':>9}")
+    for name, accuracy, accuracy_moved, parameters, seconds in rows:
+        lines.append(f"{name:<30}{accuracy:>10.1%}{accuracy_moved:>8.1%}{parameters:>12,}{seconds:>9.0f}")
     return "\n".join(lines)
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 from tqdm import tqdm
 
 from scalegmn.experiments.config import ScriptConfig
-from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
+from scalegmn.interop.state_dicts import state_dict_of
+from scalegmn.interop.tensor_files import write_tensors
 from scalegmn.models.base import Metanetwork
 from scalegmn.networks import NetParams
 from scalegmn.reporting.files import versions
@@ -62,7 +63,7 @@ def export_zoo(config: EditConfig, task: type[ZooTask], model: Metanetwork, zoo:
         for part in tqdm(parts, desc="exporting", disable=None):
             edited = _edited(task, model, params[part], removed).to("cpu")
             for row in range(len(edited)):
-                write_state_dict(out / f"net{part.start + row}.pth", state_dict_of(edited, row))
+                write_tensors(out / f"net{part.start + row}.pth", state_dict_of(edited, row))
         return
     state = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in model.state_dict().values()))
     plan = {"edited_copy_of": zoo.sha256, "style": config.data.style_function, "model": state.hexdigest()}

@@ -1,131 +1,200 @@
-"""Single networks as state dicts: a `.pth` (by torch) or `.safetensors` file each. Nothing in them is executed."""
+"""Single networks from state dicts: which entries are layers, and in which order they stand."""
 
 from __future__ import annotations
 
-import io
-import os
+import math
 import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from scalegmn.networks import NetParams
-from scalegmn.reporting.files import write_atomic
+from scalegmn.interop.tensor_files import check_size, ending, entries_of_network, read_tensors
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.reporting.files import natural_order
+
+MODULE_READS = "scalegmn.from_module(module, example_input), or package.module:factory, reads such networks"
+"""What to do with networks that a state dict does not determine."""
+
+_MOST_STEPS = 10_000
+"""Of the search for orders of layers that fit."""
 
 
-def from_state_dict(tensors: Mapping[str, Any], activation: str, w0: float = 30.0) -> NetParams:
-    """A chain of linear and convolutional layers from its state dict, whatever its entries are called.
+@dataclass(frozen=True)
+class StoredLayer:
+    """A linear layer or a convolution of a state dict.
+
+    Attributes:
+        name: what its entries have in common (`layers.0`).
+        weight: [out, in, ...] as it is stored, or as it follows from the entries of a parametrisation.
+        bias: [out]; None: there is none.
+        entries: the names of weight and bias; None of a weight that several entries make up, and of a missing bias.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    entries: tuple[str | None, str | None]
+
+    @property
+    def in_dim(self) -> int:
+        """Neurons or channels that it reads; of a linear layer after a convolution, all their positions."""
+        return self.weight.shape[1]
+
+    @property
+    def out_dim(self) -> int:
+        """Neurons or channels that it has."""
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A network as a state dict holds it.
+
+    Attributes:
+        content: all that the file holds.
+        state: the state dict in it.
+        layers: a chain.
+        notes: what was assumed, a sentence each.
+    """
+
+    content: dict[str, Any]
+    state: dict[str, Any]
+    layers: tuple[StoredLayer, ...]
+    notes: tuple[str, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """Weight and bias (zeros where there is none) of each layer in turn, in one type, single precision at least.
+
+        Weights are [out, in] of linear layers, [out, in, kh, kw] of convolutions, those along one axis with kh = 1, and
+        of linear layers that read all positions of a convolution's channels.
+        """
+        stored = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias) if tensor is not None]
+        dtype = torch.float32
+        for tensor in stored:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        tensors: list[Tensor] = []
+        channels: int | None = None  # of the convolution before
+        for layer in self.layers:
+            weight, shape = layer.weight.to(dtype), tuple(layer.weight.shape)
+            if weight.ndim == 3:
+                weight = weight[:, :, None]
+            elif weight.ndim == 2 and channels is not None and layer.in_dim != channels:
+                weight = weight.reshape(shape[0], channels, *_positions(layer.in_dim // channels))
+            channels = layer.out_dim if weight.ndim == 4 and layer.weight.ndim > 2 else None
+            bias = weight.new_zeros(shape[0]) if layer.bias is None else layer.bias.to(dtype)
+            tensors += [weight, bias]
+        return tensors
+
+    def params(self, activation: str, w0: float = 30.0) -> NetParams:
+        """The network as a batch of one.
+
+        Args:
+            activation: of all hidden layers.
+            w0: the frequency of sine layers, sin(w0 (W x + b)).
+
+        Raises:
+            ValueError: the activation is unknown, or a value is not finite.
+        """
+        tensors = [tensor[None] for tensor in self.tensors()]
+        params = NetParams.from_tensors(tensors[::2], tensors[1::2], activation, w0)
+        layers = (
+            LayerSpec(**{**vars(layer), "bias": stored.bias is not None})
+            for layer, stored in zip(params.spec.layers, self.layers, strict=True)
+        )
+        return params.replace(spec=NetSpec(tuple(layers)))
+
+    def with_parameters(self, params: NetParams) -> dict[str, Any] | None:
+        """The state dict with the parameters of another network [1] of these layers, in its own types and shapes; None
+        if some weight is made up of several entries."""
+        state = dict(self.state)
+        for layer, weight, bias in zip(self.layers, params.weights, params.biases, strict=True):
+            weight_entry, bias_entry = layer.entries
+            if weight_entry is None:
+                return None
+            state[weight_entry] = weight[0].reshape(layer.weight.shape).to(layer.weight.dtype)
+            if layer.bias is not None:
+                assert bias_entry is not None
+                state[bias_entry] = bias[0].to(layer.bias.dtype)
+        return state
+
+
+def from_state_dict(
+    tensors: Mapping[str, Any], activation: str, w0: float = 30.0, layers: Sequence[str] | None = None
+) -> NetParams:
+    """A chain of linear layers and convolutions from its state dict, whatever its entries are called.
 
     Args:
-        tensors: name -> tensor, in the order of the layers; which are read, `layer_names` says.
-        activation: the hidden activation.
+        tensors: name -> tensor, or a checkpoint with such a state dict in an entry (`state_dict`, `model`, ...).
+        activation: of all hidden layers.
         w0: the frequency of sine layers, sin(w0 (W x + b)).
+        layers: the names of the layers in their order; None: as they stand in the state dict or, if that is no chain,
+            in the only order that is one.
 
     Returns:
         A batch of one network.
 
     Raises:
-        ValueError: a layer has no bias (which counts as zeros: add them), or the layers are no chain, or a value is
-            not finite.
+        ValueError: the layers are no chain, or one of several, or a value is not finite; or there are other things than
+            linear layers and convolutions, such as norms, whose places a state dict does not tell.
     """
-    names = layer_names(tensors)
-    batch = [tensors[name][None] for name in names]
-    try:
-        return NetParams.from_tensors(batch[::2], batch[1::2], activation, w0)
-    except ValueError as error:
-        raise ValueError(f"{error}; its layers are {', '.join(map(str, names[::2]))}, in this order") from None
+    return stored_network(dict(tensors), layers).params(activation, w0)
 
 
-def layer_names(state: Mapping[str, Any]) -> list[str]:
-    """The entries with a weight and a bias for each layer in turn, in the order of the state dict.
-
-    Those are the entries with `weight` or `bias` in their names. Where no name says either, tensors with one axis are
-    biases, those with more are weights.
+def read_network(path: Path, layers: Sequence[str] | None = None) -> StoredNetwork:
+    """The network of a file; its entries have an order only if torch.save wrote it.
 
     Raises:
-        ValueError: they are not floating point tensors, one of each per layer.
+        ValueError: as `read_tensors` and `stored_network`, or the tensors claim more numbers than the file holds; names
+            the file.
     """
-    weights = [key for key in state if "weight" in str(key)]
-    biases = [key for key in state if "bias" in str(key) and key not in weights]
-    if not weights and not biases:
-        axes = {key: value.ndim for key, value in state.items() if isinstance(value, Tensor)}
-        weights, biases = [k for k, n in axes.items() if n > 1], [k for k, n in axes.items() if n == 1]
-    if not weights or len(weights) != len(biases):
-        remedy = "; a layer without a bias counts as one with zeros: add them" if len(weights) > len(biases) else ""
-        raise ValueError(f"{len(weights)} weights and {len(biases)} biases, expected one of each per layer{remedy}")
-    for key in (*weights, *biases):
-        tensor = state[key]
-        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_nested
-        if not plain or not tensor.is_floating_point() or tensor.ndim == 0 or tensor.device.type == "meta":
-            raise ValueError(f"{key} is not a dense tensor of floating point numbers")
-    return [key for pair in zip(weights, biases, strict=True) for key in pair]
-
-
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """The content of a file, without executing anything.
-
-    Raises:
-        ValueError: the file is missing, would run code, or is damaged; names it.
-    """
+    content = read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-            return {name: content[name] for name in sorted(content, key=_natural)}  # the file's order is its own
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of a file that is refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a hostile or broken file leads to
-        raise refusal(path, error) from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: found a {type(content).__name__}, expected a state dict")
-    return content
-
-
-def refusal(path: Path, error: Exception) -> ValueError:
-    """What to say of a file that torch or safetensors could not read, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return ValueError(f"{path}: no such file")
-    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    if isinstance(error, KeyError):  # of torch's reader, for an operation that no pickle has
-        reason = "not written by torch.save"
-    return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
-
-
-def read_layers(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The content of a file, and its `layer_names`; raises ValueError as `read_state_dict` and `names_in_file`."""
-    state = read_state_dict(path)
-    return state, names_in_file(path, state)
-
-
-def names_in_file(path: Path, state: Mapping[str, Any]) -> list[str]:
-    """The `layer_names` of a state dict that was read from a file.
-
-    Raises:
-        ValueError: as `layer_names`, or the tensors claim more numbers than the file holds; names the file.
-    """
-    try:
-        names = layer_names(state)
+        network = stored_network(content, layers, in_order=not (ending(path) or "").startswith(".safetensors"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    if sum(state[name].numel() * state[name].element_size() for name in names) > os.path.getsize(path):
-        raise ValueError(f"{path}: claims more numbers than the file holds")
-    return names
+    check_size(path, network.state)
+    return network
 
 
-def write_state_dict(path: Path, state: Mapping[str, Any]) -> None:
-    """The inverse of `read_state_dict`, atomically."""
-    if path.suffix == ".safetensors":
-        content = save({name: tensor.contiguous() for name, tensor in state.items()})
-    else:
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        content = buffer.getvalue()
-    write_atomic(path, content)
+def stored_network(
+    content: dict[str, Any], layers: Sequence[str] | None = None, in_order: bool = True
+) -> StoredNetwork:
+    """The network in a state dict or in a checkpoint that has one.
+
+    Args:
+        content: entry -> value.
+        layers: the names of the layers in their order; None: what follows from the order of entries, and from shapes.
+        in_order: whether the order of entries may be that of the layers.
+
+    Raises:
+        ValueError: as `from_state_dict`.
+    """
+    state, place = entries_of_network(content)
+    notes = [] if place is None else [f"the network is the entry {place!r}"]
+    found, passed_over = _layers(state)
+    if passed_over:
+        notes.append(f"not read: {', '.join(passed_over)}")
+    chain = _chosen(found, layers) if layers is not None else _ordered(found, in_order, notes)
+    for index, (before, after) in enumerate(pairwise(chain), 1):
+        if not _fits(before, after):
+            order = ", ".join(layer.name for layer in chain)
+            raise ValueError(
+                f"layer {index}: {after.name} reads {after.in_dim} neurons, but {before.name} has {before.out_dim}; "
+                f"the layers are {order}, and no order of them is a chain; {MODULE_READS}"
+            )
+        if before.weight.ndim > 2 and after.weight.ndim == 2 and after.in_dim != before.out_dim:
+            places = after.in_dim // before.out_dim
+            shape = "x".join(map(str, _positions(places)))
+            notes.append(f"{after.name} reads {before.out_dim} channels at {places} positions each, taken as {shape}")
+    square = [layer.name for layer in chain if layer.weight.ndim > 2 and layer.in_dim == layer.out_dim > 1]
+    if square:
+        notes.append(f"{', '.join(square)}: taken as a convolution; a transposed one has the same shapes")
+    return StoredNetwork(content, state, tuple(chain), tuple(notes))
 
 
 def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:
@@ -136,6 +205,179 @@ def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:
     return state
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts `seq.2` before `seq.10`."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+# Which entries are layers
+
+
+def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
+    """The layers in the order of their entries, and the names of tensors that belong to none.
+
+    A layer is a weight and a bias whose names differ in this word alone (`fc.weight`, `fc.bias`), or a weight. Where
+    names do not match so, or no name has these words and tensors with one axis are the biases, the first weight and the
+    first bias are a layer, and so on.
+    """
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor) and value.ndim > 0}
+    parts = {key: part for key in tensors if (part := _part(key)) is not None}
+    if not parts:
+        parts = {key: ("", "bias" if value.ndim == 1 else "weight") for key, value in tensors.items()}
+    by_layer: dict[str, dict[str, str]] = {}
+    for key, (stem, role) in parts.items():
+        by_layer.setdefault(stem, {})[role] = key
+    weights, biases = ([key for key, (_, part) in parts.items() if part == name] for name in ("weight", "bias"))
+    unpaired = [key for key in biases if not any(part.startswith("weight") for part in by_layer[parts[key][0]])]
+    if unpaired or "" in by_layer:
+        if not weights or len(weights) != len(biases):
+            raise ValueError(f"{len(weights)} weights and {len(biases)} biases, expected one of each per layer")
+        by_layer = {w: {"weight": w, "bias": b} for w, b in zip(weights, biases, strict=True)}
+    if not by_layer:
+        raise ValueError("0 weights and 0 biases, expected one of each per layer")
+    norms = {key.rpartition(".")[0] for key in tensors if key.endswith("running_mean")}
+    norms |= {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim == 1}
+    of_losses = {stem for stem in norms if stem.startswith(("criterion", "loss"))}
+    norms = {stem for stem in norms - of_losses if stem in by_layer}
+    if norms:
+        names = ", ".join(sorted(norms, key=natural_order))
+        raise ValueError(f"{names}: a norm, and a state dict does not tell where it stands; {MODULE_READS}")
+    layers = [_layer(stem, own, tensors) for stem, own in by_layer.items() if stem not in of_losses]
+    read = {key for stem, own in by_layer.items() if stem not in of_losses for key in own.values()}
+    return layers, [key for key in tensors if key not in read]
+
+
+def _part(key: str) -> tuple[str, str] | None:
+    """The layer that an entry belongs to, and what it is of it: `weight`, `bias`, or what a parametrisation stores;
+    None if its name has neither word."""
+    parametrised = re.fullmatch(r"(.*?)\.?parametrizations\.(weight|bias)\.(.+)", key)
+    if parametrised is not None:
+        return parametrised[1], f"{parametrised[2]}.{parametrised[3]}"
+    if re.search(r"weight_[ih]h_l\d", key):
+        raise ValueError(f"{key}: a recurrent layer, which is no layer of a chain; {MODULE_READS}")
+    by_hook = re.fullmatch(r"(.*?)\.?((?:weight|bias)_(?:g|v|u|orig|mask))", key)
+    if by_hook is not None:
+        return by_hook[1], by_hook[2]
+    word = next((word for word in ("weight", "bias") if word in key), None)
+    return None if word is None else (key.replace(word, "", 1).strip("._") or "layer", word)
+
+
+def _layer(name: str, entries: Mapping[str, str], tensors: Mapping[str, Tensor]) -> StoredLayer:
+    """The layer that these entries (`weight`, `bias`, ... -> name) make up."""
+    for key in entries.values():
+        tensor = tensors[key]
+        plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+        if not plain or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise ValueError(f"{key} is not a dense tensor of floating point numbers, of two bytes or more each")
+    values = {part: tensors[key] for part, key in entries.items()}
+    weight, bias = (_effective(name, word, values) for word in ("weight", "bias"))
+    assert weight is not None
+    if weight.ndim > 4:
+        raise ValueError(f"{name}: a convolution over volumes, expected linear layers and convolutions over images")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        transposed = weight.ndim > 2 and bias.shape == weight.shape[1:2]
+        kind = f"a transposed convolution, which a state dict does not determine; {MODULE_READS}"
+        expected = kind if transposed else f"found a bias of shape {tuple(bias.shape)}, expected ({len(weight)},)"
+        raise ValueError(f"{name}: {expected}")
+    return StoredLayer(name, weight, bias, (entries.get("weight"), entries.get("bias")))
+
+
+def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """A magnitude g for each direction v."""
+    axes = [axis for axis in range(v.ndim) if g.ndim == 0 or g.shape[axis] == 1]
+    return g * v / torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+
+
+def _spectral_norm(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """A weight divided by its largest singular value, whose singular vectors are u and v."""
+    return weight / (u @ weight.flatten(1) @ v)
+
+
+_PARAMETRISATIONS: dict[tuple[str, ...], Callable[..., Tensor]] = {
+    ("",): lambda tensor: tensor,
+    ("g", "v"): _weight_norm,
+    ("original0", "original1"): _weight_norm,
+    ("orig", "mask"): torch.mul,
+    ("orig", "u", "v"): _spectral_norm,
+    ("original", "0._u", "0._v"): _spectral_norm,
+}
+"""What follows `weight` or `bias` in the names of entries -> the tensor that they make up."""
+
+
+def _effective(name: str, word: str, values: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight or bias that the entries of a layer make up; None of a missing bias."""
+    own = {part.removeprefix(word).lstrip("._"): value for part, value in values.items() if part.startswith(word)}
+    for parts, function in _PARAMETRISATIONS.items():
+        if {*own} == {*parts}:
+            return function(*(own[part] for part in parts))
+    if word == "bias" and not own:
+        return None
+    found = ", ".join(part for part in values if part.startswith(word)) or "nothing"
+    raise ValueError(f"{name}: the {word} is made up of {found} in an unknown way; {MODULE_READS}")
+
+
+# In which order they stand
+
+
+def _chosen(layers: Sequence[StoredLayer], names: Sequence[str]) -> list[StoredLayer]:
+    """The layers of these names, in this order."""
+    by_name = {layer.name: layer for layer in layers}
+    unknown = [name for name in names if name not in by_name]
+    if unknown or len({*names}) < len(names) or not names:
+        raise ValueError(f"layers: found {', '.join(names)}, expected different ones of {', '.join(by_name)}")
+    return [by_name[name] for name in names]
+
+
+def _ordered(layers: Sequence[StoredLayer], in_order: bool, notes: list[str]) -> list[StoredLayer]:
+    """The layers as they stand if they have an order and are a chain so; else in the only order that is a chain and
+    keeps numbered ones ascending, which is noted."""
+    if in_order and _is_chain(layers):
+        return list(layers)
+    known = sorted(layers, key=lambda layer: natural_order(layer.name))
+    chains = _chains(known)
+    if not chains:
+        return list(layers) if in_order else known
+    names = [",".join(layer.name for layer in chain) for chain in chains]
+    if len(chains) > 1:
+        raise ValueError(
+            f"the layers fit in several orders, such as {names[0]} and {names[1]}, and their entries have none; name "
+            f"them in their order, as in layers {names[0]} (on the command line --layers {names[0]})"
+        )
+    if chains[0] != known or in_order:
+        notes.append(f"the layers stand in the order {names[0]}, the only one that fits")
+    return chains[0]
+
+
+def _chains(layers: Sequence[StoredLayer]) -> list[list[StoredLayer]]:
+    """Up to two orders of the layers that are chains, in which those whose names differ in numbers alone ascend."""
+    patterns = [re.sub(r"\d+", "#", layer.name) for layer in layers]
+    steps = 0
+
+    def extended(chain: list[int]) -> Iterator[list[int]]:
+        nonlocal steps
+        steps += 1
+        if len(chain) == len(layers):
+            yield chain
+        for index, layer in enumerate(layers):
+            if index in chain or steps > _MOST_STEPS or (chain and not _fits(layers[chain[-1]], layer)):
+                continue
+            if all(k in chain for k in range(index) if patterns[k] == patterns[index]):
+                yield from extended([*chain, index])
+
+    found = [[layers[index] for index in chain] for chain, _ in zip(extended([]), range(2), strict=False)]
+    if steps > _MOST_STEPS and len(found) < 2:
+        raise ValueError(f"{len(layers)} layers fit in too many ways; name them in their order (--layers)")
+    return found
+
+
+def _is_chain(layers: Sequence[StoredLayer]) -> bool:
+    """Whether each layer can read the one before."""
+    return all(_fits(before, after) for before, after in pairwise(layers))
+
+
+def _fits(before: StoredLayer, after: StoredLayer) -> bool:
+    """Whether a layer can read another: a linear layer after a convolution also all of its positions."""
+    if before.weight.ndim > 2 and after.weight.ndim == 2:
+        return after.in_dim % before.out_dim == 0
+    return after.in_dim == before.out_dim and before.weight.ndim >= after.weight.ndim
+
+
+def _positions(number: int) -> tuple[int, int]:
+    """The height and width of so many positions: a square, or where there is none a row."""
+    side = math.isqrt(number)
+    return (side, side) if side * side == number else (1, number)

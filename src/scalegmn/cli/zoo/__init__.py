@@ -12,6 +12,7 @@ ZOO = Group(
     {
         "inr": "fit implicit neural representations to images",
         "cnn": "train small CNNs that classify images",
+        "import": "write a zoo of networks of your own, with their labels or scores",
         "info": "print what a zoo holds",
         "verify": "check every checksum and every weight of a zoo",
         "export": "write one network of a zoo as a state dict",

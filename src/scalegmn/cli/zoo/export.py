@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalegmn.cli.arguments import Arguments
-from scalegmn.interop.state_dicts import state_dict_of, write_state_dict
+from scalegmn.interop.state_dicts import state_dict_of
+from scalegmn.interop.tensor_files import write_tensors
 from scalegmn.zoos.zoo_format import Zoo, open_zoo
 
 
@@ -37,4 +38,4 @@ def export_network(zoo: Zoo, number: int, out: Path) -> None:
         if number < len(params):
             break
         number -= len(params)
-    write_state_dict(out, state_dict_of(params, number))
+    write_tensors(out, state_dict_of(params, number))

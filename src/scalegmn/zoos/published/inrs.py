@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn.interop.state_dicts import read_layers
+from scalegmn.interop.state_dicts import read_network as read_state_dict
 from scalegmn.networks import NetParams
 from scalegmn.zoos.convert import Listing, NothingThereError
 from scalegmn.zoos.zoo_format import Networks, first_not_finite
@@ -106,15 +106,15 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
         Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one.
 
     Raises:
-        ValueError: as `read_layers`, or `label` is not a class; names the file.
+        ValueError: as `read_state_dict`, or `label` is not a class; names the file.
     """
-    state, names = read_layers(path)
-    label = state.get("label")
+    stored = read_state_dict(path)
+    label = stored.content.get("label")
     if isinstance(label, Tensor) and label.numel() == 1:
         label = label.item()
     if not (label is None or type(label) is int or (isinstance(label, str) and label.isdecimal())):
         raise ValueError(f"{path}: label {label!r} is not a class")
-    return [state[name] for name in names], None if label is None else int(label)
+    return stored.tensors(), None if label is None else int(label)
 
 
 def read_splits(path: Path) -> dict[str, dict[str, list[str]]]:

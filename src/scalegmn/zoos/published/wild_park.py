@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scalegmn.interop.state_dicts import names_in_file, refusal
+from scalegmn.interop.state_dicts import stored_network
+from scalegmn.interop.tensor_files import check_size, refusal
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.zoos.convert import Listing, NothingThereError, checksum
 from scalegmn.zoos.registry import ConvertedDataset, register_dataset
@@ -136,7 +137,11 @@ def _read_network(path: Path) -> NetParams:
         raise ValueError(f"{path}: expected a checkpoint with model, a state dict, and config")
     state = content["model"]
     spec = _spec(path, _plain(content.get("config")))
-    tensors = [state[name][None].float() for name in names_in_file(path, state)]
+    check_size(path, state)
+    try:
+        tensors = [tensor[None].float() for tensor in stored_network(state).tensors()]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     shapes = [tuple(tensor.shape[1:]) for tensor in tensors]
     expected = [shape for layer in spec.layers for shape in (layer.weight_shape, (layer.out_dim,))]
     if shapes != expected:

@@ -1,0 +1,55 @@
+"""`scalegmn zoo import NET... --labels FILE --out FOLDER`: a zoo of one's own networks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from scalegmn.cli.arguments import Arguments
+from scalegmn.experiments.imported_zoo import Table, import_zoo
+from scalegmn.interop.network_files import KINDS, InputOptions, find_sources
+from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.networks import ACTIVATIONS
+
+
+def run(words: Sequence[str]) -> None:
+    """Writes the zoo, and prints what was assumed, left out and made."""
+    values = _parser().read(words)
+    if not (values.val_fraction > 0 and values.test_fraction > 0 and values.val_fraction + values.test_fraction < 1):
+        found = f"{values.val_fraction:g} and {values.test_fraction:g}"
+        raise ValueError(f"--val_fraction, --test_fraction: found {found}, expected positive with a sum below 1")
+    if values.activation is not None and values.activation not in ACTIVATIONS:
+        raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(ACTIVATIONS)}")
+    layers = None if values.layers is None else tuple(values.layers.split(","))
+    options = InputOptions(values.activation, values.w0, parse_shape(values.input_shape), layers)
+    sources, notes = find_sources(values.nets)
+    fractions = {"val": values.val_fraction, "test": values.test_fraction}
+    zoo, assumed = import_zoo(sources, Table.read(values.labels), options, values.out, fractions, values.seed)
+    for note in (*notes, *assumed):
+        print(f"note: {note}", file=sys.stderr)
+    counts = ", ".join(f"{len(rows):,} {name}" for name, rows in zoo.splits.items())
+    kinds = str(zoo.nets[0].spec) if len(zoo.nets) == 1 else f"{len(zoo.nets):,} architectures"
+    print(f"{zoo.path}: {len(zoo):,} networks ({counts}), {kinds}")
+
+
+def _parser() -> Arguments:
+    parser = Arguments("scalegmn zoo import", "Write a zoo of networks in files, with their labels or scores.")
+    parser.add_argument("nets", nargs="+", metavar="NET", help=f"a file {KINDS}, or a folder of them")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="CSV: name, label (a class) or score (from 0 to 1), and perhaps split (train, val, test), group (networks "
+        "of one group, such as of one image, are in one split) and activation",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the zoo")
+    parser.add_argument("--activation", metavar="NAME", help="activation of state dicts that the table does not tell")
+    parser.add_argument("--w0", type=float, default=30.0, help="frequency of their sines, sin(w0 (W x + b)) (30)")
+    parser.add_argument("--layers", help="the layers of state dicts in their order, where files do not tell: a,b,c")
+    parser.add_argument("--input_shape", help="the shape of an input of an ONNX file that leaves it open: 1,1,28,28")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="share for validation, without splits (0.1)")
+    parser.add_argument("--test_fraction", type=float, default=0.2, help="share for testing, without splits (0.2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their choice (0)")
+    return parser
