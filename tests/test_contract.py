@@ -58,7 +58,7 @@ WAYS = {
     "net_sum-per_type": {"node_positions": "net_sum", "position_map": "per_type"},
     "product-shared": {"node_positions": "product", "position_map": "shared"},
     "product_sum-per_type": {"position_map": "per_type"},
-    "product-message": {"message_function": "product", "num_layers": 2},
+    "product-message": {"message_function": "product", "num_layers": 2, "readout": "full_graph"},
     "sine_sum": {"update_rule": "sine_sum", "num_layers": 2, "readout": "full_graph"},
     "sine_cat": {"update_rule": "sine_cat", "num_layers": 2, "readout": "full_graph"},
 }
