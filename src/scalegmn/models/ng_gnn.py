@@ -17,6 +17,7 @@ from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.nn.initialization import PAIR, balance, balance_children, repeat_rows, started
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import EdgeUpdate, GraphNorm, PNALayer
 
@@ -68,7 +69,7 @@ class NGGNNConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`."""
-        return NGGNN(self, spec)
+        return started(NGGNN(self, spec), self.init, spec)
 
 
 METANETWORKS.register(NGGNNConfig.name, NGGNNConfig)
@@ -134,6 +135,17 @@ class NGGNN(NeuralGraphModel):
         """Bytes of the features of one network's edges."""
         directions = 2 if self.config.reverse_edges else 1
         return directions * self.spec.num_edges * self._edge_dim * self.graph.edge_linear.weight.element_size()
+
+
+@balance.register
+def _balance(model: NGGNN, spec: NetSpec) -> None:
+    """Node features come in pairs (SiLU(z + c), SiLU(-z + c)), which the next layer subtracts."""
+    balance_children(model, spec)
+    layers, norms = cast("Sequence[PNALayer]", model.layers), cast("Sequence[GraphNorm]", model.norms)
+    for layer, norm in zip(layers, norms, strict=False):  # one layer more
+        repeat_rows(layer.last.weight, PAIR)
+        norm.bias.normal_()
+        repeat_rows(norm.bias, (1.0, 1.0))
 
 
 def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:

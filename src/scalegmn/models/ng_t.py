@@ -18,6 +18,7 @@ from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralG
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
+from scalegmn.nn.initialization import balance, balance_children, constant_features, started
 
 _LEAST_SHARE = 0.85
 """Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
@@ -76,7 +77,7 @@ class NGTConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGT:
         """The model for networks of `spec`."""
-        return NGT(self, spec)
+        return started(NGT(self, spec), self.init, spec)
 
 
 METANETWORKS.register(NGTConfig.name, NGTConfig)
@@ -204,6 +205,16 @@ class NGT(NeuralGraphModel):
     def _pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
         return self._attention_dim * self.graph.edge_linear.weight.element_size()
+
+
+@balance.register
+def _balance(model: NGT, spec: NetSpec) -> None:
+    """Some features of edges are constant."""
+    balance_children(model, spec)
+    linear = model.graph.edge_linear
+    constant = constant_features(linear.out_features)
+    linear.weight[constant] = 0
+    linear.bias[constant] = linear.bias.new_tensor([1.0, -1.0]).repeat((constant.stop - constant.start) // 2)
 
 
 def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:

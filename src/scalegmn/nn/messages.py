@@ -81,6 +81,26 @@ class ScaleMessage(MessageFunction):
         return new
 
 
+class ProductMessage(MessageFunction):
+    """(A x_j) * (B e_ji): the messages of `ScaleMessage` without MSG.
+
+    Args:
+        dim: width d of node and edge features.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.node_linear = nn.Linear(dim, dim, bias=False)
+        self.edge_linear = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
+    ) -> Tensor:
+        """As in `MessageFunction`; positions are not read."""
+        new: Tensor = self.node_linear(sender) * self.edge_linear(edge)
+        return new
+
+
 class ConcatMessage(MessageFunction):
     """MLP([e_ji, x_j]): the messages of a permutation-equivariant GMN, the same for all roles.
 
@@ -123,6 +143,7 @@ MESSAGES: Registry[Callable[[MessageParts], MessageFunction]] = Registry("messag
 """Name -> what builds a message function, such as its class: `scalegmn_args.message_function: <name>`."""
 
 MESSAGES.register("scale", lambda parts: ScaleMessage(parts.dim, parts.build_net(parts.dim, parts.dim)))
+MESSAGES.register("product", lambda parts: ProductMessage(parts.dim))
 MESSAGES.register("concat", lambda parts: ConcatMessage(parts.dim, parts.build_mlp))
 
 

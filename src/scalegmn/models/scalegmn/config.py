@@ -9,6 +9,7 @@ from scalegmn.models.base import ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import HETERO, NetSpec
+from scalegmn.nn.initialization import Init, started
 from scalegmn.nn.messages import MESSAGES
 
 
@@ -43,6 +44,11 @@ class ScaleGMNConfig(ModelConfig):
 
     name = "scalegmn"
     supports_multiple_architectures = True
+
+    init: Init = "published"
+    """Initial parameters. balanced: features keep their size through all layers, and permutation starts odd, as if it
+    knew signs (`scalegmn.nn.initialization`); INRs are learned several times as fast. published: as in the published
+    code."""
 
     normalize: bool | None = None
     """Divide the weights of each layer, and its biases, by their root mean square over the training split; null: only
@@ -133,7 +139,7 @@ class ScaleGMNConfig(ModelConfig):
 
     message_function: str | None = None
     """The registered message function (`scalegmn.nn.messages.MESSAGES`); null: scale, MSG((A x_j) * (B e_ji)), or for
-    permutation concat, MLP([e_ji, x_j])."""
+    permutation concat, MLP([e_ji, x_j]). product: (A x_j) * (B e_ji)."""
 
     update: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The update function UPD. Its p: the updated node's."""
@@ -189,7 +195,7 @@ class ScaleGMNConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
-        return ScaleGMN(self, spec)
+        return started(ScaleGMN(self, spec), self.init, spec)
 
 
 METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)

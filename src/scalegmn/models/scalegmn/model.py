@@ -20,6 +20,7 @@ from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_fi
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
+from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.normalization import InputNormalization
@@ -317,6 +318,17 @@ class ScaleGMN(Metanetwork):
         """Bytes of the widest features of an edge."""
         width = max(self.config.hidden_dim, sum(self.config.mlp_dims or ()))
         return width * self.edge_linear.weight.element_size()
+
+
+@balance.register
+def _balance(model: ScaleGMN, spec: NetSpec) -> None:
+    """Models without scalars start odd: nothing is the same for all neurons of a layer."""
+    balance_children(model, spec)
+    if model.config.symmetry == "permutation":
+        if model.node_positions is not None:
+            zero_hidden_positions(model.node_positions.table, spec)
+        if model.edge_positions is not None:
+            model.edge_positions.table.zero_()
 
 
 def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
