@@ -6,7 +6,7 @@ import torch
 from scalegmn.engine import memory
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, HETERO, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.measure import assert_invariant
 
 
@@ -114,7 +114,7 @@ def test_compiles_into_one_graph(symmetry, output, random_params):
         symmetry=symmetry, direction="bidirectional", output=output, num_layers=2, hidden_dim=4, normalize=False
     )
     model = config.build(spec).double()
-    own = [ACTIVATIONS.index(name) for name in ("tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    own = [BUILT_IN.index(name) for name in ("tanh", "relu", "tanh")] if symmetry == "hetero" else None
     params = random_params(spec, 3, own)
 
     def results(call):

@@ -50,7 +50,7 @@ def evaluate_cnn(
         by_network = z.reshape(len(images), num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
         if layer.residual is not None:
             by_network = with_residual(by_network, outputs[layer.residual])
-        by_network = activate_layer(by_network, layer, params.activation)  # [B, P, n_l, height, width]
+        by_network = activate_layer(by_network, layer, params)  # [B, P, n_l, height, width]
         if index in sources:
             outputs[index] = by_network
         x = by_network.transpose(0, 1).flatten(1, 2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetSpec
+from scalegmn.networks import HETERO, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL, ScalarGroup
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer, SineUpdate
 from scalegmn.nn.invariant import (
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, ...]:
     """The scalar groups that a model tells apart: of hetero {-1, 1} (and {1}), the positive reals, and further ones of
-    the networks' activations, where networks differ those of all activations."""
+    the networks' activations, where networks differ of all that they may have."""
     if config.symmetry != "hetero":
         return ({"sign": SIGNS, "scale": SCALES, "permutation": TRIVIAL}[config.symmetry],)
-    names = list(ACTIVATIONS) if spec.is_hetero else [HETERO]
+    names = spec.activations if spec.is_hetero else [HETERO]
     found = {spec.class_symmetry(channels, name) for channels in spec.scaling_classes for name in names}
     further = {group for group in found if isinstance(group, ScalarGroup)} - {TRIVIAL, SIGNS, SCALES}
     return (SIGNS, SCALES, *sorted(further, key=branch_name))
