@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from contract import Contract, build
-from pairwise import pairwise_cover
+from covering import pairwise_cover
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph

@@ -1,11 +1,11 @@
 """An activation that the package does not know (square.py) is exact everywhere."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_fork
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import ACTIVATIONS, Activation, LayerSpec, NetParams, NetSpec, ScalarGroup, register_activation
@@ -189,8 +189,7 @@ def test_changes_are_equivariant(nets, direction, request, generator):
 
 def scalegmn(home, *words):
     """The output of the command, in a process of its own."""
-    words = [sys.executable, "-m", "scalegmn", *map(str, words)]
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_fork("-m", "scalegmn", *words, cwd=home)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,12 +4,11 @@ import json
 import math
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from commands import run_here
 from published import CNN_LAYOUT, MNIST, save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
 from scalegmn.networks import NetParams, NetSpec
@@ -158,17 +157,8 @@ def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     """Written by the command, read back identically: the final networks, to the bit, each with its accuracy."""
     recipe = {"networks": 30, "checkpoints": (0, 1, 3), "channels": (3, 4), "padding": "same", "num_images": 100}
     ours = open_zoo(make_cnn_zoo(CnnRecipe(out=str(tmp_path / "zoo"), activations=activations, **recipe)))
-    command = [
-        sys.executable,
-        "-m",
-        "scalegmn",
-        "zoo",
-        "published",
-        str(ours.path),
-        "--out",
-        str(tmp_path / "published"),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = ["-m", "scalegmn", "zoo", "published", ours.path, "--out", tmp_path / "published"]
+    result = run_here(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     names = ["cifar10_split.csv", "layout.csv", "metrics.csv.gz", "weights.npy"]
     assert sorted(path.name for path in (tmp_path / "published").iterdir()) == names
@@ -181,7 +171,7 @@ def test_cnn_zoo_of_ours_in_the_published_layout(tmp_path, activations):
     assert torch.equal(zoo.columns["test_accuracy"], ours.columns["test_accuracy"][rows])
     if len(activations) > 1:
         assert torch.equal(zoo.params.activation, ours.params.activation[rows])
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = run_here(*command, cwd=tmp_path)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "exists already" in again.stderr
 

@@ -7,6 +7,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -143,16 +144,24 @@ def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source
 
 
 def _parser(config_class: type, prog: str | None) -> ArgumentParser:
-    """A parser with an option for each field."""
+    """A parser with an option for each field; made once, since that takes half a second."""
+    return _make_parser(config_class, prog, tuple((key, tuple(names)) for key, names in _names(config_class)))
+
+
+@lru_cache(maxsize=16)
+def _make_parser(
+    config_class: type, prog: str | None, names: tuple[tuple[str, tuple[str, ...]], ...]
+) -> ArgumentParser:
+    """A parser whose help for some keys ends with the names that are known."""
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
     parser.add_argument("--import", default=SUPPRESS, metavar="MODULE", help=IMPORT_HELP)
     hidden = {item.name for item in fields(config_class) if item.metadata == NO_OPTION}
     parser.add_class_arguments(config_class, None, skip=hidden)
-    names = dict(_names(config_class))
+    known = dict(names)
     for action in parser._actions:
-        if action.dest in names:
-            action.help = f"{action.help} One of {', '.join(names[action.dest])}."
+        if action.dest in known:
+            action.help = f"{action.help} One of {', '.join(known[action.dest])}."
     return parser
 
 

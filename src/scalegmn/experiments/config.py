@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,15 +136,24 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
     registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
-    tasks = {name: task.options for name, task in TASKS.items() if task.options is not None}
+    tasks = tuple((name, task.options) for name, task in TASKS.items() if task.options is not None)
+    return _make_sections(config_class, tuple(METANETWORKS.items()), tasks)
+
+
+@lru_cache(maxsize=16)
+def _make_sections(
+    config_class: type[AnyConfig], models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
+) -> type[AnyConfig]:
+    """The subclass for these metanetworks' configurations and these tasks' options."""
+    sections, options = dict(models + tasks), dict(tasks)
 
     def choose(self: Any) -> None:
         METANETWORKS.require(self.model, "model")
         object.__setattr__(self, "model_config", getattr(self, f"{self.model}_args"))
-        given = {name: getattr(self, f"{name}_args") for name in tasks}
-        object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != tasks[name]()})
+        given = {name: getattr(self, f"{name}_args") for name in options}
+        object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != options[name]()})
         problems = []
-        for name, model in METANETWORKS.items():
+        for name, model in models:
             if name != self.model and getattr(self, f"{name}_args") != model():
                 problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
         try:
@@ -153,15 +163,15 @@ def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
         if problems:
             raise ValueError("; ".join(problems))
 
-    texts = {"model": f"Which metanetwork: {', '.join(METANETWORKS)}; its section <model>_args counts."}
-    texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in METANETWORKS.items()}
-    texts |= {f"{name}_args": f"Options of the task {name}." for name in tasks}
+    texts = {"model": f"Which metanetwork: {', '.join(dict(models))}; its section <model>_args counts."}
+    texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in models}
+    texts |= {f"{name}_args": f"Options of the task {name}." for name in options}
     lines = "\n".join(f"    {name}: {' '.join(text.split())}" for name, text in texts.items())
     made = make_dataclass(
         config_class.__name__,
         [
             ("model", str, field(default=ScaleGMNConfig.name)),
-            *((f"{name}_args", part, field(default_factory=part)) for name, part in {**METANETWORKS, **tasks}.items()),
+            *((f"{name}_args", part, field(default_factory=part)) for name, part in sections.items()),
         ],
         bases=(config_class,),
         namespace={"__doc__": f"{config_class.__doc__}\n\nAttributes:\n{lines}\n", "__post_init__": choose},

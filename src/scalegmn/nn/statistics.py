@@ -8,6 +8,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from scalegmn.symmetry.statistics import quantiles
+
 NUM_STATISTICS = 7
 """Of a tensor: mean, variance and five quantiles."""
 
@@ -33,8 +35,4 @@ def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> lis
 def _statistics(x: Tensor) -> Tensor:
     """[B, n] -> [B, 7]."""
     variance = x.var(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(x)
-    places = torch.linspace(0, x.shape[1] - 1, 5, dtype=x.dtype, device=x.device)
-    below = places.floor()
-    ordered = x.sort(dim=1).values
-    quantiles = torch.lerp(ordered[:, below.long()], ordered[:, places.ceil().long()], places - below)
-    return torch.cat([x.mean(1, keepdim=True), variance, quantiles], dim=1)
+    return torch.cat([x.mean(1, keepdim=True), variance, quantiles(x)], dim=1)

@@ -131,6 +131,28 @@ def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float
     figure.savefig(path, dpi=120)
 
 
+def networks_and_results(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
+    """A metric against the number of training networks, a curve per model.
+
+    Args:
+        path: of the PNG.
+        curves: model -> rows with `train_networks`, the metric's mean and, as `<metric>_std`, its standard deviation
+            or None.
+        metric: the column of the metric.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for model, rows in curves.items():
+        numbers, means = [row["train_networks"] for row in rows], [row[metric] for row in rows]
+        spreads = [row[f"{metric}_std"] or 0.0 for row in rows]
+        axes.errorbar(numbers, means, yerr=spreads, fmt="o-", capsize=3, label=model.replace("$", r"\$"))
+    axes.set(xscale="log", xlabel="training networks", ylabel=metric.replace("_", " ", 1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=120)
+
+
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class."""
     size = 2 + 0.45 * len(counts)

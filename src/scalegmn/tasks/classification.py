@@ -66,12 +66,15 @@ class Classification(ZooTask):
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None
     ) -> dict[str, float]:
-        """Mean cross-entropy and accuracy over a split; its confusion matrix into the folder `figures`."""
+        """Mean cross-entropy and accuracy over a split; into the folder `figures`: its confusion matrix, and
+        predictions.csv with the predicted class of each network."""
         logits = self.per_network(model, split, device, lambda params, _: model(params).float())
         labels = self.splits[split].labels
         if figures is not None:
             num_classes = logits.shape[1]
             counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
+            probability, predicted = logits.softmax(1).max(1)
+            self.write_predictions(figures / "predictions.csv", split, predicted=predicted, probability=probability)
             confusion_matrix(figures / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy())
         return {
             "loss": nn.functional.cross_entropy(logits, labels).item(),

@@ -43,6 +43,10 @@ class DataConfig:
     activation_function: str | None = None
     """Predicting generalisation: only networks with this hidden activation, such as relu; null: all."""
 
+    train_networks: int | None = None
+    """Train on so many of the training networks, the same ones for every model and seed, and more of them for a larger
+    number; null: all."""
+
     style_function: str = "dilate"
     """Editing: the edit of images. dilate: thicker strokes (one channel); increase_contrast (three channels)."""
 
@@ -82,6 +86,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         problems = DATASETS.require(self.dataset).problems(self)
+        if self.train_networks is not None and self.train_networks < 1:
+            problems.append(f"data.train_networks: found {self.train_networks}, expected at least 1, or null")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -264,7 +270,21 @@ def load_splits(
         raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
     splits = {}
     for name, rows in zoo.splits.items():
+        if name == "train" and config.train_networks is not None:
+            rows = _some(rows, config.train_networks, zoo)
         rows = rows[:limit]
         rows = rows[zoo.architecture(rows).argsort(stable=True)]
         splits[name] = LabelledNets(zoo, rows, rows if column is None else zoo.columns[column][rows], removed)
     return zoo, splits
+
+
+def _some(rows: Tensor, number: int, zoo: Zoo) -> Tensor:
+    """So many of the training networks, at random but always the same: a smaller number gives some of a larger's.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if number > len(rows):
+        raise ValueError(f"data.train_networks: found {number:,}, expected at most {len(rows):,}, as in {zoo.path}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows[order[:number].sort().values]
