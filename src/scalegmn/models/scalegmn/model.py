@@ -21,6 +21,7 @@ from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_fi
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
+from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.normalization import InputNormalization
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
 
 _RECIPROCAL_FLOOR = 1e-3
-"""Weights below this share of the norm of their neuron's [W, b] count less and less in messages against them."""
+"""Messages against an edge read w / ||w||^2, which has no limit at w = 0. Below this share of the norm of the neuron's
+[W, b], the divisor is constant (`scalegmn.nn.messages.reciprocal`), so that the result goes to 0 with w."""
 
 
 class ScaleGMN(Metanetwork):
@@ -106,14 +108,14 @@ class ScaleGMN(Metanetwork):
         self.node_types, self.edge_types = ChainTypes.of_nodes(spec, more), ChainTypes.of_edges(spec, more)
 
     def _build_layers(self, parts: Parts) -> None:
-        """The message passing layers, with branches for the roles of nodes that something later reads alone."""
+        """The message passing layers, with branches only for those roles of nodes that something later reads."""
         config, spec = self.config, self.spec
         chain_reads = receptive_field(config, spec.num_layers)
         role_reads = reads_by_role(config, spec, chain_reads)
         self.reads: Sequence[tuple[LayerReads, LayerReads]] = list(zip(chain_reads, role_reads, strict=True))
         last = config.num_layers - 1
         layers = (
-            self._build_layer(parts, reads, is_head=config.changes_parameters and index == last)
+            self._build_layer(parts, reads, gives_changes=config.changes_parameters and index == last)
             for index, reads in enumerate(role_reads)
         )
         self.layers: Sequence[MessagePassingLayer] = nn.ModuleList(layers)  # type: ignore[assignment] # torch: untyped
@@ -121,12 +123,20 @@ class ScaleGMN(Metanetwork):
         per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
 
-    def _build_layer(self, parts: Parts, reads: LayerReads, is_head: bool) -> MessagePassingLayer:
-        """One layer; the last one of a model of parameters gives one number per bias and per weight."""
+    def _build_layer(self, parts: Parts, reads: LayerReads, gives_changes: bool) -> MessagePassingLayer:
+        """One message passing layer.
+
+        Args:
+            parts: builds its modules.
+            reads: what is read of it, by role.
+            gives_changes: whether its features are the changes of biases and weights: one number per bias, a kernel
+                per edge. So in the last layer of models with `output: parameters`.
+        """
         config, spec, d = self.config, self.spec, self.config.hidden_dim
-        node_dim, edge_dim = (1, spec.edge_dim) if is_head else (d, d)
-        roles = {ROLES[group] for group in reads.nodes}
-        along, against = bool(roles & _residual_ends(spec, False)), bool(roles & _residual_ends(spec, True))
+        node_dim, edge_dim = (1, spec.edge_dim) if gives_changes else (d, d)
+        roles = {ROLES[role] for role in reads.nodes}
+        reads_residuals = bool(roles & _residual_ends(spec, against=False))
+        reads_reversed_residuals = self.bidirectional and bool(roles & _residual_ends(spec, against=True))
         symmetric = config.symmetry != "permutation"
         return MessagePassingLayer(
             parts.message(roles - {"input"}),
@@ -135,8 +145,8 @@ class ScaleGMN(Metanetwork):
             parts.edge_update(edge_dim) if reads.edges else None,
             parts.edge_update(edge_dim) if reads.backward_edges else None,
             nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None,
-            nn.Linear(d, d, bias=False) if along else None,
-            nn.Linear(d, d, bias=False) if against and self.bidirectional else None,
+            nn.Linear(d, d, bias=False) if reads_residuals else None,
+            nn.Linear(d, d, bias=False) if reads_reversed_residuals else None,
             dropout=config.dropout,
             aggregator=config.aggregator,
             message_positions=symmetric and config.message.positions,
@@ -271,7 +281,7 @@ class ScaleGMN(Metanetwork):
         return [reciprocal(block, floor[..., None, None]) for block, floor in zip(blocks, floors, strict=True)]
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
-        """What the nodes of a graph belong to."""
+        """Role, scalar group and network of the nodes of a graph."""
         group = torch.zeros_like(graph.role)
         if len(self.groups) > 1:
             group = self._branches(graph.scalar_groups, graph.scalar_group)
@@ -286,7 +296,8 @@ class ScaleGMN(Metanetwork):
         return self._branches([activation.group for activation in ACTIVATIONS.values()], params.activation)
 
     def _branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
-        """Index into `self.groups`, from an index into other groups; networks without scalars are with {-1, 1}."""
+        """Index into `self.groups`, from an index into other groups; networks whose group is {1} go through the branch
+        of {-1, 1}."""
         places = {TRIVIAL: 0, **{group: place for place, group in enumerate(self.groups)}}
         branch = torch.tensor([places.get(group, -1) for group in groups], device=index.device)[index]
         if not all(group in places for group in groups) and bool((branch < 0).any()):
@@ -309,7 +320,7 @@ class ScaleGMN(Metanetwork):
         return alike and spec.is_chain and not spec.residuals and not mixed
 
     def networks_at_once(self, device: torch.device) -> int:
-        """As in `Metanetwork`, and so few that their edges are not worked through in chunks (`chunks`)."""
+        """As in `Metanetwork`, and so few that `chunks` leaves their edges in one piece."""
         whole = kept_bytes(device) // (self.feature_bytes * self._num_kept)
         return max(1, min(super().networks_at_once(device), whole))
 
@@ -319,7 +330,7 @@ class ScaleGMN(Metanetwork):
         return self.spec.num_edges * self._edge_bytes
 
     def chunks(self, num_edges: int, device: torch.device) -> ChunkPlan:
-        """How blocks are worked through that have so many edges together."""
+        """Whether blocks with `num_edges` edges together are run at once or in chunks."""
         return ChunkPlan.plan(num_edges, self._edge_bytes, self._num_kept, device)
 
     @property
@@ -329,8 +340,19 @@ class ScaleGMN(Metanetwork):
         return width * self.edge_linear.weight.element_size()
 
 
+@balance.register
+def _balance(model: ScaleGMN, spec: NetSpec) -> None:
+    """Models without scalars start odd: nothing is the same for all neurons of a layer."""
+    balance_children(model, spec)
+    if model.config.symmetry == "permutation":
+        if model.node_positions is not None:
+            zero_hidden_positions(model.node_positions.table, spec)
+        if model.edge_positions is not None:
+            model.edge_positions.table.zero_()
+
+
 def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
-    """The roles of nodes that residual connections lead to, or that connections against them lead to."""
+    """The roles of nodes at which residual connections end or, against them, start."""
     last = spec.num_layers - 1
     outside = any(residual.source < 0 if against else residual.receiver == last for residual in spec.residuals)
     ends = {"input" if against else "output"} if outside else set()
