@@ -9,7 +9,7 @@ from scalegmn.networks import NetSpec
 from scalegmn.tasks.classification import Classification, ClassificationConfig
 from scalegmn.zoos.augment import AugmentConfig
 from scalegmn.zoos.loader import DataConfig
-from scalegmn.zoos.zoo_format import Networks, write_zoo
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 FIVE = ScaleGMNConfig(hidden_dim=4, out_dim=5)
 """A model for five classes."""
@@ -95,3 +95,25 @@ def test_augmented_training_batches(data):
         Classification(replace(data, augment=AugmentConfig(group=("phase",))), 10, FIVE)
     with pytest.raises(ValueError, match=r"data.augment.group: found scale"):
         Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, FIVE)
+
+
+def test_class_names(data, tmp_path, drawn):
+    """Of the zoo, in the run's summary, the figure and the answers; a name for each output, or none."""
+    zoo = open_zoo(tmp_path / "zoo")
+    parts = [Networks(zoo.nets, zoo.columns)]
+    names = ["a", "b", "c$", "d", "e"]
+    write_zoo(tmp_path / "named", parts, zoo.splits, {"classes": names})
+    task = Classification(DataConfig(str(tmp_path / "named")), 4, FIVE)
+    assert task.identity()["classes"] == names
+    assert "classes" not in Classification(data, 4, FIVE).identity()
+    task.evaluate(FIVE.build(task.spec), "test", torch.device("cpu"), tmp_path)
+    (axes,) = drawn["confusion_matrix.png"].axes
+    for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in axis] == ["a", "b", r"c\$", "d", "e"]
+    answers = torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.1]])
+    assert Classification.answer_of(answers, 0, task.identity())["class_name"] == "c$"
+    assert Classification.answer_of(answers, 0, task.identity())["class"] == 2
+    assert "class_name" not in Classification.answer_of(answers, 0, {})
+    assert "class_name" not in Classification.answer_of(torch.eye(6), 0, task.identity())
+    write_zoo(tmp_path / "short", parts, zoo.splits, {"classes": names[:4]})
+    assert open_zoo(tmp_path / "short").classes is None

@@ -14,6 +14,7 @@ import yaml
 
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.parsing import NO_OPTION, parse, read, split_arguments
+from scalegmn.experiments.file_kinds import refuse_other_kinds
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
@@ -117,6 +118,11 @@ class ScriptConfig(Config):
         super().__post_init__()
         if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
             raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        seeds = [] if self.seeds is None else [*map(int, self.seeds.split(","))]
+        if len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"seeds: found {self.seeds}, expected different numbers; a seed twice is the same run twice"
+            )
         if self.seeds is not None and self.resume is not None and self.run_dir is None:
             raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
@@ -231,7 +237,11 @@ def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
     is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
-    return (content["config"], []) if is_bundle else translate_file(content)
+    if is_bundle:
+        return content["config"], []
+    settings, remarks = translate_file(content)
+    refuse_other_kinds(settings, "scalegmn train", {item.name for item in fields(with_sections(ScriptConfig))})
+    return settings, remarks
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:

@@ -209,13 +209,13 @@ class NeuralGraphModel(Metanetwork):
         batches = [nets] if isinstance(nets, NetParams) else nets
         for params in batches:
             self.validate_spec(params.spec)
-        return self.plain(batches) if self.engine == "plain" else self.fast(batches)
+        return self.plain(batches) if self.engine == "plain" else self.run_engine(batches)
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """The equations as they are written, for networks of any architectures."""
         raise NotImplementedError
 
-    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """The same, executed by `scalegmn.engine`."""
         raise NotImplementedError
 

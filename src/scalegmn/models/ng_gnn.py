@@ -48,7 +48,7 @@ class NGGNNConfig(NeuralGraphConfig):
     edges."""
 
     reverse_edges: bool = True
-    """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
+    """An edge against every weight; the edge then has the raw features [w, 0, w], its reverse [0, w, w]."""
 
     frequency_scale: float = 3.0
     """Standard deviation of the frequencies."""
@@ -115,7 +115,7 @@ class NGGNN(NeuralGraphModel):
             return self.read_out(self.pool(x, graph))
         return self.changes_of(nets[0], x, e[: len(nets[0]) * nets[0].spec.num_edges], graph)
 
-    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""
         graph = self.read_blocks(nets)
         read = graph.nodes if self.reads_all else [graph.outputs]

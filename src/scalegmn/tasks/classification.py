@@ -17,6 +17,7 @@ from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.loader import DataConfig
+from scalegmn.zoos.zoo_format import class_names
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Classification(ZooTask):
             counts = (labels * num_classes + logits.argmax(1)).bincount(minlength=num_classes**2)
             probability, predicted = logits.softmax(1).max(1)
             self.write_predictions(figures / "predictions.csv", split, predicted=predicted, probability=probability)
-            confusion_matrix(figures / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy())
+            names = class_names(self.zoo.classes, num_classes)
+            confusion_matrix(figures / "confusion_matrix.png", counts.reshape(num_classes, -1).numpy(), names)
         return {
             "loss": nn.functional.cross_entropy(logits, labels).item(),
             "accuracy": (logits.argmax(1) == labels).float().mean().item(),
@@ -114,6 +116,14 @@ class Classification(ZooTask):
 
     @classmethod
     def answer_of(cls, answers: Tensor, row: int, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The most probable class, its probability, and the probabilities of all classes."""
-        number = int(answers[row].argmax())
-        return {"class": number, "probability": answers[row, number].item(), "probabilities": answers[row].tolist()}
+        """The most probable class, its name if there are names, its probability, and the probabilities of all
+        classes."""
+        number, names = int(answers[row].argmax()), class_names(data.get("classes"), answers.shape[1])
+        named = {} if names is None else {"class_name": names[number]}
+        probability = answers[row, number].item()
+        return {"class": number, **named, "probability": probability, "probabilities": answers[row].tolist()}
+
+    def identity(self) -> dict[str, Any]:
+        """The data of a run, with the names of the classes if there are any."""
+        classes = {} if self.zoo.classes is None else {"classes": list(self.zoo.classes)}
+        return {**super().identity(), **classes}
