@@ -212,7 +212,7 @@ def test_bad_networks_do_not_stop_the_others(home, nets):
     }
     result = ask(home, *(f"nets/{name}" for name in bad), "nets/own.pth", "--format=json", "--out=results/own.json")
     assert result.returncode == 2
-    assert result.stdout == "results/own.json: 1 networks\n"
+    assert result.stdout == "results/own.json: 1 network\n"
     (row,) = json.loads((home / "results/own.json").read_text())
     assert row["network"] == "nets/own.pth"
     lines = sorted(result.stderr.splitlines())
