@@ -29,21 +29,21 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """He et al., 2016; 64 channels at first in the original."""
+    """He et al., 2016; 64 channels at first, and four stages of two blocks, in the original."""
 
-    def __init__(self, dim=64, num_classes=1000):
+    def __init__(self, dim=64, num_classes=1000, num_stages=4):
         super().__init__()
         self.conv1 = nn.Conv2d(3, dim, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(dim)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         dims = [dim, dim, 2 * dim, 4 * dim, 8 * dim]
         blocks = []
-        for index in range(4):
+        for index in range(num_stages):
             blocks.append(BasicBlock(dims[index], dims[index + 1], 1 if index == 0 else 2))
             blocks.append(BasicBlock(dims[index + 1], dims[index + 1], 1))
         self.layers = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * dim, num_classes)
+        self.fc = nn.Linear(dims[num_stages], num_classes)
 
     def forward(self, x):
         x = self.layers(self.maxpool(torch.relu(self.bn1(self.conv1(x)))))
@@ -208,6 +208,7 @@ ARCHITECTURES = {
     "dense": (Dense, (4, 3)),
     "grouped": (Grouped, (2, 3, 8, 8)),
     "resnet18": (lambda: ResNet18(dim=6, num_classes=5), (2, 3, 32, 32)),
+    "resnet, two stages": (lambda: ResNet18(dim=4, num_classes=5, num_stages=2), (2, 3, 16, 16)),
     "side by side": (SideBySide, (2, 1, 8, 8)),
     "mobile": (mobile, (2, 3, 9, 9)),
     "manual": (Manual, (2, 5, 6)),

@@ -1,37 +1,33 @@
-"""Products of options, of which each commit tests every pair and `make test-slow` the rest."""
+"""Many configurations, of which each commit tests those with every pair of options, and `make test-slow` the rest."""
 
-import itertools
+from collections.abc import Hashable, Sequence
+from itertools import combinations, product
 
 import pytest
 
 
-def pairwise_cover(*axes):
-    """Combinations in which every value of each axis meets every value of every other axis, in order of the product.
+def pairwise_cover(cases: Sequence[Sequence[Hashable]]) -> set[int]:
+    """Places of cases that together have every pair of values (at two positions) that occurs in any case.
+
+    Greedy: the next case is the first of those with the most pairs that are missing.
 
     Args:
-        axes: the values of each option.
-
-    Returns:
-        Tuples of a value per axis: greedily few, and the same ones in every process.
+        cases: the values of each case, one per position.
     """
-    combinations = list(itertools.product(*(range(len(axis)) for axis in axes)))
-
-    def pairs(combination):
-        return set(itertools.combinations(enumerate(combination), 2))
-
-    missing, chosen = set().union(*map(pairs, combinations)), set()
+    pairs = [set(combinations(enumerate(values), 2)) for values in cases]
+    missing, chosen = set().union(*pairs), set()
     while missing:
-        best = max(combinations, key=lambda combination: len(pairs(combination) & missing))
+        best = max(range(len(cases)), key=lambda place: len(pairs[place] & missing))
         chosen.add(best)
-        missing -= pairs(best)
-    return [tuple(axis[k] for axis, k in zip(axes, c, strict=True)) for c in combinations if c in chosen]
+        missing -= pairs[best]
+    return chosen
 
 
 def product_params(*axes):
     """All combinations for `pytest.mark.parametrize`; those outside the pairwise cover are slow."""
     axes = [list(axis) for axis in axes]
-    cover = pairwise_cover(*axes)
+    cover = pairwise_cover(list(product(*(range(len(axis)) for axis in axes))))
     return [
-        pytest.param(*combination, marks=() if combination in cover else pytest.mark.slow)
-        for combination in itertools.product(*axes)
+        pytest.param(*combination, marks=() if place in cover else pytest.mark.slow)
+        for place, combination in enumerate(product(*axes))
     ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from contract import Contract, build
-from pairwise import pairwise_cover
+from covering import pairwise_cover
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph
@@ -58,6 +58,7 @@ WAYS = {
     "net_sum-per_type": {"node_positions": "net_sum", "position_map": "per_type"},
     "product-shared": {"node_positions": "product", "position_map": "shared"},
     "product_sum-per_type": {"position_map": "per_type"},
+    "product-message": {"message_function": "product", "num_layers": 2, "readout": "full_graph"},
     "sine_sum": {"update_rule": "sine_sum", "num_layers": 2, "readout": "full_graph"},
     "sine_cat": {"update_rule": "sine_cat", "num_layers": 2, "readout": "full_graph"},
 }
@@ -90,7 +91,7 @@ SPECS = {
 
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
-    way = f"{config.node_positions}-{config.position_map}-{config.update_rule}"
+    way = f"{config.node_positions}-{config.position_map}-{config.update_rule}-{config.message_function}"
     return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}"
 
 
@@ -99,6 +100,7 @@ def options_of(config, spec):
     positions = config.node_positions, config.edge_positions, config.position_map, config.position_net
     return (
         *(config.symmetry, config.direction, config.readout, config.message, positions, config.update_rule),
+        config.message_function,
         SPECS[config.symmetry].index(spec),
     )
 

@@ -13,7 +13,7 @@ ROOMS = {
     "networks": {"registry"},
     "symmetry": {"networks"},
     "graphs": {"networks", "symmetry"},
-    "nn": {"networks", "registry"},
+    "nn": {"networks", "symmetry", "registry"},
     "engine": {"networks", "symmetry", "graphs", "nn"},
     "models": {"registry", "networks", "symmetry", "graphs", "nn", "engine"},
     "reporting": {"networks"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import run_here, run_process
+from commands import run_fork, run_here, run_process
 from matplotlib.image import imread
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +17,7 @@ def home(tmp_path_factory):
     """A folder with a zoo of 40 digits, two views each, made by the command."""
     folder = tmp_path_factory.mktemp("home")
     conf = ROOT / "configs/zoos/digits_inr.yml"
-    made = run_process(
+    made = run_here(
         "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images", "40", "--views=2", "--steps", "50", cwd=folder
     )
     assert made.returncode == 0, made.stderr
@@ -137,7 +137,7 @@ def test_wandb_is_not_imported_unless_switched_on(home):
     code = "import sys, runpy; sys.argv = ['x', *sys.argv[1:]]; runpy.run_path({!r}, run_name='__main__')\n".format(
         str(ROOT / "inr_classification.py")
     )
-    result = run_process(
+    result = run_fork(
         *("-c", code + "print('wandb' in sys.modules)", "--conf", ROOT / "configs/digits_cls/scalegmn.yml"),
         *("--debug", "True", *SMALL, "--run_dir", "runs/without"),
         cwd=home,

@@ -1,11 +1,10 @@
 """`scalegmn zoo info`, `verify`, `export`, `splits`, as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import run_here
 from published import MNIST, write_mnist
 from safetensors.torch import load_file
 
@@ -16,8 +15,7 @@ from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
 def command(*words):
-    words = [sys.executable, "-m", "scalegmn", "zoo", *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return run_here("-m", "scalegmn", "zoo", *words, cwd=".")
 
 
 def refused(result):

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from commands import assert_refused, run_command
 from filelock import FileLock
 
 from scalegmn.experiments.compare import CompareConfig, plan
+from scalegmn.experiments.study import p_values
 
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted(ROOT.glob("configs/compare/*.yml"))
@@ -29,6 +31,7 @@ model = pathlib.Path(run).parts[1]
 print('about to fail')
 if model == 'bad' or (model == 'half' and (lr, seed) != (2, 0)):
     sys.exit(f'error: {model} at {lr:g}')
+number = int(options.get('data.train_networks', 1234))
 began = time.time()
 time.sleep(1)
 pathlib.Path(run).mkdir()
@@ -38,7 +41,7 @@ pathlib.Path(run, 'config.yml').write_text('{}')
 pathlib.Path(run, 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\\n' for row in rows))
 pathlib.Path(run, 'summary.json').write_text(json.dumps({
     'monitor': {'name': 'loss', 'maximize': False}, 'val_loss': abs(lr - 2) + seed, 'test_loss': lr + 2 * seed,
-    'parameters': 7, 'seconds': 1.5, 'data': {'zoo': 'z', 'sha256': 'ab' * 32, 'networks': {'train': 1234}},
+    'parameters': 7, 'seconds': 1.5, 'data': {'zoo': 'z', 'sha256': 'ab' * 32, 'networks': {'train': number}},
 }))
 """
 """No script of ours, but it writes what a comparison reads: the learning rate 2 is best on the validation split."""
@@ -217,3 +220,57 @@ def test_shipped_comparisons(path, monkeypatch):
     folder = next(iter(files)).parent
     assert files == {file for file in folder.glob("*.yml") if "relu" not in file.stem and "tanh" not in file.stem}
     assert {run.config.train_args.seed for run in runs} == set(content["seeds"])
+
+
+def test_learning_curves(home, compare, drawn):
+    """Each model with the settings that it keeps, each number of training networks, each seed."""
+    (home / "script.py").write_text(SCRIPT)
+    content = {"script": "script.py", "models": {"good": {"conf": "mlp.yml"}}, "tune": {LR: [1, 2]}, "seeds": [0, 5]}
+    code, _, error = compare({**content, "train_networks": [8, 16], "processes": 4})
+    assert code == 0, error
+    rows = read_csv(home / "out/curves.csv")
+    assert [(row["model"], row["train_networks"], row["seeds"]) for row in rows] == [
+        ("good", number, "2") for number in ("8", "16", "1234")
+    ]
+    for row in rows:
+        assert (float(row["test_loss"]), float(row["test_loss_std"])) == (7, pytest.approx(50**0.5))
+    assert len(list((home / "out/good/lr=2/networks_8").glob("*/summary.json"))) == 2
+    assert not (home / "out/good/lr=1/networks_8").exists()
+    assert (home / "out/curves.png").stat().st_size > 0
+    assert len(read_csv(home / "out/table.csv")) == 1
+
+
+def predictions(folder, true, predicted):
+    (folder / "figures").mkdir(parents=True)
+    lines = [f"{k},{a},{b}" for k, (a, b) in enumerate(zip(true, predicted, strict=True))]
+    (folder / "figures" / "predictions.csv").write_text("\n".join(["network,true,predicted", *lines]) + "\n")
+    return folder
+
+
+def test_p_values(tmp_path):
+    """A clear lead is significant, a lead of one network of a hundred is not, equal models least of all."""
+    draw = np.random.default_rng(0)
+    true = draw.integers(0, 10, 100)
+
+    def runs(name, num_wrong):
+        wrong = np.where(np.arange(100) < num_wrong, (true + 1) % 10, true)
+        return [predictions(tmp_path / name / str(seed), true, wrong) for seed in range(3)]
+
+    folders = {"best": runs("best", 10), "close": runs("close", 11), "far": runs("far", 40), "equal": runs("equal", 10)}
+    shares = p_values(folders, "accuracy", "best")
+    assert shares["best"] is None
+    assert shares["far"] < 0.001
+    assert 0.3 < shares["close"] < 0.45  # exp(-1): the network on which they differ is not drawn
+    assert shares["equal"] == 1
+    assert p_values(folders, "loss", "best") == dict.fromkeys(folders)
+    others = {**folders, "other": [predictions(tmp_path / "x", true[::-1], true[::-1])] * 3}
+    assert p_values(others, "accuracy", "best")["other"] is None
+
+
+def test_p_values_of_scores(tmp_path):
+    true = np.linspace(0.1, 0.9, 60)
+    noise = np.random.default_rng(0).normal(size=60)
+    folders = {
+        name: [predictions(tmp_path / name, true, true + size * noise)] for name, size in (("good", 0.05), ("bad", 2.0))
+    }
+    assert p_values(folders, "tau", "good")["bad"] < 0.01

@@ -3,18 +3,16 @@
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 
 import pytest
+from commands import run_here
 
 from scalegmn.experiments.config import ScriptConfig
 from scalegmn.experiments.run import each_seed, over_seeds
 
 
 def classify(home, *words):
-    command = [sys.executable, "inr_classification.py", "--conf=conf.yml", *words]
-    return subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300)
+    return run_here("inr_classification.py", "--conf=conf.yml", *words, cwd=home)
 
 
 @pytest.fixture

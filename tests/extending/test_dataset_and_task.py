@@ -1,14 +1,13 @@
 """A dataset and a task that the package does not know are trained through the usual command."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused
+from commands import assert_refused, run_fork
 
 import scalegmn
 from scalegmn.cli import main
@@ -71,8 +70,7 @@ def test_cnn_zoo_of_a_custom_activation(tmp_path):
     words = ["--import", FOLDER / "square.py", "--out=zoo", "--mixed=true", "--padding=same", "--activations=[square]"]
     words += ["--networks=6", "--channels=[3]", "--kernels=[3]", "--depths=[2]", "--checkpoints=[1]", "--num_images=60"]
     words += ["--batch_size=8", "--l2=[1e-6,1e-5]", "--init_std=[0.05,0.1]"]
-    command = [sys.executable, "-m", "scalegmn", "zoo", "cnn", *map(str, words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_fork("-m", "scalegmn", "zoo", "cnn", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     specs = json.loads((tmp_path / "zoo" / "zoo.json").read_text())["specs"]
     assert {layer["activation"] for spec in specs for layer in spec["layers"][:-1]} == {"square"}

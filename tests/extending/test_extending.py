@@ -1,30 +1,21 @@
 """Things of users, each one file outside the package, trained end to end through the command."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_fork, run_process
 
 HERE = Path(__file__).parent
 MOST_LINES = 60
 """The largest size of an extension."""
 
 
-def scalegmn(home, *words):
+def scalegmn(home, *words, run=run_fork):
     """The command in a process of its own, so that nothing stays registered in this one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scalegmn", *map(str, words)],
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run("-m", "scalegmn", *words, cwd=home)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -50,7 +41,8 @@ def test_metanetwork(home):
     settings |= {"model": "layer_norms", "layer_norms_args": {"hidden_dim": 9, "out_dim": 3}}
     (home / "conf.yml").write_text(yaml.safe_dump(settings))
     own = ["--import", HERE / "metanetwork.py"]
-    code, _, error = scalegmn(home, "train", "classification", *own, "--conf=conf.yml", "--run_dir=run")
+    words = ["train", "classification", *own, "--conf=conf.yml", "--run_dir=run"]
+    code, _, error = scalegmn(home, *words, run=run_process)
     assert code == 0, error
     config = yaml.safe_load((home / "run/config.yml").read_text())
     assert config["layer_norms_args"]["hidden_dim"] == 9
@@ -105,7 +97,7 @@ write_zoo(Path("data/squares"), [Networks((params,), {{"label": torch.arange(48)
 def test_activation(home):
     """Networks with it are stored, trained on, and measured: the model keeps its symmetry to 1e-9."""
     path = str(HERE / "square.py")
-    subprocess.run([sys.executable, "-c", WRITE_SQUARES.format(path=path)], cwd=home, check=True, timeout=300)
+    assert run_fork("-c", WRITE_SQUARES.format(path=path), cwd=home).returncode == 0
     small = ["--scalegmn_args.hidden_dim=8", "--scalegmn_args.num_layers=2", "--scalegmn_args.out_dim=3"]
     words = ["--data.dataset_path=data/squares", "--scalegmn_args.symmetry=hetero", "--train_args.num_epochs=1", *small]
     code, _, error = scalegmn(home, "train", "classification", "--import", path, *words, "--run_dir=run")

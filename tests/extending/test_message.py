@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import build, error, flat
+from covering import product_params
 
 import scalegmn
 from scalegmn.cli import main
@@ -17,7 +18,7 @@ from scalegmn.nn.messages import MESSAGES
 from scalegmn.symmetry.groups import GroupElement
 
 FOLDER = Path(__file__).parent
-DIRECTIONS = pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+DIRECTIONS, OUTPUTS = ["forward", "bidirectional"], ["vector", "parameters"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +61,10 @@ def assert_forms_agree(model, params, monkeypatch):
                     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9 * (1 + wanted.abs().max().item()))
 
 
-@DIRECTIONS
-@pytest.mark.parametrize("symmetry", ["sign", "scale", "hetero", "permutation"])
-@pytest.mark.parametrize("output", ["vector", "parameters"])
+@pytest.mark.parametrize(
+    ("symmetry", "direction", "output"),
+    product_params(["sign", "scale", "hetero", "permutation"], DIRECTIONS, OUTPUTS),
+)
 def test_message(symmetry, direction, output, random_params, generator, monkeypatch):
     spec = NetSpec.mlp([2, 4, 3, 2], {"scale": "relu", "permutation": "gelu"}.get(symmetry, "hetero"))
     if symmetry == "sign":
@@ -92,10 +94,13 @@ def test_unknown_names_are_refused():
         config_of("sign", "forward", message_function="gate")
 
 
-@DIRECTIONS
-@pytest.mark.parametrize("output", ["vector", "parameters"])
-@pytest.mark.parametrize("message", [None, "gated"])
-@pytest.mark.parametrize("names", [("square", "square"), ("square", "relu"), ("tanh", "square")], ids=str)
+@pytest.mark.parametrize(
+    ("names", "direction", "output", "message"),
+    product_params(
+        [("square", "square"), ("square", "relu"), ("tanh", "square")], DIRECTIONS, OUTPUTS, [None, "gated"]
+    ),
+    ids=str,
+)
 def test_squares(names, direction, output, message, random_params, generator, monkeypatch):
     """sigma(q z) = q^2 sigma(z): exact, with q of both signs, alone and beside other activations."""
     params = random_params(mlp([2, 4, 3, 2], *names), 4)

@@ -1,11 +1,11 @@
 """An activation that the package does not know (square.py) is exact everywhere."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_fork
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import (
@@ -18,11 +18,12 @@ from scalegmn.networks import (
     register_activation,
 )
 from scalegmn.networks.cnn import evaluate_cnn
-from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.evaluate import activations, evaluate
+from scalegmn.nn.probes import ProbeImages
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.canonicalize import canonicalize_scale, incoming_norm
 from scalegmn.symmetry.groups import GroupElement
-from scalegmn.symmetry.measure import assert_invariant, relative_change
+from scalegmn.symmetry.measure import assert_invariant, invariance_error, relative_change
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 
 LAYOUT = [2, 5, 4, 3]
@@ -173,6 +174,17 @@ def test_metanetworks_are_invariant(nets, direction, engine, request, generator)
     assert relative_change(model(wrong), model(params)) > 1e-6
 
 
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns"])
+def test_values_before_activations_are_probes_after_them_are_not(nets, request, generator, monkeypatch):
+    """Those before it are multiplied by q, as features are, those after it by chi(q) = q^2."""
+    params = request.getfixturevalue(nets)
+    model = metanetwork(params, out_dim=3, num_probes=6, probe_images=ProbeImages(image_size=6))
+    assert_invariant(model, params, generator, tolerance=1e-9)
+    if not params.spec.is_cnn:
+        monkeypatch.setattr("scalegmn.nn.probes.pre_activations", activations)
+        assert invariance_error(model, params, generator) > 1e-6
+
+
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 @pytest.mark.parametrize("nets", ["mlps", "hetero"])
 def test_changes_are_equivariant(nets, direction, request, generator):
@@ -186,8 +198,7 @@ def test_changes_are_equivariant(nets, direction, request, generator):
 
 def scalegmn(home, *words):
     """The output of the command, in a process of its own."""
-    words = [sys.executable, "-m", "scalegmn", *map(str, words)]
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=300)
+    done = run_fork("-m", "scalegmn", *words, cwd=home)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

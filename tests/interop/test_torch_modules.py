@@ -61,7 +61,9 @@ def test_features_move_with_the_parameters(name, generator):
         torch.testing.assert_close(found, own, rtol=1e-9, atol=1e-9)
 
 
-@each
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in ARCHITECTURES]
+)
 def test_wrong_elements_change_the_function(name):
     """A neuron that moves without those it is tied to; a scalar where there is none."""
     module, params, x = traced(name)

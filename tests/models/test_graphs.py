@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import architecture, traced
-from contract import build, error
+from contract import assert_engine_computes_the_plain_form, build, error
 
 from scalegmn.interop.torch_modules import from_module
 from scalegmn.models.ng_gnn import NGGNNConfig
@@ -53,6 +53,49 @@ def test_every_layer_is_read(name, kind):
         weights = list(params.weights)
         weights[index] = torch.randn_like(weights[index])
         assert (model(replace(params, weights=tuple(weights))) - expected).abs().max() > 1e-9, index
+
+
+def skips(activation):
+    """Residual connections between hidden layers and into the output."""
+    hidden = LayerSpec(2, 4, None, activation), LayerSpec(4, 3, None, activation)
+    return NetSpec((*hidden, LayerSpec(3, 4, None, activation, residual=0), LayerSpec(4, 3, residual=1)))
+
+
+def attention(activation):
+    """Groups, a normalisation layer, a residual connection, attention of 2 heads of dimension 2."""
+    return NetSpec(
+        (
+            LayerSpec(2, 4, (3, 3), activation),
+            LayerSpec(4, 4, (1, 1), groups=2),
+            LayerSpec(4, 4, None, "gelu", groups=4, norm="layer", residual=0),
+            *(LayerSpec(4, 4, reads=layer) for layer in (0, 2)),
+            LayerSpec(4, 4, reads=2, attention=(3, 4, 2)),
+            LayerSpec(4, 3),
+        )
+    )
+
+
+DIRECTIONS = ["forward", "bidirectional"]
+OUTPUTS = [("vector", "last_layer"), ("vector", "full_graph"), ("parameters", "last_layer")]
+NO_CHAINS = [
+    ("sign", skips("tanh")),
+    ("scale", skips("relu")),
+    ("scale", SKIPS),
+    ("hetero", skips("hetero")),
+    ("permutation", skips("gelu")),
+    ("hetero", attention("relu")),
+    ("permutation", attention("gelu")),
+]
+
+
+@pytest.mark.parametrize(("symmetry", "spec"), NO_CHAINS)
+@pytest.mark.parametrize(("output", "readout"), OUTPUTS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_engine_computes_the_plain_form(symmetry, spec, direction, output, readout, random_params):
+    """Outputs and gradients; the engine runs networks that are no chains as one sparse graph."""
+    options = {"symmetry": symmetry, "direction": direction, "output": output, "readout": readout, "num_layers": 3}
+    params = random_params(spec, 3, [1, 2, 1] if "hetero" in spec.symmetries else None)
+    assert_engine_computes_the_plain_form(build(replace(SCALEGMN, normalize=False, **options), spec), [params])
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])

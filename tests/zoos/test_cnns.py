@@ -1,13 +1,11 @@
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from commands import Fork, run_fork, run_here
 
 import scalegmn.zoos.fit.cnn_zoo as cnns
 from scalegmn.networks import ACTIVATIONS, BUILT_IN, Activation, register_activation
@@ -143,22 +141,21 @@ def test_killed_and_restarted(tmp_path):
     """kill -9 in the middle, then the same command: finished shards are kept, and the zoo is the same."""
     words = [f"--{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
     words = [*words, "--networks=600", "--checkpoints=[8]", f"--out={tmp_path / 'zoo'}"]
-    command = [sys.executable, "-m", "scalegmn", "zoo", "cnn", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = ["-m", "scalegmn", "zoo", "cnn", *words]
+    process = Fork(*command)
     partial, deadline = tmp_path / "zoo.partial", time.monotonic() + 100
     while not list(partial.glob("shard-*.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.finish()
     kept = {file: file.stat().st_mtime_ns for file in partial.glob("shard-*.safetensors")}
     assert 0 < len(kept) < 3
-    again = subprocess.run([*command, "--shard=0/3"], env=environment, capture_output=True, text=True)
+    again = run_fork(*command, "--shard=0/3")
     assert again.returncode == 0, again.stderr
     assert all(file.stat().st_mtime_ns == written for file, written in kept.items())
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = run_fork(*command)
     assert again.returncode == 0, again.stderr
     assert "600 checkpoints of 600 networks CNN [1, 4, 4, 10] (hetero); 0 diverged" in again.stdout
     whole = make_cnn_zoo(CnnRecipe(out=str(tmp_path / "whole"), **SMALL | {"networks": 600, "checkpoints": (8,)}))
@@ -211,7 +208,7 @@ def test_problems_are_named_together_in_one_line():
     words = ["--networks=0", "--channels=[]", "--checkpoints=[3,1]", "--lr=[1,0.1]", "--dropout=[0,1]"]
     words += ["--train_fractions=[0,2]", "--activations=[relu,relu]", "--shard=2/2", "--val_fraction=1"]
     words += ["--depths=[0]", "--kernels=[]", "--mixed=true"]
-    result = subprocess.run([sys.executable, "-m", "scalegmn", "zoo", "cnn", *words], capture_output=True, text=True)
+    result = run_here("-m", "scalegmn", "zoo", "cnn", *words, cwd=".")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     more = ("depths", "kernels", "padding")
     for name in (

@@ -4,10 +4,7 @@ import json
 import os
 import pickle
 import re
-import resource
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Fork, largest_file, run_here
 from published import save, siren, write_cifar, write_cnns, write_fmnist, write_mnist
 
 from scalegmn.zoos import convert
@@ -247,11 +245,9 @@ CONVERT = "from scalegmn.zoos import convert; convert.SHARD = 2; import sys; fro
 CONVERT += "print(open_data(DataConfig(sys.argv[1], 'labeled_mnist_inr', sys.argv[2])).sha256)"
 
 
-def script(folder, conf, *words, **options):
-    command = [sys.executable, ROOT / "inr_classification.py", "--conf", ROOT / conf, *words]
+def script(folder, conf, *words):
     small = ["--scalegmn_args.hidden_dim=4", "--scalegmn_args.num_layers=2", "--train_args.num_epochs=1"]
-    command = [*map(str, command), *small]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, **options)
+    return run_here(ROOT / "inr_classification.py", "--conf", ROOT / conf, *words, *small, cwd=folder)
 
 
 def test_script_on_the_published_layout(mnist):
@@ -268,16 +264,9 @@ def test_script_on_the_published_layout(mnist):
 
 
 def test_full_disk(mnist):
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-    result = script(
-        mnist,
-        "configs/mnist_cls/scalegmn.yml",
-        "--data.dataset_path=mnist-inrs",
-        "--data.split_path=mnist_splits.json",
-        preexec_fn=small_files,
-    )
+    words = ["--data.dataset_path=mnist-inrs", "--data.split_path=mnist_splits.json"]
+    with largest_file(1000):
+        result = script(mnist, "configs/mnist_cls/scalegmn.yml", *words)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "cannot be written (File too large); free space, or choose another folder" in result.stderr
     assert not list(mnist.rglob("*.tmp"))
@@ -294,8 +283,7 @@ def test_conversion_may_be_forbidden(mnist):
 
 
 def start(folder, code=CONVERT):
-    command = [sys.executable, "-c", code, f"{folder}/mnist-inrs", f"{folder}/mnist_splits.json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Fork("-c", code, folder / "mnist-inrs", folder / "mnist_splits.json")
 
 
 def test_two_processes_at_once(mnist):
@@ -303,9 +291,9 @@ def test_two_processes_at_once(mnist):
         "convert.SHARD = 2;", "convert.SHARD = 2; import time; convert.versions = lambda: time.sleep(2) or {};"
     )
     processes = [start(mnist, slow) for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    out = sorted(result[0].splitlines() for result in results)
+    results = [process.finish() for process in processes]
+    assert [result.returncode for result in results] == [0, 0], results
+    out = sorted(result.stdout.splitlines() for result in results)
     assert out[0][-1] == out[1][-1]  # the same zoo
     assert sum("converting 11 networks" in line for lines in out for line in lines) == 1
     assert len(list((mnist / "mnist-inrs").glob("scalegmn-*"))) == 1  # nothing but the zoo
@@ -321,10 +309,10 @@ def test_killed_and_started_again(mnist, monkeypatch):
     partial = whole.path.with_name(whole.path.name + ".partial")
     deadline = time.time() + 60
     while len(list(partial.glob("shard-*.safetensors"))) < 2:
-        assert time.time() < deadline, process.communicate()
+        assert time.time() < deadline, process.finish()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.finish()
     kept = len(list(partial.glob("shard-*.safetensors")))
     assert 2 <= kept < 6
     monkeypatch.setattr(convert, "SHARD", 2)

@@ -34,6 +34,21 @@ def test_the_numbers_that_reach_the_model(config):
         assert (largest <= math.pi / 2 + 1e-9) == canonical
 
 
+def test_some_training_networks(config):
+    """The same ones always, more of them for a larger number; the other splits stay."""
+    chosen = []
+    for number in (4, 9, 17):
+        zoo, splits = load_splits(replace(config, train_networks=number), "label")
+        chosen.append({*splits["train"].rows.tolist()})
+        assert splits["train"].labels.tolist() == zoo.columns["label"][splits["train"].rows].tolist()
+        assert (len(chosen[-1]), len(splits["val"]), len(splits["test"])) == (number, 2, 1)
+    assert chosen[0] < chosen[1] < chosen[2] == set(range(3, 20))
+    with pytest.raises(ValueError, match=r"data.train_networks: found 18, expected at most 17, as in"):
+        load_splits(replace(config, train_networks=18), "label")
+    with pytest.raises(ValueError, match=r"data.train_networks: found 0, expected at least 1"):
+        replace(config, train_networks=0)
+
+
 def test_batches_cover_the_split_once(config):
     _, splits = load_splits(config, "label")
     train = splits["train"]

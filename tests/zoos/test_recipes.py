@@ -1,16 +1,13 @@
 import json
-import os
-import resource
 import signal
 import struct
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from commands import Fork, largest_file, run_fork, run_here, run_process
 
 import scalegmn.zoos.fit.inr_zoo as recipes
 from scalegmn.networks.siren import render
@@ -40,20 +37,10 @@ def mnist_folder(tmp_path):
 SMALL = InrRecipe(views=1, hidden=(6,), steps=5)
 
 
-def command(folder, *words, launcher=(), **options):
-    """The real command with the recipe `SMALL` in a process of its own: 1,797 digits in four shards."""
-    small = ["--out", str(folder / "zoo"), "--views", "1", "--hidden", "[6]", "--steps", "5"]
-    started = [sys.executable, *launcher, "-m", "scalegmn", "zoo", "inr", *small, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def finish(process):
-    """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def command(folder, *words):
+    """The words of the command with the recipe `SMALL`: 1,797 digits in four shards."""
+    small = ["--out", folder / "zoo", "--views", "1", "--hidden", "[6]", "--steps", "5"]
+    return ["-m", "scalegmn", "zoo", "inr", *small, *words]
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +97,12 @@ def test_same_seed_same_zoo_other_seed_other_zoo(recipe, tmp_path):
 
 def test_parts_in_turn_make_the_same_zoo(tmp_path, whole):
     for part in ("1/3", "0/3"):
-        code, out, err = finish(command(tmp_path, "--shard", part))
-        assert code == 0, err
-    assert "part 0/3 is done; 1 of 4 shards are still to come, from part 2" in out
+        done = run_fork(*command(tmp_path, "--shard", part))
+        assert done.returncode == 0, done.stderr
+    assert "part 0/3 is done; 1 of 4 shards are still to come, from part 2" in done.stdout
     assert not (tmp_path / "zoo").exists()
-    code, out, err = finish(command(tmp_path, "--shard", "2/3"))
-    assert code == 0, err
+    done = run_fork(*command(tmp_path, "--shard", "2/3"))
+    assert done.returncode == 0, done.stderr
     assert verify_zoo(tmp_path / "zoo").sha256 == whole
     assert [path.name for path in tmp_path.iterdir()] == ["zoo"]
 
@@ -134,23 +121,23 @@ def test_launchers_say_which_part(monkeypatch):
 @pytest.mark.parametrize("parts", [("0/2", "1/2"), pytest.param(("0/1", "0/1"), marks=pytest.mark.slow)])
 def test_processes_at_once_make_the_same_zoo(tmp_path, parts, whole):
     """Also when both are asked for the same."""
-    processes = [command(tmp_path, "--shard", part) for part in parts]
-    assert [finish(process)[0] for process in processes] == [0, 0]
+    processes = [Fork(*command(tmp_path, "--shard", part)) for part in parts]
+    assert [process.finish().returncode for process in processes] == [0, 0]
     assert open_zoo(tmp_path / "zoo").sha256 == whole
 
 
 @pytest.mark.slow
 def test_torchrun_makes_the_same_zoo(tmp_path, whole):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    code, _, err = finish(command(tmp_path, launcher=launcher))
-    assert code == 0, err
+    done = run_process(*launcher, *command(tmp_path), cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
     assert open_zoo(tmp_path / "zoo").sha256 == whole
 
 
 def test_killed_and_restarted(tmp_path):
     """kill -9 in the middle: finished shards are kept as they are, and the zoo is the same."""
     slow = ["--steps", "400"]
-    process = command(tmp_path, *slow)
+    process = Fork(*command(tmp_path, *slow))
     partial = tmp_path / "zoo.partial"
     deadline = time.monotonic() + 60
     while not list(partial.glob("shard-*.safetensors")):
@@ -158,16 +145,16 @@ def test_killed_and_restarted(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    finish(process)
+    process.finish()
     assert not (tmp_path / "zoo").exists()
     kept = {file.name: file.stat().st_mtime_ns for file in partial.glob("shard-*.safetensors")}
     assert len(kept) < 4
-    code, _, err = finish(command(tmp_path, *slow, "--shard", "3/4"))
-    assert code == 0, err
+    done = run_fork(*command(tmp_path, *slow, "--shard", "3/4"))
+    assert done.returncode == 0, done.stderr
     for name, written in kept.items():
         assert (partial / name).stat().st_mtime_ns == written
-    code, _, err = finish(command(tmp_path, *slow))
-    assert code == 0, err
+    done = run_fork(*command(tmp_path, *slow))
+    assert done.returncode == 0, done.stderr
     whole = make_zoo(replace(SMALL, out=str(tmp_path / "whole"), steps=400))
     assert verify_zoo(tmp_path / "zoo").sha256 == open_zoo(whole).sha256
 
@@ -175,19 +162,16 @@ def test_killed_and_restarted(tmp_path):
 @pytest.mark.parametrize("size", [4_000, 60_000])
 def test_full_disk(tmp_path, size, whole):
     """While a shard is written, and while the zoo is: one line, nothing half-written, and the same command goes on."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    code, _, err = finish(command(tmp_path, preexec_fn=limit))
-    assert code == 2
-    last = err.splitlines()[-1]
+    with largest_file(size):
+        done = run_here(*command(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
     assert "File too large" in last
     assert "free space" in last
     assert not (tmp_path / "zoo").exists()
     assert not list(tmp_path.glob("**/*.tmp")) + list(tmp_path.glob("*.writing"))
-    assert finish(command(tmp_path))[0] == 0
+    assert run_here(*command(tmp_path), cwd=tmp_path).returncode == 0
     assert verify_zoo(tmp_path / "zoo").sha256 == whole
 
 

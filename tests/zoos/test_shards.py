@@ -1,8 +1,8 @@
 import json
-import multiprocessing
 
 import pytest
 import torch
+from commands import FORKS
 
 from scalegmn.networks import NetSpec
 from scalegmn.zoos.shards import Shards, lock
@@ -67,9 +67,8 @@ def _take_turns(out, log, number):
 
 
 def test_lock_excludes_other_processes(tmp_path):
-    context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    processes = [context.Process(target=_take_turns, args=(tmp_path / "zoo", log, k)) for k in range(3)]
+    processes = [FORKS.Process(target=_take_turns, args=(tmp_path / "zoo", log, k)) for k in range(3)]
     for process in processes:
         process.start()
     for process in processes:

@@ -7,6 +7,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from scalegmn.configuration.extensions import IMPORT_HELP, import_extension
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.names import nearest
+from scalegmn.configuration.types import expected, problem, type_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -31,6 +33,9 @@ PRINT_CONFIG = "--print_config"
 
 NO_OPTION = {"option": False}
 """Metadata of a field that is neither an option of the command line nor a key of files."""
+
+COMMAND_LINE = "command line"
+"""Where settings come from that are in no file, in messages."""
 
 IMPORTS = "imports"
 """The key of files that lists modules to import first, and the field that keeps them, where a dataclass has it."""
@@ -69,13 +74,13 @@ def parse(
     given = source.settings(whole=defaults)  # a field may be a mapping itself
     problems += _key_problems(defaults, given)
     given = [setting for setting in given if setting[1] in defaults]
-    problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
+    problems += [text for setting in given for text in _null_problems(config_class, *setting)]
     files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
     words = [word for word in source.words if word.partition("=")[0] != PRINT_CONFIG]
     try:
         values = parser.parse_args(files + words)
     except ArgumentError as error:  # only now each setting by itself, which takes a while
-        problems += [problem for setting in given for problem in _value_problems(parser, *setting)]
+        problems += [text for setting in given for text in _value_problems(config_class, parser, *setting)]
         problems = problems or [_one_line(error)]
     if problems:
         raise ValueError("; ".join(problems))
@@ -114,7 +119,7 @@ class Source:
     def settings(self, whole: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
         """Each setting with its source: (source, key, value)."""
         of_files = [(file, key, value) for file, content in self.contents for key, value in leaves(content, "", whole)]
-        return of_files + [("command line", key, value) for key, value in _options(self.words)]
+        return of_files + [(COMMAND_LINE, key, value) for key, value in _options(self.words)]
 
 
 def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source:
@@ -143,16 +148,24 @@ def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source
 
 
 def _parser(config_class: type, prog: str | None) -> ArgumentParser:
-    """A parser with an option for each field."""
+    """A parser with an option for each field; made once, since that takes half a second."""
+    return _make_parser(config_class, prog, tuple((key, tuple(names)) for key, names in _names(config_class)))
+
+
+@lru_cache(maxsize=16)
+def _make_parser(
+    config_class: type, prog: str | None, names: tuple[tuple[str, tuple[str, ...]], ...]
+) -> ArgumentParser:
+    """A parser whose help for some keys ends with the names that are known."""
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--conf", action="config", help="YAML file of settings; several are merged left to right.")
     parser.add_argument("--import", default=SUPPRESS, metavar="MODULE", help=IMPORT_HELP)
     hidden = {item.name for item in fields(config_class) if item.metadata == NO_OPTION}
     parser.add_class_arguments(config_class, None, skip=hidden)
-    names = dict(_names(config_class))
+    known = dict(names)
     for action in parser._actions:
-        if action.dest in names:
-            action.help = f"{action.help} One of {', '.join(names[action.dest])}."
+        if action.dest in known:
+            action.help = f"{action.help} One of {', '.join(known[action.dest])}."
     return parser
 
 
@@ -208,27 +221,26 @@ def _null_problems(config_class: type, source: str, key: str, value: Any) -> lis
     """A sentence if null is given for a field that cannot be null."""
     if value not in (None, "null"):
         return []
-    owner = config_class
-    *sections, name = key.split(".")
-    for section in sections:
-        owner = get_type_hints(owner)[section]
-    return [] if type(None) in get_args(get_type_hints(owner)[name]) else [f"{source}: {key}: found null"]
+    hint = type_of(config_class, key)
+    found = "nothing after it" if source == COMMAND_LINE and value is None else "null"
+    is_possible = type(None) in get_args(hint) and found == "null"
+    return [] if is_possible else [f"{source}: {key}: found {found}, expected {expected(hint)}"]
 
 
-def _value_problems(parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
+def _value_problems(config_class: type, parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
     """What is wrong with the type of one value; null is left to `_null_problems`."""
     if value in (None, "null"):
         return []
     try:
-        if source == "command line":
+        if source == COMMAND_LINE:
             parser.parse_args([f"--{key}={value}"])
         else:
             nested = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
             parser.parse_object(nested)
-    except ArgumentError as error:
-        return [f"{source}: {_one_line(error)}"]
+    except ArgumentError:
+        return [f"{source}: {key}: {problem(type_of(config_class, key), value)}"]
     return []
 
 

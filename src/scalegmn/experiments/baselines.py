@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from scalegmn.experiments.config import read_config_file
@@ -84,8 +85,9 @@ def flat_baselines(run: Path) -> str:
     element = GroupElement.sample(networks["test"], torch.Generator().manual_seed(0))
     moved = element.act(networks["test"])
     trained = load(run)
-    answers = torch.cat([trained(moved[start : start + BATCH]) for start in range(0, len(moved), BATCH)])
-    accuracy_moved = float((answers.argmax(1).numpy() == labels["test"]).mean())
+    answers = [trained(moved[start : start + BATCH]) for start in range(0, len(moved), BATCH)]
+    predicted = torch.cat([answer for answer in answers if isinstance(answer, Tensor)]).argmax(1)
+    accuracy_moved = float((predicted.numpy() == labels["test"]).mean())
     rows = [(name, summary["test_accuracy"], accuracy_moved, summary["parameters"], summary["seconds"])]
     spec = networks["test"].spec
     for name, (features, build) in CLASSIFIERS.items():

@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import re
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
-
-import numpy as np
 
 from scalegmn.configuration.files import leaves
 from scalegmn.configuration.parsing import NO_OPTION
@@ -36,17 +33,24 @@ from scalegmn.experiments.processes import (
     word,
     words,
 )
-from scalegmn.experiments.report import RunRecord, read_run
+from scalegmn.experiments.report import read_run
+from scalegmn.experiments.study import (
+    add_p_values,
+    conditions,
+    last_part,
+    networks_of,
+    results,
+    row,
+    summary_of,
+    table,
+    write_curves,
+)
 from scalegmn.reporting.figures import results_and_costs
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.rows import write_csv
 
 HOW_READ = ("switch_to_canon", "canonicalize", "augment")
 """Of the section `data`, what may differ between models; the others say which networks there are."""
-
-
-COLUMNS = {"networks_per_second": "networks/s", "memory_gb": "peak memory [GB]"}
-"""Names of columns in table.md that are not those of table.csv."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class CompareConfig:
     tune: dict[str, Any] = field(default_factory=dict)
     """Lists of values by dotted key: each model keeps the combination that is best on the validation split with the
     first seed."""
+
+    train_networks: tuple[int, ...] = ()
+    """Learning curves: with the settings that it keeps, each model is also trained on so many of the training networks
+    (data.train_networks), with all seeds."""
 
     processes: int = 1
     """Runs at the same time, each with its share of the cores."""
@@ -97,6 +105,8 @@ class CompareConfig:
                 problems.append(f"tune.{key}: found {values}, expected a list of different values")
         if not self.seeds or min(self.seeds) < 0 or len({*self.seeds}) < len(self.seeds):
             problems.append(f"seeds: found {list(self.seeds)}, expected different numbers from 0 on")
+        if any(number < 1 for number in self.train_networks):
+            problems.append(f"train_networks: found {list(self.train_networks)}, expected numbers from 1 on")
         if self.processes < 1:
             problems.append(f"processes: found {self.processes}, expected at least 1")
         if problems:
@@ -126,6 +136,9 @@ class PlannedRun:
     config: Config
     """The run's configuration, with its seed and folder."""
 
+    train_networks: int | None
+    """The point of the learning curve; None: all training networks of the configuration."""
+
     command: list[str]
     """The words after `python` that start the run."""
 
@@ -141,7 +154,7 @@ class PlannedRun:
 
 
 def plan(config: CompareConfig) -> list[PlannedRun]:
-    """Each model with each combination of what is tuned and each seed.
+    """Each model with each combination of what is tuned, each seed, and each number of training networks.
 
     Raises:
         ValueError: the script is missing, settings are refused, or models read different networks.
@@ -159,13 +172,16 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
                 problems.append(f"models.{name}: {str(error).replace('command line: ', '')}")
                 continue
             folder = Path(config.out, name, _name(tuned))
-            for seed in config.seeds:
-                run_dir = str(folder / f"seed_{seed}")
+            for number, seed in itertools.product((None, *config.train_networks), config.seeds):
+                run_dir = str(folder / ("" if number is None else f"networks_{number}") / f"seed_{seed}")
                 content = replace(base, train_args=replace(base.train_args, seed=seed), run_dir=run_dir)
                 ending = [f"--train_args.seed={seed}", f"--run_dir={run_dir}", "--resume=auto"]
-                runs.append(PlannedRun(name, tuned, content, [*start, *settings, *ending]))
+                if number is not None:
+                    content = replace(content, data=replace(base.data, train_networks=number))
+                    ending.append(f"--data.train_networks={number}")
+                runs.append(PlannedRun(name, tuned, content, number, [*start, *settings, *ending]))
     first = asdict(runs[0].config.data) if runs else {}
-    for run in runs:
+    for run in [run for run in runs if run.train_networks is None]:
         for key, value in asdict(run.config.data).items():
             if value != first[key] and key not in HOW_READ:
                 problems.append(f"models.{run.model}: data.{key}: found {value}, {runs[0].model} has {first[key]}")
@@ -176,12 +192,7 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
 
 def _name(tuned: Mapping[str, Any]) -> str:
     """The folder of a combination of values; none when nothing is tuned."""
-    return ",".join(f"{_last(key)}={word(value)}" for key, value in tuned.items()).replace("/", "_")
-
-
-def _last(key: str) -> str:
-    """The last part of a dotted key."""
-    return key.rpartition(".")[2]
+    return ",".join(f"{last_part(key)}={word(value)}" for key, value in tuned.items()).replace("/", "_")
 
 
 def compare(config: CompareConfig) -> list[Path]:
@@ -197,6 +208,8 @@ def compare(config: CompareConfig) -> list[Path]:
     with only_here(out, "comparison"):
         for run in runs:
             _check(run)
+        curves = [run for run in runs if run.train_networks is not None]
+        runs = [run for run in runs if run.train_networks is None]
         trials = [run for run in runs if run.config.train_args.seed == config.seeds[0]]
         failed = train(config, trials)
         chosen = {name: choose([run for run in trials if run.model == name]) for name in config.models}
@@ -207,8 +220,9 @@ def compare(config: CompareConfig) -> list[Path]:
         runs = [run for run in runs if run.is_finished]
         if not runs:
             return failed
-        networks = _networks(runs)
+        networks = networks_of(runs)
         rows = [row(name, chosen[name] or {}, [run for run in runs if run.model == name]) for name in config.models]
+        add_p_values(rows, runs)
         text = f"{table(rows)}\n\n{conditions(config, runs, networks)}\n"
         write_csv(out / "table.csv", rows)
         write_atomic(out / "table.md", text)
@@ -219,6 +233,10 @@ def compare(config: CompareConfig) -> list[Path]:
             if model_row["seeds"]
         }
         results_and_costs(out / "figure.png", points, metric.replace("_", " ", 1))
+        curves = [run for run in curves if run.tuned == chosen[run.model]]
+        failed += train(config, curves)
+        if curves:
+            write_curves(out, [run for run in curves if run.is_finished] + runs, metric)
     print(f"\n{text}\nresults: {out}")
     return failed
 
@@ -260,29 +278,6 @@ def train(config: CompareConfig, runs: Sequence[PlannedRun]) -> list[Path]:
     return failed
 
 
-def results(run: RunRecord) -> dict[str, float]:
-    """What a finished run is compared by: its task's metric on both splits, and what it cost.
-
-    `networks_per_second`: trained, over all epochs. `memory_gb`: the largest of all epochs. A metric that was never
-    finite on the validation split is nan.
-    """
-    summary = _summary(run)
-    metric = summary["monitor"]["name"]
-    return {
-        **{f"{split}_{metric}": summary.get(f"{split}_{metric}", math.nan) for split in ("test", "val")},
-        "parameters": summary["parameters"],
-        "networks_per_second": statistics.harmonic_mean([epoch["networks_per_second"] for epoch in run.rows]),
-        "memory_gb": max(epoch["memory_gb"] for epoch in run.rows),
-        "seconds": summary["seconds"],
-    }
-
-
-def _summary(run: RunRecord) -> Mapping[str, Any]:
-    """The summary of a finished run."""
-    assert run.summary is not None
-    return run.summary
-
-
 def choose(trials: Sequence[PlannedRun]) -> dict[str, Any] | None:
     """The tuned values of the trial that is best on the validation split; None when there are several and none has
     finished."""
@@ -291,7 +286,7 @@ def choose(trials: Sequence[PlannedRun]) -> dict[str, Any] | None:
 
     def value(trial: PlannedRun) -> float:
         run = read_run(trial.folder, trial.model)
-        monitor = _summary(run)["monitor"]
+        monitor = summary_of(run)["monitor"]
         metric = results(run)[f"val_{monitor['name']}"]
         return -math.inf if math.isnan(metric) else metric if monitor["maximize"] else -metric
 
@@ -304,73 +299,3 @@ def _trial(run: PlannedRun, is_chosen: bool) -> dict[str, Any]:
     values = results(read_run(run.folder, run.model)) if run.is_finished else {}
     values = {key: value for key, value in values.items() if key.startswith("val_") or key == "seconds"}
     return {"model": run.model, **run.tuned, "seed": run.config.train_args.seed, "chosen": is_chosen, **values}
-
-
-def row(model: str, tuned: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dict[str, Any]:
-    """A model's row of the table, over its finished runs.
-
-    The mean and, as `_std`, the standard deviation (n - 1) of the metric on both splits; mean networks per second and
-    seconds of a run, the largest memory; the number of runs as `seeds`.
-    """
-    finished = [results(read_run(run.folder, model)) for run in runs]
-    summary: dict[str, Any] = {"model": model, **tuned}
-    for key in finished[0] if finished else ():
-        values = [of_run[key] for of_run in finished]
-        if key.startswith(("test_", "val_")):
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # statistics.stdev refuses nan
-            summary |= {key: statistics.fmean(values), f"{key}_std": spread}
-        else:
-            summary[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)
-    return {**summary, "seeds": len(finished)}
-
-
-def _networks(runs: Sequence[PlannedRun]) -> str:
-    """The zoo of finished runs, and how many of its networks.
-
-    Raises:
-        ValueError: runs have read different networks.
-    """
-    data_of = {run.folder: _summary(read_run(run.folder, run.model))["data"] for run in runs}
-    (first, data), *others = data_of.items()
-    for folder, other in others:
-        if (other["sha256"], other["networks"]) != (data["sha256"], data["networks"]):
-            raise ValueError(
-                f"{folder} was trained on other networks than {first}; remove one, or choose another --out"
-            )
-    sizes = ", ".join(f"{number:,} {split}" for split, number in data["networks"].items())
-    return f"{data['zoo']} (sha256 {data['sha256'][:12]}; {sizes} networks)"
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown, means with their standard deviations."""
-    names = [key for key in dict.fromkeys(key for model_row in rows for key in model_row) if not key.endswith("_std")]
-    names.sort(key=lambda key: (key != "model", key == "seeds"))  # those of a model without runs are fewer
-    lines = [[COLUMNS.get(key, _last(key).replace("_", " ", 1)) for key in names]]
-    lines += [[_cell(model_row, key) for key in names] for model_row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(
-        f"| {' | '.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])} |" for line in lines
-    )
-
-
-def _cell(model_row: Mapping[str, Any], key: str) -> str:
-    """A value of a row, as people read it."""
-    value = model_row.get(key)
-    if key.startswith(("test_", "val_")) and value is not None:
-        spread = model_row[f"{key}_std"]
-        return f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
-    digits = {"networks_per_second": ",.0f", "memory_gb": ".2f", "seconds": ",.0f", "parameters": ","}
-    return "" if value is None else format(value, digits.get(key, "")) if key in digits else word(value)
-
-
-def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str) -> str:
-    """What all models had in common, as a sentence below the table."""
-    epochs = " or ".join(map(str, sorted({run.config.train_args.num_epochs for run in runs})))
-    tuned = [f"{key} among {', '.join(map(word, values))}" for key, values in config.tune.items()]
-    budget = f"; {' and '.join(tuned)}, chosen on the validation split with seed {config.seeds[0]}" if tuned else ""
-    seeds = ", ".join(map(str, config.seeds))
-    return (
-        f"{networks}. Every model: epochs at most {epochs}{budget}; then mean +- standard deviation (n - 1) over seeds "
-        f"{seeds}. Seconds: of one run; threads of each: {config.threads}."
-    )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import yaml
 
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.parsing import NO_OPTION, parse, read, split_arguments
+from scalegmn.experiments.file_kinds import refuse_other_kinds
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
@@ -116,6 +118,11 @@ class ScriptConfig(Config):
         super().__post_init__()
         if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
             raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        seeds = [] if self.seeds is None else [*map(int, self.seeds.split(","))]
+        if len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"seeds: found {self.seeds}, expected different numbers; a seed twice is the same run twice"
+            )
         if self.seeds is not None and self.resume is not None and self.run_dir is None:
             raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
@@ -135,15 +142,26 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
     registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
-    tasks = {name: task.options for name, task in TASKS.items() if task.options is not None}
+    tasks = tuple((name, task.options) for name, task in TASKS.items() if task.options is not None)
+    own: type = config_class  # classes can be hashed, whatever mypy says of type[AnyConfig]
+    made: type[AnyConfig] = _make_sections(own, tuple(METANETWORKS.items()), tasks)
+    return made
+
+
+@lru_cache(maxsize=16)
+def _make_sections(
+    config_class: Any, models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
+) -> type[Any]:
+    """The subclass for these metanetworks' configurations and these tasks' options."""
+    sections, options = dict(models + tasks), dict(tasks)
 
     def choose(self: Any) -> None:
         METANETWORKS.require(self.model, "model")
         object.__setattr__(self, "model_config", getattr(self, f"{self.model}_args"))
-        given = {name: getattr(self, f"{name}_args") for name in tasks}
-        object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != tasks[name]()})
+        given = {name: getattr(self, f"{name}_args") for name in options}
+        object.__setattr__(self, "task_args", {name: args for name, args in given.items() if args != options[name]()})
         problems = []
-        for name, model in METANETWORKS.items():
+        for name, model in models:
             if name != self.model and getattr(self, f"{name}_args") != model():
                 problems.append(f"{name}_args: the model is {self.model}; set model: {name}, or remove this section")
         try:
@@ -153,15 +171,15 @@ def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
         if problems:
             raise ValueError("; ".join(problems))
 
-    texts = {"model": f"Which metanetwork: {', '.join(METANETWORKS)}; its section <model>_args counts."}
-    texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in METANETWORKS.items()}
-    texts |= {f"{name}_args": f"Options of the task {name}." for name in tasks}
+    texts = {"model": f"Which metanetwork: {', '.join(dict(models))}; its section <model>_args counts."}
+    texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in models}
+    texts |= {f"{name}_args": f"Options of the task {name}." for name in options}
     lines = "\n".join(f"    {name}: {' '.join(text.split())}" for name, text in texts.items())
     made = make_dataclass(
         config_class.__name__,
         [
             ("model", str, field(default=ScaleGMNConfig.name)),
-            *((f"{name}_args", part, field(default_factory=part)) for name, part in {**METANETWORKS, **tasks}.items()),
+            *((f"{name}_args", part, field(default_factory=part)) for name, part in sections.items()),
         ],
         bases=(config_class,),
         namespace={"__doc__": f"{config_class.__doc__}\n\nAttributes:\n{lines}\n", "__post_init__": choose},
@@ -221,7 +239,11 @@ def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
     is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
-    return (content["config"], []) if is_bundle else translate_file(content)
+    if is_bundle:
+        return content["config"], []
+    settings, remarks = translate_file(content)
+    refuse_other_kinds(settings, "scalegmn train", {item.name for item in fields(with_sections(ScriptConfig))})
+    return settings, remarks
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:

@@ -131,8 +131,36 @@ def results_and_costs(path: Path, points: Mapping[str, tuple[float, float, float
     figure.savefig(path, dpi=120)
 
 
-def confusion_matrix(path: Path, counts: np.ndarray) -> None:
-    """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class."""
+def networks_and_results(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
+    """A metric against the number of training networks, a curve per model.
+
+    Args:
+        path: of the PNG.
+        curves: model -> rows with `train_networks`, the metric's mean and, as `<metric>_std`, its standard deviation
+            or None.
+        metric: the column of the metric.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for model, rows in curves.items():
+        numbers, means = [row["train_networks"] for row in rows], [row[metric] for row in rows]
+        spreads = [row[f"{metric}_std"] or 0.0 for row in rows]
+        axes.errorbar(numbers, means, yerr=spreads, fmt="o-", capsize=3, label=model.replace("$", r"\$"))
+    axes.set(xscale="log", xlabel="training networks", ylabel=metric.replace("_", " ", 1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=120)
+
+
+def confusion_matrix(path: Path, counts: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class.
+
+    Args:
+        path: of the PNG.
+        counts: [classes, classes].
+        names: of the classes; None: they have only numbers.
+    """
     size = 2 + 0.45 * len(counts)
     figure = _figure(size, size)
     axes = figure.subplots()
@@ -143,6 +171,10 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
             color = "white" if rates[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(count)), ha="center", va="center", fontsize=7, color=color)
     axes.set(xlabel="predicted", ylabel="true", xticks=range(len(counts)), yticks=range(len(counts)))
+    if names is not None:
+        texts = [name.replace("$", r"\$") for name in names[: len(counts)]]
+        axes.set_xticklabels(texts, rotation=90)
+        axes.set_yticklabels(texts)
     axes.set_title(f"accuracy {np.trace(counts) / max(counts.sum(), 1):.3f}")
     figure.savefig(path, dpi=120)
 

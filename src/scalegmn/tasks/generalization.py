@@ -99,7 +99,8 @@ class Generalization(ZooTask):
     ) -> dict[str, float]:
         """Loss, tau, R^2 and mean absolute error over a whole split.
 
-        With a folder `figures`: predicted against true accuracies and their calibration go there, and the metrics of
+        With a folder `figures`: predicted against true accuracies and their calibration go there, as figure and as
+        predictions.csv, and the metrics of
         each activation of a mixed zoo are given too, as `tau_relu`, ...
         """
         nets = self.splits[split]
@@ -107,6 +108,7 @@ class Generalization(ZooTask):
         true, predicted = nets.labels.double().numpy(), logits.double().sigmoid().numpy()
         results = {"loss": self.criterion(logits, nets.labels).item(), **metrics(true, predicted)}
         if figures is not None:
+            self.write_predictions(figures / "predictions.csv", split, predicted=logits.sigmoid())
             members = _by_activation(nets)
             for name, rows in members.items() if len(members) > 1 else ():
                 results |= {f"{key}_{name}": value for key, value in metrics(true[rows], predicted[rows]).items()}

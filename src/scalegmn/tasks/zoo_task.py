@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import MultiArchBatch, NetParams, NetSpec
+from scalegmn.reporting.rows import write_csv
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.registry import RunSettings
 from scalegmn.zoos.loader import DataConfig, augmented, load_splits, reading, symmetries_to_remove
@@ -227,6 +228,13 @@ class ZooTask(ABC):
         of_all: list[list[Tensor]] = [[] for _ in range(world_size)]
         torch.distributed.all_gather_object(of_all, measured)
         return torch.cat([tensor for of_rank in of_all for tensor in of_rank])
+
+    def write_predictions(self, path: Path, split: str, **columns: Tensor) -> None:
+        """Writes a line for each network of a split: its number in the zoo, its label as `true`, these columns [M]."""
+        nets = self.splits[split]
+        values = {"network": nets.rows, "true": nets.labels, **columns}
+        lists = zip(*(column.tolist() for column in values.values()), strict=True)
+        write_csv(path, [dict(zip(values, row, strict=True)) for row in lists])
 
     def identity(self) -> dict[str, Any]:
         """The data of a run, for its summary: the task, the zoo, and how it was read. `canonical` lists the symmetries

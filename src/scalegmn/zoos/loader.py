@@ -15,13 +15,21 @@ from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
-from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
+from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
 """Networks that are read at once; larger batches are read whole."""
 
 SEVERAL = ""
 """In place of a name, for networks with several activations."""
+
+
+MADE_BY = {
+    "label": "classes are in zoos of `scalegmn zoo inr`, or of `scalegmn zoo import` with a column label",
+    "image": "images are in zoos of `scalegmn zoo inr`",
+    "test_accuracy": "accuracies are in zoos of `scalegmn zoo cnn`, or of `scalegmn zoo import` with a column score",
+}
+"""Column -> which zoos have it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,10 @@ class DataConfig:
 
     activation_function: str | None = None
     """Predicting generalisation: only networks with this hidden activation, such as relu; null: all."""
+
+    train_networks: int | None = None
+    """Train on so many of the training networks, the same ones for every model and seed, and more of them for a larger
+    number; null: all."""
 
     style_function: str = "dilate"
     """Editing: the edit of images. dilate: thicker strokes (one channel); increase_contrast (three channels)."""
@@ -86,6 +98,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         problems = DATASETS.require(self.dataset).problems(self)
+        if self.train_networks is not None and self.train_networks < 1:
+            problems.append(f"data.train_networks: found {self.train_networks}, expected at least 1, or null")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -106,8 +120,7 @@ def open_data(config: DataConfig) -> Zoo:
     Raises:
         ValueError: there is none, or a file of it is missing, refused or damaged.
     """
-    is_zoo = (config.root / "zoo.json").exists()
-    zoo = open_zoo(config.root) if is_zoo else DATASETS[config.dataset].open(config)
+    zoo = open_zoo(config.root) if is_zoo(config.root) else DATASETS[config.dataset].open(config)
     return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
 
@@ -249,7 +262,9 @@ def load_splits(
     """
     zoo = open_data(config)
     if column is not None and column not in zoo.columns:
-        raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
+        found = f"no column {column!r}, found {', '.join(zoo.columns) or 'none'}"
+        remedy = MADE_BY.get(column, "choose a zoo that has it")
+        raise ValueError(f"data.dataset_path: {zoo.path}: {found}; {remedy}")
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")
@@ -265,7 +280,21 @@ def load_splits(
         raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
     splits = {}
     for name, rows in zoo.splits.items():
+        if name == "train" and config.train_networks is not None:
+            rows = _some(rows, config.train_networks, zoo)
         rows = rows[:limit]
         rows = rows[zoo.architecture(rows).argsort(stable=True)]
         splits[name] = LabelledNets(zoo, rows, rows if column is None else zoo.columns[column][rows], removed)
     return zoo, splits
+
+
+def _some(rows: Tensor, number: int, zoo: Zoo) -> Tensor:
+    """So many of the training networks, at random but always the same: a smaller number gives some of a larger's.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if number > len(rows):
+        raise ValueError(f"data.train_networks: found {number:,}, expected at most {len(rows):,}, as in {zoo.path}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows[order[:number].sort().values]
