@@ -118,17 +118,23 @@ Features = tuple[list[Tensor], list[Tensor]]
 # Equal chains
 
 
-def run_chains(model: MessagePassingModel, params: NetParams) -> Tensor | Features:
-    """The readout [B, out_dim], or the features of nodes and edges, of equal chains like `model.spec`."""
+def run_chains(model: MessagePassingModel, params: NetParams, *statistics: Tensor) -> Tensor | Features:
+    """The readout [B, out_dim], or the features of nodes and edges, of equal chains like `model.spec`.
+
+    Args:
+        model: the model.
+        params: B networks.
+        *statistics: what the readout reads beside the nodes, [B, S].
+    """
     if len(model.groups) == 1:
-        return _run_chains(model, params, None)
+        return _run_chains(model, params, None, *statistics)
     group = model.network_groups(params)
     if torch.compiler.is_compiling():
-        return _run_chains(model, params, group)
+        return _run_chains(model, params, group, *statistics)
     order = group.argsort(stable=True)
     back = order.argsort()
     sizes = tuple(group.bincount(minlength=len(model.groups)).tolist())
-    result = _run_chains(model, params[order], sizes)
+    result = _run_chains(model, params[order], sizes, *(rows[order] for rows in statistics))
     if isinstance(result, Tensor):
         return result[back]
     nodes, edges = ([features[back] for features in part] for part in result)
@@ -136,7 +142,7 @@ def run_chains(model: MessagePassingModel, params: NetParams) -> Tensor | Featur
 
 
 def _run_chains(
-    model: MessagePassingModel, params: NetParams, sizes: tuple[int, ...] | Tensor | None
+    model: MessagePassingModel, params: NetParams, sizes: tuple[int, ...] | Tensor | None, *statistics: Tensor
 ) -> Tensor | Features:
     """`run_chains`, with the networks of each scalar group as in `Rows.sizes`."""
     spec, raw = model.spec, list(params.edge_features())
@@ -162,7 +168,7 @@ def _run_chains(
         nodes, blocks, backward_edges = layers.layer(layer, reads, nodes, blocks, backward_edges)
     if model.readout is not None:
         hidden = torch.cat(nodes[1:-1], dim=-2)
-        return read(model.readout, rows[1], nodes[0], hidden, nodes[-1], lambda x: x.sum(1))
+        return read(model.readout, rows[1], nodes[0], hidden, nodes[-1], lambda x: x.sum(1), *statistics)
     return nodes, _features(chunks, blocks)
 
 
@@ -217,9 +223,11 @@ def _features(chunks: ChunkPlan, blocks: Sequence[Edges | None]) -> list[Tensor]
 # Networks of any architectures
 
 
-def run_graph(model: MessagePassingModel, nets: Sequence[NetParams]) -> Tensor | tuple[Tensor, Tensor]:
+def run_graph(
+    model: MessagePassingModel, nets: Sequence[NetParams], *statistics: Tensor
+) -> Tensor | tuple[Tensor, Tensor]:
     """The readout [sum of B, out_dim] of networks of any architectures, in order; or the features of all nodes [N, D]
-    and edges [E, D], network by network."""
+    and edges [E, D], network by network. `statistics`: as in `run_chains`, of all networks."""
     graph = ParameterGraph.from_params(nets, model.spec.kernel, model.max_hidden)
     plain = any(not _has_fast_form(layer) for layer in model.layers)
     rows = RoleRows(graph, model.graph_context(graph), model.edge_positions is not None, plain)
@@ -251,7 +259,7 @@ def run_graph(model: MessagePassingModel, nets: Sequence[NetParams]) -> Tensor |
         nodes, edges, backward_edges = layers.layer(layer, reads, nodes, edges, backward_edges)
     if model.readout is not None:
         inputs, outputs = (rows.by_network(group, nodes[group]) for group in (0, 2))
-        return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden)
+        return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden, *statistics)
     changes = torch.cat(_features(chunks, edges)).index_select(0, inverse(along.order))
     x = torch.cat([nodes[1].new_zeros(rows.sizes[0], nodes[1].shape[-1]), *nodes[1:]]).index_select(0, rows.rank)
     return x, changes

@@ -22,10 +22,12 @@ from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
+from scalegmn.nn.statistics import at_depth
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.statistics import sizes
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
@@ -71,7 +73,9 @@ class ScaleGMN(Metanetwork):
         self._build_layers(parts)
         self.readout: nn.Module | None = None
         if not config.changes_parameters:
-            self.readout = parts.readout(spec.layout[0], spec.layout[-1])
+            num_statistics = 2 * (max_hidden + 1) if config.sizes else 0
+            self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_statistics)
+            self.statistics_normalization = StatisticsNormalization(num_statistics) if config.sizes else None
         self.validate_spec(spec)
 
     def _build_embeddings(self, parts: Parts) -> None:
@@ -170,14 +174,17 @@ class ScaleGMN(Metanetwork):
                 self.validate_spec(params.spec)
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
+        statistics: tuple[Tensor, ...] = ()
+        if self.statistics_normalization is not None:
+            statistics = (self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))),)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "plain":
-            output = self.plain(read)
+            output = self.plain(read, *statistics)
         elif len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0])
+            output = run_chains(self, read[0], *statistics)
         else:
-            output = run_graph(self, read)
+            output = run_graph(self, read, *statistics)
         if isinstance(output, Tensor):
             return output
         spec, (nodes, edges) = read[0].spec, output
@@ -190,9 +197,10 @@ class ScaleGMN(Metanetwork):
 
     # The equations as they are written
 
-    def plain(self, nets: Sequence[NetParams]) -> Tensor | tuple[Tensor, Tensor]:
+    def plain(self, nets: Sequence[NetParams], *statistics: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
-        features of all nodes [N, 1] and of all edges [E, K], network by network."""
+        features of all nodes [N, 1] and of all edges [E, K], network by network. `statistics`: what the readout
+        reads beside the nodes, [sum of B, S]."""
         graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
@@ -208,7 +216,7 @@ class ScaleGMN(Metanetwork):
         is_input = (graph.role == ROLES.index("input")) & (graph.node_type < graph.num_inputs)  # not constant inputs
         hidden, is_output = graph.role == ROLES.index("hidden"), graph.role == ROLES.index("output")
         inputs, outputs = (x[rows].unflatten(0, (graph.num_networks, -1)) for rows in (is_input, is_output))
-        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs)
+        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs, *statistics)
         return output
 
     def embed_nodes(self, context: NodeContext, graph: ParameterGraph, p: Tensor | None) -> Tensor:
@@ -230,6 +238,10 @@ class ScaleGMN(Metanetwork):
         return edge if self.edge_position_map is None else self.edge_position_map(edge, graph.edge_type)
 
     # What both forms read
+
+    def statistics(self, params: NetParams) -> Tensor:
+        """The sizes of each layer's canonical weights and biases, [B, 2 (max_hidden + 1)]."""
+        return at_depth(sizes(params), self.max_hidden + 1).flatten(1)
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
