@@ -36,7 +36,6 @@ from scalegmn.nn.normalization import InputNormalization, StatisticsNormalizatio
 from scalegmn.nn.pna import Aggregate, GraphNorm
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
-from scalegmn.nn.statistics import at_depth
 
 D = 6
 GROUPS = (SIGNS, SCALES)
@@ -436,12 +435,6 @@ def test_statistics_are_standardised_and_clipped():
     never = StatisticsNormalization(1)
     never.fit(torch.full((2, 1), torch.nan))
     assert never(torch.full((1, 1), torch.nan)).tolist() == [[0]]
-
-
-def test_layers_of_shorter_networks_are_missing_before_the_last():
-    rows = torch.arange(1.0, 7).reshape(1, 3, 2)
-    assert torch.equal(at_depth(rows, 3), rows)
-    assert at_depth(rows, 4)[0, :, 0].nan_to_num().tolist() == [1, 3, 0, 5]
 
 
 def test_input_normalization():

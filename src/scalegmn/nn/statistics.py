@@ -32,15 +32,6 @@ def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> lis
     return [torch.cat(list(islice(by_place, 2 * len(biases))), dim=1) for _, biases in nets]
 
 
-def at_depth(statistics: Tensor, num_layers: int) -> Tensor:
-    """Statistics of each layer, [B, l, S], at the places of networks of more layers, [B, num_layers, S].
-
-    The last layer's are the last; those of layers that the networks do not have are NaN.
-    """
-    missing = statistics.new_full((len(statistics), num_layers - statistics.shape[1], statistics.shape[2]), torch.nan)
-    return torch.cat([statistics[:, :-1], missing, statistics[:, -1:]], dim=1)
-
-
 def _statistics(x: Tensor) -> Tensor:
     """[B, n] -> [B, 7]."""
     variance = x.var(1, keepdim=True) if x.shape[1] > 1 else torch.zeros_like(x)
