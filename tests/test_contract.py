@@ -58,6 +58,7 @@ WAYS = {
     "net_sum-per_type": {"node_positions": "net_sum", "position_map": "per_type"},
     "product-shared": {"node_positions": "product", "position_map": "shared"},
     "product_sum-per_type": {"position_map": "per_type"},
+    "product-message": {"message_function": "product", "num_layers": 2, "readout": "full_graph"},
     "sine_sum": {"update_rule": "sine_sum", "num_layers": 2, "readout": "full_graph"},
     "sine_cat": {"update_rule": "sine_cat", "num_layers": 2, "readout": "full_graph"},
 }
@@ -96,7 +97,7 @@ SPECS = {
 
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
-    way = f"{config.node_positions}-{config.position_map}-{config.update_rule}"
+    way = f"{config.node_positions}-{config.position_map}-{config.update_rule}-{config.message_function}"
     sizes = "-sizes" if config.sizes else ""
     return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}{sizes}"
 
@@ -106,7 +107,7 @@ def options_of(config, spec):
     positions = config.node_positions, config.edge_positions, config.position_map, config.position_net
     return (
         *(config.symmetry, config.direction, config.readout, config.message, positions, config.update_rule),
-        config.sizes,
+        *(config.message_function, config.sizes),
         SPECS[config.symmetry].index(spec),
     )
 

@@ -58,6 +58,22 @@ def test_every_command_exists_and_is_listed(group):
         (["zoo", "verify", "a", "b"], "scalegmn zoo verify: unexpected argument b"),
         (["zoo", "splits", "a", "--val_size=x"], "argument --val_size: invalid int value: 'x'"),
         (["zoo", "info", "a", "--import=nothing_here"], "--import: the module nothing_here cannot be imported"),
+        (
+            ["train", "classification", "--conf=zoos/digits_inr.yml"],
+            "zoos/digits_inr.yml: this is the recipe of a zoo of INRs",
+        ),
+        (["train", "editing", "--conf=zoos/digits_cnn.yml"], "give it to `scalegmn zoo cnn --conf`"),
+        (
+            ["train", "classification", "--conf=sweeps/digits_cls.yml"],
+            "this is a sweep, give it to `scalegmn sweep --conf`",
+        ),
+        (
+            ["zoo", "inr", "--conf=digits_cls/scalegmn.yml"],
+            "configuration of a run, give it to `scalegmn train TASK --conf`",
+        ),
+        (["zoo", "inr", "--conf=zoos/digits_cnn.yml"], "this is the recipe of a zoo of CNNs"),
+        (["sweep", "--conf=compare/digits.yml"], "this is a comparison, give it to `scalegmn compare --conf`"),
+        (["compare", "--conf=sweeps/digits_cls.yml"], "this is a sweep, give it to `scalegmn sweep --conf`"),
         (["demo", "clasification"], "invalid choice: 'clasification'"),
     ],
 )

@@ -70,6 +70,12 @@ def test_to_pyg_and_back(kind, cnn_spec, random_params):
     assert (back.activation is None) if kind != "mixed" else torch.equal(back.activation, params.activation)
 
 
+def test_from_pyg_reads_one_graph(random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 3)
+    back = NetParams.from_pyg(params.to_pyg()[1], params.spec)
+    assert torch.equal(back.flatten(), params[1:2].flatten())
+
+
 def test_from_pyg_refuses_other_graphs(random_params):
     batch = random_params(NetSpec.mlp([2, 4, 1], "sine"), 2).to_pyg()
     with pytest.raises(ValueError, match="x has shape"):

@@ -37,7 +37,7 @@ def test_never_overwritten(zoo):
 
 
 def test_missing(tmp_path, zoo):
-    with pytest.raises(ValueError, match=r"no zoo there \(zoo.json and .* missing.*dataset_path.*scalegmn zoo inr"):
+    with pytest.raises(ValueError, match=r"no zoo there \(zoo.json and .* missing.*that `scalegmn zoo inr`"):
         open_zoo(tmp_path / "nothing")
     (zoo[0] / "zoo.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no zoo there \(zoo.safetensors missing\)"):

@@ -15,6 +15,8 @@ from scalegmn.interop.network_files import KINDS, find_sources
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.files import write_atomic
+from scalegmn.reporting.words import counted
+from scalegmn.zoos.zoo_format import is_zoo
 
 
 def run(words: Sequence[str]) -> None:
@@ -27,6 +29,10 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("--out: missing; name the folder for the edited networks")
     if not editing and out is not None and out.exists():
         raise ValueError(f"--out: {out} exists already")
+    zoos = [path for path in map(Path, values.nets) if is_zoo(path)]
+    if zoos:
+        remedy = f"write one of its networks as a file with `scalegmn zoo export {zoos[0]} --network 0 --out net.pth`"
+        raise ValueError(f"{zoos[0]}: found a zoo, expected files of networks; {remedy}")
     # modules of the run are imported now, so that activations of the user's own are known
     if values.activation is not None and values.activation not in (known := _activations()):
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")
@@ -40,7 +46,7 @@ def run(words: Sequence[str]) -> None:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)
-        print(f"{out}: {len(rows):,} networks")
+        print(f"{out}: {counted(len(rows), 'network')}")
     _finish(rows, problems, passed_over)
 
 

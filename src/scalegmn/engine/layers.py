@@ -1,4 +1,4 @@
-"""The fast form of a message passing layer: on groups of nodes and blocks of edges, and only what is read later."""
+"""The fast form of a message passing layer: on sets of nodes and blocks of edges, and only what is read later."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class LayerRun:
     """How the layers of a model are run on one batch.
 
     Attributes:
-        layout: which groups of nodes the blocks of edges join.
-        rows: of each group of nodes.
-        positions: per group [n_l or 1, d] or [n, d]; None without positional embeddings.
+        layout: which sets of nodes the blocks of edges join.
+        rows: of each set of nodes.
+        positions: per set [n_l or 1, d] or [n, d]; None without positional embeddings.
         chunks: how blocks are worked through.
-        residuals: along and against residual connections, group -> [2, C] long, senders among all rows and receivers
-            among the group's.
+        residuals: along and against residual connections, set of nodes -> [2, C] long, senders among all rows and
+            receivers among the set's.
     """
 
     layout: Layout
@@ -46,16 +46,17 @@ class LayerRun:
         edges: list[Edges | None],
         backward_edges: list[Edges | None],
     ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
-        """New nodes, edges and backward edges; groups that nothing reads stay as they were, such blocks are None.
+        """New nodes, edges and backward edges; sets of nodes that nothing reads stay as they were, such blocks are
+        None.
 
         Args:
             layer: the plain layer.
             reads: what to compute.
-            nodes: per group [B, n_l, d] or, by role, [n, d].
+            nodes: per set [B, n_l, d] or, by role, [n, d].
             edges: per block, from its lower to its upper end.
             backward_edges: per block, from its upper to its lower end; unused by forward models.
         """
-        messages: dict[int, list[Tensor]] = {group: [] for group in reads.nodes}
+        messages: dict[int, list[Tensor]] = {node_set: [] for node_set in reads.nodes}
         outgoing = self._outgoing(nodes)
         self._receive(layer, layer.forward_message, layer.forward_residual, False, nodes, outgoing, edges, messages)
         if layer.backward_message is not None:
@@ -82,18 +83,18 @@ class LayerRun:
         blocks: list[Edges | None],
         messages: dict[int, list[Tensor]],
     ) -> None:
-        """Appends what each group of nodes receives in one direction to its messages."""
+        """Appends what each set of nodes receives in one direction to its messages."""
         senders, offset = (self.layout.upper, 0) if against else (self.layout.lower, -1)
         sources, targets = (nodes, outgoing) if against else (outgoing, nodes)
         connections = self.residuals[against]
-        block_of = {group: group + offset for group in messages if 0 <= group + offset < len(blocks)}
+        block_of = {node_set: node_set + offset for node_set in messages if 0 <= node_set + offset < len(blocks)}
         sending = sorted({sender for k in block_of.values() for sender in senders[k]})
         sent = _split(send(message, join(sources, sending)), nodes, sending)
-        for group, received in messages.items():
-            if group not in block_of:
-                received.append(torch.zeros_like(nodes[group]))
+        for node_set, received in messages.items():
+            if node_set not in block_of:
+                received.append(torch.zeros_like(nodes[node_set]))
                 continue
-            k = block_of[group]
+            k = block_of[node_set]
             block = blocks[k]
             assert block is not None
             positions = None
@@ -102,20 +103,20 @@ class LayerRun:
                 positions = (
                     block.of_senders(join(self.positions, senders[k]))
                     if layer.bidirectional
-                    else block.of_receivers(self.positions[group])
+                    else block.of_receivers(self.positions[node_set])
                 )
-            receivers = None if message in receive else targets[group]
+            receivers = None if message in receive else targets[node_set]
             function = partial(_messages, message, layer.aggregator)
             inputs = EdgeInputs(block, join(sent, senders[k]), receivers, positions)
             new = self.chunks.messages(function, inputs, message.parameters())
-            received.append(self._incoming(group, new, nodes[group]) if against else new)
-            if residual is not None and group in connections:
-                others, ends = connections[group]
+            received.append(self._incoming(node_set, new, nodes[node_set]) if against else new)
+            if residual is not None and node_set in connections:
+                others, ends = connections[node_set]
                 added = residual(join(nodes, range(len(nodes)))).index_select(0, others)
-                received[-1] = received[-1] + sum_rows(added, ends, len(nodes[group]))
+                received[-1] = received[-1] + sum_rows(added, ends, len(nodes[node_set]))
 
     def _outgoing(self, nodes: list[Tensor]) -> list[Tensor]:
-        """`outgoing_features` of each group of nodes."""
+        """`outgoing_features` of each set of nodes."""
         if self._preserves_scalars:
             return nodes
         return [
@@ -123,11 +124,11 @@ class LayerRun:
             for rows, x in zip(self.rows, nodes, strict=True)
         ]
 
-    def _incoming(self, group: int, messages: Tensor, x: Tensor) -> Tensor:
-        """`incoming_messages` of a group of nodes."""
+    def _incoming(self, node_set: int, messages: Tensor, x: Tensor) -> Tensor:
+        """`incoming_messages` of a set of nodes."""
         if self._preserves_scalars:
             return messages
-        context = self.rows[group].context(x.shape[:-1], x.device)
+        context = self.rows[node_set].context(x.shape[:-1], x.device)
         return incoming_messages(context, messages.flatten(0, -2), x.flatten(0, -2)).view_as(messages)
 
     @property
@@ -141,20 +142,22 @@ class LayerRun:
         """UPD, once for all rows that go through the same branch."""
         updated = list(nodes)
         for roles in roles_alike(layer.update):
-            for groups in self.layout.together([group for group in messages if self.layout.roles[group] in roles]):
-                x = join(nodes, groups)
+            for node_sets in self.layout.together(
+                [node_set for node_set in messages if self.layout.roles[node_set] in roles]
+            ):
+                x = join(nodes, node_sets)
                 received = [
-                    join(parts, range(len(groups))) for parts in zip(*(messages[g] for g in groups), strict=True)
+                    join(parts, range(len(node_sets))) for parts in zip(*(messages[k] for k in node_sets), strict=True)
                 ]
                 extras = []
                 if layer.update_positions:
                     assert self.positions is not None
-                    extras = [torch.cat([self.positions[g].expand(nodes[g].shape[-2], -1) for g in groups])]
-                new = run(layer.update, self.rows[groups[0]], torch.cat([x, *received], dim=-1), *extras)
+                    extras = [torch.cat([self.positions[k].expand(nodes[k].shape[-2], -1) for k in node_sets])]
+                new = run(layer.update, self.rows[node_sets[0]], torch.cat([x, *received], dim=-1), *extras)
                 if layer.skip is not None:
                     new = new + layer.skip(x)
-                for group, part in _split(layer.dropout(new), nodes, groups).items():
-                    updated[group] = part
+                for node_set, part in _split(layer.dropout(new), nodes, node_sets).items():
+                    updated[node_set] = part
         return updated
 
     def _update_edges(
@@ -165,11 +168,11 @@ class LayerRun:
         ends: Sequence[tuple[Sequence[int], int]],
         nodes: list[Tensor],
     ) -> list[Edges | None]:
-        """Blocks with an update more; `ends` per block, groups of senders and that of receivers."""
-        groups = sorted({group for k in chosen for group in (*ends[k - 1][0], ends[k - 1][1])})
+        """Blocks with an update more; `ends` per block, sets of the senders and that of the receivers."""
+        node_sets = sorted({node_set for k in chosen for node_set in (*ends[k - 1][0], ends[k - 1][1])})
         sent: dict[int, Tensor] = {}
         received: dict[int, Tensor] = {}
-        for together in self.layout.together(groups):  # all roles alike
+        for together in self.layout.together(node_sets):  # all roles alike
             as_ends = edge_ends(update, self.rows[together[0]]._replace(role="hidden"), join(nodes, together))
             for parts, rows in zip((sent, received), as_ends, strict=True):
                 parts.update(_split(rows, nodes, together))
@@ -195,6 +198,6 @@ def _messages(
     return receive(message, aggregator, edges, senders, receivers, positions)
 
 
-def _split(rows: Tensor, nodes: Sequence[Tensor], groups: Sequence[int]) -> dict[int, Tensor]:
-    """Group of nodes -> its rows, of rows of several groups one after the other."""
-    return dict(zip(groups, rows.split([nodes[group].shape[-2] for group in groups], dim=-2), strict=True))
+def _split(rows: Tensor, nodes: Sequence[Tensor], node_sets: Sequence[int]) -> dict[int, Tensor]:
+    """Set of nodes -> its rows, of rows of several sets one after the other."""
+    return dict(zip(node_sets, rows.split([nodes[node_set].shape[-2] for node_set in node_sets], dim=-2), strict=True))

@@ -1,4 +1,8 @@
-"""Groups of nodes and blocks of edges, as the layers of ScaleGMN work through them."""
+"""Sets of nodes and blocks of edges between them, as the engine runs the layers of ScaleGMN.
+
+A set of nodes is a layer of the input networks where all networks are equal chains, and else a role (input, hidden,
+output). Scalar groups are something else: `ScalarGroup`.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ class LayerReads:
     """What one message passing layer must compute, because something later reads it.
 
     Attributes:
-        nodes: groups of nodes of a `Layout`, ascending.
-        edges: blocks 1.. of forward edge features, ascending.
-        backward_edges: blocks 1.. of backward edge features, ascending.
+        nodes: sets of nodes of a `Layout`, ascending.
+        edges: blocks 1.. whose edge features are updated, ascending.
+        backward_edges: the same of the edge features that messages against the edges read.
     """
 
     nodes: tuple[int, ...]
@@ -32,16 +36,16 @@ class LayerReads:
 
 @dataclass(frozen=True)
 class Layout:
-    """Groups of nodes, whose rows are one tensor each, and blocks of edges between them.
+    """Sets of nodes 0.., whose rows are one tensor each, and blocks 1.. of edges between them.
 
-    Edges of block k = 1.. go to group k; messages against the edges of block k go to group k - 1.
+    The edges of block k go to set k. Messages against the edges of block k go to set k - 1.
 
     Attributes:
-        roles: of each group.
-        lower: per block, the groups that its edges come from.
-        upper: per block, the groups that messages against its edges come from.
-        chain: whether groups are the layers of equal chains, [B, n_l, ...]; else they are rows of any networks,
-            [n, ...], sorted by scalar group.
+        roles: the role of each set of nodes.
+        lower: per block, the sets from which its edges come.
+        upper: per block, the sets from which messages against its edges come.
+        chain: whether the sets are the layers of equal chains, [B, n_l, ...]; else they are the roles of networks of
+            any architectures, [n, ...], sorted by scalar group.
     """
 
     roles: tuple[str, ...]
@@ -51,30 +55,30 @@ class Layout:
 
     @classmethod
     def by_layer(cls, roles: tuple[str, ...]) -> Layout:
-        """A group per layer of nodes, each read by the next."""
+        """The layers of equal chains, each with edges to the next."""
         blocks = range(1, len(roles))
         return cls(roles, tuple((k - 1,) for k in blocks), tuple((k,) for k in blocks), chain=True)
 
-    def together(self, groups: Sequence[int]) -> list[Sequence[int]]:
-        """Groups in parts whose rows may pass through a module in one call."""
-        return [groups] * bool(groups) if self.chain else [[group] for group in groups]
+    def together(self, node_sets: Sequence[int]) -> list[Sequence[int]]:
+        """The sets of nodes, in lists whose rows one call of a module can read together."""
+        return [node_sets] * bool(node_sets) if self.chain else [[node_set] for node_set in node_sets]
 
 
 BY_ROLE = Layout(ROLES, ((0, 1), (0, 1)), ((1, 2), (1, 2)), chain=False)
-"""A group per role, of all networks."""
+"""The roles of networks of any architectures."""
 
 
 class Direction(NamedTuple):
-    """All edges, by where messages along them, or against them, go to."""
+    """All edges of a sparse graph, sorted by the nodes that receive messages along them, or against them."""
 
     order: Tensor
-    """[E] long, the graph's edges."""
+    """[E] long, the place in the graph of each sorted edge."""
 
     blocks: list[EdgeIndex]
-    """Of the blocks of `BY_ROLE`, rows counted within their groups."""
+    """Senders and receivers in each block of `BY_ROLE`; rows are numbered within their sets of nodes."""
 
     def split(self, edges: Tensor) -> tuple[Tensor, ...]:
-        """What the graph's edges have, [E, ...] -> per block."""
+        """Values per edge in the graph's order, [E, ...] -> sorted, per block."""
         return edges.index_select(0, self.order).split([block.num_edges for block in self.blocks])
 
 
@@ -83,7 +87,7 @@ class RoleRows:
 
     Args:
         graph: the graph.
-        context: what its nodes belong to.
+        context: role, scalar group and network of its nodes.
         typed: whether edges of different types differ.
         with_ends: whether a module in its plain form needs the contexts of edges' ends.
     """
@@ -93,7 +97,7 @@ class RoleRows:
         num_groups = len(context.groups)
         self.kind = num_groups * graph.role + context.group  # [N], ascending in the new order
         self.order = self.kind.argsort(stable=True)
-        """[N] long, the graph's nodes."""
+        """[N] long, the place in the graph of each sorted node."""
         self.rank = inverse(self.order)
         """[N] long, the row of each of the graph's nodes among all rows."""
         self.context = context
@@ -114,7 +118,7 @@ class RoleRows:
         return Rows(role, self.groups, counts if len(counts) > 1 else None, network)
 
     def split(self, nodes: Tensor) -> list[Tensor]:
-        """What the graph's nodes have, [N, ...] -> per role [n, ...]."""
+        """Values per node in the graph's order, [N, ...] -> sorted, per role [n, ...]."""
         return list(nodes.index_select(0, self.order).split(self.sizes))
 
     def direction(self, against: bool) -> Direction:
@@ -140,22 +144,23 @@ class RoleRows:
         return Direction(order, blocks)
 
     def residuals(self, against: bool) -> dict[int, Tensor]:
-        """Residual connections, or those against them, by the receiver's group: [2, C] long, senders among all rows and
-        receivers among the group's; groups without any are left out."""
+        """Residual connections, or the same reversed: role of the receivers -> [2, C] long, senders numbered among all
+        rows, receivers among those of their role. Roles that receive none are left out."""
         senders, receivers = self.graph.residuals.flip(0) if against else self.graph.residuals
         ends, start = {}, 0
-        for group, size in enumerate(self.sizes):
-            chosen = self.graph.role[receivers] == group
+        for role, size in enumerate(self.sizes):
+            chosen = self.graph.role[receivers] == role
             if chosen.any():
-                ends[group] = torch.stack([self.rank[senders[chosen]], self.rank[receivers[chosen]] - start])
+                ends[role] = torch.stack([self.rank[senders[chosen]], self.rank[receivers[chosen]] - start])
             start += size
         return ends
 
-    def by_network(self, group: int, rows: Tensor) -> Tensor:
-        """Rows of the networks' own inputs, or outputs, -> [G, n, ...]."""
-        start, graph = sum(self.sizes[:group]), self.graph
+    def by_network(self, role: int, rows: Tensor) -> Tensor:
+        """Rows of all input nodes, or of all output nodes, [n, ...] -> per network, [G, n_0 or n_L, ...]; without the
+        constant inputs."""
+        start, graph = sum(self.sizes[:role]), self.graph
         is_constant = (graph.role == 0) & (graph.node_type >= graph.num_inputs)
-        chosen = self.rank[(graph.role == group) & ~is_constant] - start
+        chosen = self.rank[(graph.role == role) & ~is_constant] - start
         return rows.index_select(0, chosen).unflatten(0, (self.graph.num_networks, -1))
 
     def sum_hidden(self, rows: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ def inverse(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
-def join(groups: Sequence[Tensor] | Mapping[int, Tensor], chosen: Sequence[int]) -> Tensor:
-    """The rows of some groups, one after the other."""
-    parts = [groups[group] for group in chosen]
+def join(rows: Sequence[Tensor] | Mapping[int, Tensor], node_sets: Sequence[int]) -> Tensor:
+    """The rows of some sets of nodes, one after the other."""
+    parts = [rows[node_set] for node_set in node_sets]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)

@@ -15,7 +15,7 @@ from scalegmn.engine.modules import (
     run,
 )
 from scalegmn.engine.rows import GatheredRows, Rows, ScaledRows, gathered, linear, times
-from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ScaleEdgeUpdate, ScaleMessage
+from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ProductMessage, ScaleEdgeUpdate, ScaleMessage
 
 
 def _plain_message(
@@ -58,8 +58,9 @@ updated_edges = FastForms(_plain_edge_update)
 """updated_edges(update, edges, senders, receivers): new features [B, R, S, D] or [E, D], for `edge_ends` of both."""
 
 
+@send.register(ProductMessage)
 @send.register(ScaleMessage)
-def _send_scale(message: ScaleMessage, nodes: Tensor) -> Tensor:
+def _send_product(message: ProductMessage | ScaleMessage, nodes: Tensor) -> Tensor:
     return message.node_linear(nodes)
 
 
@@ -75,6 +76,18 @@ def _receive_scale(
     x = edges.times_senders(edges.linear(message.edge_linear.weight), senders)
     extras = [] if positions is None else [positions]
     return edges.aggregate(run(message.net, edges.rows, x, *extras), aggregator)
+
+
+@receive.register(ProductMessage)
+def _receive_product(
+    message: ProductMessage,
+    aggregator: str,
+    edges: Edges,
+    senders: Tensor,
+    receivers: Tensor | None,
+    positions: Tensor | GatheredRows | None,
+) -> Tensor:
+    return edges.aggregate(edges.times_senders(edges.linear(message.edge_linear.weight), senders), aggregator)
 
 
 @send.register(ConcatMessage)

@@ -78,6 +78,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "",
             f"- Zoo `{data['zoo']}`, sha256 {data['sha256']}, read {data['read']}.",
             f"- Networks: {sizes}; {kinds}.",
+            *([f"- Classes, from 0: {', '.join(data['classes'])}."] if "classes" in data else []),
             "",
             "## Metrics",
             "",

@@ -42,6 +42,8 @@ def predict(
     for index, source in enumerate(sources):
         try:
             nets[index], notes[index] = read_source(source.name, options)
+            if source.is_state_dict:
+                nets[index] = with_frequencies(nets[index], model)
         except ValueError as error:
             problems.append(str(error))
     for part in tqdm(_parts(nets, model.config.batch_size), unit=" batches", disable=None):
@@ -59,6 +61,19 @@ def predict(
             except (ValueError, OSError) as error:
                 problems.append(str(error))
     return [rows[index] for index in sorted(rows)], problems
+
+
+def with_frequencies(params: NetParams, model: TrainedModel) -> NetParams:
+    """The network of a state dict with the frequencies of the training networks' sines, layer by layer; as it is where
+    these have another depth or several architectures."""
+    layers, trained = params.spec.layers, model.spec.layers
+    if model.num_architectures > 1 or len(layers) != len(trained):
+        return params
+    layers = tuple(
+        replace(layer, w0=of_trained.w0) if layer.activation == of_trained.activation == "sine" else layer
+        for layer, of_trained in zip(layers, trained, strict=True)
+    )
+    return params.replace(spec=replace(params.spec, layers=layers))
 
 
 def _parts(nets: dict[int, NetParams], batch_size: int) -> list[list[int]]:

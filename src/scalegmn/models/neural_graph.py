@@ -15,6 +15,7 @@ from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.nn.aggregation import aggregate
+from scalegmn.nn.initialization import Init
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.neural_graph import (
     EMBEDDED_ACTIVATIONS,
@@ -30,6 +31,11 @@ from scalegmn.nn.normalization import InputNormalization
 @dataclass(frozen=True)
 class NeuralGraphConfig(ModelConfig):
     """What NG-GNN and NG-T have in common: the graph, and what is read from it."""
+
+    init: Init = "published"
+    """Initial parameters. balanced: features keep their size through all layers and start odd, as if the model knew the
+    signs of neurons (`scalegmn.nn.initialization`); INRs are learned several times as fast. published: as in the
+    published code."""
 
     reverse_edges: bool = False
     """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
@@ -203,13 +209,13 @@ class NeuralGraphModel(Metanetwork):
         batches = [nets] if isinstance(nets, NetParams) else nets
         for params in batches:
             self.validate_spec(params.spec)
-        return self.plain(batches) if self.engine == "plain" else self.fast(batches)
+        return self.plain(batches) if self.engine == "plain" else self.run_engine(batches)
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """The equations as they are written, for networks of any architectures."""
         raise NotImplementedError
 
-    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """The same, executed by `scalegmn.engine`."""
         raise NotImplementedError
 

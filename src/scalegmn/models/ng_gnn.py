@@ -17,6 +17,7 @@ from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.nn.initialization import PAIR, balance, balance_children, repeat_rows, started
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import EdgeUpdate, GraphNorm, PNALayer
 
@@ -47,7 +48,7 @@ class NGGNNConfig(NeuralGraphConfig):
     edges."""
 
     reverse_edges: bool = True
-    """An edge against every weight; an edge then knows [w, 0, w], its reverse [0, w, w]."""
+    """An edge against every weight; the edge then has the raw features [w, 0, w], its reverse [0, w, w]."""
 
     frequency_scale: float = 3.0
     """Standard deviation of the frequencies."""
@@ -68,7 +69,7 @@ class NGGNNConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`."""
-        return NGGNN(self, spec)
+        return started(NGGNN(self, spec), self.init, spec)
 
 
 METANETWORKS.register(NGGNNConfig.name, NGGNNConfig)
@@ -114,7 +115,7 @@ class NGGNN(NeuralGraphModel):
             return self.read_out(self.pool(x, graph))
         return self.changes_of(nets[0], x, e[: len(nets[0]) * nets[0].spec.num_edges], graph)
 
-    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""
         graph = self.read_blocks(nets)
         read = graph.nodes if self.reads_all else [graph.outputs]
@@ -134,6 +135,17 @@ class NGGNN(NeuralGraphModel):
         """Bytes of the features of one network's edges."""
         directions = 2 if self.config.reverse_edges else 1
         return directions * self.spec.num_edges * self._edge_dim * self.graph.edge_linear.weight.element_size()
+
+
+@balance.register
+def _balance(model: NGGNN, spec: NetSpec) -> None:
+    """Node features come in pairs (SiLU(z + c), SiLU(-z + c)), which the next layer subtracts."""
+    balance_children(model, spec)
+    layers, norms = cast("Sequence[PNALayer]", model.layers), cast("Sequence[GraphNorm]", model.norms)
+    for layer, norm in zip(layers, norms, strict=False):  # one layer more
+        repeat_rows(layer.last.weight, PAIR)
+        norm.bias.normal_()
+        repeat_rows(norm.bias, (1.0, 1.0))
 
 
 def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:

@@ -18,6 +18,7 @@ from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralG
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
+from scalegmn.nn.initialization import balance, balance_children, constant_features, started
 
 _LEAST_SHARE = 0.85
 """Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
@@ -76,7 +77,7 @@ class NGTConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGT:
         """The model for networks of `spec`."""
-        return NGT(self, spec)
+        return started(NGT(self, spec), self.init, spec)
 
 
 METANETWORKS.register(NGTConfig.name, NGTConfig)
@@ -154,21 +155,21 @@ class NGT(NeuralGraphModel):
             e = pad(e[:, 1:, 1:], (0, 0, 1, 0, 1, 0))
         return x, e, exists, pairs
 
-    def fast(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`. Networks of about the same size run together, padded to the largest of them."""
         if len(nets) == 1:
             return self._chains(nets[0]) if nets[0].spec.is_chain else self._padded_together(nets)
         outputs = [torch.empty(0)] * len(nets)
         for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // self._pair_bytes):
             group = [nets[place] for place in places]
-            output = self._padded_together(group) if len(group) > 1 else self.fast(group)
+            output = self._padded_together(group) if len(group) > 1 else self.run_engine(group)
             assert isinstance(output, Tensor)
             for place, rows in zip(places, torch.split(output, [len(params) for params in group]), strict=True):
                 outputs[place] = rows
         return torch.cat(outputs)
 
     def _chains(self, params: NetParams) -> Tensor | NetParams:
-        """`fast` of chains of one architecture."""
+        """`run_engine` for chains of one architecture."""
         graph = self.read_blocks([params])
         read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
         x, e = run_layers(
@@ -181,7 +182,7 @@ class NGT(NeuralGraphModel):
         return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
 
     def _padded_together(self, nets: Sequence[NetParams]) -> Tensor:
-        """`fast` of networks of any architectures, all at once."""
+        """`run_engine` for networks of any architectures, all at once."""
         graph = self.read_blocks(nets)
         x, e, exists, places = padded(graph)
         read = slice(0, x.shape[1] if self.reads_all else self.spec.layout[-1])
@@ -204,6 +205,16 @@ class NGT(NeuralGraphModel):
     def _pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
         return self._attention_dim * self.graph.edge_linear.weight.element_size()
+
+
+@balance.register
+def _balance(model: NGT, spec: NetSpec) -> None:
+    """Some features of edges are constant."""
+    balance_children(model, spec)
+    linear = model.graph.edge_linear
+    constant = constant_features(linear.out_features)
+    linear.weight[constant] = 0
+    linear.bias[constant] = linear.bias.new_tensor([1.0, -1.0]).repeat((constant.stop - constant.start) // 2)
 
 
 def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:

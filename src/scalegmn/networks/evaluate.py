@@ -69,13 +69,23 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     Raises:
         ValueError: the networks have convolutions, or are no chain of layers.
     """
+    return [x for _, x in _layers(params, inputs)]
+
+
+def pre_activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
+    """What each layer of B multi-layer perceptrons computes before its activation; as `activations` otherwise."""
+    return [z for z, _ in _layers(params, inputs)]
+
+
+def _layers(params: NetParams, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`linear_layers` of networks without others."""
     if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
     return linear_layers(params, inputs)
 
 
-def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Tensor]:
-    """The output of each layer from `first` on, [B, P, n_l], all of them linear.
+def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """z and sigma(z) of each layer from `first` on, [B, P, n_l] each, all of them linear.
 
     Args:
         params: B networks.
@@ -83,18 +93,18 @@ def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Ten
         first: counted from 0.
     """
     x = inputs
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
     for layer, weight, bias in zip(*tensors, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
             if layer.residual >= 0:  # a linear layer, too, as `NetSpec` asks for
-                source = outputs[layer.residual - first]
+                source = outputs[layer.residual - first][1]
             else:
                 source = inputs.expand(len(params), *inputs.shape[-2:])
             z = with_residual(z, source)
         x = activate_layer(z, layer, params.activation)
-        outputs.append(x)
+        outputs.append((z, x))
     return outputs
 
 

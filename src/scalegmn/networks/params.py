@@ -227,7 +227,7 @@ class NetParams:
 
     @classmethod
     def from_pyg(cls, batch: Any, spec: NetSpec) -> NetParams:
-        """The inverse of `to_pyg`, for networks without batch norms.
+        """The inverse of `to_pyg`, for networks without batch norms; of a `Batch`, or of one of its `Data`.
 
         Raises:
             ValueError: the graphs are not parameter graphs of `spec`, or it has batch norms: graphs lack statistics.

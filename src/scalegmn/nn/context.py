@@ -1,4 +1,4 @@
-"""What rows of features belong to."""
+"""Contexts: to which role, scalar group and network rows of features belong."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROLES = ("input", "hidden", "output")
 
 @dataclass(frozen=True)
 class NodeContext:
-    """What n rows of node features belong to; `context[index]` is that of gathered rows.
+    """Role, scalar group and network of n rows of node features; `context[index]` is the context of `rows[index]`.
 
     Attributes:
         role: [n] long, index into `ROLES`.
         group: [n] long, index into `groups`.
         network: [n] long, the network of each row.
-        groups: the scalar groups that the model tells apart; one unless its symmetry is `hetero`.
+        groups: the scalar groups for which the model has branches; one unless its symmetry is `hetero`.
     """
 
     role: Tensor
@@ -36,7 +36,7 @@ class NodeContext:
 
 
 class EdgeContext(NamedTuple):
-    """What the two ends of E edges belong to."""
+    """The contexts of the nodes at both ends of E edges."""
 
     receiver: NodeContext
     sender: NodeContext

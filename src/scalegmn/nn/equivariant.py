@@ -98,6 +98,8 @@ class EquivariantNet(nn.Module):
 class SineUpdate(nn.Module):
     """UPD = sin(30 W [x, m...]) or, summed, sin(30 W (W_0 x + W_1 m + ...)); odd, since no Linear has a bias.
 
+    30 is the frequency of the sine layers of SIREN (Sitzmann et al., 2020) and of the published ScaleGMN code.
+
     Args:
         num_parts: how many of x, m... there are.
         dim: width of each.

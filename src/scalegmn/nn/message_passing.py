@@ -15,7 +15,7 @@ from scalegmn.nn.scalars import incoming_messages, outgoing_features
 class MessagePassingLayer(nn.Module):
     """One round of messages and updates (ScaleGMN, eqs. 15, 16 and 18, https://arxiv.org/abs/2406.10685).
 
-    m_i  = AGG_j MSG(x_i, x_j, e_ji, p) (+ sum_s A_r x_s over residual connections s -> i, whose ends have one q)
+    m_i  = AGG_j MSG(x_i, x_j, e_ji, p) (+ sum_s A_r x_s over residual connections s -> i; q_s = q_i)
     x_i' = UPD([x_i, m_i], p_i) (+ S x_i);  bidirectional: UPD([x_i, m_i forward, m_i backward], p_i)
     e_ji' = edge update of (x_i, x_j, e_ji)
 
@@ -24,13 +24,14 @@ class MessagePassingLayer(nn.Module):
         backward_message: MSG against them; None: a forward model.
         update: UPD, called as update(context, [x, m...], *p).
         edge_update: called as edge_update(context, receiver, sender, edge); None: the edges stay.
-        backward_edge_update: the same of the features that messages against the edges read.
+        backward_edge_update: updates backward_edge likewise; None: it stays.
         skip: S, or None.
         forward_residual: A_r, or None: residual connections are not read.
         backward_residual: the same against them.
         dropout: probability on the new node features.
         aggregator: `add` or `mean`.
-        message_positions: MSG reads the receiver's p, in bidirectional models the sender's.
+        message_positions: MSG reads the receiver's p; in bidirectional models the sender's, in both directions, as in
+            the published code.
         update_positions: UPD reads p.
     """
 
@@ -85,7 +86,7 @@ class MessagePassingLayer(nn.Module):
             backward_edge: [E, d], those that messages against the edges read; unused by forward models.
             p: positional embeddings [N, d], or None.
         """
-        against, outgoing = edge_index.flip(0), outgoing_features(context, x)  # x, unless chi(q) != q
+        against, outgoing = edge_index.flip(0), outgoing_features(context, x)  # chi(x); x where chi(q) = q
         received = [self.receive(self.forward_message, context, edge_index, x, outgoing, edge, p)]
         if self.forward_residual is not None:
             received[0] = received[0] + aggregate(self.forward_residual(x)[residuals[0]], residuals[1], len(x))
@@ -113,8 +114,8 @@ class MessagePassingLayer(nn.Module):
         edge: Tensor,
         p: Tensor | None,
     ) -> Tensor:
-        """Messages along `edge_index`, joined at their receivers: [N, d]; from the features of all nodes as edges see
-        them at either end, [N, d]."""
+        """AGG_j MSG(x_i, x_j, e_ji, p) per node, [N, d]. `receivers` and `senders` [N, d] are features of all nodes, of
+        which the edges read one at either end."""
         sender, receiver = edge_index
         positions = [] if p is None or not self.message_positions else [p[sender if self.bidirectional else receiver]]
         where = EdgeContext(context[receiver], context[sender])
@@ -123,6 +124,6 @@ class MessagePassingLayer(nn.Module):
 
 
 def ends(context: NodeContext, edge_index: Tensor, x: Tensor) -> tuple[EdgeContext, Tensor, Tensor]:
-    """What the ends of edges belong to, the receivers' features and the senders' [E, d]."""
+    """The contexts of the ends of E edges, the features of the receivers and those of the senders, [E, d]."""
     sender, receiver = edge_index
     return EdgeContext(context[receiver], context[sender]), x[receiver], x[sender]

@@ -1,8 +1,8 @@
 """Messages along the edges of parameter graphs, and updates of edge features.
 
-Every function sees E edges at once: receiver [E, d] and sender [E, d] are the features of the nodes at their ends, edge
-[E, d] their own. When neurons are rescaled, a node's features are multiplied by its q, an edge's by q_i / q_j (receiver
-i, sender j; https://arxiv.org/abs/2406.10685, section 5).
+Every function reads E edges at once: receiver [E, d] and sender [E, d] are the features of the nodes at their ends,
+edge [E, d] are the features of the edges. When neurons are rescaled, a node's features are multiplied by its q, an
+edge's by q_i / q_j (receiver i, sender j; https://arxiv.org/abs/2406.10685, section 5).
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ class MessageFunction(nn.Module):
     - It must not depend on the order of nodes: only on what it is given.
     - Input and output nodes have q = 1.
 
-    Messages against the edges have a function of their own, which sees the flipped edges. Neurons with chi(q) != q
-    (`scalegmn.nn.scalars`), such as those of z^2, are seen by their outgoing edges as `outgoing_features`.
+    Messages against the edges have a message function of their own; its sender is the node at which the edge ends.
+
+    For most activations, sigma(q z) = q sigma(z), as in the paper. For others, such as z^2, sigma(q z) = chi(q)
+    sigma(z) with chi(q) != q: outgoing weights are divided by chi(q). The layer brings features to chi(q) before
+    the message function and messages back to q after it (`scalegmn.nn.scalars`), so all that is said here holds with
+    chi(q) in place of q at the end that the edge leaves. A message function needs no case for them.
     """
 
     def forward(
@@ -42,7 +46,8 @@ class MessageFunction(nn.Module):
         """receiver, sender, edge, positions [E, d] -> messages [E, d].
 
         Args:
-            context: what the ends belong to; invariant maps are called as invariant(context.sender, sender).
+            context: role, scalar group and network of both ends; invariant maps are called as invariant(context.sender,
+                sender).
             receiver: features of the receiving nodes.
             sender: features of the sending nodes.
             edge: features of the edges.
@@ -73,6 +78,26 @@ class ScaleMessage(MessageFunction):
     ) -> Tensor:
         """As in `MessageFunction`; MSG has branches for the receiver's role."""
         new: Tensor = self.net(context.receiver, self.node_linear(sender) * self.edge_linear(edge), *positions)
+        return new
+
+
+class ProductMessage(MessageFunction):
+    """(A x_j) * (B e_ji): the messages of `ScaleMessage` without MSG.
+
+    Args:
+        dim: width d of node and edge features.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.node_linear = nn.Linear(dim, dim, bias=False)
+        self.edge_linear = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, context: EdgeContext, receiver: Tensor, sender: Tensor, edge: Tensor, *positions: Tensor
+    ) -> Tensor:
+        """As in `MessageFunction`; positions are not read."""
+        new: Tensor = self.node_linear(sender) * self.edge_linear(edge)
         return new
 
 
@@ -118,6 +143,7 @@ MESSAGES: Registry[Callable[[MessageParts], MessageFunction]] = Registry("messag
 """Name -> what builds a message function, such as its class: `scalegmn_args.message_function: <name>`."""
 
 MESSAGES.register("scale", lambda parts: ScaleMessage(parts.dim, parts.build_net(parts.dim, parts.dim)))
+MESSAGES.register("product", lambda parts: ProductMessage(parts.dim))
 MESSAGES.register("concat", lambda parts: ConcatMessage(parts.dim, parts.build_mlp))
 
 

@@ -15,14 +15,14 @@ _LARGEST_STATISTIC = 5.0
 
 
 class InputNormalization(nn.Module):
-    """Divides each layer's weights, and each layer's biases, by one scalar; centred, subtracts another one before.
+    """w -> w / s_l and b -> b / s'_l with one scalar per layer l; centred, (w - m_l) / s_l and (b - m'_l) / s'_l.
 
-    Networks of fewer layers have the scalars of the first hidden layers, and in their last layer those of the last.
-    The scalars change every network alike, so they commute with permutations of neurons and, but for centring, with
-    rescalings. They are buffers, 1 and 0 until `fit`, and travel with checkpoints.
+    The output layer of every network has the scalars of layer L. Layer l < L of a network with fewer layers has those
+    of layer l. The scalars are the same for all networks, so the map commutes with permutations of neurons and, unless
+    it is centred, with rescalings. Scalars are buffers, saved in checkpoints; before `fit`, s = 1 and m = 0.
 
     Args:
-        num_layers: L, of the deepest networks.
+        num_layers: L, the number of layers of the deepest networks.
         centred: subtract the mean and divide by the standard deviation, rather than by the root mean square.
     """
 
@@ -42,7 +42,8 @@ class InputNormalization(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> None:
-        """Sets the scalars from each tensor over all batches; what would divide by zero is 1.
+        """Sets s to the root mean square (centred: m to the mean, s to the standard deviation) over all batches; s is 1
+        where it would be 0.
 
         Args:
             batches: weights and biases per layer, [B, ...] each.
@@ -77,7 +78,7 @@ class InputNormalization(nn.Module):
         )
 
     def inverse(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
-        """Weights and biases that `forward` brings to those given, per layer, of the same shapes; centred only."""
+        """The inverse of `forward`, of a centred normalisation: weights and biases per layer, of the shapes given."""
         rows = self._rows(len(weights))
         return (
             tuple(
@@ -87,7 +88,7 @@ class InputNormalization(nn.Module):
         )
 
     def _rows(self, num_layers: int) -> Tensor:
-        """[num_layers] long, which scalars the layers of a network have."""
+        """[num_layers] long, the index of the scalars of each layer of a network."""
         every = torch.arange(len(self.weight_scales), device=self.weight_scales.device)
         return torch.cat([every[: num_layers - 1], every[-1:]])
 
@@ -129,7 +130,7 @@ class StatisticsNormalization(nn.Module):
 class FeatureBatchNorm(nn.BatchNorm1d):
     """Batch normalisation of each feature over all positions of all networks (Ioffe & Szegedy, 2015).
 
-    A single value, which has no variance, is normalised by the running statistics while training too.
+    While training, a batch with a single row, which has no variance, is normalised by the running statistics.
 
     Args:
         num_features: f.

@@ -1,4 +1,4 @@
-"""Features of neurons whose outgoing weights change by another factor than their incoming ones, chi(q) != q.
+"""Features of neurons with chi(q) != q, where sigma(q z) = chi(q) sigma(z).
 
 When a neuron's incoming weights are multiplied by q, its features are multiplied by q, and the features of its outgoing
 edges are divided by chi(q) (`ScalarGroup`). For sigma(z) = z^2, chi(q) = q^2.

@@ -11,14 +11,20 @@ from torch import Tensor
 from scalegmn.symmetry.statistics import quantiles
 
 NUM_STATISTICS = 7
-"""Of a tensor: mean, variance and five quantiles."""
+"""Numbers per tensor: mean, variance and five quantiles."""
 
 
 def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> list[Tensor]:
-    """Of networks of each architecture, weights and biases per layer, each [B, ...]: [B, 14 L], of W_1, b_1, W_2, ..
-    mean, variance (unbiased; 0 of a single value) and the quantiles 0, 1/4, 1/2, 3/4, 1, linear between values.
+    """The mean, the variance and five quantiles of every weight and bias tensor.
 
-    Tensors of equally many values, of whatever layer and architecture, go together.
+    The variance is unbiased, and 0 for a tensor with a single value. The quantiles are 0, 1/4, 1/2, 3/4 and 1, linearly
+    interpolated. Tensors with equally many values, of any layer and architecture, are computed in one call.
+
+    Args:
+        nets: per architecture, the weights and the biases of B networks, per layer, each [B, ...].
+
+    Returns:
+        Per architecture [B, 14 L]: the seven numbers of W_1, then of b_1, W_2, b_2 and so on.
     """
     rows = [tensor.flatten(1) for net in nets for pair in zip(*net, strict=True) for tensor in pair]
     places: dict[int, list[int]] = {}

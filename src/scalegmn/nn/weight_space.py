@@ -1,8 +1,8 @@
 """Layers on the weights and biases of a network, equivariant to permutations of its neurons (NFN, Zhou et al., 2023).
 
 Shape letters: B networks, l = 1..L layers of n_l neurons, c channels, F_l kernel values (1 for linear layers). Weights
-W_l are [B, n_l, n_{l-1}, c F_l], their last axis channel by channel; biases b_l are [B, n_l, c]. Modules take and give
-lists of both.
+W_l are [B, n_l, n_{l-1}, c F_l], their last axis channel by channel; biases b_l are [B, n_l, c]. Modules map
+lists of both, one tensor per layer, to lists of both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WeightSpaceFourier(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Appends 2b + 1 channels that tell inputs, outputs and, if asked for, layers apart (NFN, section 2.4).
+    """Appends 2b + 1 channels that depend on the input, the output and, with `layers`, the layer (NFN, section 2.4).
 
     phi(t) = [sin(pi f_1 t), .., sin(pi f_b t), cos(pi f_1 t), .., cos(pi f_b t), t], f from 1 to max_frequency / 2, of
     the inputs at W_1 and of the outputs at W_L and b_L, each counted from -1 to 1; elsewhere zeros. `layers` adds phi
@@ -135,7 +135,7 @@ class PointwiseLayer(nn.Module):
 
 
 class Reads(NamedTuple):
-    """What the new weights and biases of one layer are affine maps of; None: not read."""
+    """The tensors of which the new weights and biases of one layer are affine maps; None: not read."""
 
     position: Tensor | None
     """The weights, [B, n_l, n_{l-1}, ...]."""
@@ -151,14 +151,15 @@ class Reads(NamedTuple):
 
 
 class AffineMaps(nn.Module):
-    """W' = P W + R rho + C kappa + G g and b' = B kappa + H g for one layer, without what is not read.
+    """W' = P W + R rho + C kappa + G g and b' = B kappa + H g for one layer; terms of tensors that are None are left
+    out.
 
     Args:
-        reads: tensors of the widths that are read.
+        reads: tensors with the widths of those that `forward` reads.
         weight_dim: width of W'.
         bias_dim: width of b'.
-        jointly: the maps that make up W' start within 1 / sqrt(the sum of their input widths), like those of b'; else
-            each within that of its own.
+        jointly: P, R, C and G start uniform within 1 / sqrt(the sum of their input widths), as B and H always do;
+            false: each starts within 1 / sqrt(its input width).
     """
 
     def __init__(self, reads: Reads, weight_dim: int, bias_dim: int, jointly: bool = True) -> None:
@@ -174,7 +175,8 @@ class AffineMaps(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, reads: Reads) -> tuple[Tensor, Tensor]:
-        """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim], 1 along what is not read."""
+        """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim]; an axis along which the
+        result is constant has size 1."""
         weight, bias = (maps["all"](reads.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
         weight = weight[:, None]
         if "receiver" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
@@ -189,11 +191,12 @@ class AffineMaps(nn.Module):
 
 
 class NeuronLayer(nn.Module):
-    """The linear layer that permutations of all neurons allow, "NP" (NFN, section 2.2).
+    """The general linear layer that is equivariant to permutations of all neurons, "NP" (NFN, section 2.2).
 
     W_l' = P_l W_l + R_l rho_l (at each sender) + C_l kappa_l (at each receiver) + G_l g,  b_l' = B_l kappa_l + H_l g,
     where rho_l = [mean of W_l over receivers, mean of W_{l-1} over senders, b_{l-1}], kappa_l = [mean of W_l over
-    senders, b_l, mean of W_{l+1} over receivers], as far as they exist, and g has the means of all weights and biases.
+    senders, b_l, mean of W_{l+1} over receivers], without the tensors of layers that do not exist, and g holds the
+    means of all weight and bias tensors.
 
     Args:
         layout: n = (n_0, ..., n_L).
@@ -209,7 +212,7 @@ class NeuronLayer(nn.Module):
 
     @staticmethod
     def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
-        """What each layer's maps read."""
+        """Per layer, the tensors that its maps read."""
         over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
         g = _everywhere(over_receivers, biases)
         reads = []
@@ -228,13 +231,14 @@ class NeuronLayer(nn.Module):
 
 
 class HiddenNeuronLayer(nn.Module):
-    """The linear layer that permutations of hidden neurons allow, but for two terms, "HNP" (NFN, section 2.2).
+    """The linear layer that is equivariant to permutations of hidden neurons, "HNP" (NFN, section 2.2), less two terms.
 
-    Between hidden layers like `NeuronLayer`. W_1 and W_L are read and written whole at each hidden neuron: vec W_1[i],
-    vec W_L[:, j], channels before inputs or outputs. W_1' = C_1 kappa_1 + G_1 g, kappa_1 = [vec W_1[i], mean of W_2
-    over receivers, b_1]; W_L' = R_L rho_L + G_L g, rho_L = [vec W_L[:, j], mean of W_{L-1} over senders]; b_L' = H_L g.
-    rho_2 and kappa_{L-1} hold vec W_1[i] and vec W_L[:, j], too (for L = 2: rho_L and kappa_1), and g what is left of
-    vec W_1, vec W_L and b_L when hidden neurons are averaged. As published, rho_L lacks b_{L-1}, and b_L' reads only g.
+    Weights between hidden layers have the maps of `NeuronLayer`. Inputs and outputs do not permute, so each hidden
+    neuron has one vector of all its weights in W_1 or W_L: vec W_1[i], vec W_L[:, j], channels before inputs or
+    outputs. W_1' = C_1 kappa_1 + G_1 g, kappa_1 = [vec W_1[i], mean of W_2 over receivers, b_1]; W_L' = R_L rho_L + G_L
+    g, rho_L = [vec W_L[:, j], mean of W_{L-1} over senders]; b_L' = H_L g. rho_2 and kappa_{L-1} also hold vec W_1[i]
+    and vec W_L[:, j] (for L = 2: rho_L and kappa_1 do), and g also holds the means of vec W_1 and vec W_L over hidden
+    neurons, and b_L. As published, rho_L lacks b_{L-1}, and b_L' reads only g.
 
     Args:
         layout: n = (n_0, ..., n_L), L > 1.
@@ -255,7 +259,7 @@ class HiddenNeuronLayer(nn.Module):
 
     @staticmethod
     def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
-        """What each layer's maps read."""
+        """Per layer, the tensors that its maps read."""
         last = len(weights) - 1
         over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
         first_whole = weights[0].mT.flatten(2)  # [B, n_1, c F_1 n_0]
@@ -289,14 +293,14 @@ class HiddenNeuronLayer(nn.Module):
 
 
 def _empty(layout: Sequence[int], kernels: Sequence[int], dim: int) -> Features:
-    """Features without content, to tell widths."""
+    """Features without storage (on the device `meta`), for their widths."""
     sizes = zip(layout[1:], layout[:-1], kernels, strict=True)
     weights = [torch.empty(1, n, m, dim * f, device="meta") for n, m, f in sizes]
     return weights, [torch.empty(1, n, dim, device="meta") for n in layout[1:]]
 
 
 def _everywhere(over_receivers: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """The means of all weights and all biases of each layer, [B, sum of widths]."""
+    """g of `NeuronLayer`: the means of all weight and all bias tensors, [B, sum of widths]."""
     return torch.cat([x.mean(1) for x in (*over_receivers, *biases)], -1)
 
 
@@ -324,8 +328,8 @@ class ChannelNorm(nn.Module):
 
 
 class NeuronNorm(nn.Module):
-    """LayerNorm over all channels at each hidden neuron: of W_1 with its inputs, of W_L with its outputs; of b_L over
-    everything, and of all else at each position over the channels ("ParamLayerNorm", NFN's code).
+    """LayerNorms as in NFN's code ("ParamLayerNorm"): of W_1 over channels and inputs, of W_L and b_L over channels and
+    outputs, of all other tensors over channels; at each hidden neuron.
 
     Args:
         layout: n = (n_0, ..., n_L), all layers linear.
@@ -366,11 +370,12 @@ class Activation(nn.Module):
 
 
 class WeightSpacePool(nn.Module):
-    """The means of every weight and bias tensor over neurons, with all their channels (NFN, section 2.3).
+    """The mean of every weight and bias tensor over neurons, per channel (NFN, section 2.3).
 
     Args:
         kernels: F_1..F_L.
-        hidden: over hidden neurons only: each input of W_1 and each output of W_L and b_L is kept; else over all.
+        hidden: average over hidden neurons only, so that each input of W_1 and each output of W_L and b_L has its own
+            mean; false: average over all neurons.
     """
 
     def __init__(self, kernels: Sequence[int], hidden: bool) -> None:
@@ -378,8 +383,8 @@ class WeightSpacePool(nn.Module):
         self.kernels, self.hidden = kernels, hidden
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> [B, c * positions], channel by channel; positions of W_1, b_1,
-        W_2, .., each by neuron, then kernel value."""
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> [B, c * positions], channel by channel. Positions are those of
+        W_1, b_1, W_2, .., and in each tensor by neuron, then kernel value."""
         last, parts = len(weights) - 1, []
         for index, (weight, bias, f) in enumerate(zip(weights, biases, self.kernels, strict=True)):
             weight_rows, bias_rows = weight.mean((1, 2))[:, None], bias.mean(1)[:, None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scalegmn.reporting.files import versions
+from scalegmn.reporting.words import counted
 from scalegmn.zoos.shards import Shards, lock
 from scalegmn.zoos.zoo_format import Networks, Zoo, open_zoo
 
@@ -139,7 +140,7 @@ def _convert(out: Path, root: Path, plan: Mapping[str, Any], listing: Listing) -
         shards = Shards(out, plan, len(parts))
     if shards.finished:
         return
-    print(f"{root}: converting {listing.num_networks:,} networks to {out}")
+    print(f"{root}: converting {counted(listing.num_networks, 'network')} to {out}")
     missing = shards.missing()
     bar = tqdm(total=listing.num_networks, unit=" networks", desc="converting", disable=None)
     bar.update(listing.num_networks - sum(len(range(*parts[k].indices(listing.num_networks))) for k in missing))

@@ -14,10 +14,18 @@ from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
-from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
+from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
 """Networks that are read at once; larger batches are read whole."""
+
+
+MADE_BY = {
+    "label": "classes are in zoos of `scalegmn zoo inr`, or of `scalegmn zoo import` with a column label",
+    "image": "images are in zoos of `scalegmn zoo inr`",
+    "test_accuracy": "accuracies are in zoos of `scalegmn zoo cnn`, or of `scalegmn zoo import` with a column score",
+}
+"""Column -> which zoos have it."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,7 @@ def open_data(config: DataConfig) -> Zoo:
     Raises:
         ValueError: there is none, or a file of it is missing, refused or damaged.
     """
-    is_zoo = (config.root / "zoo.json").exists()
-    zoo = open_zoo(config.root) if is_zoo else DATASETS[config.dataset].open(config)
+    zoo = open_zoo(config.root) if is_zoo(config.root) else DATASETS[config.dataset].open(config)
     return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
 
@@ -254,7 +261,9 @@ def load_splits(
     """
     zoo = open_data(config)
     if column is not None and column not in zoo.columns:
-        raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
+        found = f"no column {column!r}, found {', '.join(zoo.columns) or 'none'}"
+        remedy = MADE_BY.get(column, "choose a zoo that has it")
+        raise ValueError(f"data.dataset_path: {zoo.path}: {found}; {remedy}")
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")

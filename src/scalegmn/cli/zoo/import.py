@@ -11,6 +11,7 @@ from scalegmn.experiments.imported_zoo import Table, import_zoo
 from scalegmn.interop.network_files import KINDS, InputOptions, find_sources
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
+from scalegmn.reporting.words import counted
 
 
 def run(words: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ def run(words: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in zoo.splits.items())
     kinds = str(zoo.nets[0].spec) if len(zoo.nets) == 1 else f"{len(zoo.nets):,} architectures"
-    print(f"{zoo.path}: {len(zoo):,} networks ({counts}), {kinds}")
+    print(f"{zoo.path}: {counted(len(zoo), 'network')} ({counts}), {kinds}")
 
 
 def _parser() -> Arguments:

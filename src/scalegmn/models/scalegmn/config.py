@@ -9,28 +9,31 @@ from scalegmn.models.base import ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import HETERO, NetSpec
+from scalegmn.nn.initialization import Init, started
 from scalegmn.nn.messages import MESSAGES
+from scalegmn.nn.probes import ProbeImages
 
 
 @dataclass(frozen=True)
 class EquivariantNetConfig:
-    """One equivariant net, x -> (W x) * g(x, p), and what rows of input and output nodes do instead.
+    """One equivariant net, x -> (W x) * g(x, p), g invariant, and what replaces it at input and output nodes.
 
-    `permutation` models replace it by one MLP for all rows and read none of these fields.
+    `permutation` models replace it by one MLP for all nodes and read none of these fields.
     """
 
     io: Literal["same", "factor", "mlp", "layer"] = "factor"
-    """Rows of input and output nodes, which have no symmetry: `same` as hidden rows; `factor`: the same W, but an MLP
-    of [x, p] for g; `mlp`: an MLP of [x, p] in place of the layer; `layer`: an equivariant layer of their own."""
+    """Input and output nodes have no symmetry. `same`: they share the layer of hidden nodes; `factor`: they share W,
+    but their g is an MLP of [x, p]; `mlp`: an MLP of [x, p] replaces the layer; `layer`: they have another equivariant
+    layer."""
 
     io_branches: Literal[1, 2] = 1
-    """1: input and output rows share their own branch; 2: one branch each."""
+    """What `io` names is 1: shared by input and output nodes; 2: one for input nodes, one for output nodes."""
 
     num_layers: int = 1
     """Equivariant layers in a row."""
 
     skip_connections: bool = False
-    """A residual W_s x around each of them."""
+    """Add the residual W_s x to each equivariant layer."""
 
     positions: bool = False
     """Pass the positional embedding p to g."""
@@ -43,9 +46,14 @@ class ScaleGMNConfig(ModelConfig):
     name = "scalegmn"
     supports_multiple_architectures = True
 
+    init: Init = "published"
+    """Initial parameters. balanced: features keep their size through all layers, and permutation starts odd, as if it
+    knew signs (`scalegmn.nn.initialization`); INRs are learned several times as fast. published: as in the published
+    code."""
+
     normalize: bool | None = None
-    """Divide each layer's weights and biases by one scalar each, their root mean square over the training split; null:
-    only for permutation, which hardly learns without."""
+    """Divide the weights of each layer, and its biases, by their root mean square over the training split; null: only
+    in permutation models, which learn little without it."""
 
     symmetry: Literal["permutation", "sign", "scale", "hetero"] = "sign"
     """Symmetry beyond permutations: `sign` for sine and tanh networks, `scale` for relu, `hetero` for zoos or
@@ -82,23 +90,26 @@ class ScaleGMNConfig(ModelConfig):
     """Width of the sum over nodes in a full_graph readout; null: hidden_dim."""
 
     node_positions: Literal["none", "product", "product_sum", "net", "net_sum"] = "product_sum"
-    """Positional embeddings P of node types (each input node, each hidden layer, each output node). product: x * P;
-    net: an equivariant net of (x, P), `position_net`; product_sum, net_sum: so on hidden nodes, x + P on input and
-    output nodes. permutation always adds."""
+    """How the positional embeddings P of node types (each input node, each hidden layer, each output node) enter.
+    product: x * P; net: an equivariant net of (x, P), `position_net`; product_sum and net_sum: the same at hidden
+    nodes, but x + P at input and output nodes. permutation models compute x + P at all nodes."""
 
     edge_positions: bool = True
-    """Positional embeddings P of edge types: e * P, or a net of (e, P) where node_positions has one."""
+    """Positional embeddings P of edge types: e * P, or an equivariant net of (e, P) if node_positions is net or
+    net_sum."""
 
     max_hidden_layers: int | None = None
-    """Hidden layers that positional embeddings, and scalars of normalize, are there for; null: as many as the networks
-    have. Given, the model reads networks of up to so many, if it gives vectors."""
+    """The largest number of hidden layers that the model reads: it has positional embeddings, and scalars of
+    `normalize`, for each. null: exactly as many as the networks have. Only models of vectors read networks of different
+    depths."""
 
     position_net: EquivariantNetConfig = field(default_factory=lambda: EquivariantNetConfig(io="same", positions=True))
-    """The net of node_positions net and net_sum; that of edges has the same options, and the roles of receivers."""
+    """The equivariant net of node_positions net and net_sum. That of edges has the same options; `io` is then about
+    edges into output nodes."""
 
     position_map: Literal["none", "shared", "per_type"] = "none"
-    """A linear map without bias after the positional embeddings, of nodes and of edges: one for all, or one per type.
-    permutation has none."""
+    """A linear map without bias after the positional embeddings of nodes, and one after those of edges: shared by all
+    types, or one per type. permutation models have none."""
 
     skip_connections: bool = True
     """x' = S x + layer(x) around every message passing layer."""
@@ -117,10 +128,10 @@ class ScaleGMNConfig(ModelConfig):
     standardised over the training split; features of nodes hardly show how large a network's weights are."""
 
     aggregator: Literal["add", "mean"] = "add"
-    """How a node joins its messages."""
+    """How a node aggregates its messages."""
 
     update_edges: bool = True
-    """Update edge features in every layer; false: every layer reads the initial ones."""
+    """Update edge features in every layer; false: every layer reads the initial edge features."""
 
     reciprocal: bool = True
     """Bidirectional scale and hetero: messages against an edge read w / ||w||^2, which makes them exactly equivariant
@@ -128,26 +139,37 @@ class ScaleGMNConfig(ModelConfig):
     code, whose output moves when neurons are rescaled."""
 
     message: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
-    """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's."""
+    """The message function MSG. Its p: the receiving node's; in bidirectional models the sending node's, as in the
+    published code."""
 
     message_function: str | None = None
     """The registered message function (`scalegmn.nn.messages.MESSAGES`); null: scale, MSG((A x_j) * (B e_ji)), or for
-    permutation concat, MLP([e_ji, x_j])."""
+    permutation concat, MLP([e_ji, x_j]). product: (A x_j) * (B e_ji)."""
 
     update: EquivariantNetConfig = field(default_factory=EquivariantNetConfig)
     """The update function UPD. Its p: the updated node's."""
 
     update_rule: Literal["net", "sine_sum", "sine_cat"] = "net"
-    """UPD: the equivariant net `update`; or, for sign, all rows alike, sin(30 W [x, m...]) (sine_cat) or
-    sin(30 W (W_0 x + W_1 m + ...)) (sine_sum)."""
+    """UPD. net: the equivariant net `update`; for sign also, with the same weights at all nodes, sine_cat:
+    sin(30 W [x, m...]); sine_sum: sin(30 W (W_0 x + W_1 m + ...))."""
+
+    num_probes: int = 0
+    """Learned inputs of the networks, if these are chains: what a neuron computes for each of them, before its
+    activation, becomes a feature beside its bias, exactly as symmetric; 0: none."""
+
+    probe_images: ProbeImages = field(default_factory=ProbeImages)
+    """Of CNNs, the learned inputs."""
 
     engine: Literal["fast", "plain"] = "fast"
-    """plain: compute as the equations are written, slowly, to look for errors."""
+    """plain: compute the equations as they are written; slower, for debugging."""
 
     def __post_init__(self) -> None:
         counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
         counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
+        counts += ["probe_images.image_size", "probe_images.stride"]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
+        if self.num_probes < 0:
+            problems.append(f"num_probes: found {self.num_probes}, expected 0 or more")
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
             problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
         if self.message_function is not None and self.message_function not in MESSAGES:
@@ -190,7 +212,7 @@ class ScaleGMNConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`."""
-        return ScaleGMN(self, spec)
+        return started(ScaleGMN(self, spec), self.init, spec)
 
 
 METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +18,16 @@ from scalegmn.engine.model import ChainTypes, run_chains, run_graph
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
-from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field
+from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
+from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
+from scalegmn.nn.probes import Probes, check_images
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import at_depth, sizes
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
 
 _RECIPROCAL_FLOOR = 1e-3
-"""Weights below this share of the norm of their neuron's [W, b] count less and less in messages against them."""
+"""Messages against an edge read w / ||w||^2, which has no limit at w = 0. Below this share of the norm of the neuron's
+[W, b], the divisor is constant (`scalegmn.nn.messages.reciprocal`), so that the result goes to 0 with w."""
 
 
 class ScaleGMN(Metanetwork):
@@ -75,6 +80,9 @@ class ScaleGMN(Metanetwork):
             num_statistics = 2 * (max_hidden + 1) if config.sizes else 0
             self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_statistics)
             self.statistics_normalization = StatisticsNormalization(num_statistics) if config.sizes else None
+        self.probes: Probes | None = None
+        if config.num_probes:
+            self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
         self.validate_spec(spec)
 
     def _build_embeddings(self, parts: Parts) -> None:
@@ -104,14 +112,14 @@ class ScaleGMN(Metanetwork):
         self.node_types, self.edge_types = ChainTypes.of_nodes(spec, more), ChainTypes.of_edges(spec, more)
 
     def _build_layers(self, parts: Parts) -> None:
-        """The message passing layers, with branches for the roles of nodes that something later reads alone."""
+        """The message passing layers, with branches only for those roles of nodes that something later reads."""
         config, spec = self.config, self.spec
         chain_reads = receptive_field(config, spec.num_layers)
         role_reads = reads_by_role(config, spec, chain_reads)
         self.reads: Sequence[tuple[LayerReads, LayerReads]] = list(zip(chain_reads, role_reads, strict=True))
         last = config.num_layers - 1
         layers = (
-            self._build_layer(parts, reads, is_head=config.changes_parameters and index == last)
+            self._build_layer(parts, reads, gives_changes=config.changes_parameters and index == last)
             for index, reads in enumerate(role_reads)
         )
         self.layers: Sequence[MessagePassingLayer] = nn.ModuleList(layers)  # type: ignore[assignment] # torch: untyped
@@ -119,12 +127,20 @@ class ScaleGMN(Metanetwork):
         per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
 
-    def _build_layer(self, parts: Parts, reads: LayerReads, is_head: bool) -> MessagePassingLayer:
-        """One layer; the last one of a model of parameters gives one number per bias and per weight."""
+    def _build_layer(self, parts: Parts, reads: LayerReads, gives_changes: bool) -> MessagePassingLayer:
+        """One message passing layer.
+
+        Args:
+            parts: builds its modules.
+            reads: what is read of it, by role.
+            gives_changes: whether its features are the changes of biases and weights: one number per bias, a kernel
+                per edge. So in the last layer of models with `output: parameters`.
+        """
         config, spec, d = self.config, self.spec, self.config.hidden_dim
-        node_dim, edge_dim = (1, spec.edge_dim) if is_head else (d, d)
-        roles = {ROLES[group] for group in reads.nodes}
-        along, against = bool(roles & _residual_ends(spec, False)), bool(roles & _residual_ends(spec, True))
+        node_dim, edge_dim = (1, spec.edge_dim) if gives_changes else (d, d)
+        roles = {ROLES[role] for role in reads.nodes}
+        reads_residuals = bool(roles & _residual_ends(spec, against=False))
+        reads_reversed_residuals = self.bidirectional and bool(roles & _residual_ends(spec, against=True))
         symmetric = config.symmetry != "permutation"
         return MessagePassingLayer(
             parts.message(roles - {"input"}),
@@ -133,8 +149,8 @@ class ScaleGMN(Metanetwork):
             parts.edge_update(edge_dim) if reads.edges else None,
             parts.edge_update(edge_dim) if reads.backward_edges else None,
             nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None,
-            nn.Linear(d, d, bias=False) if along else None,
-            nn.Linear(d, d, bias=False) if against and self.bidirectional else None,
+            nn.Linear(d, d, bias=False) if reads_residuals else None,
+            nn.Linear(d, d, bias=False) if reads_reversed_residuals else None,
             dropout=config.dropout,
             aggregator=config.aggregator,
             message_positions=symmetric and config.message.positions,
@@ -157,6 +173,17 @@ class ScaleGMN(Metanetwork):
             )
         if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
             raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")
+        if self.config.num_probes and spec.is_cnn != own.is_cnn:
+            kind = "images" if own.is_cnn else "points"
+            raise ValueError(f"{self.config.section}.num_probes: the probes are {kind}, of {own}, found {spec}")
+        reads_outputs_alone = (
+            self.readout is not None and not self.bidirectional and self.config.readout == "last_layer"
+        )
+        if reads_outputs_alone and skips_hidden_layers(spec) and not skips_hidden_layers(own):
+            raise ValueError(
+                f"{self.config.section}.readout: the model was built for networks whose output layer does not read the "
+                f"input, found {spec}; use full_graph"
+            )
         if spec.residuals and not own.residuals:
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)
@@ -177,13 +204,14 @@ class ScaleGMN(Metanetwork):
         if self.statistics_normalization is not None:
             statistics = (self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))),)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
+        probes = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
-        if self.engine == "plain":
-            output = self.plain(read, *statistics)
-        elif len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0], *statistics)
+        if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
+            output = run_chains(self, read[0], *(probes or [None]), statistics)
         else:
-            output = run_graph(self, read, *statistics)
+            features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
+            run = self.plain if self.engine == "plain" else partial(run_graph, self)
+            output = run(read, features, statistics)
         if isinstance(output, Tensor):
             return output
         spec, (nodes, edges) = read[0].spec, output
@@ -194,16 +222,25 @@ class ScaleGMN(Metanetwork):
         changes = NetParams.from_features(spec, nodes, edges, read[0].activation)
         return self.scaled(changes if elements[0] is None else elements[0].inverse().act_on_changes(changes))
 
+    def fit_normalization(self, batches: Iterable[NetParams]) -> None:
+        """As in `Metanetwork`, and by what the values of probes are divided."""
+        if self.probes is not None:
+            batches = self.probes.fitted_on(batches, lambda params: self.canonical(params)[0])
+        super().fit_normalization(batches)
+        deque(batches, maxlen=0)  # draws all, where nothing else is fitted
+
     # The equations as they are written
 
-    def plain(self, nets: Sequence[NetParams], *statistics: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def plain(
+        self, nets: Sequence[NetParams], probes: Tensor | None = None, statistics: Sequence[Tensor] = ()
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
-        features of all nodes [N, 1] and of all edges [E, K], network by network. `statistics`: what the readout
-        reads beside the nodes, [sum of B, S]."""
+        features of all nodes [N, 1] and of all edges [E, K], network by network; `probes` [N, d] are added to A_v
+        bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
         graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
-        x = self.embed_nodes(context, graph, p)
+        x = self.embed_nodes(context, graph, p, probes)
         edge = backward_edge = self.embed_edges(context, graph, self.edge_linear(graph.edges))
         if self.backward_edge_linear is not None:
             inverted = [_rows(self.reciprocal_edges(params)) for params in nets]
@@ -218,9 +255,13 @@ class ScaleGMN(Metanetwork):
         output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs, *statistics)
         return output
 
-    def embed_nodes(self, context: NodeContext, graph: ParameterGraph, p: Tensor | None) -> Tensor:
-        """A_v bias, with positional embeddings p: [N, d]."""
+    def embed_nodes(
+        self, context: NodeContext, graph: ParameterGraph, p: Tensor | None, probes: Tensor | None
+    ) -> Tensor:
+        """A_v bias plus the features of probes, with positional embeddings p: [N, d]."""
         x: Tensor = self.node_linear(graph.nodes)
+        if probes is not None:
+            x = x + probes
         if p is not None:
             x = embed_positions(context, x, p, self.summed_roles, self.node_position_net)
         if self.node_position_map is not None:
@@ -262,7 +303,7 @@ class ScaleGMN(Metanetwork):
         return [reciprocal(block, floor[..., None, None]) for block, floor in zip(blocks, floors, strict=True)]
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
-        """What the nodes of a graph belong to."""
+        """Role, scalar group and network of the nodes of a graph."""
         group = torch.zeros_like(graph.role)
         if len(self.groups) > 1:
             group = self._branches(graph.scalar_groups, graph.scalar_group)
@@ -277,7 +318,8 @@ class ScaleGMN(Metanetwork):
         return self._branches([activation.group for activation in ACTIVATIONS.values()], params.activation)
 
     def _branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
-        """Index into `self.groups`, from an index into other groups; networks without scalars are with {-1, 1}."""
+        """Index into `self.groups`, from an index into other groups; networks whose group is {1} go through the branch
+        of {-1, 1}."""
         places = {TRIVIAL: 0, **{group: place for place, group in enumerate(self.groups)}}
         branch = torch.tensor([places.get(group, -1) for group in groups], device=index.device)[index]
         if not all(group in places for group in groups) and bool((branch < 0).any()):
@@ -300,7 +342,7 @@ class ScaleGMN(Metanetwork):
         return alike and spec.is_chain and not spec.residuals and not mixed
 
     def networks_at_once(self, device: torch.device) -> int:
-        """As in `Metanetwork`, and so few that their edges are not worked through in chunks (`chunks`)."""
+        """As in `Metanetwork`, and so few that `chunks` leaves their edges in one piece."""
         whole = kept_bytes(device) // (self.feature_bytes * self._num_kept)
         return max(1, min(super().networks_at_once(device), whole))
 
@@ -310,7 +352,7 @@ class ScaleGMN(Metanetwork):
         return self.spec.num_edges * self._edge_bytes
 
     def chunks(self, num_edges: int, device: torch.device) -> ChunkPlan:
-        """How blocks are worked through that have so many edges together."""
+        """Whether blocks with `num_edges` edges together are run at once or in chunks."""
         return ChunkPlan.plan(num_edges, self._edge_bytes, self._num_kept, device)
 
     @property
@@ -320,8 +362,19 @@ class ScaleGMN(Metanetwork):
         return width * self.edge_linear.weight.element_size()
 
 
+@balance.register
+def _balance(model: ScaleGMN, spec: NetSpec) -> None:
+    """Models without scalars start odd: nothing is the same for all neurons of a layer."""
+    balance_children(model, spec)
+    if model.config.symmetry == "permutation":
+        if model.node_positions is not None:
+            zero_hidden_positions(model.node_positions.table, spec)
+        if model.edge_positions is not None:
+            model.edge_positions.table.zero_()
+
+
 def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
-    """The roles of nodes that residual connections lead to, or that connections against them lead to."""
+    """The roles of nodes at which residual connections end or, against them, start."""
     last = spec.num_layers - 1
     outside = any(residual.source < 0 if against else residual.receiver == last for residual in spec.residuals)
     ends = {"input" if against else "output"} if outside else set()
@@ -346,6 +399,10 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
+    if config.num_probes:
+        if not spec.is_chain:
+            raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
+        check_images(config.probe_images, spec, f"{config.section}.probe_images")
     found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
     if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
         (fitting,) = found if len(found) == 1 else {HETERO}

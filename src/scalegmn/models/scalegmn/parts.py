@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 
 def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, ...]:
-    """The scalar groups that a model tells apart: of hetero {-1, 1} (and {1}), the positive reals, and further ones of
-    the networks' activations, where networks differ those of all activations."""
+    """The scalar groups for which a model has branches.
+
+    One group for the symmetries sign ({-1, 1}), scale (the positive reals) and permutation ({1}). A hetero model has
+    branches for {-1, 1}, which neurons without scalars share, for the positive reals, and for every other group among
+    the activations of `spec`. Where each network has an activation of its own (`spec.is_hetero`), these are all
+    registered activations.
+    """
     if config.symmetry != "hetero":
         return ({"sign": SIGNS, "scale": SCALES, "permutation": TRIVIAL}[config.symmetry],)
     names = list(ACTIVATIONS) if spec.is_hetero else [HETERO]
@@ -40,8 +45,8 @@ def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, .
 
 
 def branch_name(group: ScalarGroup) -> str:
-    """The name of a group's branch in a model of several: `sign`, `scale`, or what the group allows and its
-    exponents, such as `sign0_scale2`."""
+    """The name of a group's branch in state dicts of hetero models: `sign`, `scale`, or for other groups which scalars
+    they have and the exponents of chi(q): `sign0_scale2` for z^2."""
     if group in (TRIVIAL, SIGNS):
         return "sign"
     if group == SCALES:
@@ -57,7 +62,7 @@ class Parts:
 
     Attributes:
         config: the model's options.
-        groups: the scalar groups that it tells apart.
+        groups: the scalar groups for which it has branches (`scalar_groups`).
     """
 
     config: ScaleGMNConfig

@@ -15,33 +15,39 @@ if TYPE_CHECKING:
 
 
 def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerReads]) -> list[LayerReads]:
-    """Per message passing layer, what is read of any networks, by role: most in those with one hidden layer.
+    """Per message passing layer, which roles of nodes and which edges between roles something later reads.
 
-    Where all networks are chains of one depth, less: only roles that occur in `reads`.
+    This is the receptive field of a chain with one hidden layer, input -> hidden -> output: the fewer layers a network
+    has, the sooner a message comes from one end to the other. Models that read only chains of one depth drop the roles
+    that do not occur in `reads`, the receptive field by layer.
     """
-    last = spec.num_layers - 1
-    into_output = {spec.sender(last), *(residual.source for residual in spec.residuals if residual.receiver == last)}
-    by_role = receptive_field(config, len(ROLES) - 1, skips=min(into_output) < 0)
+    by_role = receptive_field(config, len(ROLES) - 1, skips=skips_hidden_layers(spec))
     if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
         return by_role
     roles = [{spec.roles[layer] for layer in chain_reads.nodes} for chain_reads in reads]
     return [
-        replace(role_reads, nodes=tuple(group for group in role_reads.nodes if ROLES[group] in occurring))
+        replace(role_reads, nodes=tuple(role for role in role_reads.nodes if ROLES[role] in occurring))
         for role_reads, occurring in zip(by_role, roles, strict=True)
     ]
 
 
+def skips_hidden_layers(spec: NetSpec) -> bool:
+    """Whether the output layer reads the network's input."""
+    last = spec.num_layers - 1
+    return min(spec.sender(last), *(skip.source for skip in spec.residuals if skip.receiver == last), 0) < 0
+
+
 def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> list[LayerReads]:
-    """Per message passing layer, what anything later reads in a chain of groups 0..last: from the readout back.
+    """Per message passing layer, what something later reads, found from the readout back.
 
     Args:
-        config: the model.
-        last: the number of blocks of edges.
-        skips: whether the last group reads the first, too.
+        config: the hyper-parameters.
+        last: the last of the sets of nodes 0..last of a chain; block k of edges goes from set k - 1 to set k.
+        skips: whether edges into the last set come from set 0, too.
     """
 
     def ends_of(blocks: Collection[int]) -> set[int]:
-        """The groups at either end of edge blocks."""
+        """The sets of nodes at either end of edge blocks."""
         return {block - 1 for block in blocks} | set(blocks) | ({0} if skips and last in blocks else set())
 
     bidirectional = config.direction == "bidirectional"
@@ -55,7 +61,8 @@ def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> l
     reads = []
     for _ in range(config.num_layers):
         reads.append(LayerReads(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
-        along, against = {group for group in nodes if group > 0}, {group + 1 for group in nodes if group < last}
+        # the blocks whose messages these nodes receive: along the edges, and against them
+        along, against = {k for k in nodes if k > 0}, {k + 1 for k in nodes if k < last}
         before = nodes | ends_of(edges) | ends_of(backward_edges) | ends_of(along)
         if config.update_edges:
             edges = edges | along

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scalegmn.configuration.text import read_text
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams
 from scalegmn.reporting.files import removed_on_failure
 from scalegmn.zoos.convert import Listing, NothingThereError
@@ -208,7 +209,7 @@ def _read_metrics(path: Path) -> tuple[int, list[int], list[float], list[str]]:
     """Number of rows; step, test accuracy and activation of each."""
     steps, accuracies, activations = [], [], []
     try:
-        with gzip.open(path, "rt", newline="") as file:
+        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
                 try:
                     steps.append(int(float(row["step"])))
@@ -230,7 +231,7 @@ def _read_layout(path: Path, num_parameters: int) -> list[tuple[bool, slice, tup
     """Whether it is a kernel, its columns, its shape, of each tensor in the order of the file."""
     tensors = []
     try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
+        rows = list(csv.DictReader(read_text(path).splitlines()))
     except OSError:
         raise ValueError(f"data.layout_path: {path}: no such file") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -261,7 +262,7 @@ def _read_layout(path: Path, num_parameters: int) -> list[tuple[bool, slice, tup
 def _read_order(path: Path, num_rows: int) -> list[int]:
     """The shuffled row numbers."""
     try:
-        rows = [int(float(word)) for word in path.read_text().replace(",", "\n").split()]
+        rows = [int(float(word)) for word in read_text(path).replace(",", "\n").split()]
     except OSError:
         raise ValueError(f"data.idcs_file: {path}: no such file") from None
     except (ValueError, OverflowError):

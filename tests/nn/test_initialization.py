@@ -1,0 +1,180 @@
+"""Balanced initial values: features keep their size, permutation models start odd, and training starts at once."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from scalegmn.models.ng_gnn import NGGNNConfig
+from scalegmn.models.ng_t import NGTConfig
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks.evaluate import evaluate
+from scalegmn.nn.initialization import resize, start_odd, started
+from scalegmn.nn.messages import ConcatMessage
+from scalegmn.nn.mlp import MLP
+from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.measure import relative_change
+
+SIREN = NetSpec.mlp([2, 8, 8, 1], "sine", 6.0)
+GMN = {"symmetry": "permutation", "hidden_dim": 16}
+NG = {"num_frequencies": 0, "dropout": 0.0}
+NG_T = {
+    "node_dim": 16,
+    "edge_dim": 16,
+    "attention_dim": 16,
+    "num_heads": 2,
+    "node_hidden_dim": 32,
+    "edge_hidden_dim": 32,
+}
+PERMUTATION = {
+    "gmn": ScaleGMNConfig(**GMN),
+    "gmn-bidirectional": ScaleGMNConfig(**GMN, direction="bidirectional"),
+    "gmn-product": ScaleGMNConfig(**GMN, message_function="product"),
+    "gmn-scale": ScaleGMNConfig(**GMN, message_function="scale"),
+    "gmn-deep": ScaleGMNConfig(**GMN, mlp_dims=(16, 12), mlp_layer_norm=False),
+    "ng_gnn": NGGNNConfig(**NG, hidden_dim=16),
+    "ng_gnn-fourier": NGGNNConfig(hidden_dim=16, frequency_scale=0.1, encoder_layers=2, reverse_edges=False),
+}
+
+
+def build(config, spec, init, seed=0):
+    torch.manual_seed(seed)
+    return started(config.build(spec), init, spec).double().eval()
+
+
+def test_values_alone_differ():
+    for config in PERMUTATION.values():
+        before, after = (build(config, SIREN, init).state_dict() for init in ("published", "balanced"))
+        assert {name: x.shape for name, x in before.items()} == {name: x.shape for name, x in after.items()}
+        assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_resize_keeps_the_size_of_what_is_read():
+    linear = nn.Linear(40, 200)
+    linear.weight.data[:, 10:] = 0
+    with torch.no_grad():
+        resize(linear, 3.0)
+        rms = linear(torch.randn(500, 40)).square().mean().sqrt()
+    assert rms == pytest.approx(3, rel=0.1)
+    assert linear.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("hidden_dims", [(8,), (9,), (8, 6)])
+def test_mlp_starts_odd(hidden_dims):
+    mlp, x = MLP(5, hidden_dims, 4).double(), torch.randn(20, 5, dtype=torch.float64)
+    assert (mlp(x) + mlp(-x)).abs().max() > 0.1
+    with torch.no_grad():
+        start_odd(mlp)
+    assert (mlp(x) + mlp(-x)).abs().max() < 1e-12
+    assert mlp(x).square().mean() > 0.1
+
+
+def test_concat_message_starts_odd_in_edge_and_in_sender():
+    message = started(ConcatMessage(8, lambda i, o: MLP(i, [8], o)), "balanced", SIREN).double()
+    edge, sender = torch.randn(2, 10, 8, dtype=torch.float64)
+    new = message(None, None, sender, edge)
+    for other in (message(None, None, -sender, edge), message(None, None, sender, -edge)):
+        assert (new + other).abs().max() < 1e-12
+    assert new.square().mean() > 0.1
+
+
+@pytest.mark.parametrize("config", PERMUTATION.values(), ids=PERMUTATION)
+def test_permutation_models_start_invariant_to_signs(config, random_params, generator):
+    params = random_params(SIREN, 6)
+    moved = GroupElement.sample(params, generator).act(params)
+
+    def change(init):
+        model = build(config, SIREN, init)
+        with torch.no_grad():
+            return relative_change(model(moved), model(params))
+
+    assert change("balanced") < 1e-9
+    assert change("published") > 1e-2
+
+
+def test_ng_t_starts_nearly_invariant_to_signs(random_params, generator):
+    params = random_params(SIREN, 6)
+    moved = GroupElement.sample(params, generator).act(params)
+    config = NGTConfig(**NG, **NG_T, reverse_edges=True)
+    changes = []
+    for init in ("published", "balanced"):
+        model = build(config, SIREN, init)
+        with torch.no_grad():
+            changes.append(relative_change(model(moved), model(params)))
+    assert changes[1] < 0.3 * changes[0]
+
+
+def sizes(config, spec, params, init):
+    """RMS of the nodes after each layer."""
+    model, found = build(config, spec, init), []
+    model.engine = "plain"
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, __, output: found.append(output[0].square().mean().sqrt().item()))
+    with torch.no_grad():
+        model(params)
+    return found
+
+
+KINDS = [("sign", "tanh", "forward"), ("sign", "tanh", "bidirectional")]
+KINDS += [("scale", "relu", "forward"), ("hetero", "hetero", "forward")]
+"""Without bidirectional scale and hetero: reciprocals of weights near zero have no size to keep."""
+
+
+@pytest.mark.parametrize(("symmetry", "activation", "direction"), KINDS)
+@pytest.mark.parametrize("width", [4, 40])
+def test_features_keep_their_size(symmetry, activation, direction, width, random_params):
+    spec = NetSpec.mlp([3, width, width, 4], activation)
+    kinds = [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 2 if symmetry == "hetero" else None
+    params = random_params(spec, 4, kinds)
+    config = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16)
+    for size in sizes(config, spec, params, "balanced"):
+        assert 0.25 < size < 4
+    if width == 4:
+        assert sizes(config, spec, params, "published")[-1] < 0.25
+
+
+TINY = NetSpec.mlp([2, 5, 5, 1], "sine", 6.0)
+SMALL = {"hidden_dim": 16, "num_layers": 3, "out_dim": 4, "normalize": True}
+STARTING = {
+    "scalegmn": ScaleGMNConfig(**SMALL),
+    "scalegmn-bidirectional": ScaleGMNConfig(**SMALL, direction="bidirectional"),
+    "gmn": ScaleGMNConfig(**SMALL, symmetry="permutation", message_function="product"),
+    "ng_gnn": NGGNNConfig(**NG, hidden_dim=16, num_layers=3, out_dim=4, reverse_edges=False),
+    "ng_t": NGTConfig(**NG, **NG_T, reverse_edges=True, num_layers=3, out_dim=4),
+}
+
+
+@pytest.fixture
+def zoo(generator):
+    """32 SIRENs, and the quarter of the plane in which the pair of their values at two points lies."""
+    weights = [torch.randn(32, *layer.weight_shape, generator=generator) / layer.in_dim for layer in TINY.layers]
+    biases = [0.3 * torch.randn(32, layer.out_dim, generator=generator) for layer in TINY.layers[:-1]]
+    params = NetParams(TINY, tuple(weights), (*biases, torch.zeros(32, 1)))  # whose sign would tell
+    values = evaluate(params, torch.tensor([[0.5, 0.2], [-0.4, 0.6]]))[..., 0]
+    return params, ((values > values.median(0).values) * torch.tensor([1, 2])).sum(1)
+
+
+def share_left(config, zoo):
+    """The share of the first loss that 50 steps leave."""
+    params, labels = zoo
+    torch.manual_seed(0)
+    model = config.build(TINY)
+    model.fit_normalization([params])
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
+    for _ in range(51):
+        losses.append(nn.functional.cross_entropy(model(params), labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return (losses[-1] / losses[0]).item()
+
+
+@pytest.mark.parametrize("config", STARTING.values(), ids=STARTING)
+def test_training_starts(config, zoo):
+    assert share_left(replace(config, init="balanced"), zoo) < 0.2
+
+
+def test_training_hardly_starts_as_published(zoo):
+    assert share_left(STARTING["scalegmn"], zoo) > 0.3
