@@ -139,9 +139,7 @@ def test_sirens_without_output_offset(zoo, tmp_path):
         return DataConfig(str(tmp_path / name), switch_to_canon=False)
 
     images = zoo.columns["image"]
-    with pytest.raises(
-        ValueError, match=r"output_offset: found 0.5, but 0 fits; set it in data.dataset_args"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"output_offset: found 0.5, but 0 fits; set --data.dataset_args") as caught:
         Editing(data("wrong", 0.5, images), 8)
     assert "images_path" not in str(caught.value)
     with pytest.raises(ValueError, match=r"set --data.images_path to those that they were fitted to"):

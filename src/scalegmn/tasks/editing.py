@@ -211,7 +211,8 @@ class Editing(ZooTask):
         remedy = "set --data.images_path to those that they were fitted to"
         if is_shifted:
             fits = round(self.output_offset + shift, 1) + 0.0  # no -0
-            remedy = f"output_offset: found {self.output_offset:g}, but {fits:g} fits; set it in data.dataset_args"
+            found = f"output_offset: found {self.output_offset:g}, but {fits:g} fits"
+            remedy = f"{found}; set --data.dataset_args '{{output_offset: {fits:g}}}'"
         raise ValueError(
             f"{self.zoo.path}: its INRs do not draw these images (mean squared error {error:.3f}, with other images "
             f"{error_of_others:.3f}); {remedy}"

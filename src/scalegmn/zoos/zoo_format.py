@@ -303,7 +303,7 @@ def open_zoo(path: Path) -> Zoo:
         size, checksums = content["bytes"], content["chunks_sha256"]
         columns, splits, provenance = content["columns"], content["splits"], content["provenance"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{description}: not a zoo description ({type(error).__name__}: {error}); {remedy}") from None
+        raise ValueError(f"{description}: not the description of a zoo ({_reason(error)}); {remedy}") from None
     if file.stat().st_size != size:
         raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}: truncated or replaced; {remedy}")
     num_chunks = _num_chunks(size)
@@ -421,6 +421,11 @@ def _check_splits(splits: Mapping[str, Tensor], num_networks: int) -> None:
     counts = rows.bincount()
     if (counts > 1).any():
         raise ValueError(f"splits: network {int(counts.argmax())} is named {int(counts.max())} times, expected once")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a description."""
+    return f"{error} missing" if isinstance(error, KeyError) else str(error)
 
 
 def _num_chunks(size: int) -> int:

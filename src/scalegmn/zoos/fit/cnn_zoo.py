@@ -111,7 +111,9 @@ class CnnRecipe(Recipe):
         if unknown:
             problems.append(f"activations: found {unknown[0]}, expected one of {', '.join(ACTIVATIONS)}")
         elif not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
-            problems.append(f"activations: found {list(self.activations)}, expected relu, tanh; others need mixed")
+            problems.append(
+                f"activations: found {list(self.activations)}, expected relu, tanh; others need --mixed true"
+            )
         given = list(self.checkpoints)
         if not given or given != sorted(set(given)) or given[0] < 0:
             problems.append(f"checkpoints: found {given}, expected ascending numbers of epochs from 0")
