@@ -92,7 +92,7 @@ def rewritten(zoo, folder, columns=(), provenance=()):
     [
         ({"image": torch.arange(80) * 17 % 1797}, {}, "its INRs do not draw these images"),
         ({"image": torch.arange(80) + 1797}, {}, "found 1797 images, but .* up to number 1876"),
-        ({}, {"images": "paintings"}, "names no images, found 'paintings'"),
+        ({}, {"images": "paintings"}, "names no images .found 'paintings'"),
         ({}, {"image_source": "digits of another release"}, "was made from digits of another release"),
         ({}, {"image_shape": [28, 28, 1]}, r"found images of shape \(8, 8, 1\), but .* has those of \(28, 28, 1\)"),
         ({}, {"images": "mnist"}, "images_path: neither train-images"),

@@ -150,7 +150,7 @@ def write_published(zoo: Zoo, folder: Path) -> None:
     columns["step"] = torch.where(zoo.columns["epoch"] == last, FINAL_STEP, zoo.columns["epoch"]).tolist()
     columns["config.activation"] = [spec.layers[0].activation] * len(zoo)
     if zoo.params.activation is not None:
-        columns["config.activation"] = [ACTIVATIONS.at(index) for index in zoo.params.activation.tolist()]
+        columns["config.activation"] = [spec.activations[index] for index in zoo.params.activation.tolist()]
     with removed_on_failure(folder):
         folder.mkdir(parents=True)
         np.save(folder / "weights.npy", torch.cat(parts, 1).numpy())
@@ -186,8 +186,9 @@ def _read(
             weights.append(tensor.permute(0, 2, 1))
     params = NetParams.from_tensors(weights, biases, activations[0])
     if len(set(activations)) > 1:
-        indices = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
-        params = params.replace(spec=params.spec.with_activation(HETERO), activation=indices)
+        spec = params.spec.with_activation(HETERO, activations)
+        indices = torch.tensor([spec.activations.index(name) for name in activations[part]])
+        params = params.replace(spec=spec, activation=indices)
     columns = {"test_accuracy": scores[part], "row": torch.tensor(rows[part])}
     return Networks((params,), columns)
 
