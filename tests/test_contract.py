@@ -11,7 +11,7 @@ from covering import pairwise_cover
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.siren import render
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.symmetry.groups import GroupElement
@@ -238,7 +238,7 @@ def test_layers_are_equivariant(random_params, generator):
 def test_parameter_changes_are_equivariant(symmetry, way, direction, index, random_params, generator):
     """Editing a transformed network gives the transformed edit."""
     spec = SPECS[symmetry][-1 if index else 0]
-    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    own = [BUILT_IN.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
     params = random_params(spec, 4, own)
     config = ScaleGMNConfig(symmetry=symmetry, direction=direction, output="parameters", hidden_dim=5, normalize=False)
     config = replace(config, **WAYS.get(way, {}))
@@ -253,7 +253,7 @@ def test_parameter_changes_are_equivariant(symmetry, way, direction, index, rand
 
 @pytest.mark.parametrize("symmetry", ["scale", "hetero"])
 def test_published_backward_edges_break_the_symmetry(symmetry, random_params, generator):
-    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    own = [BUILT_IN.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
     for spec in SPECS[symmetry]:
         params = random_params(spec, 4, own)
         config = ScaleGMNConfig(symmetry=symmetry, direction="bidirectional", hidden_dim=6)

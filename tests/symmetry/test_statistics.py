@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import (
     NUM_LAYER_STATISTICS,
@@ -31,9 +31,7 @@ SPECS = {
 @pytest.fixture(params=SPECS)
 def params(request, random_params):
     spec = SPECS[request.param]
-    return random_params(
-        spec, 6, [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 3 if spec.is_hetero else None
-    )
+    return random_params(spec, 6, [BUILT_IN.index(name) for name in ("relu", "tanh")] * 3 if spec.is_hetero else None)
 
 
 def values(params):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scalegmn.networks import ACTIVATIONS, MultiArchBatch, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, MultiArchBatch, NetParams, NetSpec, not_built_in
 from scalegmn.reporting.figures import predictions
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
-from scalegmn.zoos.loader import DataConfig, LabelledNets, hidden_activation
+from scalegmn.zoos.loader import SEVERAL, DataConfig, LabelledNets, hidden_activation
 
 LOSSES = {
     "MSE": lambda logits, target: nn.functional.mse_loss(logits.sigmoid(), target),
@@ -173,6 +173,7 @@ def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
 
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:
     """Activation -> [M] bool, the networks that have it in all hidden layers; `several`: those with different ones."""
-    activation = torch.cat([hidden_activation(params) for params in nets.zoo.nets])[nets.rows]
-    names = (*ACTIVATIONS, "several")
-    return {names[index]: (activation == index).numpy() for index in activation.unique().tolist()}
+    activation = np.concatenate([hidden_activation(params) for params in nets.zoo.nets])[nets.rows.numpy()]
+    present = {*activation.tolist()}
+    names = (*BUILT_IN, *not_built_in(present - {SEVERAL}), SEVERAL)
+    return {name or "several": activation == name for name in names if name in present}

@@ -301,7 +301,7 @@ class ScaleGMN(Metanetwork):
         if params.activation is None:
             group = ACTIVATIONS[params.spec.layers[0].activation].group
             return self._branches([group], torch.zeros(len(params), dtype=torch.long, device=device))
-        return self._branches([activation.group for activation in ACTIVATIONS.values()], params.activation)
+        return self._branches([ACTIVATIONS[name].group for name in params.spec.activations], params.activation)
 
     def _branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
         """Index into `self.groups`, from an index into other groups; networks whose group is {1} go through the branch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetSpec
+from scalegmn.networks import HETERO, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL, ScalarGroup
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer, SineUpdate
 from scalegmn.nn.invariant import (
@@ -33,12 +33,12 @@ def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, .
 
     One group for the symmetries sign ({-1, 1}), scale (the positive reals) and permutation ({1}). A hetero model has
     branches for {-1, 1}, which neurons without scalars share, for the positive reals, and for every other group among
-    the activations of `spec`. Where each network has an activation of its own (`spec.is_hetero`), these are all
-    registered activations.
+    the activations of `spec`. Where each network has an activation of its own (`spec.is_hetero`), these are
+    `spec.activations`, whatever else is registered.
     """
     if config.symmetry != "hetero":
         return ({"sign": SIGNS, "scale": SCALES, "permutation": TRIVIAL}[config.symmetry],)
-    names = list(ACTIVATIONS) if spec.is_hetero else [HETERO]
+    names = spec.activations if spec.is_hetero else [HETERO]
     found = {spec.class_symmetry(channels, name) for channels in spec.scaling_classes for name in names}
     further = {group for group in found if isinstance(group, ScalarGroup)} - {TRIVIAL, SIGNS, SCALES}
     return (SIGNS, SCALES, *sorted(further, key=branch_name))
