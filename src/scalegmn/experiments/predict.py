@@ -107,7 +107,7 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path, opti
         ValueError: the file exists.
     """
     if target.exists():
-        raise ValueError(f"{source.name}: --out: {target} exists already")
+        raise ValueError(f"{source.name}: --out: {target} exists already; choose another")
     params = edited.to("cpu")[row : row + 1]
     state = None
     if source.is_state_dict:

@@ -109,7 +109,8 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
         )
     scores = torch.tensor([accuracies[row] for row in chosen])
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{metrics}: test_accuracy outside 0 to 1")
+        low, high = scores.aminmax()
+        raise ValueError(f"{metrics}: test_accuracy: found {low:g} to {high:g}, expected 0 to 1")
     read = partial(_read, weights, values, tensors, chosen, names, scores)
     return Listing([weights, metrics, layout, order], len(chosen), read, splits, {})
 
@@ -135,7 +136,7 @@ def write_published(zoo: Zoo, folder: Path) -> None:
             "layer, with test_accuracy and epoch"
         )
     if folder.exists():
-        raise ValueError(f"{folder} exists already")
+        raise ValueError(f"{folder} exists already; choose another")
     layout, parts, start = [], [], 0
     for index, (weight, bias) in enumerate(zip(zoo.params.weights, zoo.params.biases, strict=True)):
         layer = f"sequential/{f'conv2d_{index}'.removesuffix('_0') if kinds[index] else 'dense'}"
@@ -217,10 +218,14 @@ def _read_metrics(path: Path) -> tuple[int, list[int], list[float], list[str]]:
                     accuracies.append(float(row["test_accuracy"]))
                     activations.append(row["config.activation"])
                 except KeyError as error:
-                    raise ValueError(f"{path}: no column {error}") from None
+                    raise ValueError(
+                        f"{path}: no column {error}, expected step, test_accuracy and config.activation"
+                    ) from None
                 except (TypeError, ValueError, OverflowError):
                     found = f"{row['step']!r}, {row['test_accuracy']!r}"
-                    raise ValueError(f"{path}: line {line}: step, test_accuracy: found {found}") from None
+                    raise ValueError(
+                        f"{path}: line {line}: step, test_accuracy: found {found}, expected numbers"
+                    ) from None
     except FileNotFoundError:
         raise ValueError(f"data.metrics_path: {path}: no such file") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
