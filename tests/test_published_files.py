@@ -128,7 +128,7 @@ def test_problems_are_named_together_with_the_file(write):
     for given in ({"batch_size": "many"}, {"scalegmn_args__d_hid": "many"}, {"scalegmn_args__mlp_args__d_k": 128}):
         message = error(["--conf", write(changed("mnist_cls/scalegmn.yml", **given))])
         assert f"{file}: " in message
-        assert "Expected a int" in message or "a value has the wrong type" in message
+        assert "expected a whole number" in message or "a value has the wrong type" in message
 
 
 def test_print_config_and_notebooks(write, capsys):

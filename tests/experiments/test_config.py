@@ -18,7 +18,7 @@ from scalegmn.experiments.config import (
 )
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.training.gradients import backward_in_micro_batches
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import build_optimizer
@@ -68,7 +68,7 @@ def test_every_model_compiles_into_one_graph(path, random_params):
     """Which reads any number of networks."""
     config = read_config(["--conf", str(path)])
     spec = published_spec(config)
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu", "tanh", "relu")]
+    own = [BUILT_IN.index(name) for name in ("relu", "tanh", "relu", "tanh", "relu")]
     params = random_params(spec, 5, own if "hetero" in spec.symmetries else None).map(torch.Tensor.float)
     model = config.model_config.build(spec).eval()
     batches = [params[:3], params]
@@ -93,7 +93,7 @@ def test_every_config_takes_a_training_step(path, random_params):
     """At its full size, on networks of the published architecture."""
     config = read_config(["--conf", str(path)])
     spec = published_spec(config)
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
+    own = [BUILT_IN.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
     params = random_params(spec, 3, own).map(lambda tensor: tensor.float() / 4)
     torch.manual_seed(0)
     model = config.model_config.build(spec)
@@ -373,9 +373,57 @@ def test_null_only_where_it_means_something(tmp_path):
     assert "data is a section of keys, found None" in message
 
 
-def test_empty_file_changes_nothing(tmp_path):
-    (tmp_path / "a.yml").write_text("# nothing\n")
-    assert read_config(["--conf", str(tmp_path / "a.yml")]) == Config()
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_empty_file_is_refused(tmp_path, text):
+    (tmp_path / "a.yml").write_text(text)
+    assert "a.yml: found no settings, expected keys and values; leave it out" in error(
+        ["--conf", str(tmp_path / "a.yml")]
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("name", "text"), [("a.yml", "batch_size: 7\n"), ("a.json", '{"batch_size": 7}')])
+def test_files_of_windows(tmp_path, encoding, name, text):
+    (tmp_path / name).write_text(text, encoding=encoding)
+    assert read_config(["--conf", str(tmp_path / name)]).batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch_size: many", "batch_size: found many, expected a whole number"),
+        ("batch_size: 2.5", "batch_size: found 2.5, expected a whole number"),
+        ("wandb: maybe", "wandb: found maybe, expected true or false"),
+        ("run_dir: [1]", "run_dir: found [1], expected a text or null"),
+        (
+            "data: {split_points: 3}",
+            "data.split_points: found 3, expected a list of 2, each a whole number, such as [16, 32]",
+        ),
+        (
+            "data: {canonicalize: [fase]}",
+            'data.canonicalize: found ["fase"], expected a list, each one of phase, scale, such as',
+        ),
+        ("data: {dataset_args: 3}", "data.dataset_args: found 3, expected keys and values"),
+        ("data: {extra_aug: null}", "data.extra_aug: found null, expected a whole number"),
+        ("optimization: {optimizer_args: {lr: '0,01'}}", "lr: found 0,01, expected a number, did you mean 0.01?"),
+        ("scalegmn_args: {symmetry: sgin}", "scalegmn_args.symmetry: found sgin, expected one of"),
+    ],
+)
+def test_wrong_types_are_explained(tmp_path, setting, message):
+    file = tmp_path / "a.yml"
+    file.write_text(setting)
+    assert f"{file}: " in error(["--conf", str(file)])
+    assert message in error(["--conf", str(file)])
+
+
+def test_a_missing_value_is_named():
+    assert error(["--batch_size"]) == "command line: batch_size: found nothing after it, expected a whole number"
+
+
+@pytest.mark.parametrize("seeds", ["1,1", "0,1,00"])
+def test_seeds_differ(seeds):
+    with pytest.raises(ValueError, match=f"seeds: found {seeds}, expected different numbers"):
+        read_config(["--seeds", seeds], ScriptConfig)
 
 
 def test_all_kinds_of_problems_in_one_message():

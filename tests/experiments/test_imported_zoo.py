@@ -1,5 +1,7 @@
 """`scalegmn zoo import`: files and a table become a zoo, as a user runs it."""
 
+import json
+
 import pytest
 import torch
 from commands import run_here
@@ -72,6 +74,9 @@ def test_inrs(inrs):
         cwd=folder,
     )
     assert trained.returncode == 0, trained.stderr
+    words = ("-m", "scalegmn", "predict", "--checkpoint=run", "nets/net_1.pth", "--format=json")
+    (row,) = json.loads(run_here(*words, cwd=folder).stdout)
+    assert row["class_name"] == zoo.classes[row["class"]]
     assert "already" in command(folder, "nets", "--labels", "labels.csv", "--activation", "tanh").stderr
 
 
@@ -88,7 +93,7 @@ def test_classifiers(tmp_path):
     (tmp_path / "extra.pt").write_bytes((tmp_path / "0.ckpt").read_bytes())
     result = command(tmp_path, ".", "--labels", "scores.csv")
     assert result.returncode == 0, result.stderr
-    assert "1 networks are not in scores.csv: left out" in result.stderr
+    assert "1 network left out: not in scores.csv" in result.stderr
     assert "3.linear" not in result.stderr
     zoo = open_zoo(tmp_path / "zoo")
     assert sorted(str(params.spec) for params in zoo.nets) == ["CNN [1, 2, 3] (tanh)", "CNN [1, 3, 3] (relu)"]

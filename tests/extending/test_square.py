@@ -8,13 +8,22 @@ import torch
 from commands import run_fork
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, Activation, LayerSpec, NetParams, NetSpec, ScalarGroup, register_activation
+from scalegmn.networks import (
+    ACTIVATIONS,
+    Activation,
+    LayerSpec,
+    NetParams,
+    NetSpec,
+    ScalarGroup,
+    register_activation,
+)
 from scalegmn.networks.cnn import evaluate_cnn
-from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.evaluate import activations, evaluate
+from scalegmn.nn.probes import ProbeImages
 from scalegmn.symmetry.align import align
 from scalegmn.symmetry.canonicalize import canonicalize_scale, incoming_norm
 from scalegmn.symmetry.groups import GroupElement
-from scalegmn.symmetry.measure import assert_invariant, relative_change
+from scalegmn.symmetry.measure import assert_invariant, invariance_error, relative_change
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 
 LAYOUT = [2, 5, 4, 3]
@@ -37,7 +46,8 @@ def mlps(random_params):
 def hetero(random_params):
     """One network each of square, relu, tanh, gelu, sine and square."""
     names = ("square", "relu", "tanh", "gelu", "sine", "square")
-    return random_params(NetSpec.mlp(LAYOUT, "hetero", 2.0), 6, [ACTIVATIONS.index(name) for name in names])
+    spec = NetSpec.mlp(LAYOUT, "hetero", 2.0).with_activation("hetero", names)
+    return random_params(spec, 6, [spec.activations.index(name) for name in names])
 
 
 @pytest.fixture
@@ -162,6 +172,17 @@ def test_metanetworks_are_invariant(nets, direction, engine, request, generator)
     assert_invariant(model, params, generator, tolerance=1e-9)
     wrong = params.replace(weights=(*params.weights[:-1], 1.5 * params.weights[-1]))  # incoming weights do not follow
     assert relative_change(model(wrong), model(params)) > 1e-6
+
+
+@pytest.mark.parametrize("nets", ["mlps", "hetero", "cnns"])
+def test_values_before_activations_are_probes_after_them_are_not(nets, request, generator, monkeypatch):
+    """Those before it are multiplied by q, as features are, those after it by chi(q) = q^2."""
+    params = request.getfixturevalue(nets)
+    model = metanetwork(params, out_dim=3, num_probes=6, probe_images=ProbeImages(image_size=6))
+    assert_invariant(model, params, generator, tolerance=1e-9)
+    if not params.spec.is_cnn:
+        monkeypatch.setattr("scalegmn.nn.probes.pre_activations", activations)
+        assert invariance_error(model, params, generator) > 1e-6
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])

@@ -6,10 +6,10 @@ import torch
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetSpec
-from scalegmn.tasks.classification import Classification
+from scalegmn.tasks.classification import Classification, ClassificationConfig
 from scalegmn.zoos.augment import AugmentConfig
 from scalegmn.zoos.loader import DataConfig
-from scalegmn.zoos.zoo_format import Networks, write_zoo
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 FIVE = ScaleGMNConfig(hidden_dim=4, out_dim=5)
 """A model for five classes."""
@@ -33,6 +33,17 @@ def test_metrics_are_over_the_whole_split(data):
     labels = torch.arange(30, 40) % 5
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_label_smoothing_is_for_training_alone(data):
+    plain, smooth = (Classification(data, 4, FIVE, options=ClassificationConfig(share)) for share in (0.0, 0.2))
+    model, (params, labels) = FIVE.build(plain.spec), next(iter(plain.splits["train"].batches()))
+    logits = model(params).log_softmax(1)
+    expected = -0.8 * logits.gather(1, labels[:, None])[:, 0] - 0.2 * logits.mean(1)
+    torch.testing.assert_close(smooth.loss(model, params, labels), expected.mean())
+    assert smooth.evaluate(model, "val", torch.device("cpu")) == plain.evaluate(model, "val", torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"label_smoothing: found 1, expected a share in \[0, 1\)"):
+        ClassificationConfig(1)
 
 
 def test_prepare_normalizes_by_the_training_split(data):
@@ -84,3 +95,25 @@ def test_augmented_training_batches(data):
         Classification(replace(data, augment=AugmentConfig(group=("phase",))), 10, FIVE)
     with pytest.raises(ValueError, match=r"data.augment.group: found scale"):
         Classification(replace(data, augment=AugmentConfig(group=("scale",))), 10, FIVE)
+
+
+def test_class_names(data, tmp_path, drawn):
+    """Of the zoo, in the run's summary, the figure and the answers; a name for each output, or none."""
+    zoo = open_zoo(tmp_path / "zoo")
+    parts = [Networks(zoo.nets, zoo.columns)]
+    names = ["a", "b", "c$", "d", "e"]
+    write_zoo(tmp_path / "named", parts, zoo.splits, {"classes": names})
+    task = Classification(DataConfig(str(tmp_path / "named")), 4, FIVE)
+    assert task.identity()["classes"] == names
+    assert "classes" not in Classification(data, 4, FIVE).identity()
+    task.evaluate(FIVE.build(task.spec), "test", torch.device("cpu"), tmp_path)
+    (axes,) = drawn["confusion_matrix.png"].axes
+    for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in axis] == ["a", "b", r"c\$", "d", "e"]
+    answers = torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.1]])
+    assert Classification.answer_of(answers, 0, task.identity())["class_name"] == "c$"
+    assert Classification.answer_of(answers, 0, task.identity())["class"] == 2
+    assert "class_name" not in Classification.answer_of(answers, 0, {})
+    assert "class_name" not in Classification.answer_of(torch.eye(6), 0, task.identity())
+    write_zoo(tmp_path / "short", parts, zoo.splits, {"classes": names[:4]})
+    assert open_zoo(tmp_path / "short").classes is None

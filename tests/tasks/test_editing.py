@@ -92,7 +92,7 @@ def rewritten(zoo, folder, columns=(), provenance=()):
     [
         ({"image": torch.arange(80) * 17 % 1797}, {}, "its INRs do not draw these images"),
         ({"image": torch.arange(80) + 1797}, {}, "found 1797 images, but .* up to number 1876"),
-        ({}, {"images": "paintings"}, "names no images, found 'paintings'"),
+        ({}, {"images": "paintings"}, "names no images .found 'paintings'"),
         ({}, {"image_source": "digits of another release"}, "was made from digits of another release"),
         ({}, {"image_shape": [28, 28, 1]}, r"found images of shape \(8, 8, 1\), but .* has those of \(28, 28, 1\)"),
         ({}, {"images": "mnist"}, "images_path: neither train-images"),
@@ -125,3 +125,25 @@ def test_published_layout(tmp_path, generator):
         found = task.targets[task.place[nets.labels]].numpy()
         assert np.abs(found - expected).max() < 1.5 / 255
         assert nets.labels.min() >= first
+
+
+def test_sirens_without_output_offset(zoo, tmp_path):
+    """Their last biases are 0.5 larger. The offset is named where it is the reason, and the images where these are;
+    with the right one, errors are those of the same INRs with the usual offset."""
+    biases = zoo.params.biases
+    shifted = zoo.params.replace(biases=(*biases[:-1], biases[-1] + 0.5))
+
+    def data(name, offset, images):
+        provenance = {**zoo.provenance, "output_offset": offset}
+        write_zoo(tmp_path / name, [Networks((shifted,), {"image": images})], zoo.splits, provenance)
+        return DataConfig(str(tmp_path / name), switch_to_canon=False)
+
+    images = zoo.columns["image"]
+    with pytest.raises(ValueError, match=r"output_offset: found 0.5, but 0 fits; set --data.dataset_args") as caught:
+        Editing(data("wrong", 0.5, images), 8)
+    assert "images_path" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"set --data.images_path to those that they were fitted to"):
+        Editing(data("others", 0.5, torch.arange(80) * 17 % 1797), 8)
+    expected = Editing(DataConfig(str(zoo.path), switch_to_canon=False), 8).trivial_answers()
+    found = Editing(data("right", 0.0, images), 8).trivial_answers()
+    assert found["test"]["no_edit"] == pytest.approx(expected["test"]["no_edit"], rel=1e-5)

@@ -277,7 +277,7 @@ def test_damaged_state_falls_back_to_the_one_before(tmp_path, capsys):
     newest.write_bytes(content)
     resumed = start(tmp_path / "parts", resume=True)
     resumed.fit()
-    assert f"{newest}: missing or damaged (its checksum differs); trying the one before" in capsys.readouterr().err
+    assert f"{newest}: damaged (its checksum differs); trying the state before" in capsys.readouterr().err
     assert resumed.task.steps == 8
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 

@@ -109,6 +109,18 @@ def test_digits():
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_named_with_a_dot(tmp_path, random, suffix):
+    pixels, labels = write_idx(tmp_path, random, suffix)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / file.name.replace("-idx", ".idx"))
+    images = load_images("fashion_mnist", tmp_path)
+    np.testing.assert_array_equal(images.pixels[..., 0], pixels)
+    assert images.labels.tolist() == labels.tolist()
+    assert (images.classes[0], images.classes[9], len(images.classes)) == ("T-shirt/top", "Ankle boot", 10)
+    assert load_images("mnist", tmp_path).classes is None
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("inside", ["", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx(tmp_path, random, suffix, inside, name):
@@ -174,6 +186,7 @@ def test_cifar10_batches(tmp_path, random, write, suffix, archive):
     np.testing.assert_array_equal(images.pixels, planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     assert images.labels.tolist() == labels.tolist()
     assert images.held_out.tolist() == [False] * 10 + [True] * 2
+    assert images.classes[3] == "cat"
 
 
 def test_handwritten_batch_is_a_pickle(random):
@@ -297,8 +310,8 @@ def test_source_tells_contents_apart(tmp_path, random):
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ({}, "found no image"),
-        ({"notes.txt": b"words"}, "found no image"),
+        ({}, "found no picture"),
+        ({"notes.txt": b"words"}, "found no picture"),
         ({"a/1.png": picture(np.zeros((4, 4))), "a/2.png": picture(np.zeros((4, 5)))}, r"a/2.png has .* \(4, 5, 1\)"),
         (
             {"a/1.png": picture(np.zeros((4, 4))), "a/2.png": picture(np.zeros((4, 4, 3)))},

@@ -265,3 +265,92 @@ def test_other_splits_are_another_zoo(tmp_path, generator):
     file.write_text(json.dumps(splits))
     second = open_data(config)
     assert (len(first.splits["val"]), len(second.splits["val"])) == (2, 3)
+
+
+def test_splits_of_windows(tmp_path, generator):
+    """With a byte-order mark, in UTF-8 and in UTF-16: the same splits."""
+    write_fmnist(tmp_path / "fmnist", generator)
+    splits = tmp_path / "fmnist" / "splits.json"
+    text, found = splits.read_text(), []
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        splits.write_text(text, encoding=encoding)
+        zoo, _ = load_splits(DataConfig(str(tmp_path / "fmnist"), "labeled_fashion_mnist_inr"), "label")
+        found.append({name: zoo.columns["label"][rows].tolist() for name, rows in zoo.splits.items()})
+    assert found[0] == found[1] == found[2]
+
+
+def test_class_names_of_published_datasets(tmp_path, generator):
+    write_fmnist(tmp_path / "fmnist", generator)
+    write_cifar(tmp_path / "cifar", generator)
+    write_mnist(tmp_path, generator)
+    names = open_data(DataConfig(str(tmp_path / "fmnist"), "labeled_fashion_mnist_inr")).classes
+    assert (names[0], names[9], len(names)) == ("T-shirt/top", "Ankle boot", 10)
+    assert open_data(DataConfig(str(tmp_path / "cifar"), "cifar_inr")).classes[3] == "cat"
+    splits = str(tmp_path / "mnist_splits.json")
+    assert open_data(DataConfig(str(tmp_path / "mnist-inrs"), "labeled_mnist_inr", splits)).classes is None
+
+
+def test_labels_beyond_nine(tmp_path, generator):
+    """Three datasets of more classes: the names of Fashion-MNIST's and CIFAR-10's are not theirs."""
+    write_mnist(tmp_path, generator)
+    root = tmp_path / "mnist-inrs"
+    (root / "mnist_png_training_9_4").rename(root / "mnist_png_training_25_4")
+    mnist_splits_of_root = mnist_splits(root, val_size=2)
+    (root / "mnist_splits.json").write_text(json.dumps(mnist_splits_of_root))
+    zoo = open_data(DataConfig(str(root), "labeled_mnist_inr"))
+    assert zoo.columns["label"][zoo.columns["image"] == 4].tolist() == [25]
+
+    write_fmnist(tmp_path / "fmnist", generator)
+    path = tmp_path / "fmnist/test/model_5.pth"
+    save({**torch.load(path, weights_only=True), "label": 12}, path)
+    zoo = open_data(DataConfig(str(tmp_path / "fmnist"), "labeled_fashion_mnist_inr"))
+    assert (zoo.columns["label"].max(), zoo.classes) == (12, None)
+    save({**torch.load(path, weights_only=True), "label": -1}, path)
+    with pytest.raises(ValueError, match=r"model_5.pth: label: found -1, expected the number of a class, from 0"):
+        open_data(DataConfig(str(tmp_path / "fmnist"), "labeled_fashion_mnist_inr"))
+
+    write_cifar(tmp_path / "cifar", generator)
+    (tmp_path / "cifar/randinit_smaller_2s").rename(tmp_path / "cifar/randinit_smaller_11s")
+    zoo = open_data(DataConfig(str(tmp_path / "cifar"), "cifar_inr"))
+    assert (sorted({*zoo.columns["label"].tolist()}), zoo.classes) == ([0, 1, 3, 4, 5, 6, 11], None)
+
+
+def test_labels_may_be_names(tmp_path, generator):
+    """In natural order, and kept."""
+    for k, name in enumerate(["a10", "a9", "b", "a9", "a10", "b"]):
+        save(
+            siren(generator),
+            tmp_path / f"mnist_png_{'testing' if k > 3 else 'training'}_{name}_{k}/checkpoints/model_final.pth",
+        )
+    (tmp_path / "mnist_splits.json").write_text(json.dumps(mnist_splits(tmp_path, val_size=1)))
+    zoo = open_data(DataConfig(str(tmp_path), "labeled_mnist_inr"))
+    by_image = dict(zip(zoo.columns["image"].tolist(), zoo.columns["label"].tolist(), strict=True))
+    assert zoo.classes == ("a9", "a10", "b")
+    assert by_image == {0: 1, 1: 0, 2: 2, 3: 0, 60_004: 1, 60_005: 2}
+
+
+def test_frequencies_and_offset_of_sirens(tmp_path, generator):
+    write_cifar(tmp_path, generator)
+    plain = DataConfig(str(tmp_path), "cifar_inr", switch_to_canon=False)
+    given = {"w0": 20, "first_w0": 15.0, "output_offset": 0.0}
+    zoo, other = open_data(plain), open_data(replace(plain, dataset_args=given))
+    assert [layer.w0 for layer in other.spec.layers[:2]] == [15.0, 20.0]
+    assert [layer.w0 for layer in zoo.spec.layers[:2]] == [30.0, 30.0]
+    assert other.provenance["output_offset"] == 0
+    assert all(map(torch.equal, zoo.params.tensors(), other.params.tensors()))
+    defaults = {"w0": 30, "first_w0": None, "output_offset": 0.5}
+    assert open_data(replace(plain, dataset_args=defaults)).path == zoo.path
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"w1": 3}, "data.dataset_args: found w1, expected some of w0, first_w0, output_offset"),
+        ({"w0": "high"}, "data.dataset_args.w0: found 'high', expected a number"),
+        ({"w0": None}, "data.dataset_args.w0: found None, expected a number"),
+        ({"first_w0": 0}, "data.dataset_args.first_w0: found 0, expected above 0"),
+    ],
+)
+def test_wrong_options_of_sirens_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(dataset="cifar_inr", dataset_args=given)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from scalegmn.cli.arguments import Arguments
+from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.predict import input_options, notes_of, predict, table
 from scalegmn.experiments.trained import load
 from scalegmn.interop.network_files import KINDS, find_sources
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.files import write_atomic
+from scalegmn.reporting.words import counted
 
 
 def run(words: Sequence[str]) -> None:
@@ -26,7 +28,8 @@ def run(words: Sequence[str]) -> None:
     if editing and out is None:
         raise ValueError("--out: missing; name the folder for the edited networks")
     if not editing and out is not None and out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
+    refuse_zoos(values.nets)
     # modules of the run are imported now, so that activations of the user's own are known
     if values.activation is not None and values.activation not in (known := _activations()):
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")
@@ -40,7 +43,7 @@ def run(words: Sequence[str]) -> None:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)
-        print(f"{out}: {len(rows):,} networks")
+        print(f"{out}: {counted(len(rows), 'network')}")
     _finish(rows, problems, passed_over)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from scalegmn.cli.arguments import Arguments
 from scalegmn.experiments.report import MARK, find_runs, page
 from scalegmn.reporting.files import write_atomic
+from scalegmn.reporting.words import counted
 
 
 def run(words: Sequence[str]) -> None:
@@ -20,4 +21,4 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--out: {values.out} exists already, and is no report")
     runs = find_runs(values.runs)
     write_atomic(values.out, page(runs))
-    print(f"{values.out}: {len(runs)} run{'s' * (len(runs) != 1)}")
+    print(f"{values.out}: {counted(len(runs), 'run')}")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from scalegmn.configuration.text import read_text
+
 SHIPPED = "configs"
 """The folder of the configurations that come with scalegmn; a path may start with it or leave it out."""
 
@@ -54,13 +56,24 @@ def read_yaml(name: str | Path) -> dict[str, Any]:
     file = find_config(name)
     kind = "JSON" if file.suffix == ".json" else "YAML"
     try:
-        text = file.read_text()
+        text = read_text(file)
         content = json.loads(text) if kind == "JSON" else yaml.safe_load(text)  # 1e-5 is no number in YAML
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"--conf {name}: not {kind} ({' '.join(str(error).split())})") from None
-    if not isinstance(content or {}, dict):
+        raise ValueError(f"--conf {name}: not {kind} ({_reason(error)}); correct it") from None
+    if content is None:
+        raise ValueError(f"--conf {name}: found no settings, expected keys and values; leave it out for all defaults")
+    if not isinstance(content, dict):
         raise ValueError(f"--conf {name}: found a {type(content).__name__}, expected keys and values")
-    return content or {}
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, with the line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}: {error.msg}"
+    return "no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from scalegmn.configuration.extensions import IMPORT_HELP, import_extension
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.names import nearest
+from scalegmn.configuration.types import expected, problem, type_of
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -32,6 +33,9 @@ PRINT_CONFIG = "--print_config"
 
 NO_OPTION = {"option": False}
 """Metadata of a field that is neither an option of the command line nor a key of files."""
+
+COMMAND_LINE = "command line"
+"""Where settings come from that are in no file, in messages."""
 
 IMPORTS = "imports"
 """The key of files that lists modules to import first, and the field that keeps them, where a dataclass has it."""
@@ -70,13 +74,13 @@ def parse(
     given = source.settings(whole=defaults)  # a field may be a mapping itself
     problems += _key_problems(defaults, given)
     given = [setting for setting in given if setting[1] in defaults]
-    problems += [problem for setting in given for problem in _null_problems(config_class, *setting)]
+    problems += [text for setting in given for text in _null_problems(config_class, *setting)]
     files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
     words = [word for word in source.words if word.partition("=")[0] != PRINT_CONFIG]
     try:
         values = parser.parse_args(files + words)
     except ArgumentError as error:  # only now each setting by itself, which takes a while
-        problems += [problem for setting in given for problem in _value_problems(parser, *setting)]
+        problems += [text for setting in given for text in _value_problems(config_class, parser, *setting)]
         problems = problems or [_one_line(error)]
     if problems:
         raise ValueError("; ".join(problems))
@@ -115,13 +119,17 @@ class Source:
     def settings(self, whole: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
         """Each setting with its source: (source, key, value)."""
         of_files = [(file, key, value) for file, content in self.contents for key, value in leaves(content, "", whole)]
-        return of_files + [("command line", key, value) for key, value in _options(self.words)]
+        return of_files + [(COMMAND_LINE, key, value) for key, value in _options(self.words)]
 
 
 def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source:
     """Files and words, after the modules that they name have been imported: the command line's first, which may say
     where a file's are now."""
     files, words = split_arguments(arguments)
+    alone = [word for word in words if not word.startswith("-")]
+    if alone:
+        remedy = f"--conf {alone[0]}" if alone[0].endswith((".yml", ".yaml", ".json")) else "--key value"
+        raise ValueError(f"{COMMAND_LINE}: found {alone[0]}, expected options; write {remedy}")
     source = Source(words=[word for word in words if not word.startswith("--import=")])
     named = [("--import", word.removeprefix("--import=")) for word in words if word.startswith("--import=")]
     for file in files:
@@ -217,27 +225,26 @@ def _null_problems(config_class: type, source: str, key: str, value: Any) -> lis
     """A sentence if null is given for a field that cannot be null."""
     if value not in (None, "null"):
         return []
-    owner = config_class
-    *sections, name = key.split(".")
-    for section in sections:
-        owner = get_type_hints(owner)[section]
-    return [] if type(None) in get_args(get_type_hints(owner)[name]) else [f"{source}: {key}: found null"]
+    hint = type_of(config_class, key)
+    found = "nothing after it" if source == COMMAND_LINE and value is None else "null"
+    is_possible = type(None) in get_args(hint) and found == "null"
+    return [] if is_possible else [f"{source}: {key}: found {found}, expected {expected(hint)}"]
 
 
-def _value_problems(parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
+def _value_problems(config_class: type, parser: ArgumentParser, source: str, key: str, value: Any) -> list[str]:
     """What is wrong with the type of one value; null is left to `_null_problems`."""
     if value in (None, "null"):
         return []
     try:
-        if source == "command line":
+        if source == COMMAND_LINE:
             parser.parse_args([f"--{key}={value}"])
         else:
             nested = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
             parser.parse_object(nested)
-    except ArgumentError as error:
-        return [f"{source}: {_one_line(error)}"]
+    except ArgumentError:
+        return [f"{source}: {key}: {problem(type_of(config_class, key), value)}"]
     return []
 
 

@@ -24,7 +24,7 @@ def write_bundle(run: Path, out: Path) -> None:
         ValueError: the run is not finished or damaged, or `out` exists.
     """
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     model, weights = load(run), weights_file(run).read_bytes()
     content: dict[str, Any] = {
         "format": BUNDLE,
@@ -78,6 +78,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "",
             f"- Zoo `{data['zoo']}`, sha256 {data['sha256']}, read {data['read']}.",
             f"- Networks: {sizes}; {kinds}.",
+            *([f"- Classes, from 0: {', '.join(data['classes'])}."] if "classes" in data else []),
             "",
             "## Metrics",
             "",

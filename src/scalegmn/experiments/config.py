@@ -14,6 +14,7 @@ import yaml
 
 from scalegmn.configuration.files import leaves, read_yaml
 from scalegmn.configuration.parsing import NO_OPTION, parse, read, split_arguments
+from scalegmn.experiments.file_kinds import refuse_other_kinds
 from scalegmn.interop.published_configs import translate_file
 from scalegmn.models import METANETWORKS, ScaleGMNConfig
 from scalegmn.models.base import Metanetwork, ModelConfig
@@ -117,6 +118,11 @@ class ScriptConfig(Config):
         super().__post_init__()
         if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
             raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        seeds = [] if self.seeds is None else [*map(int, self.seeds.split(","))]
+        if len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"seeds: found {self.seeds}, expected different numbers; a seed twice is the same run twice"
+            )
         if self.seeds is not None and self.resume is not None and self.run_dir is None:
             raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
@@ -137,13 +143,15 @@ def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
     registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
     tasks = tuple((name, task.options) for name, task in TASKS.items() if task.options is not None)
-    return _make_sections(config_class, tuple(METANETWORKS.items()), tasks)
+    own: type = config_class  # classes can be hashed, whatever mypy says of type[AnyConfig]
+    made: type[AnyConfig] = _make_sections(own, tuple(METANETWORKS.items()), tasks)
+    return made
 
 
 @lru_cache(maxsize=16)
 def _make_sections(
-    config_class: type[AnyConfig], models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
-) -> type[AnyConfig]:
+    config_class: Any, models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
+) -> type[Any]:
     """The subclass for these metanetworks' configurations and these tasks' options."""
     sections, options = dict(models + tasks), dict(tasks)
 
@@ -231,7 +239,11 @@ def read_config_file(file: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings and remarks from a file's content: that of a bundle, or a published or own configuration file."""
     is_bundle = "model_sha256" in content and isinstance(content.get("config"), dict)
-    return (content["config"], []) if is_bundle else translate_file(content)
+    if is_bundle:
+        return content["config"], []
+    settings, remarks = translate_file(content)
+    refuse_other_kinds(settings, "scalegmn train", {item.name for item in fields(with_sections(ScriptConfig))})
+    return settings, remarks
 
 
 def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:

@@ -16,6 +16,7 @@ from scalegmn.interop.tensor_files import write_tensors
 from scalegmn.models.base import Metanetwork
 from scalegmn.networks import NetParams
 from scalegmn.reporting.files import versions
+from scalegmn.reporting.words import counted
 from scalegmn.tasks import ZooTask
 from scalegmn.zoos.shards import Shards
 from scalegmn.zoos.zoo_format import Zoo, in_single
@@ -41,7 +42,7 @@ class EditConfig(ScriptConfig):
             remedy = "to edit files use scalegmn predict"
             raise ValueError(f"--checkpoint: a trained model edits its zoo here (--export_edited); {remedy}")
         if self.export_edited is not None and Path(self.export_edited).exists():
-            raise ValueError(f"--export_edited: {self.export_edited} exists already")
+            raise ValueError(f"--export_edited: {self.export_edited} exists already; choose another")
         if self.export_edited is not None and self.seeds is not None:
             raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
 
@@ -72,8 +73,9 @@ def export_zoo(config: EditConfig, task: type[ZooTask], model: Metanetwork, zoo:
         edited = _edited(task, model, params[parts[number]], removed)
         shards.write(number, edited, **{name: column[parts[number]] for name, column in zoo.columns.items()})
     source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
-    shards.merge(zoo.splits, {"source": source, "versions": versions()})
-    print(f"{out}: {len(zoo):,} edited networks")
+    kept = {key: zoo.provenance[key] for key in ("classes", "output_offset") if key in zoo.provenance}
+    shards.merge(zoo.splits, {**kept, "source": source, "versions": versions()})
+    print(f"{out}: {counted(len(zoo), 'edited network')}")
 
 
 def _edited(task: type[ZooTask], model: Metanetwork, params: NetParams, removed: Sequence[str]) -> NetParams:

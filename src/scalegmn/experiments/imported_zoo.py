@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from scalegmn.configuration.text import read_text
 from scalegmn.interop.network_files import InputOptions, Source, read_source
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 from scalegmn.reporting.files import natural_order, versions
-from scalegmn.zoos.zoo_format import Networks, Zoo, open_zoo, split_by_group, write_zoo
+from scalegmn.reporting.words import counted
+from scalegmn.zoos.zoo_format import SPLIT_NAMES, Networks, Zoo, open_zoo, split_by_group, write_zoo
 
 COLUMNS = ("name", "label", "score", "split", "group", "activation")
 """Columns of the table that are read."""
 
 SHOWN = 5
 """Problems in an error, of many."""
-
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a split may be called."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,11 @@ class Table:
             ValueError: the file is missing or no such table; names the line.
         """
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path)
         except OSError:
             raise ValueError(f"{path}: no such file") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{path}: not a text in UTF-8, expected a CSV file") from None
+            raise ValueError(f"{path}: not a text in UTF-8 or UTF-16, expected a CSV file") from None
         first = text.partition("\n")[0]
         separator = max(",;\t", key=first.count)
         header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
@@ -126,11 +125,11 @@ class Table:
         if "split" not in self:
             return split_by_group(groups, fractions, seed)
         cells = [cell.lower() for cell in self.column("split")]
-        unknown = [cell for cell in cells if cell not in SPLITS]
+        unknown = [cell for cell in cells if cell not in SPLIT_NAMES]
         if unknown:
-            raise ValueError(f"{self.path}: split: found {unknown[0]}, expected {', '.join(SPLITS)}")
+            raise ValueError(f"{self.path}: split: found {unknown[0]}, expected {', '.join(SPLIT_NAMES)}")
         rows = {
-            split: torch.tensor([k for k, cell in enumerate(cells) if SPLITS[cell] == split]).long()
+            split: torch.tensor([k for k, cell in enumerate(cells) if SPLIT_NAMES[cell] == split]).long()
             for split in ("train", "val", "test")
         }
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -168,7 +167,7 @@ def import_zoo(
             Nothing is written.
     """
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     splits = table.splits(fractions, seed)
     columns = {"image": table.groups()} if "group" in table else {}
     classes = None
@@ -222,7 +221,7 @@ def _matched(sources: Sequence[Source], table: Table) -> tuple[list[Source], lis
     problems += [f"{table.path}: {name} stands in it more than once" for name in twice]
     _refuse(problems)
     others = len(sources) - len(chosen)
-    return chosen, [f"{others:,} networks are not in {table.path}: left out"] if others else []
+    return chosen, [f"{counted(others, 'network')} left out: not in {table.path}"] if others else []
 
 
 def _read(sources: Iterable[Source], table: Table, options: InputOptions, notes: list[str]) -> list[NetParams]:

@@ -42,6 +42,8 @@ def predict(
     for index, source in enumerate(sources):
         try:
             nets[index], notes[index] = read_source(source.name, options)
+            if source.is_state_dict:
+                nets[index] = with_frequencies(nets[index], model)
         except ValueError as error:
             problems.append(str(error))
     for part in tqdm(_parts(nets, model.config.batch_size), unit=" batches", disable=None):
@@ -59,6 +61,19 @@ def predict(
             except (ValueError, OSError) as error:
                 problems.append(str(error))
     return [rows[index] for index in sorted(rows)], problems
+
+
+def with_frequencies(params: NetParams, model: TrainedModel) -> NetParams:
+    """The network of a state dict with the frequencies of the training networks' sines, layer by layer; as it is where
+    these have another depth or several architectures."""
+    layers, trained = params.spec.layers, model.spec.layers
+    if model.num_architectures > 1 or len(layers) != len(trained):
+        return params
+    layers = tuple(
+        replace(layer, w0=of_trained.w0) if layer.activation == of_trained.activation == "sine" else layer
+        for layer, of_trained in zip(layers, trained, strict=True)
+    )
+    return params.replace(spec=replace(params.spec, layers=layers))
 
 
 def _parts(nets: dict[int, NetParams], batch_size: int) -> list[list[int]]:
@@ -92,7 +107,7 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path, opti
         ValueError: the file exists.
     """
     if target.exists():
-        raise ValueError(f"{source.name}: --out: {target} exists already")
+        raise ValueError(f"{source.name}: --out: {target} exists already; choose another")
     params = edited.to("cpu")[row : row + 1]
     state = None
     if source.is_state_dict:
@@ -114,7 +129,7 @@ def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
         for old, new in zip(trained.layers, spec.layers, strict=True):
             source = new if old.activation == HETERO else old  # a missing bias is a bias of zeros
             layers.append(replace(old, activation=source.activation, w0=source.w0, bias=new.bias))
-        same, known = NetSpec(tuple(layers)) == spec, _described(trained)
+        same, known = replace(spec, layers=tuple(layers)) == spec, _described(trained)
     else:
         same = spec.is_chain and NetSpec.envelope([trained, spec]) == trained
         known = f"of {model.num_architectures:,} architectures within {_described(trained)}"

@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from scalegmn.configuration.files import leaves
 from scalegmn.reporting.figures import compared_curves
 from scalegmn.reporting.rows import read_rows
+from scalegmn.reporting.words import counted
 
 MARK = '<meta name="generator" content="scalegmn.experiments.report">'
 """Tells a report from another file, which is never overwritten."""
@@ -112,8 +113,7 @@ def page(runs: Sequence[RunRecord]) -> str:
     curves = {run.name: run.rows for run in runs if any("train_loss" in row for row in run.rows)}
     return template.render(
         mark=MARK,
-        note=f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-        + (f", {num_unfinished} unfinished" if num_unfinished else ""),
+        note=counted(len(runs), "run") + (f", {num_unfinished} unfinished" if num_unfinished else ""),
         names=[run.name for run in runs],
         results=_results(runs),
         curves=_base64(compared_curves(curves)) if curves else None,
@@ -174,7 +174,8 @@ def _data(run: RunRecord) -> dict[str, str]:
     data = (run.summary or {}).get("data", {"zoo": run.config.get("data.dataset_path", "")})
     sizes = ", ".join(f"{number:,} {split}" for split, number in data.get("networks", {}).items())
     known = {name: str(data.get(name, "")) for name in ("zoo", "sha256", "read")}
-    return {**known, "sha256": known["sha256"][:12], "networks": sizes}
+    classes = {"classes": ", ".join(data["classes"])} if "classes" in data else {}
+    return {**known, "sha256": known["sha256"][:12], "networks": sizes, **classes}
 
 
 def _versions(run: RunRecord) -> dict[str, str]:

@@ -14,6 +14,7 @@ import torch
 from scalegmn.experiments.config import ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
 from scalegmn.reporting.files import git_commit, versions, write_json
+from scalegmn.reporting.words import counted
 from scalegmn.tasks import ZooTask
 from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
 from scalegmn.training.memory import peak_memory
@@ -102,7 +103,7 @@ def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: 
     write_json(folder / "summary.json", {"seeds": seeds, **metrics, "versions": versions(), "git_commit": git_commit()})
     for name, values in metrics.items():
         spread = "" if values["std"] is None else f" +- {values['std']:.4f} (standard deviation)"
-        print(f"{name.replace('_', ' ', 1)} {values['mean']:.4f}{spread}, {len(seeds)} seeds")
+        print(f"{name.replace('_', ' ', 1)} {values['mean']:.4f}{spread}, {counted(len(seeds), 'seed')}")
     print(f"results: {folder}")
 
 
@@ -110,7 +111,7 @@ def each_seed(config: AnyConfig) -> list[AnyConfig]:
     """The configurations of the single runs, a folder each."""
     assert config.seeds is not None
     runs = []
-    for seed in dict.fromkeys(map(int, config.seeds.split(","))):
+    for seed in map(int, config.seeds.split(",")):
         folder, train_args = str(config.folder / f"seed_{seed}"), replace(config.train_args, seed=seed)
         runs.append(replace(config, seeds=None, run_dir=folder, resume="auto", train_args=train_args))
     return runs
@@ -137,11 +138,11 @@ def dry_run(fabric: Fabric, config: AnyConfig, build_task: Build) -> None:
     trainer.optimizer.step()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     epochs = config.train_args.num_epochs
-    runs = "" if config.seeds is None else f", for each of {len(each_seed(config))} seeds"
+    runs = "" if config.seeds is None else f", for each of {counted(len(each_seed(config)), 'seed')}"
     print(f"model: {type(model).__name__}, {parameters:,} parameters")
     print(
-        f"steps: {task.steps_per_epoch:,} per epoch of {config.batch_size:,} networks each, "
-        f"{epochs:,} epochs at most: {epochs * task.steps_per_epoch:,} steps{runs}"
+        f"steps: {task.steps_per_epoch:,} per epoch of {counted(config.batch_size, 'network')} each, "
+        f"{counted(epochs, 'epoch')} at most: {counted(epochs * task.steps_per_epoch, 'step')}{runs}"
     )
     print(
         f"memory: {peak_memory(fabric.device) / 1e9:.2f} GB, measured: the peak of "

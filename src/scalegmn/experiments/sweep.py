@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from scalegmn.configuration.parsing import NO_OPTION
+from scalegmn.experiments.file_kinds import refuse_other_kinds
 from scalegmn.experiments.processes import (
     POLL_SECONDS,
     RESERVED_KEYS,
@@ -106,6 +107,7 @@ class SweepConfig:
 
 def renamed_folder(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The settings of a sweep's file, in which `out` may be called `folder`; no remarks."""
+    refuse_other_kinds(content, "scalegmn sweep", {"folder", *(item.name for item in fields(SweepConfig))})
     if "folder" not in content:
         return content, []
     if "out" in content:

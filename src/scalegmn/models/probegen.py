@@ -16,6 +16,7 @@ from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.nn.mlp import MLP
+from scalegmn.nn.probes import ProbeImages, check_images
 
 _SMALLEST_IMAGE = 4
 """Height and width after the generator's first layer."""
@@ -102,7 +103,8 @@ class ProbeGen(Metanetwork):
     one_pass = True
 
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
-        _positions(config, spec)
+        self.images = ProbeImages(config.image_size, config.stride, config.padding)
+        _check_fit(self.images, spec)
         super().__init__(config, spec, None)
         self.config = config
         d, image = config.latent_dim, (config.image_size, config.image_size) if spec.is_cnn else ()
@@ -141,7 +143,7 @@ class ProbeGen(Metanetwork):
         if (spec.is_cnn, spec.layout[0], spec.layout[-1]) != (own.is_cnn, own.layout[0], own.layout[-1]):
             kind = "CNN" if own.is_cnn else "MLP"
             raise ValueError(f"the model was built for {kind}s from {own.layout[0]} to {own.layout[-1]}, found {spec}")
-        _positions(self.config, spec)
+        _check_fit(self.images, spec)
 
 
 def _point_generator(latent_dim: int, num_inputs: int) -> nn.Module:
@@ -162,33 +164,8 @@ def _image_generator(config: ProbeGenConfig, num_channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.ConvTranspose2d(w, num_channels, 3, padding=1), nn.Tanh())
 
 
-def _positions(config: ProbeGenConfig, spec: NetSpec) -> Sequence[int]:
-    """Per layer, at how many positions it answers to a probe.
-
-    Raises:
-        ValueError: the layers are no chain, a convolution is larger than its input or follows a linear layer, or a
-            residual connection joins images of different sizes.
-    """
+def _check_fit(images: ProbeImages, spec: NetSpec) -> None:
+    """Raises ValueError unless inputs go through networks of `spec`."""
     if not spec.is_chain:
         raise ValueError(f"model: probegen sends inputs through chains of layers only, found {spec}")
-    if not spec.is_cnn:
-        return [1] * spec.num_layers
-    positions, sizes = [], [config.image_size] * 2
-    for index, layer in enumerate(spec.layers):
-        if layer.kernel is None:
-            sizes = [1, 1]  # their mean
-        elif index and spec.layers[index - 1].kernel is None:
-            raise ValueError(f"probegen_args: found a convolution, layer {index}, after a linear layer, in {spec}")
-        elif config.padding == "same":
-            sizes = [math.ceil(size / config.stride) for size in sizes]
-        else:
-            sizes = [(size - k) // config.stride + 1 for size, k in zip(sizes, layer.kernel, strict=True)]
-            if min(sizes) < 1:
-                size = config.image_size
-                raise ValueError(f"probegen_args.image_size: {size} is too small for {spec} without padding")
-        positions.append(math.prod(sizes))
-    for source, receiver, _ in spec.residuals:
-        if positions[source] != positions[receiver]:
-            found = f"stride {config.stride} and padding {config.padding}"
-            raise ValueError(f"probegen_args.stride: found {found}, expected 1 and same for {spec}")
-    return positions
+    check_images(images, spec, ProbeGenConfig.name + "_args")

@@ -33,8 +33,27 @@ def evaluate_cnn(
         ValueError: the layers are no chain, the first is linear, a convolution follows a linear layer, or a residual
             connection comes from the input or joins images of different sizes.
     """
+    return _cnn_layers(params, images, stride, padding)[1]
+
+
+def cnn_pre_activations(
+    params: NetParams, images: Tensor, stride: int = 2, padding: Literal["same", "valid"] = "same"
+) -> list[Tensor]:
+    """What each layer of B CNNs computes before its activation, its mean over positions; as `evaluate_cnn` otherwise.
+
+    Returns:
+        Per layer l = 1..L, [B, P, n_l].
+    """
+    return _cnn_layers(params, images, stride, padding)[0]
+
+
+def _cnn_layers(
+    params: NetParams, images: Tensor, stride: int, padding: Literal["same", "valid"]
+) -> tuple[list[Tensor], Tensor]:
+    """`cnn_pre_activations` and `evaluate_cnn`."""
     spec, num_networks = params.spec, len(params)
     num_convolutions = _num_convolutions(spec)
+    means: list[Tensor] = []
     sources = {residual.source for residual in spec.residuals}
     outputs: dict[int, Tensor] = {}  # of the sources
     x = images  # [P, n_0, height, width], then [P, B n_l, height, width]
@@ -50,14 +69,16 @@ def evaluate_cnn(
         by_network = z.reshape(len(images), num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
         if layer.residual is not None:
             by_network = with_residual(by_network, outputs[layer.residual])
-        by_network = activate_layer(by_network, layer, params.activation)  # [B, P, n_l, height, width]
+        means.append(by_network.mean((3, 4)))
+        by_network = activate_layer(by_network, layer, params)  # [B, P, n_l, height, width]
         if index in sources:
             outputs[index] = by_network
         x = by_network.transpose(0, 1).flatten(1, 2)
     pooled = x.mean((2, 3)).reshape(len(images), num_networks, -1).transpose(0, 1)  # [B, P, n_l]
     if num_convolutions == spec.num_layers:
-        return pooled
-    return linear_layers(params, pooled, num_convolutions)[-1]
+        return means, pooled
+    linear = linear_layers(params, pooled, num_convolutions)
+    return [*means, *(z for z, _ in linear)], linear[-1][1]
 
 
 def _num_convolutions(spec: NetSpec) -> int:

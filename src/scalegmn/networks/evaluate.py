@@ -15,27 +15,28 @@ def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
     return ACTIVATIONS[name].function(z, w0)
 
 
-def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Tensor:
+def activate_layer(z: Tensor, layer: LayerSpec, params: NetParams) -> Tensor:
     """sigma_l(z) of B networks.
 
     Args:
         z: [B, ...].
         layer: names the activation.
-        activation: [B] indices into `ACTIVATIONS`, where networks differ in the layer's activation.
+        params: the networks, which have one each where they differ in it.
     """
     if layer.activation != HETERO:
         return activate(z, layer.activation, layer.w0)
+    activation, names = params.activation, params.spec.activations
     assert activation is not None
     if torch.compiler.is_compiling():  # shapes may not depend on the data
         x = z
-        for index, item in enumerate(ACTIVATIONS.values()):
+        for index, name in enumerate(names):
             is_chosen = torch.eq(activation, index).view(-1, *[1] * (z.ndim - 1))
-            x = torch.where(is_chosen, item.function(z, layer.w0), x)
+            x = torch.where(is_chosen, activate(z, name, layer.w0), x)
         return x
     x = torch.empty_like(z)
     for index in sorted(set(activation.tolist())):
         rows = torch.eq(activation, index)
-        x[rows] = activate(z[rows], ACTIVATIONS.at(index), layer.w0)
+        x[rows] = activate(z[rows], names[index], layer.w0)
     return x
 
 
@@ -69,13 +70,23 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     Raises:
         ValueError: the networks have convolutions, or are no chain of layers.
     """
+    return [x for _, x in _layers(params, inputs)]
+
+
+def pre_activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
+    """What each layer of B multi-layer perceptrons computes before its activation; as `activations` otherwise."""
+    return [z for z, _ in _layers(params, inputs)]
+
+
+def _layers(params: NetParams, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`linear_layers` of networks without others."""
     if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
     return linear_layers(params, inputs)
 
 
-def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Tensor]:
-    """The output of each layer from `first` on, [B, P, n_l], all of them linear.
+def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """z and sigma(z) of each layer from `first` on, [B, P, n_l] each, all of them linear.
 
     Args:
         params: B networks.
@@ -83,18 +94,18 @@ def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[Ten
         first: counted from 0.
     """
     x = inputs
-    outputs: list[Tensor] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
     for layer, weight, bias in zip(*tensors, strict=True):
         z = x @ weight.mT + bias[:, None, :]
         if layer.residual is not None:
             if layer.residual >= 0:  # a linear layer, too, as `NetSpec` asks for
-                source = outputs[layer.residual - first]
+                source = outputs[layer.residual - first][1]
             else:
                 source = inputs.expand(len(params), *inputs.shape[-2:])
             z = with_residual(z, source)
-        x = activate_layer(z, layer, params.activation)
-        outputs.append(x)
+        x = activate_layer(z, layer, params)
+        outputs.append((z, x))
     return outputs
 
 

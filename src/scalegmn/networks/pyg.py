@@ -18,7 +18,7 @@ def to_pyg(params: NetParams) -> Any:
     """A `torch_geometric.data.Batch` of B graphs.
 
     Each has `x` [N, 1], `edge_index` [2, E] (rows sender, receiver; the spec's edge order), `edge_attr` [E, K],
-    `node_type` [N] and, of networks that differ in their activation, `activation` [1].
+    `node_type` [N] and, of networks that differ in it, `activation` [1], an index into `spec.activations`.
     """
     from torch_geometric.data import Batch, Data
 
@@ -37,13 +37,18 @@ def to_pyg(params: NetParams) -> Any:
 
 
 def features_of_pyg(batch: Any, spec: NetSpec) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """Node features, edge features and activations from what `to_pyg` returns, for networks without batch norms.
+    """Node features, edge features and activations from what `to_pyg` returns, or from one `Data` of it, for networks
+    without batch norms.
 
     Raises:
         ValueError: the graphs are not parameter graphs of `spec`, or it has batch norms: graphs lack statistics.
     """
+    from torch_geometric.data import Batch
+
     if any(layer.norm == "batch" for layer in spec.layers):
         raise ValueError(f"a parameter graph has no statistics of batch norms, found {spec}; fold them first")
+    if not isinstance(batch, Batch):
+        batch = Batch.from_data_list([batch])
     num = batch.num_graphs
     expected = {"x": (num * spec.num_nodes, 1), "edge_attr": (num * spec.num_edges, spec.edge_dim)}
     for key, shape in expected.items():

@@ -36,7 +36,7 @@ def pixel_grid(height: int, width: int) -> Tensor:
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
-def render(params: NetParams, height: int, width: int) -> Tensor:
-    """The images [B, height, width, channels] that B INRs store."""
-    pixels = evaluate(params, pixel_grid(height, width).to(params.biases[0])) + OUTPUT_OFFSET
+def render(params: NetParams, height: int, width: int, output_offset: float = OUTPUT_OFFSET) -> Tensor:
+    """The images [B, height, width, channels] that B INRs store: their outputs + `output_offset`."""
+    pixels = evaluate(params, pixel_grid(height, width).to(params.biases[0])) + output_offset
     return pixels.reshape(len(params), height, width, -1)

@@ -153,8 +153,14 @@ def networks_and_results(path: Path, curves: Mapping[str, Sequence[Mapping[str, 
     figure.savefig(path, dpi=120)
 
 
-def confusion_matrix(path: Path, counts: np.ndarray) -> None:
-    """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class."""
+def confusion_matrix(path: Path, counts: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Counts [true class, predicted class] as an image with numbers; colours are shares of the true class.
+
+    Args:
+        path: of the PNG.
+        counts: [classes, classes].
+        names: of the classes; None: they have only numbers.
+    """
     size = 2 + 0.45 * len(counts)
     figure = _figure(size, size)
     axes = figure.subplots()
@@ -165,6 +171,10 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
             color = "white" if rates[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(count)), ha="center", va="center", fontsize=7, color=color)
     axes.set(xlabel="predicted", ylabel="true", xticks=range(len(counts)), yticks=range(len(counts)))
+    if names is not None:
+        texts = [name.replace("$", r"\$") for name in names[: len(counts)]]
+        axes.set_xticklabels(texts, rotation=90)
+        axes.set_yticklabels(texts)
     axes.set_title(f"accuracy {np.trace(counts) / max(counts.sum(), 1):.3f}")
     figure.savefig(path, dpi=120)
 

@@ -20,6 +20,9 @@ from scalegmn.reporting.run_folder import STATES
 NUM_STATES = 2
 """Number of states of a run that are kept: the newest, and the one before in case the newest is damaged."""
 
+REMEDY = "copy its folder again from where it is whole, or train again"
+"""What to do about a damaged file."""
+
 KEY = "facts"
 """The key of a file's metadata; changing it would make all checkpoints unreadable."""
 
@@ -37,15 +40,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the file is missing or damaged.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, expected the parameters that a run or bundle keeps")
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = json.loads(file.metadata()[KEY])
         expected = metadata.pop("sha256")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: missing or damaged ({error})") from None
+        raise ValueError(f"{path}: damaged ({error})") from None
     if _checksum(tensors, metadata) != expected:
-        raise ValueError(f"{path}: missing or damaged (its checksum differs)")
+        raise ValueError(f"{path}: damaged (its checksum differs)")
     return tensors, metadata
 
 
@@ -64,13 +69,27 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or damaged, or its parameters do not fit the model.
     """
-    tensors, metadata = read_tensors(path)
+    try:
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMEDY}") from None
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:  # torch names every parameter
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{path}: of a model with another configuration ({reason})") from None
+    except RuntimeError:  # which names every parameter
+        reason = _first_difference(model.state_dict(), tensors)
+        remedy = "leave out settings of the model, or restore the configuration beside it"
+        raise ValueError(f"{path}: of a model with another configuration ({reason}); {remedy}") from None
     return metadata
+
+
+def _first_difference(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
+    """The first parameter in which a file differs from a model."""
+    for name, tensor in expected.items():
+        if name not in stored:
+            return f"it has no {name}"
+        if stored[name].shape != tensor.shape:
+            return f"{name}: found shape {tuple(stored[name].shape)}, expected {tuple(tensor.shape)}"
+    return f"{next(name for name in stored if name not in expected)} is in the file alone"
 
 
 def state_files(run: Path) -> list[Path]:
@@ -96,7 +115,7 @@ def read_state(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
             return read_tensors(path)
         except ValueError as error:
-            print(f"{error}; trying the one before", file=sys.stderr)
+            print(f"{error}; trying the state before", file=sys.stderr)
     if files:
         raise ValueError(f"{run}: all its states are damaged; start a new run")
     return None

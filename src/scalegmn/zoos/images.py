@@ -8,13 +8,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import lzma
 import re
 import struct
-import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -22,9 +20,15 @@ import torch
 from torch import Tensor
 
 from scalegmn.zoos.pickled_arrays import read_pickle
+from scalegmn.zoos.pictures import NoPicturesError, entries, read_pictures
 
-PICTURES = re.compile(r".*\.(png|jpg|jpeg|bmp|webp)", re.IGNORECASE)
-"""Names of the files that are taken for images."""
+CLASSES = {
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+"""The names of the published sources' classes; those of digits are their numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,20 @@ class Images:
         labels: [n] classes.
         source: a description, with a checksum of pixels, classes and held-out set.
         held_out: [n] bool, the source's own test set; None where it has none.
+        validation: [n] bool, its own validation set; None where it has none.
+        keeps_split: whether these sets are kept whatever share a recipe gives to testing.
+        classes: the names of the classes; None where they have only numbers.
+        notes: what was recognised and what was passed over, a sentence each.
     """
 
     pixels: Tensor
     labels: Tensor
     source: str
     held_out: Tensor | None = None
+    validation: Tensor | None = None
+    keeps_split: bool = False
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """How many."""
@@ -59,24 +71,24 @@ class Images:
         return taken.float() / 255 if taken.dtype == torch.uint8 else taken
 
 
-def load_images(name: str, path: Path | None = None) -> Images:
+def load_images(name: str, path: Path | None = None, background: str = "white") -> Images:
     """The images of a source.
 
     Args:
         name: a key of `SOURCES`.
         path: where its files are; not used for `digits`.
+        background: the colour behind transparent pixels of pictures.
 
     Raises:
         ValueError: a file is missing, damaged or not what it should be; says which, and what is expected.
     """
-    load = SOURCES[name]
-    if load is load_digits_images:
+    if name == "digits":
         return load_digits_images()
     if path is None:
-        raise ValueError(f"images_path: found null, expected where the files of images: {name} are (data/README.md)")
+        raise ValueError(f"images_path: found null, expected the path of the files of {name} (see data/README.md)")
     if not path.exists():
-        raise ValueError(f"images_path: {path} does not exist; expected where the files of images: {name} are")
-    return load(path)
+        raise ValueError(f"images_path: {path} does not exist, expected the path of the files of {name}")
+    return SOURCES[name](path, background)
 
 
 def load_digits_images() -> Images:
@@ -87,8 +99,13 @@ def load_digits_images() -> Images:
     return _images("scikit-learn digits", (digits.images / 16).astype(np.float32)[..., None], digits.target)
 
 
-def load_idx_images(path: Path) -> Images:
-    """MNIST or Fashion-MNIST: the four published IDX files, plain or gzipped, in a folder, its `raw` or `MNIST/raw`."""
+def load_idx_images(path: Path, classes: tuple[str, ...] | None = None) -> Images:
+    """MNIST or Fashion-MNIST: the four published IDX files, plain or gzipped, in a folder, its `raw` or `MNIST/raw`.
+
+    Args:
+        path: the folder.
+        classes: the names of the classes.
+    """
     folders = [path / inside for inside in ("", "raw", "MNIST/raw", "FashionMNIST/raw")]
     pixels, labels = [], []
     for part in ("train", "t10k"):
@@ -101,15 +118,18 @@ def load_idx_images(path: Path) -> Images:
         if len(labels[-1]) != len(pixels[-1]):
             raise ValueError(f"{labels_file}: {len(labels[-1])} labels, expected {len(pixels[-1])} as in {file.name}")
         _check_classes(labels_file, labels[-1])
-    return _images("IDX files", np.concatenate(pixels)[..., None], np.concatenate(labels), _second_part(labels))
+    images = _images("IDX files", np.concatenate(pixels)[..., None], np.concatenate(labels), _second_part(labels))
+    return replace(images, classes=classes)
 
 
 def _idx_file(folders: list[Path], name: str) -> Path:
-    """The first of the files `name` and `name.gz` in the folders."""
+    """The first of the files `name` and `name.gz` in the folders, also with a dot as some tools unpack them:
+    `train-images.idx3-ubyte`."""
     for folder in folders:
-        for file in (folder / name, folder / f"{name}.gz"):
-            if file.exists():
-                return file
+        for written in (name, name.replace("-idx", ".idx")):
+            for file in (folder / written, folder / f"{written}.gz"):
+                if file.exists():
+                    return file
     raise ValueError(f"images_path: neither {name} nor {name}.gz in {folders[0]}, its raw or MNIST/raw; put it there")
 
 
@@ -140,14 +160,14 @@ def _unpacked_size(file: Path) -> int:
         return struct.unpack("<I", content.read())[0]
 
 
-def load_cifar10_images(path: Path) -> Images:
+def load_cifar10_images(path: Path, background: str = "white") -> Images:
     """CIFAR-10, 32 x 32 colour: a folder or tar archive of the published binary or Python batches, or of pictures.
 
     Batches: `data_batch_1` to `_5` and `test_batch`, each with or without `.bin`, in any folder within. Pictures:
     `train/<class>/*` and `test/<class>/*`. No code of a pickle runs (`pickled_arrays`).
     """
     batches = {}
-    for name, content in _entries(path, re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?")):
+    for name, content in entries(path, re.compile(r"(data_batch_[1-5]|test_batch)(\.bin)?")):
         read = _binary_batch if name.suffix == ".bin" else _pickled_batch
         try:
             batches[name.stem] = read(content)
@@ -155,7 +175,10 @@ def load_cifar10_images(path: Path) -> Images:
         except ValueError as error:
             raise ValueError(f"{path}: {name}: not a batch of CIFAR-10 ({error}); get it again") from None
     if not batches:
-        images = load_picture_images(path)
+        try:
+            images = load_picture_images(path, background)
+        except NoPicturesError as error:
+            raise ValueError(f"{error}; or CIFAR-10's batches, data_batch_1 to _5 and test_batch") from None
         if images.shape != (32, 32, 3):
             raise ValueError(f"{path}: images of {images.shape}, expected CIFAR-10's (32, 32, 3)")
         return images
@@ -165,7 +188,8 @@ def load_cifar10_images(path: Path) -> Images:
     pixels, labels = zip(*(batches[name] for name in sorted(batches)), strict=True)  # test_batch last
     parts = [np.concatenate(labels[:-1]), labels[-1]]
     pixels = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return _images("CIFAR-10 batches", pixels, np.concatenate(parts), _second_part(parts))
+    images = _images("CIFAR-10 batches", pixels, np.concatenate(parts), _second_part(parts))
+    return replace(images, classes=CLASSES["cifar10"])
 
 
 def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -189,65 +213,19 @@ def _pickled_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.array(labels)
 
 
-def load_picture_images(path: Path) -> Images:
-    """A folder or tar archive of pictures of one size.
-
-    A picture's class is the folder it is in, in sorted order; where all are in `train/<class>/` or `test/<class>/`, the
-    latter are held out. Grey pictures have one channel, others three. Other files are ignored.
-    """
-    pictures = {name: _decode(name, content) for name, content in _entries(path, PICTURES)}
-    if not pictures:
-        raise ValueError(f"{path}: found no image, expected files that end in .png, .jpg, .jpeg, .bmp or .webp")
-    parts = {name: name.parts[-3] if len(name.parts) > 2 else "" for name in pictures}
-    has_parts = set(parts.values()) == {"train", "test"}
-    names = sorted(pictures, key=lambda name: (has_parts and parts[name] == "test", name.parts))
-    for name in names:
-        if pictures[name].shape != pictures[names[0]].shape:
-            raise ValueError(
-                f"{path}: {name} has height, width, channels {pictures[name].shape}, expected "
-                f"{pictures[names[0]].shape} as {names[0]}; make all images alike"
-            )
-    classes = sorted({name.parent.name for name in names})
-    labels = np.array([classes.index(name.parent.name) for name in names])
-    held_out = np.array([parts[name] == "test" for name in names]) if has_parts else None
-    return _images(
-        f"pictures in {len(classes)} folders", np.stack([pictures[name] for name in names]), labels, held_out
+def load_picture_images(path: Path, background: str = "white") -> Images:
+    """Pictures of one size in a folder or tar archive, as `zoos.pictures` reads them."""
+    pictures = read_pictures(path, background)
+    split = None if pictures.splits is None else np.array(pictures.splits)
+    images = _images(
+        f"pictures in {len(pictures.classes)} folders",
+        pictures.pixels,
+        pictures.labels,
+        None if split is None or "test" not in split else split == "test",
+        None if split is None or "val" not in split else split == "val",
     )
-
-
-def _decode(name: PurePosixPath, content: bytes) -> np.ndarray:
-    """[height, width, channels] bytes of a picture."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.mode in ("1", "L", "LA"):
-                return np.array(picture.convert("L"))[..., None]
-            if picture.mode in ("P", "RGB", "RGBA", "CMYK", "YCbCr"):
-                return np.array(picture.convert("RGB"))
-            raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a readable image ({error}); remove or replace it") from None
-
-
-def _entries(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Paths and contents of the files with a wanted name in a folder or, in one pass, a tar archive."""
-    if path.is_dir():
-        for file in path.rglob("*"):
-            name = PurePosixPath(file.relative_to(path).as_posix())
-            if wanted.fullmatch(name.name) and file.is_file():
-                yield name, file.read_bytes()
-        return
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if member.isfile() and wanted.fullmatch(name.name):
-                    content = archive.extractfile(member)
-                    assert content is not None  # since it is a file
-                    yield name, content.read()
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: neither a folder nor a whole tar archive ({error}); get it again") from None
+    classes = pictures.classes if pictures.classes != ("",) else None
+    return replace(images, classes=classes, keeps_split=split is not None, notes=pictures.notes)
 
 
 def _check_classes(file: Path | PurePosixPath, labels: np.ndarray) -> None:
@@ -261,11 +239,17 @@ def _second_part(parts: list[np.ndarray]) -> np.ndarray:
     return np.arange(sum(map(len, parts))) >= len(parts[0])
 
 
-def _images(name: str, pixels: np.ndarray, labels: np.ndarray, held_out: np.ndarray | None = None) -> Images:
+def _images(
+    name: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    held_out: np.ndarray | None = None,
+    validation: np.ndarray | None = None,
+) -> Images:
     """Images with the checksum of what they hold in their source."""
     pixels, labels = np.ascontiguousarray(pixels), labels.astype(np.int64)
     digest = hashlib.sha256(repr((pixels.shape, str(pixels.dtype))).encode())
-    for part in (pixels, labels, held_out):
+    for part in (pixels, labels, held_out, validation):
         if part is not None:
             digest.update(part.data)
     return Images(
@@ -273,14 +257,15 @@ def _images(name: str, pixels: np.ndarray, labels: np.ndarray, held_out: np.ndar
         torch.from_numpy(labels),
         f"{name}, {len(pixels):,} of {'x'.join(map(str, pixels.shape[1:]))}, sha256 {digest.hexdigest()}",
         None if held_out is None else torch.from_numpy(held_out),
+        None if validation is None else torch.from_numpy(validation),
     )
 
 
-SOURCES: dict[str, Callable[..., Images]] = {
-    "digits": load_digits_images,
-    "mnist": load_idx_images,
-    "fashion_mnist": load_idx_images,
+SOURCES: dict[str, Callable[[Path, str], Images]] = {
+    "digits": lambda path, background: load_digits_images(),
+    "mnist": lambda path, background: load_idx_images(path),
+    "fashion_mnist": lambda path, background: load_idx_images(path, CLASSES["fashion_mnist"]),
     "cifar10": load_cifar10_images,
     "folder": load_picture_images,
 }
-"""Image sources by name."""
+"""Image sources by name: where their files are, and the colour behind transparent pixels -> images."""

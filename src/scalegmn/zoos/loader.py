@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,21 @@ from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
-from scalegmn.zoos.zoo_format import Zoo, in_single, open_zoo
+from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
 """Networks that are read at once; larger batches are read whole."""
+
+SEVERAL = ""
+"""In place of a name, for networks with several activations."""
+
+
+MADE_BY = {
+    "label": "classes are in zoos of `scalegmn zoo inr`, or of `scalegmn zoo import` with a column label",
+    "image": "images are in zoos of `scalegmn zoo inr`",
+    "test_accuracy": "accuracies are in zoos of `scalegmn zoo cnn`, or of `scalegmn zoo import` with a column score",
+}
+"""Column -> which zoos have it."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +120,7 @@ def open_data(config: DataConfig) -> Zoo:
     Raises:
         ValueError: there is none, or a file of it is missing, refused or damaged.
     """
-    is_zoo = (config.root / "zoo.json").exists()
-    zoo = open_zoo(config.root) if is_zoo else DATASETS[config.dataset].open(config)
+    zoo = open_zoo(config.root) if is_zoo(config.root) else DATASETS[config.dataset].open(config)
     return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
 
@@ -125,36 +136,33 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
         ValueError: no network has it.
     """
     activations = [hidden_activation(params) for params in zoo.nets]
-    index = ACTIVATIONS.index(name) if name in ACTIVATIONS else -1
-    chosen = torch.cat(activations) == index
+    chosen = torch.from_numpy(np.concatenate(activations) == name)
     if not chosen.any():
-        found = torch.cat(activations).unique().tolist()
-        names = sorted(ACTIVATIONS.at(number) for number in found if number < len(ACTIVATIONS))
+        names = sorted({*np.concatenate(activations).tolist()} - {SEVERAL})
         expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
         raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if chosen.all():
         return zoo
     kept = []
     for params, activation in zip(zoo.nets, activations, strict=True):
-        if (activation == index).any():
-            of_name = params[activation == index]
+        rows = torch.from_numpy(activation == name)
+        if rows.any():
+            of_name = params[rows]
             kept.append(of_name.replace(spec=params.spec.with_activation(name), activation=None))
     place = chosen.cumsum(0) - 1
     splits = {split: place[rows[chosen[rows]]] for split, rows in zoo.splits.items()}
     return replace(zoo, nets=tuple(kept), columns={key: c[chosen] for key, c in zoo.columns.items()}, splits=splits)
 
 
-def hidden_activation(params: NetParams) -> Tensor:
-    """The activation that all hidden layers of a network have, [B], as an index in `ACTIVATIONS`; `len(ACTIVATIONS)`
-    for networks with several."""
-    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
-    fixed = [ACTIVATIONS.index(name) for name in names]
-    index = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+def hidden_activation(params: NetParams) -> np.ndarray:
+    """The name of the activation that all hidden layers of a network have, [B]; `SEVERAL` for networks with several."""
+    fixed = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
+    names = np.full(len(params), fixed[0] if fixed else "identity", object)
     if params.activation is not None:
-        index = params.activation
-    for number in fixed:
-        index = index.where(index == number, len(ACTIVATIONS))
-    return index
+        names = np.array(params.spec.activations, object)[params.activation.numpy()]
+    for name in fixed:
+        names = np.where(names == name, names, SEVERAL)
+    return names
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,9 @@ def load_splits(
     """
     zoo = open_data(config)
     if column is not None and column not in zoo.columns:
-        raise ValueError(f"{zoo.path}: no column {column!r}, found {', '.join(zoo.columns)}")
+        found = f"no column {column!r}, found {', '.join(zoo.columns) or 'none'}"
+        remedy = MADE_BY.get(column, "choose a zoo that has it")
+        raise ValueError(f"data.dataset_path: {zoo.path}: {found}; {remedy}")
     missing = [name for name in ("train", "val", "test") if not len(zoo.splits.get(name, ()))]
     if missing:
         raise ValueError(f"{zoo.path}: no networks in split {', '.join(missing)}; make a larger zoo")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalegmn.registry import Registry
 from scalegmn.zoos.convert import Listing, converted
-from scalegmn.zoos.zoo_format import Zoo, open_zoo
+from scalegmn.zoos.zoo_format import Zoo, is_zoo, open_zoo
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -90,8 +90,19 @@ class ZooFolder(Dataset):
     """A zoo in the format of this package."""
 
     def open(self, config: DataConfig) -> Zoo:
-        """The zoo."""
-        return open_zoo(config.root)
+        """The zoo.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        path = config.root
+        if not is_zoo(path):
+            raise ValueError(
+                f"{path}: no zoo there (zoo.json missing); set --data.dataset_path to one, or make one: "
+                f"of INRs with `scalegmn zoo inr --conf zoos/digits_inr.yml --out {path}`, of CNNs with `scalegmn zoo "
+                f"cnn --conf zoos/digits_cnn.yml --out {path}`, of your own networks with `scalegmn zoo import`"
+            )
+        return open_zoo(path)
 
 
 DATASETS: Registry[Dataset] = Registry("data.dataset")

@@ -39,6 +39,10 @@ DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.
 """What a zoo's tensors may be, and their names in safetensors; larger ones come first in the file, for alignment."""
 
 
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What people call splits."""
+
+
 @dataclass(frozen=True)
 class Networks:
     """Networks of one or several architectures, numbered through, with columns of values.
@@ -116,6 +120,13 @@ class Zoo(Networks):
     def canonical(self) -> tuple[str, ...]:
         """The symmetries that the stored networks have removed."""
         return tuple(self.provenance.get("canonical", ()))
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes of the column `label`; None where they have none."""
+        if "label" not in self.columns:
+            return None
+        return class_names(self.provenance.get("classes"), int(self.columns["label"].max()) + 1)
 
     @cached_property
     def architectures(self) -> dict[NetSpec, int]:
@@ -263,6 +274,11 @@ def _places(first: Mapping[NetSpec, int], sequence: Sequence[tuple[NetSpec, int]
     return torch.cat(places)
 
 
+def is_zoo(path: Path) -> bool:
+    """Whether a folder is that of a zoo, whole or damaged."""
+    return (path / "zoo.json").is_file()
+
+
 def open_zoo(path: Path) -> Zoo:
     """Opens a zoo folder and verifies it: its description, its size, and up to `CHUNKS_ON_OPENING` checksums.
 
@@ -273,9 +289,8 @@ def open_zoo(path: Path) -> Zoo:
     missing = [part.name for part in (description, file) if not part.exists()]
     if missing:
         raise ValueError(
-            f"{path}: no zoo there ({' and '.join(missing)} missing); set --data.dataset_path, or make a zoo: of INRs "
-            f"with `scalegmn zoo inr --conf configs/zoos/digits_inr.yml --out {path}`, of CNNs with "
-            f"`scalegmn zoo cnn --conf configs/zoos/digits_cnn.yml --out {path}`"
+            f"{path}: no zoo there ({' and '.join(missing)} missing), expected a folder that `scalegmn zoo inr`, "
+            "`scalegmn zoo cnn` or `scalegmn zoo import` made"
         )
     remedy = f"delete {path} and make it again"
     try:
@@ -284,11 +299,15 @@ def open_zoo(path: Path) -> Zoo:
             raise ValueError(f"format version {content['version']}, expected {FORMAT_VERSION}")
         if content["sha256"] != _description_sha256(content):
             raise ValueError("its checksum differs: edited or damaged")
-        specs, counts = [NetSpec.from_dict(spec) for spec in content["specs"]], content["networks"]
+        counts, described = content["networks"], content["specs"]
         size, checksums = content["bytes"], content["chunks_sha256"]
         columns, splits, provenance = content["columns"], content["splits"], content["provenance"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{description}: not a zoo description ({type(error).__name__}: {error}); {remedy}") from None
+        raise ValueError(f"{description}: not the description of a zoo ({_reason(error)}); {remedy}") from None
+    try:
+        specs = [NetSpec.from_dict(spec) for spec in described]
+    except (ValueError, KeyError, TypeError) as error:  # it is as it was written: an activation is not known here
+        raise ValueError(f"{description}: {error}") from None
     if file.stat().st_size != size:
         raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}: truncated or replaced; {remedy}")
     num_chunks = _num_chunks(size)
@@ -325,9 +344,15 @@ def verify_zoo(path: Path) -> Zoo:
     for params in zoo.nets:
         bad = first_not_finite((*params.weights, *params.biases))
         if bad is not None:
-            raise ValueError(f"{file}: network {first + bad} has NaN or infinite weights")
+            raise ValueError(f"{file}: network {first + bad} has NaN or infinite weights; make the zoo without it")
         first += len(params)
     return zoo
+
+
+def class_names(stored: Any, num_classes: int) -> tuple[str, ...] | None:
+    """The names of classes as JSON holds them; None unless they are a name for each of at least `num_classes`."""
+    is_list = isinstance(stored, (list, tuple)) and all(isinstance(name, str) for name in stored)
+    return tuple(stored) if is_list and len(stored) >= num_classes else None
 
 
 def in_single(params: NetParams) -> NetParams:
@@ -400,6 +425,11 @@ def _check_splits(splits: Mapping[str, Tensor], num_networks: int) -> None:
     counts = rows.bincount()
     if (counts > 1).any():
         raise ValueError(f"splits: network {int(counts.argmax())} is named {int(counts.max())} times, expected once")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a description."""
+    return f"{error} missing" if isinstance(error, KeyError) else str(error)
 
 
 def _num_chunks(size: int) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scalegmn.configuration.parsing import parse
+from scalegmn.experiments.file_kinds import only_for
 from scalegmn.zoos.fit.inr_zoo import InrRecipe, make_zoo
+
+COMMAND = "scalegmn zoo inr"
 
 
 def run(words: Sequence[str]) -> None:
     """Reads a recipe and makes its zoo."""
-    make_zoo(parse(InrRecipe, words, "scalegmn zoo inr"))
+    make_zoo(parse(InrRecipe, words, COMMAND, only_for(COMMAND, InrRecipe)))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]

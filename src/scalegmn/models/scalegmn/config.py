@@ -11,6 +11,7 @@ from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import HETERO, NetSpec
 from scalegmn.nn.initialization import Init, started
 from scalegmn.nn.messages import MESSAGES
+from scalegmn.nn.probes import ProbeImages
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class ScaleGMNConfig(ModelConfig):
     norm_epsilon: float = 0.0
     """The scale-invariant map is x / (||x|| + norm_epsilon): exact at 0; 1e-10 in the published code."""
 
+    sizes: bool = False
+    """For vectors: the readout also reads log10 of the root mean square of each canonical weight and bias tensor,
+    standardised over the training split; features of nodes hardly show how large a network's weights are."""
+
     aggregator: Literal["add", "mean"] = "add"
     """How a node aggregates its messages."""
 
@@ -148,13 +153,23 @@ class ScaleGMNConfig(ModelConfig):
     """UPD. net: the equivariant net `update`; for sign also, with the same weights at all nodes, sine_cat:
     sin(30 W [x, m...]); sine_sum: sin(30 W (W_0 x + W_1 m + ...))."""
 
+    num_probes: int = 0
+    """Learned inputs of the networks, if these are chains: what a neuron computes for each of them, before its
+    activation, becomes a feature beside its bias, exactly as symmetric; 0: none."""
+
+    probe_images: ProbeImages = field(default_factory=ProbeImages)
+    """Of CNNs, the learned inputs."""
+
     engine: Literal["fast", "plain"] = "fast"
     """plain: compute the equations as they are written; slower, for debugging."""
 
     def __post_init__(self) -> None:
         counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
         counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
+        counts += ["probe_images.image_size", "probe_images.stride"]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
+        if self.num_probes < 0:
+            problems.append(f"num_probes: found {self.num_probes}, expected 0 or more")
         if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
             problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
         if self.message_function is not None and self.message_function not in MESSAGES:
@@ -165,6 +180,8 @@ class ScaleGMNConfig(ModelConfig):
                 problems.append(f"{name}.positions: needs node_positions, found none")
         if self.symmetry != "sign" and self.update_rule != "net":
             problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
+        if self.sizes and self.changes_parameters:
+            problems.append("sizes: found True, but changes of parameters have no readout; use vector output or False")
         problems += self._position_problems() if self.symmetry != "permutation" else []
         self.refuse(problems)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,17 +18,19 @@ from scalegmn.engine.model import ChainTypes, run_chains, run_graph
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
-from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field
+from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
+from scalegmn.nn.probes import Probes, check_images
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.statistics import at_depth, sizes
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
@@ -73,7 +77,12 @@ class ScaleGMN(Metanetwork):
         self._build_layers(parts)
         self.readout: nn.Module | None = None
         if not config.changes_parameters:
-            self.readout = parts.readout(spec.layout[0], spec.layout[-1])
+            num_statistics = 2 * (max_hidden + 1) if config.sizes else 0
+            self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_statistics)
+            self.statistics_normalization = StatisticsNormalization(num_statistics) if config.sizes else None
+        self.probes: Probes | None = None
+        if config.num_probes:
+            self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
         self.validate_spec(spec)
 
     def _build_embeddings(self, parts: Parts) -> None:
@@ -164,6 +173,17 @@ class ScaleGMN(Metanetwork):
             )
         if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
             raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")
+        if self.config.num_probes and spec.is_cnn != own.is_cnn:
+            kind = "images" if own.is_cnn else "points"
+            raise ValueError(f"{self.config.section}.num_probes: the probes are {kind}, of {own}, found {spec}")
+        reads_outputs_alone = (
+            self.readout is not None and not self.bidirectional and self.config.readout == "last_layer"
+        )
+        if reads_outputs_alone and skips_hidden_layers(spec) and not skips_hidden_layers(own):
+            raise ValueError(
+                f"{self.config.section}.readout: the model was built for networks whose output layer does not read the "
+                f"input, found {spec}; use full_graph"
+            )
         if spec.residuals and not own.residuals:
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)
@@ -180,14 +200,18 @@ class ScaleGMN(Metanetwork):
                 self.validate_spec(params.spec)
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
+        statistics: tuple[Tensor, ...] = ()
+        if self.statistics_normalization is not None:
+            statistics = (self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))),)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
+        probes = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
-        if self.engine == "plain":
-            output = self.plain(read)
-        elif len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0])
+        if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
+            output = run_chains(self, read[0], *(probes or [None]), statistics)
         else:
-            output = run_graph(self, read)
+            features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
+            run = self.plain if self.engine == "plain" else partial(run_graph, self)
+            output = run(read, features, statistics)
         if isinstance(output, Tensor):
             return output
         spec, (nodes, edges) = read[0].spec, output
@@ -198,15 +222,25 @@ class ScaleGMN(Metanetwork):
         changes = NetParams.from_features(spec, nodes, edges, read[0].activation)
         return self.scaled(changes if elements[0] is None else elements[0].inverse().act_on_changes(changes))
 
+    def fit_normalization(self, batches: Iterable[NetParams]) -> None:
+        """As in `Metanetwork`, and by what the values of probes are divided."""
+        if self.probes is not None:
+            batches = self.probes.fitted_on(batches, lambda params: self.canonical(params)[0])
+        super().fit_normalization(batches)
+        deque(batches, maxlen=0)  # draws all, where nothing else is fitted
+
     # The equations as they are written
 
-    def plain(self, nets: Sequence[NetParams]) -> Tensor | tuple[Tensor, Tensor]:
+    def plain(
+        self, nets: Sequence[NetParams], probes: Tensor | None = None, statistics: Sequence[Tensor] = ()
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
-        features of all nodes [N, 1] and of all edges [E, K], network by network."""
+        features of all nodes [N, 1] and of all edges [E, K], network by network; `probes` [N, d] are added to A_v
+        bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
         graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
-        x = self.embed_nodes(context, graph, p)
+        x = self.embed_nodes(context, graph, p, probes)
         edge = backward_edge = self.embed_edges(context, graph, self.edge_linear(graph.edges))
         if self.backward_edge_linear is not None:
             inverted = [_rows(self.reciprocal_edges(params)) for params in nets]
@@ -218,12 +252,16 @@ class ScaleGMN(Metanetwork):
         is_input = (graph.role == ROLES.index("input")) & (graph.node_type < graph.num_inputs)  # not constant inputs
         hidden, is_output = graph.role == ROLES.index("hidden"), graph.role == ROLES.index("output")
         inputs, outputs = (x[rows].unflatten(0, (graph.num_networks, -1)) for rows in (is_input, is_output))
-        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs)
+        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs, *statistics)
         return output
 
-    def embed_nodes(self, context: NodeContext, graph: ParameterGraph, p: Tensor | None) -> Tensor:
-        """A_v bias, with positional embeddings p: [N, d]."""
+    def embed_nodes(
+        self, context: NodeContext, graph: ParameterGraph, p: Tensor | None, probes: Tensor | None
+    ) -> Tensor:
+        """A_v bias plus the features of probes, with positional embeddings p: [N, d]."""
         x: Tensor = self.node_linear(graph.nodes)
+        if probes is not None:
+            x = x + probes
         if p is not None:
             x = embed_positions(context, x, p, self.summed_roles, self.node_position_net)
         if self.node_position_map is not None:
@@ -240,6 +278,10 @@ class ScaleGMN(Metanetwork):
         return edge if self.edge_position_map is None else self.edge_position_map(edge, graph.edge_type)
 
     # What both forms read
+
+    def statistics(self, params: NetParams) -> Tensor:
+        """The sizes of each layer's canonical weights and biases, [B, 2 (max_hidden + 1)]."""
+        return at_depth(sizes(params), self.max_hidden + 1).flatten(1)
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
@@ -273,7 +315,7 @@ class ScaleGMN(Metanetwork):
         if params.activation is None:
             group = ACTIVATIONS[params.spec.layers[0].activation].group
             return self._branches([group], torch.zeros(len(params), dtype=torch.long, device=device))
-        return self._branches([activation.group for activation in ACTIVATIONS.values()], params.activation)
+        return self._branches([ACTIVATIONS[name].group for name in params.spec.activations], params.activation)
 
     def _branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
         """Index into `self.groups`, from an index into other groups; networks whose group is {1} go through the branch
@@ -357,6 +399,10 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
+    if config.num_probes:
+        if not spec.is_chain:
+            raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
+        check_images(config.probe_images, spec, f"{config.section}.probe_images")
     found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
     if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
         (fitting,) = found if len(found) == 1 else {HETERO}

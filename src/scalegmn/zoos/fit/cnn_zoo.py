@@ -19,10 +19,11 @@ from torch import Tensor
 from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetParams, NetSpec
 from scalegmn.reporting.figures import accuracies
 from scalegmn.reporting.files import versions
+from scalegmn.reporting.words import counted
 from scalegmn.zoos.fit.cnn_descent import OPTIMIZERS, Choices, LabelledImages, Optimizer
 from scalegmn.zoos.fit.cnns import train_cnns
 from scalegmn.zoos.fit.common import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
-from scalegmn.zoos.images import Images, load_images
+from scalegmn.zoos.images import Images
 from scalegmn.zoos.shards import Shards, lock
 from scalegmn.zoos.zoo_format import Networks, joined, open_zoo, split_by_group
 
@@ -71,7 +72,8 @@ class CnnRecipe(Recipe):
     """Images per step; all of a network's where it has fewer."""
 
     activations: tuple[str, ...] = ("relu", "tanh")
-    """Each network draws one, relu or tanh; mixed: each convolution draws one of all activations."""
+    """Each network draws one; mixed: each convolution draws one. Any activation, also one of your own (`--import`); not
+    mixed, relu and tanh are the fastest, as their gradients are written out."""
 
     optimizers: tuple[Optimizer, ...] = OPTIMIZERS
     """Each network draws one."""
@@ -109,8 +111,6 @@ class CnnRecipe(Recipe):
         unknown = [name for name in self.activations if name not in ACTIVATIONS]
         if unknown:
             problems.append(f"activations: found {unknown[0]}, expected one of {', '.join(ACTIVATIONS)}")
-        elif not self.mixed and not set(self.activations) <= {"relu", "tanh"}:
-            problems.append(f"activations: found {list(self.activations)}, expected relu, tanh; others need mixed")
         given = list(self.checkpoints)
         if not given or given != sorted(set(given)) or given[0] < 0:
             problems.append(f"checkpoints: found {given}, expected ascending numbers of epochs from 0")
@@ -146,7 +146,7 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
         OSError: the disk is full, or similar.
     """
     device = choose_device(recipe.device)
-    images = load_images(recipe.images, Path(recipe.images_path) if recipe.images_path else None)
+    images = recipe.load_images()
     labelled = _labelled(recipe, images)
     _check_size(recipe, labelled)
     sizes = [len(part) for part in torch.arange(recipe.networks).split(BLOCK)]
@@ -168,7 +168,8 @@ def make_cnn_zoo(recipe: CnnRecipe) -> Path:
     counts = ", ".join(f"{int(count):,}" for count in final.histc(10, 0, 1))
     diverged = zoo.provenance["diverged"]
     kind = zoo.spec if len(zoo.nets) == 1 else f"of {len(zoo.nets):,} architectures"
-    print(f"{zoo.path}: {len(zoo):,} checkpoints of {len(final):,} networks {kind}; {diverged:,} diverged, left out")
+    size = f"{counted(len(zoo), 'checkpoint')} of {counted(len(final), 'network')}"
+    print(f"{zoo.path}: {size} {kind}; {diverged:,} diverged, left out")
     print(f"test accuracy: median {final.median():.1%}; networks from 0 to 100 % in steps of 10: {counts}")
     return zoo.path
 
@@ -188,12 +189,10 @@ def _merge(recipe: CnnRecipe, shards: Shards, images: Images, device: str) -> No
     empty = [name for name, rows in splits.items() if not len(rows)]
     if empty:
         shards.discard()
-        found = f"{recipe.networks} networks, of which {diverged} diverged"
-        raise ValueError(f"networks: {found}, leave none for {', '.join(empty)}; use more")
+        found = f"{counted(recipe.networks, 'network')}, of which {diverged} diverged"
+        raise ValueError(f"networks: {found}, leave none for {', '.join(empty)}; use more networks")
     provenance = {
-        "images": recipe.images,
-        "image_source": images.source,
-        "image_shape": list(images.shape),
+        **recipe.image_provenance(images),
         "diverged": diverged,
         "optimizers": list(OPTIMIZERS),
         "device": device,
@@ -204,18 +203,21 @@ def _merge(recipe: CnnRecipe, shards: Shards, images: Images, device: str) -> No
 
 
 def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
-    """The chosen images as the networks see them, in [-1, 1]; those that test are the source's own, or a fifth."""
+    """The chosen images as the networks see them, in [-1, 1]; those that test are the source's own, or a fifth. A
+    source's own validation set is left out where it has a test set, and else tests."""
     rows = choose_images(images, recipe.num_images)
     pixels = images.take(rows).permute(0, 3, 1, 2)
     if recipe.grey:
         pixels = pixels.mean(1, keepdim=True)
-    if images.held_out is None:
+    test_set = images.validation if images.held_out is None else images.held_out
+    if test_set is None:
         order = torch.randperm(len(rows), generator=seeded(recipe.seed))
         test, train = order.split([round(TEST_IMAGES * len(rows)), len(rows) - round(TEST_IMAGES * len(rows))])
     else:
-        test, train = (part.nonzero()[:, 0] for part in (images.held_out[rows], ~images.held_out[rows]))
+        others = ~test_set if images.validation is None else ~(test_set | images.validation)
+        test, train = (part[rows].nonzero()[:, 0] for part in (test_set, others))
     if not len(test) or round(min(recipe.train_fractions) * len(train)) < 1:
-        raise ValueError(f"num_images: {len(rows)} images are too few to train and to test on; use more")
+        raise ValueError(f"num_images: {counted(len(rows), 'image')} are too few to train and to test on; use more")
     return LabelledImages((2 * pixels - 1).contiguous(), images.labels[rows], train, test)
 
 
@@ -260,8 +262,8 @@ def draw(
         widths = pairwise((num_channels, *recipe.channels))
         layers = [LayerSpec(a, b, (3, 3), "relu") for a, b in widths]
         spec = NetSpec((*layers, LayerSpec(recipe.channels[-1], num_classes)))
-        indices = one_of([ACTIVATIONS.index(name) for name in recipe.activations])
-        return [spec.with_activation(ACTIVATIONS.at(index)) for index in indices.tolist()]
+        indices = one_of(list(range(len(recipe.activations))))
+        return [spec.with_activation(recipe.activations[index]) for index in indices.tolist()]
 
     def of_any() -> NetSpec:
         widths = [num_channels, *(some(recipe.channels) for _ in range(some(recipe.depths)))]
@@ -307,12 +309,13 @@ def _train(recipe: CnnRecipe, images: LabelledImages, number: int, size: int, de
     }
     kept = good.repeat_interleave(repeats)
     return Networks(
-        joined(map(_of_any_activation, nets) if several else nets),
+        joined((_with_activations(params, recipe.activations) for params in nets) if several else nets),
         {name: column[kept] for name, column in columns.items()},
     )
 
 
-def _of_any_activation(params: NetParams) -> NetParams:
-    """The same networks with a spec that those of other activations have too."""
-    activation = torch.full((len(params),), ACTIVATIONS.index(params.spec.layers[0].activation))
-    return params.replace(spec=params.spec.with_activation(HETERO), activation=activation)
+def _with_activations(params: NetParams, names: Sequence[str]) -> NetParams:
+    """The same networks with a spec that those of all these activations have."""
+    spec = params.spec.with_activation(HETERO, names)
+    index = spec.activations.index(params.spec.layers[0].activation)
+    return params.replace(spec=spec, activation=torch.full((len(params),), index))

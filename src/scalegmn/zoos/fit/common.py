@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scalegmn.zoos.images import Images
+from scalegmn.zoos.images import Images, load_images
+from scalegmn.zoos.pictures import is_colour
 from scalegmn.zoos.shards import Shards
 from scalegmn.zoos.zoo_format import Networks
 
@@ -34,6 +37,9 @@ class Recipe:
 
     images_path: str | None = None
     """Where the images' files are: a folder, for cifar10 and folder also a tar archive; digits needs none."""
+
+    background: str = "white"
+    """The colour behind transparent pixels of pictures, such as black or #ff8000; grey pictures get its brightness."""
 
     num_images: int | None = None
     """Use only so many images, evenly spaced in their order; null: all."""
@@ -56,6 +62,8 @@ class Recipe:
                 value = getattr(self, name)
                 if value is not None and not value >= least:
                     problems.append(f"{name}: found {value}, expected {'at least 1' if least else '0 or more'}")
+        if not is_colour(self.background):
+            problems.append(f"background: found {self.background}, expected a colour such as white, black or #ff8000")
         if self.shard is not None and not _is_part(self.shard):
             problems.append(f"shard: found {self.shard}, expected i/n with i from 0 to n - 1, such as 0/4")
         return problems
@@ -72,9 +80,23 @@ class Recipe:
         return int(part), int(num_parts)
 
     def plan(self) -> dict[str, Any]:
-        """The settings that determine the zoo, in plain types: all but where it is made and where images are."""
-        elsewhere = ("out", "images_path", "device", "shard")
+        """The settings that determine the zoo, in plain types: all but where it is made and those that determine the
+        images, whose checksum counts."""
+        elsewhere = ("out", "images_path", "background", "device", "shard")
         return {key: value for key, value in asdict(self).items() if key not in elsewhere}
+
+    def load_images(self) -> Images:
+        """The images; says on stderr what was recognised and what was passed over."""
+        images = load_images(self.images, Path(self.images_path) if self.images_path else None, self.background)
+        for note in images.notes:
+            print(f"note: {note}", file=sys.stderr)
+        return images
+
+    def image_provenance(self, images: Images) -> dict[str, Any]:
+        """What a zoo remembers of its images."""
+        background = {} if self.background == "white" else {"background": self.background}
+        source = {"images": self.images, "image_source": images.source, "image_shape": list(images.shape)}
+        return {**source, **background}
 
 
 def _is_part(text: str) -> bool:

@@ -15,9 +15,10 @@ from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.siren import OUTPUT_OFFSET, init_siren, pixel_grid, render
 from scalegmn.reporting.figures import reconstructions
 from scalegmn.reporting.files import versions
+from scalegmn.reporting.words import counted
 from scalegmn.zoos.fit.common import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
 from scalegmn.zoos.fit.sirens import Descent, fit_sirens
-from scalegmn.zoos.images import Images, load_images
+from scalegmn.zoos.images import Images
 from scalegmn.zoos.shards import Shards
 from scalegmn.zoos.zoo_format import Networks, open_zoo, params_from_tensors, split_by_group
 
@@ -106,7 +107,7 @@ def make_zoo(recipe: InrRecipe) -> Path:
         OSError: the disk is full, or similar.
     """
     device = choose_device(recipe.device)
-    images = load_images(recipe.images, Path(recipe.images_path) if recipe.images_path else None)
+    images = recipe.load_images()
     image = choose_images(images, recipe.num_images).repeat_interleave(recipe.views)
     splits = _splits(recipe, images, image)
     blocks = image.split(BLOCK)
@@ -121,33 +122,37 @@ def make_zoo(recipe: InrRecipe) -> Path:
     if not fit_shards(recipe, shards, list(map(len, blocks)), fit, "fitting"):
         return shards.out
     provenance = {
-        "images": recipe.images,
-        "image_source": images.source,
-        "image_shape": list(images.shape),
+        **recipe.image_provenance(images),
+        **({} if images.classes is None else {"classes": list(images.classes)}),
         "device": device.partition(":")[0],
         "versions": versions(),
     }
     shards.merge(splits, provenance, lambda folder: _draw(folder, _spec(recipe, images), images))
     zoo = open_zoo(shards.out)
     low, median = np.percentile(zoo.columns["psnr"].numpy(), [5, 50])
-    print(f"{zoo.path}: {len(zoo):,} networks {zoo.spec}, PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB")
+    quality = f"PSNR median {median:.1f} dB, 5th percentile {low:.1f} dB"
+    print(f"{zoo.path}: {counted(len(zoo), 'network')} {zoo.spec}, {quality}")
     return zoo.path
 
 
 def _splits(recipe: InrRecipe, images: Images, image: Tensor) -> dict[str, Tensor]:
     """Numbers of the networks of each split; all networks of one image are in one."""
-    if recipe.test_fraction is not None:
-        splits = split_by_group(image, {"val": recipe.val_fraction, "test": recipe.test_fraction}, recipe.seed)
-    elif images.held_out is None:
+    fractions = {"val": recipe.val_fraction, "test": recipe.test_fraction}
+    keeps_test = images.keeps_split or recipe.test_fraction is None
+    sets = {"val": images.validation, "test": images.held_out if keeps_test else None}
+    kept = {name: chosen[image] for name, chosen in sets.items() if chosen is not None}
+    to_draw = {name: fraction for name, fraction in fractions.items() if name not in kept and fraction is not None}
+    if {*kept, *to_draw} != {"val", "test"}:
         raise ValueError(f"test_fraction: found null, but images: {recipe.images} has no test set of its own; use 0.2")
-    else:
-        held_out = images.held_out[image]
-        others, test = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
-        splits = split_by_group(image[others], {"val": recipe.val_fraction}, recipe.seed)
-        splits = {name: others[rows] for name, rows in splits.items()} | {"test": test}
+    others = (
+        torch.stack([torch.zeros_like(image, dtype=torch.bool), *kept.values()]).any(0).logical_not().nonzero()[:, 0]
+    )
+    drawn = {name: others[rows] for name, rows in split_by_group(image[others], to_draw, recipe.seed).items()}
+    splits = {name: kept[name].nonzero()[:, 0] if name in kept else drawn[name] for name in ("train", "val", "test")}
     empty = [name for name, rows in splits.items() if not len(rows)]
     if empty:
-        raise ValueError(f"num_images: {len(image.unique())} images leave none for {', '.join(empty)}; use more")
+        found = counted(len(image.unique()), "image")
+        raise ValueError(f"num_images: {found} leave none for {', '.join(empty)}; use more")
     return splits
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalegmn.zoos.convert import Listing, NothingThereError
-from scalegmn.zoos.published.inrs import InrFile, inr_listing
-from scalegmn.zoos.registry import ConvertedDataset, register_dataset
+from scalegmn.zoos.images import CLASSES
+from scalegmn.zoos.published.inrs import InrDataset, InrFile, SirenOptions, inr_listing
+from scalegmn.zoos.registry import register_dataset
 
 if TYPE_CHECKING:
     from scalegmn.zoos.loader import DataConfig
 
-_FOLDER = re.compile(r"randinit_smaller(?:_aug(\d+))?_(\d+)s")
+_FOLDER = re.compile(r"randinit_smaller(?:_aug(\d+))?_(.+)s")
 
 
-class CifarInrs(ConvertedDataset):
+class CifarInrs(InrDataset):
     """`randinit_smaller_<label>s/net<image>.pth`, split by the numbers of images; options `data.split_points` and
     `data.extra_aug`."""
 
@@ -32,24 +33,25 @@ class CifarInrs(ConvertedDataset):
         return problems
 
     def choice(self, config: DataConfig) -> dict[str, Any]:
-        """The splits, and how many more fits of each training image."""
-        return {"split_points": list(config.split_points), "extra_aug": config.extra_aug}
+        """The splits, how many more fits of each training image, and how networks are evaluated."""
+        return {"split_points": list(config.split_points), "extra_aug": config.extra_aug, **super().choice(config)}
 
     def listing(self, config: DataConfig) -> Listing:
         """The networks in the folders of classes."""
-        return cifar_listing(config.root, config.split_points, config.extra_aug)
+        return cifar_listing(config.root, config.split_points, config.extra_aug, self.options_of(config))
 
 
 register_dataset(CifarInrs("cifar_inr", "a SIREN, or several, per CIFAR-10 image"))
 
 
-def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Listing:
+def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int, options: SirenOptions) -> Listing:
     """The networks in `randinit_smaller_<label>s/net<image>.pth`.
 
     Args:
         root: the dataset's folder.
         split_points: images below the first train, those below the second validate, the others test.
         extra_aug: use so many more fits of each training image, `randinit_smaller_aug<k>_<label>s`, k < extra_aug.
+        options: how networks are evaluated.
     """
     if not root.is_dir():
         raise NothingThereError(f"{root}: no such folder; set --data.dataset_path")
@@ -66,7 +68,7 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
             image = int(number[1])
             split = "train" if image < split_points[0] else "val" if image < split_points[1] else "test"
             if not match[1] or split == "train":
-                files.append(InrFile(folder / entry.name, split, int(match[2]), image))
+                files.append(InrFile(folder / entry.name, split, match[2], image))
     missing = sorted(set(range(extra_aug)) - augmentations)
     if files and missing:
         raise ValueError(
@@ -74,4 +76,5 @@ def cifar_listing(root: Path, split_points: Sequence[int], extra_aug: int) -> Li
             f"download them or use --data.extra_aug {missing[0]}"
         )
     files.sort(key=lambda file: (file.image or 0, file.path.as_posix()))
-    return inr_listing(files, [], root, {"images": "cifar10", "image_shape": [32, 32, 3]})
+    provenance = {"images": "cifar10", "image_shape": [32, 32, 3], "classes": list(CLASSES["cifar10"])}
+    return inr_listing(files, [], root, provenance, options)

@@ -4,21 +4,69 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from scalegmn.configuration.text import read_text
 from scalegmn.interop.state_dicts import read_network as read_state_dict
-from scalegmn.networks import NetParams
+from scalegmn.networks import NetParams, NetSpec
+from scalegmn.networks.siren import OUTPUT_OFFSET
+from scalegmn.reporting.files import natural_order
 from scalegmn.zoos.convert import Listing, NothingThereError
+from scalegmn.zoos.registry import ConvertedDataset
 from scalegmn.zoos.zoo_format import Networks, first_not_finite
+
+if TYPE_CHECKING:
+    from scalegmn.zoos.loader import DataConfig
 
 W0 = 30.0
 """The frequency of all published SIRENs, sin(w0 (W x + b))."""
+
+
+@dataclass(frozen=True)
+class SirenOptions:
+    """How the networks of a dataset of SIRENs are evaluated, which their files do not tell."""
+
+    w0: float = W0
+    """Frequency of the sines, sin(w0 (W x + b))."""
+
+    first_w0: float | None = None
+    """Frequency of the first layer; null: w0."""
+
+    output_offset: float = OUTPUT_OFFSET
+    """A pixel's value is the network's output + output_offset."""
+
+    def spec(self, params: NetParams) -> NetSpec:
+        """The architecture of networks with these frequencies."""
+        first, *others = params.spec.layers
+        first = replace(first, w0=float(self.w0 if self.first_w0 is None else self.first_w0))
+        return replace(params.spec, layers=(first, *(replace(layer, w0=float(self.w0)) for layer in others)))
+
+
+class InrDataset(ConvertedDataset):
+    """A published dataset of SIRENs; `data.dataset_args` has the fields of `SirenOptions`."""
+
+    options = SirenOptions
+
+    def problems(self, config: DataConfig) -> list[str]:
+        """What is wrong with the settings, one sentence each."""
+        problems = super().problems(config)
+        for key, value in config.dataset_args.items() if not problems else ():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number and not (key == "first_w0" and value is None):
+                problems.append(f"data.dataset_args.{key}: found {value!r}, expected a number")
+            elif is_number and key != "output_offset" and not value > 0:
+                problems.append(f"data.dataset_args.{key}: found {value}, expected above 0")
+        return problems
+
+    def choice(self, config: DataConfig) -> dict[str, Any]:
+        """The options that are not the defaults, so that zoos from before there were any are found again."""
+        return {key: value for key, value in config.dataset_args.items() if value != getattr(SirenOptions(), key)}
 
 
 @dataclass(frozen=True)
@@ -28,17 +76,19 @@ class InrFile:
     Attributes:
         path: its state dict.
         split: `train`, `val` or `test`.
-        label: the class; None where it is an entry of the file.
+        label: the class, a number or a name; None where it is an entry of the file.
         image: index of the image, counted through training, then test images; None where it is unknown.
     """
 
     path: Path
     split: str
-    label: int | None
+    label: str | None
     image: int | None
 
 
-def inr_listing(files: list[InrFile], problems: list[str], source: Path, provenance: dict[str, Any]) -> Listing:
+def inr_listing(
+    files: list[InrFile], problems: list[str], source: Path, provenance: dict[str, Any], options: SirenOptions
+) -> Listing:
     """The listing of networks.
 
     Args:
@@ -46,6 +96,7 @@ def inr_listing(files: list[InrFile], problems: list[str], source: Path, provena
         problems: what is wrong already, one sentence each.
         source: what names the networks, for messages.
         provenance: what they are, in plain JSON types.
+        options: how they are evaluated.
 
     Raises:
         ValueError: there are problems, or a network or an image is in two splits.
@@ -68,32 +119,52 @@ def inr_listing(files: list[InrFile], problems: list[str], source: Path, provena
     rows = {name: torch.tensor([row for row, split in enumerate(names) if split == name]) for name in set(names)}
     splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
     layout = read_network(files[0].path)[0]
-    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout])
+    names = _class_names(files)
+    if names is not None:
+        provenance = {**provenance, "classes": names}
+    if options.output_offset != OUTPUT_OFFSET:
+        provenance = {**provenance, "output_offset": options.output_offset}
+    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, names)
     return Listing([file.path for file in files], len(files), read, splits, provenance)
 
 
-def _read(files: Sequence[InrFile], shapes: Sequence[tuple[int, ...]], part: slice) -> Networks:
-    """The networks of some of the files, which all have the shapes of the first; labels are 0 to 9."""
+def _class_names(files: Sequence[InrFile]) -> list[str] | None:
+    """The names of the classes in their natural order; None where labels are numbers, or in the files."""
+    labels = {file.label for file in files if file.label is not None}
+    return None if all(label.isdecimal() for label in labels) else sorted(labels, key=natural_order)
+
+
+def _read(
+    files: Sequence[InrFile],
+    shapes: Sequence[tuple[int, ...]],
+    options: SirenOptions,
+    names: Sequence[str] | None,
+    part: slice,
+) -> Networks:
+    """The networks of some of the files, which all have the shapes of the first."""
     networks, labels = [], []
     for file in files[part]:
         tensors, label = read_network(file.path)
         own_shapes = [tuple(tensor.shape) for tensor in tensors]
         if own_shapes != list(shapes):
-            raise ValueError(f"{file.path}: shapes {own_shapes}, but {files[0].path} has {list(shapes)}")
+            raise ValueError(f"{file.path}: found shapes {own_shapes}, expected {list(shapes)} as in {files[0].path}")
         networks.append(tensors)
-        labels.append(label if file.label is None else file.label)
-        if labels[-1] not in range(10):
-            raise ValueError(f"{file.path}: label {labels[-1]}, expected 0 to 9")
+        if file.label is not None:
+            label = int(file.label) if names is None else names.index(file.label)
+        if label is None or label < 0:
+            raise ValueError(f"{file.path}: label: found {label}, expected the number of a class, from 0")
+        labels.append(label)
     stacked = [torch.stack(tensors).float() for tensors in zip(*networks, strict=True)]
     weights, biases = stacked[::2], stacked[1::2]
     bad = first_not_finite(stacked)
     if bad is not None:
-        raise ValueError(f"{files[part][bad].path}: a weight or bias is NaN or infinite")
+        raise ValueError(f"{files[part][bad].path}: a weight or bias is NaN or infinite; leave it out of the splits")
     columns = {"label": torch.tensor(labels)}
     if files[0].image is not None:
         columns["image"] = torch.tensor([file.image for file in files[part]])
     try:
-        params = NetParams.from_tensors(weights, biases, "sine", W0)
+        params = NetParams.from_tensors(weights, biases, "sine", options.w0)
+        params = params.replace(spec=options.spec(params))
     except ValueError as error:
         raise ValueError(f"{files[part][0].path}: {error}") from None
     return Networks((params,), columns)
@@ -113,7 +184,7 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
     if isinstance(label, Tensor) and label.numel() == 1:
         label = label.item()
     if not (label is None or type(label) is int or (isinstance(label, str) and label.isdecimal())):
-        raise ValueError(f"{path}: label {label!r} is not a class")
+        raise ValueError(f"{path}: label: found {label!r}, expected the number of a class, from 0")
     return stored.tensors(), None if label is None else int(label)
 
 
@@ -124,7 +195,7 @@ def read_splits(path: Path) -> dict[str, dict[str, list[str]]]:
         ValueError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         splits = {name: entry if isinstance(entry, dict) else {"path": entry} for name, entry in content.items()}
         good = all(isinstance(entries["path"], list) for entries in splits.values())
         good = good and all(isinstance(path, str) for entries in splits.values() for path in entries["path"])

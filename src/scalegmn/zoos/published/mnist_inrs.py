@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scalegmn.zoos.convert import Listing, NothingThereError, checksum
-from scalegmn.zoos.published.inrs import InrFile, inr_listing, read_splits
-from scalegmn.zoos.registry import ConvertedDataset, register_dataset
+from scalegmn.zoos.published.inrs import InrDataset, InrFile, SirenOptions, inr_listing, read_splits
+from scalegmn.zoos.registry import register_dataset
 
 if TYPE_CHECKING:
     from scalegmn.zoos.loader import DataConfig
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 NUM_TRAIN_IMAGES = 60_000
 """MNIST's training images; its test images are numbered after them."""
 
-_FOLDER = re.compile(r"mnist_png_(training|testing)_(\d+)_(\d+)")
+_FOLDER = re.compile(r"mnist_png_(training|testing)_(.+)_(\d+)")
 
 
-class MnistInrs(ConvertedDataset):
+class MnistInrs(InrDataset):
     """`mnist_png_{training,testing}_<label>_<image>/checkpoints/model_final.pth` at any depth; splits in
     `mnist_splits.json`, or else drawn."""
 
     zoo_name = "labeled_mnist_inr"
 
     def choice(self, config: DataConfig) -> dict[str, Any]:
-        """The splits."""
+        """The splits, and how networks are evaluated."""
         splits = self._splits(config)
-        return {"splits": "drawn" if splits is None else checksum(splits)}
+        return {"splits": "drawn" if splits is None else checksum(splits), **super().choice(config)}
 
     def listing(self, config: DataConfig) -> Listing:
         """The networks that the splits name."""
-        return mnist_listing(config.root, self._splits(config))
+        return mnist_listing(config.root, self._splits(config), self.options_of(config))
 
     def _splits(self, config: DataConfig) -> Path | None:
         """The JSON of splits; None: there is none, and no setting names one."""
@@ -48,12 +48,13 @@ register_dataset(MnistInrs("labeled_mnist_inr", "a SIREN per MNIST image"))
 register_dataset(MnistInrs("mnist_inr_edit", "the same SIRENs, as published configurations for editing name them"))
 
 
-def mnist_listing(root: Path, splits: Path | None) -> Listing:
+def mnist_listing(root: Path, splits: Path | None, options: SirenOptions) -> Listing:
     """The networks in folders `mnist_png_{training,testing}_<label>_<image>` anywhere below `root`.
 
     Args:
         root: the dataset's folder.
         splits: JSON, split -> {"path", "label"}; paths may be those of another machine. None: `mnist_splits(root)`.
+        options: how networks are evaluated.
     """
     folders = _mnist_folders(root)
     if not folders:
@@ -75,8 +76,8 @@ def mnist_listing(root: Path, splits: Path | None) -> Listing:
                 problems.append(f"{splits}: {split}: {path}: label {label!r}, but the folder's name says {true_label}")
                 continue
             number = int(image) + (NUM_TRAIN_IMAGES if part == "testing" else 0)
-            files.append(InrFile(folders[match[0]] / "checkpoints" / "model_final.pth", split, int(true_label), number))
-    return inr_listing(files, problems, splits or root, {"images": "mnist", "image_shape": [28, 28, 1]})
+            files.append(InrFile(folders[match[0]] / "checkpoints" / "model_final.pth", split, true_label, number))
+    return inr_listing(files, problems, splits or root, {"images": "mnist", "image_shape": [28, 28, 1]}, options)
 
 
 def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, dict[str, list[str]]]:
@@ -97,7 +98,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     if not folders:
         raise NothingThereError(_no_mnist(root))
     parts: dict[str, list[str]] = {"training": [], "testing": []}
-    for name in sorted(folders, key=lambda name: int(name.split("_")[4])):
+    for name in sorted(folders, key=lambda name: int(name.rpartition("_")[2])):
         parts[name.split("_")[2]].append(name)
     train = parts["training"]
     if not 0 < val_size < len(train):
@@ -114,7 +115,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
     return {
         split: {
             "path": [(folders[n] / "checkpoints" / "model_final.pth").relative_to(root).as_posix() for n in of_split],
-            "label": [n.split("_")[3] for n in of_split],
+            "label": ["_".join(n.split("_")[3:-1]) for n in of_split],
         }
         for split, of_split in names.items()
     }
@@ -122,7 +123,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
 
 def _no_mnist(root: Path) -> str:
     """The error of a folder without networks."""
-    return f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path"
+    return f"{root}: no folders mnist_png_training_<label>_<image> below it, expected the published INRs of MNIST"
 
 
 def _mnist_folders(root: Path) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scalegmn.configuration.text import read_text
 from scalegmn.interop.state_dicts import stored_network
 from scalegmn.interop.tensor_files import check_size, refusal
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
@@ -92,13 +93,15 @@ def _read_splits(root: Path, path: Path) -> list[_Checkpoint]:
     """The checkpoints that the JSON names, in the order of their paths."""
     expected = 'JSON with "train", "val" and "test", each with lists "path", "score" (0 to 1) and "step"'
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         entries = sorted(
             (re.split(r"[\\/]", name), float(score), int(step), split)
             for split in ("train", "val", "test")
             for name, score, step in zip(*(content[split][key] for key in ("path", "score", "step")), strict=True)
         )
         good = bool(entries) and all(len(parts) > 2 and 0 <= score <= 1 for parts, score, _, _ in entries)
+    except OSError:
+        raise ValueError(f"data.split_path: {path}: no such file") from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         good = False
     if not good:
@@ -147,7 +150,7 @@ def _read_network(path: Path) -> NetParams:
     if shapes != expected:
         raise ValueError(f"{path}: model: found shapes {shapes}, expected {expected} by its config")
     if first_not_finite([tensor.flatten(1) for tensor in tensors]) is not None:
-        raise ValueError(f"{path}: a weight or bias is NaN or infinite")
+        raise ValueError(f"{path}: a weight or bias is NaN or infinite; leave it out of the splits")
     return NetParams(spec, tuple(tensors[::2]), tuple(tensors[1::2]))
 
 

@@ -1,0 +1,134 @@
+"""Probes: what neurons compute for learned inputs, as features that are rescaled exactly as their neurons are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.networks import NetParams, NetSpec
+from scalegmn.networks.cnn import cnn_pre_activations
+from scalegmn.networks.evaluate import pre_activations
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """The images that are sent through CNNs, and how the CNNs read them."""
+
+    image_size: int = 32
+    """Height and width."""
+
+    stride: int = 2
+    """Of every convolution."""
+
+    padding: Literal["same", "valid"] = "same"
+    """Zeros around the input of every convolution such that only the stride makes it smaller, or none."""
+
+
+class Probes(nn.Module):
+    """A z_i / s_l, to be added to the features of neuron i of layer l.
+
+    z_i are the values of the neuron before its activation, for P learned inputs of the network; of a channel their mean
+    over positions. What a neuron reads does not change under the symmetries, so z_i is multiplied by q_i when its
+    incoming weights and bias are, whatever its activation makes of q_i; A has no bias. The same A serves all hidden
+    neurons, another one the outputs, whose z are the network's answers. s_l, one number per layer, is the root mean
+    square of z over the training networks.
+
+    Learned inputs are points, uniform in [-1, 1] at the start, or images of standard normal pixels.
+
+    Args:
+        num_probes: P.
+        dim: width d of features.
+        spec: the input networks.
+        num_layers: L, of the deepest networks; networks of fewer layers have s of the first hidden layers, and in their
+            last layer that of the last.
+        images: of CNNs.
+    """
+
+    scales: Tensor
+
+    def __init__(self, num_probes: int, dim: int, spec: NetSpec, num_layers: int, images: ProbeImages) -> None:
+        super().__init__()
+        shape = (num_probes, spec.layout[0])
+        self.images = images
+        points = torch.randn(*shape, images.image_size, images.image_size) if spec.is_cnn else 2 * torch.rand(shape) - 1
+        self.inputs = nn.Parameter(points)
+        self.hidden_linear = nn.Linear(num_probes, dim, bias=False)
+        self.output_linear = nn.Linear(num_probes, dim, bias=False)
+        self.register_buffer("scales", torch.ones(num_layers))
+
+    def forward(self, params: NetParams) -> list[Tensor]:
+        """Per layer of nodes 0..L of B chains, [B, n_l, d]; zeros of input nodes, whose values are the same in all
+        networks.
+
+        Raises:
+            ValueError: the probes do not go through the networks (`pre_activations`, `cnn_pre_activations`).
+        """
+        *hidden, outputs = [z / s for z, s in zip(self._values(params), self.scales[self._rows(params)], strict=True)]
+        features = [*map(self.hidden_linear, hidden), self.output_linear(outputs)]
+        return [features[0].new_zeros(len(params), params.spec.layout[0], features[0].shape[-1]), *features]
+
+    @torch.no_grad()
+    def fitted_on(self, batches: Iterable[NetParams], as_read: Callable[[NetParams], NetParams]) -> Iterator[NetParams]:
+        """The same batches; once all are drawn, `scales` are set by them.
+
+        Args:
+            batches: networks as they are stored.
+            as_read: networks as `forward` gets them.
+        """
+        squares, counts = torch.zeros(2, len(self.scales), dtype=torch.float64, device=self.scales.device)
+        for params in batches:
+            values, rows = self._values(as_read(params)), self._rows(params)
+            squares[rows] += torch.stack([z.double().square().sum() for z in values])
+            counts[rows] += torch.tensor([z.numel() for z in values], device=counts.device)
+            yield params
+        scales = (squares / counts.clamp_min(1)).sqrt()
+        self.scales.copy_(torch.where(scales > 0, scales, 1))
+
+    def _values(self, params: NetParams) -> list[Tensor]:
+        """z per layer 1..L, [B, n_l, P]."""
+        if params.spec.is_cnn:
+            values = cnn_pre_activations(params, self.inputs, self.images.stride, self.images.padding)
+        else:
+            values = pre_activations(params, self.inputs)
+        return [z.mT for z in values]
+
+    def _rows(self, params: NetParams) -> Tensor:
+        """[L] long, which of `scales` the layers of networks have."""
+        every = torch.arange(len(self.scales), device=self.scales.device)
+        return torch.cat([every[: params.spec.num_layers - 1], every[-1:]])
+
+
+def check_images(images: ProbeImages, spec: NetSpec, section: str) -> None:
+    """Checks that images go through CNNs of `spec`; other networks pass.
+
+    Args:
+        images: the images.
+        spec: a chain.
+        section: of a configuration, where the fields of `images` are.
+
+    Raises:
+        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection joins
+            images of different sizes.
+    """
+    positions, sizes = [], [images.image_size] * 2
+    for index, layer in enumerate(spec.layers if spec.is_cnn else ()):
+        if layer.kernel is None:
+            sizes = [1, 1]  # their mean
+        elif index and spec.layers[index - 1].kernel is None:
+            raise ValueError(f"{section}: found a convolution, layer {index}, after a linear layer, in {spec}")
+        elif images.padding == "same":
+            sizes = [math.ceil(size / images.stride) for size in sizes]
+        else:
+            sizes = [(size - k) // images.stride + 1 for size, k in zip(sizes, layer.kernel, strict=True)]
+            if min(sizes) < 1:
+                raise ValueError(f"{section}.image_size: {images.image_size} is too small for {spec} without padding")
+        positions.append(math.prod(sizes))
+    for source, receiver, _ in spec.residuals if spec.is_cnn else ():
+        if positions[source] != positions[receiver]:
+            found = f"stride {images.stride} and padding {images.padding}"
+            raise ValueError(f"{section}.stride: found {found}, expected 1 and same for {spec}")

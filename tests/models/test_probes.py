@@ -1,0 +1,136 @@
+"""ScaleGMN with probes: what neurons compute for learned inputs keeps every symmetry."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from contract import EngineContract, build, error, flat
+from torch import nn
+
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
+from scalegmn.networks.evaluate import activations
+from scalegmn.nn.probes import ProbeImages
+from scalegmn.symmetry.groups import GroupElement
+
+SMALL = ScaleGMNConfig(hidden_dim=6, num_layers=3, out_dim=3, num_probes=5, probe_images=ProbeImages(image_size=7))
+SINE, RELU = NetSpec.mlp([2, 5, 4, 2], "sine", 2.0), NetSpec.mlp([2, 5, 4, 2], "relu")
+CNN = NetSpec((LayerSpec(2, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2)))
+RESIDUAL = NetSpec(
+    (LayerSpec(2, 5, None, "relu"), LayerSpec(5, 4, None, "relu"), LayerSpec(4, 3, None, "relu", 0), LayerSpec(3, 2))
+)
+HETERO_CNN = NetSpec((*(replace(layer, activation="hetero") for layer in CNN.layers[:2]), CNN.layers[2]))
+EDITS = {"output": "parameters", "normalize": False}
+CASES = [
+    ("sign", SINE, {"normalize": True}),
+    ("sign", SINE, {"direction": "bidirectional", **EDITS}),
+    ("scale", RELU, {"direction": "bidirectional", "readout": "full_graph", "normalize": True}),
+    ("scale", RELU, EDITS),
+    ("scale", CNN, {"direction": "bidirectional"}),
+    ("scale", CNN, EDITS),
+    ("scale", RESIDUAL, {"node_positions": "none"}),
+    ("hetero", NetSpec.mlp([2, 5, 4, 2], "hetero", 2.0), {"direction": "bidirectional", **EDITS}),
+    ("hetero", HETERO_CNN, {"readout": "full_graph"}),
+    ("permutation", NetSpec.mlp([2, 5, 4, 2], "gelu"), {"direction": "bidirectional", "normalize": False}),
+    ("permutation", SINE, EDITS),
+]
+
+
+class TestProbes(EngineContract):
+    @pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], str(case[1]), *map(str, case[2].values())]))
+    def case(self, request):
+        symmetry, spec, options = request.param
+        return replace(SMALL, symmetry=symmetry, **options), spec
+
+    def test_every_probe_is_seen(self, model, nets):
+        params = nets(3)
+        before = flat(model(params))
+        for probe in range(5):
+            with torch.no_grad():
+                model.probes.inputs[probe] += 0.1
+            after = flat(model(params))
+            assert (after - before).abs().max() > 1e-9
+            before = after
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("spec", [RELU, CNN], ids=str)
+def test_six_decades(spec, direction, random_params, generator):
+    params = random_params(spec, 6)
+    model = build(replace(SMALL, symmetry="scale", direction=direction, normalize=True), spec)
+    model.fit_normalization([params])
+    element = GroupElement.sample(params, generator, decades=3.0)
+    sizes = torch.cat(element.scales, 1).abs().log10()
+    assert sizes.min() < -2.5
+    assert sizes.max() > 2.5
+    assert error(model, params, element) <= 1e-9
+
+
+@pytest.mark.parametrize(("symmetry", "spec"), [("sign", SINE), ("scale", RELU)])
+def test_a_bias_is_seen_failing(symmetry, spec, random_params, generator, monkeypatch):
+    """Where the networks are read as they are, canonical ones being the same for all scales."""
+    params = random_params(spec, 6)
+    model = build(replace(SMALL, symmetry=symmetry), spec)
+    monkeypatch.setattr(model, "canonical", lambda params: (params, None))
+    element = GroupElement.sample(params, generator)
+    assert error(model, params, element) <= 1e-9
+    biased = nn.Linear(5, 6, dtype=torch.float64)
+    biased.weight = model.probes.hidden_linear.weight
+    model.probes.hidden_linear = biased
+    assert error(model, params, element) > 1e-6
+
+
+@pytest.mark.parametrize(("symmetry", "names"), [("sign", ["sine", "tanh"]), ("permutation", ["gelu", "relu"])])
+def test_networks_of_several_architectures(symmetry, names, random_params):
+    """Depths and widths in one batch, as one by one; the last layer has the last scale."""
+    layouts, (first, second) = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 6, 3, 2]], names
+    specs = [NetSpec.mlp(layout, name) for layout, name in zip(layouts, (first, second, first), strict=True)]
+    model = build(replace(SMALL, symmetry=symmetry, max_hidden_layers=3), specs[0])
+    nets = [random_params(spec, 2) for spec in specs]
+    model.fit_normalization(nets)
+    assert (model.probes.scales != 1).all()
+    alone = torch.cat([model(params[index : index + 1]) for params in nets for index in range(2)])
+    torch.testing.assert_close(model(nets), alone, rtol=1e-9, atol=1e-9)
+    model.engine = "plain"
+    torch.testing.assert_close(model(nets), alone, rtol=1e-9, atol=1e-9)
+
+
+def test_features_by_hand(random_params):
+    params = random_params(SINE, 2)
+    model = build(replace(SMALL, normalize=True), SINE)
+    model.fit_normalization([params[:1], params[1:]])
+    points, x, values = model.probes.inputs, model.probes.inputs.expand(2, -1, -1), []
+    for weight, bias in zip(params.weights, params.biases, strict=True):
+        values.append(torch.einsum("bpj,bij->bip", x, weight) + bias[..., None])  # of the networks as stored
+        x = torch.sin(2 * values[-1]).mT
+    scales = torch.stack([z.square().mean().sqrt() for z in values])
+    torch.testing.assert_close(model.probes.scales, scales, rtol=1e-12, atol=0)
+    features = model.probes(params)
+    assert (features[0] == 0).all()
+    torch.testing.assert_close(features[2], values[1] / scales[1] @ model.probes.hidden_linear.weight.T)
+    torch.testing.assert_close(features[3], values[2] / scales[2] @ model.probes.output_linear.weight.T)
+    torch.testing.assert_close(activations(params, points)[-1].mT, values[2])
+
+
+def test_no_chain_and_other_inputs_are_refused(random_params):
+    grouped = NetSpec((LayerSpec(2, 4, None, "relu"), LayerSpec(4, 4, None, "relu", groups=2), LayerSpec(4, 2)))
+    with pytest.raises(ValueError, match=r"scalegmn_args.num_probes: found 5, expected 0 for .*, no chain"):
+        replace(SMALL, symmetry="scale").build(grouped)
+    with pytest.raises(ValueError, match=r"probe_images.image_size: 2 is too small for CNN"):
+        replace(SMALL, symmetry="scale", probe_images=ProbeImages(2, padding="valid")).build(CNN)
+    with pytest.raises(ValueError, match=r"image_size: found 0, expected at least 1; .*num_probes: found -1"):
+        replace(SMALL, num_probes=-1, probe_images=ProbeImages(0))
+    model = build(replace(SMALL, symmetry="scale"), CNN)
+    with pytest.raises(ValueError, match=r"num_probes: the probes are images, .*found MLP"):
+        model(random_params(RELU, 2))
+
+
+def test_hidden_values_follow_the_activation_of_each_network(random_params):
+    """In a mixed batch each network answers with its own activation."""
+    spec = NetSpec.mlp([2, 5, 4, 2], "hetero")
+    params = random_params(spec, 2, [BUILT_IN.index(name) for name in ("relu", "tanh")])
+    model = build(replace(SMALL, symmetry="hetero"), spec)
+    own = params.replace(spec=NetSpec.mlp([2, 5, 4, 2], "relu"), activation=None)
+    mixed, relu = model.probes(params), model.probes(own)
+    torch.testing.assert_close(mixed[2][0], relu[2][0])
+    assert (mixed[2][1] - relu[2][1]).abs().max() > 0.1
