@@ -140,10 +140,10 @@ def test_files_of_other_networks_are_refused(home, tmp_path):
     assert result.returncode == 2
     for name, message in {
         "other.pth": "runs/first was trained on MLP [2, 12, 12, 1] (sine), and cannot read MLP [2, 3]",
-        "half.pth": "1 weights and 0 biases",
+        "half.pth": "and cannot read MLP [2, 12] (linear)",
         "nan.pth": "NaN or infinity",
         "missing.pth": "no such file",
-        "empty": "expected a .pth",
+        "empty": "expected a file .pth, .pt, ",
     }.items():
         (line,) = (line for line in result.stderr.splitlines() if line.startswith(f"error: {tmp_path / name}: "))
         assert message in line

@@ -269,6 +269,8 @@ def test_graphs_that_are_no_chains(file, generator, name):
 
 EXPORTED = [(name, dynamo) for name in ("resnet18", "vit", "gpt", "grouped") for dynamo in (False, True)]
 EXPORTED += [("encoder", True), ("side by side", True)]  # which the older exporter cannot write
+if torch.__version__ < "2.9":  # where the newer exporter, not yet the default, fails or writes other operators
+    EXPORTED = [(name, dynamo) for name, dynamo in EXPORTED if not dynamo]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -131,3 +131,17 @@ def test_changes_need_folded_batch_norms():
         model(params)
     weights = model(params.with_batch_norm_folded()).weights
     assert [change.shape for change in weights] == [weight.shape for weight in params.weights]
+
+
+def test_models_that_see_no_input_refuse_networks_whose_output_reads_it(random_params):
+    """A model of chains whose readout sees the outputs alone has no branch for what skips from the input; others read
+    it, the same in both forms."""
+    hidden = LayerSpec(2, 4, None, "relu"), LayerSpec(4, 4, None, "relu", residual=0)
+    chain = NetSpec((*hidden, LayerSpec(4, 3)))
+    params = random_params(SKIPS, 4)
+    config = replace(SCALEGMN, symmetry="scale", direction="forward", max_hidden_layers=2, num_layers=3)
+    with pytest.raises(ValueError, match=r"readout: .* whose output layer does not read the input, .*use full_graph"):
+        build(replace(config, readout="last_layer"), chain)(params)
+    plain, fast = (build(replace(config, readout="full_graph", engine=name), chain) for name in ("plain", "fast"))
+    fast.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fast(params), plain(params), rtol=1e-9, atol=1e-9)

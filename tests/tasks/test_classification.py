@@ -6,7 +6,7 @@ import torch
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetSpec
-from scalegmn.tasks.classification import Classification
+from scalegmn.tasks.classification import Classification, ClassificationConfig
 from scalegmn.zoos.augment import AugmentConfig
 from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
@@ -33,6 +33,17 @@ def test_metrics_are_over_the_whole_split(data):
     labels = torch.arange(30, 40) % 5
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_label_smoothing_is_for_training_alone(data):
+    plain, smooth = (Classification(data, 4, FIVE, options=ClassificationConfig(share)) for share in (0.0, 0.2))
+    model, (params, labels) = FIVE.build(plain.spec), next(iter(plain.splits["train"].batches()))
+    logits = model(params).log_softmax(1)
+    expected = -0.8 * logits.gather(1, labels[:, None])[:, 0] - 0.2 * logits.mean(1)
+    torch.testing.assert_close(smooth.loss(model, params, labels), expected.mean())
+    assert smooth.evaluate(model, "val", torch.device("cpu")) == plain.evaluate(model, "val", torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"label_smoothing: found 1, expected a share in \[0, 1\)"):
+        ClassificationConfig(1)
 
 
 def test_prepare_normalizes_by_the_training_split(data):

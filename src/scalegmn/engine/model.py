@@ -268,7 +268,7 @@ def run_graph(
     for layer, (_, reads) in zip(model.layers, model.reads, strict=True):
         nodes, edges, backward_edges = layers.layer(layer, reads, nodes, edges, backward_edges)
     if model.readout is not None:
-        inputs, outputs = (rows.by_network(group, nodes[group]) for group in (0, 2))
+        inputs, outputs = (rows.by_network(role, nodes[role]) for role in (0, 2))
         return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden)
     changes = torch.cat(_features(chunks, edges)).index_select(0, inverse(along.order))
     x = torch.cat([nodes[1].new_zeros(rows.sizes[0], nodes[1].shape[-1]), *nodes[1:]]).index_select(0, rows.rank)

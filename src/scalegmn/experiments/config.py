@@ -143,13 +143,15 @@ def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
     registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
     tasks = tuple((name, task.options) for name, task in TASKS.items() if task.options is not None)
-    return _make_sections(config_class, tuple(METANETWORKS.items()), tasks)
+    own: type = config_class  # classes can be hashed, whatever mypy says of type[AnyConfig]
+    made: type[AnyConfig] = _make_sections(own, tuple(METANETWORKS.items()), tasks)
+    return made
 
 
 @lru_cache(maxsize=16)
 def _make_sections(
-    config_class: type[AnyConfig], models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
-) -> type[AnyConfig]:
+    config_class: Any, models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
+) -> type[Any]:
     """The subclass for these metanetworks' configurations and these tasks' options."""
     sections, options = dict(models + tasks), dict(tasks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import class_names
 
 
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """Options of classification."""
+
+    label_smoothing: float = 0.0
+    """In training, this share of a label's probability is spread evenly over all classes (Szegedy et al., 2016)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            found = self.label_smoothing
+            raise ValueError(f"classification_args.label_smoothing: found {found}, expected a share in [0, 1)")
+
+
 @register_task
 class Classification(ZooTask):
     """Cross-entropy on the `label` column of a zoo; selected by validation accuracy.
@@ -28,6 +42,7 @@ class Classification(ZooTask):
         batch_size: networks per batch.
         model: its out_dim is the number of classes; labels are 0 to out_dim - 1.
         debug: use only a few networks per split.
+        options: of the task.
 
     Raises:
         ValueError: the zoo cannot be read or has other labels, or the model's output is no vector.
@@ -37,11 +52,20 @@ class Classification(ZooTask):
     description = "the class of a network, such as of the image that an INR stores"
     answers = "The class of a network, such as what the image shows that an INR stores: probabilities."
     limits = ("Probabilities are not calibrated, and there is no answer for what is none of the classes.",)
+    options = ClassificationConfig
     monitor = "accuracy"
     maximize = True
 
-    def __init__(self, data: DataConfig, batch_size: int, model: ModelConfig, debug: bool = False) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        batch_size: int,
+        model: ModelConfig,
+        debug: bool = False,
+        options: ClassificationConfig = ClassificationConfig(),
+    ) -> None:
         self.check_model(model)
+        self.label_smoothing = options.label_smoothing
         super().__init__(data, "label", batch_size, debug)
         labels, self.num_classes = self.zoo.columns["label"], model.out_dim
         if labels.min() < 0 or labels.max() >= self.num_classes:
@@ -54,15 +78,16 @@ class Classification(ZooTask):
     @classmethod
     def from_settings(cls, settings: RunSettings) -> Classification:
         """The task, for models with one output per class."""
-        return cls(settings.data, settings.batch_size, settings.model_config, settings.debug)
+        options = cls.options_of(settings)
+        return cls(settings.data, settings.batch_size, settings.model_config, settings.debug, options)
 
     def target(self, labels: Tensor) -> Tensor:
         """The labels [B], or under mixup their probabilities [B, classes]."""
         return nn.functional.one_hot(labels, self.num_classes).float() if self.data.augment.mixup else labels
 
     def loss(self, model: nn.Module, inputs: NetParams | MultiArchBatch, target: Tensor) -> Tensor:
-        """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes]."""
-        return nn.functional.cross_entropy(model(inputs), target)
+        """Cross-entropy of logits [B, classes] and labels, [B] or probabilities [B, classes], smoothed."""
+        return nn.functional.cross_entropy(model(inputs), target, label_smoothing=self.label_smoothing)
 
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None

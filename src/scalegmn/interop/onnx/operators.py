@@ -452,6 +452,12 @@ def cast(node: Node, x: Tensor) -> Tensor:
     return x if x.dtype == dtype or (x.is_floating_point() and dtype in FLOATS) else x.to(dtype)
 
 
+@onnx_operator("CastLike")
+def cast_like(node: Node, x: Tensor, other: Tensor) -> Tensor:
+    """The type of another value."""
+    return x if x.is_floating_point() and other.dtype in FLOATS else x.to(other.dtype)
+
+
 # Constants
 
 

@@ -17,7 +17,7 @@ from scalegmn.engine.model import ChainTypes, run_chains, run_graph
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
-from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field
+from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
@@ -172,6 +172,14 @@ class ScaleGMN(Metanetwork):
         if self.config.num_probes and spec.is_cnn != own.is_cnn:
             kind = "images" if own.is_cnn else "points"
             raise ValueError(f"{self.config.section}.num_probes: the probes are {kind}, of {own}, found {spec}")
+        reads_outputs_alone = (
+            self.readout is not None and not self.bidirectional and self.config.readout == "last_layer"
+        )
+        if reads_outputs_alone and skips_hidden_layers(spec) and not skips_hidden_layers(own):
+            raise ValueError(
+                f"{self.config.section}.readout: the model was built for networks whose output layer does not read the "
+                f"input, found {spec}; use full_graph"
+            )
         if spec.residuals and not own.residuals:
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)

@@ -21,9 +21,7 @@ def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRe
     has, the sooner a message comes from one end to the other. Models that read only chains of one depth drop the roles
     that do not occur in `reads`, the receptive field by layer.
     """
-    last = spec.num_layers - 1
-    into_output = {spec.sender(last), *(residual.source for residual in spec.residuals if residual.receiver == last)}
-    by_role = receptive_field(config, len(ROLES) - 1, skips=min(into_output) < 0)
+    by_role = receptive_field(config, len(ROLES) - 1, skips=skips_hidden_layers(spec))
     if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
         return by_role
     roles = [{spec.roles[layer] for layer in chain_reads.nodes} for chain_reads in reads]
@@ -31,6 +29,12 @@ def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRe
         replace(role_reads, nodes=tuple(role for role in role_reads.nodes if ROLES[role] in occurring))
         for role_reads, occurring in zip(by_role, roles, strict=True)
     ]
+
+
+def skips_hidden_layers(spec: NetSpec) -> bool:
+    """Whether the output layer reads the network's input."""
+    last = spec.num_layers - 1
+    return min(spec.sender(last), *(skip.source for skip in spec.residuals if skip.receiver == last), 0) < 0
 
 
 def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> list[LayerReads]:
