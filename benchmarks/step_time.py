@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalegmn.experiments.config import build_model
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.scalegmn import ScaleGMN
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
 from scalegmn.nn.invariant import ByScalarGroup, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage
@@ -189,7 +189,7 @@ def random_networks(spec: NetSpec, num: int, device: torch.device) -> NetParams:
     generator = torch.Generator().manual_seed(0)
     activation = None
     if spec.is_hetero:
-        activation = torch.tensor([ACTIVATIONS.index(("tanh", "relu")[k % 2]) for k in range(num)])
+        activation = torch.tensor([BUILT_IN.index(("tanh", "relu")[k % 2]) for k in range(num)])
     weights = [torch.randn(num, *layer.weight_shape, generator=generator) / layer.in_dim**0.5 for layer in spec.layers]
     biases = [torch.randn(num, layer.out_dim, generator=generator) for layer in spec.layers]
     return NetParams(spec, tuple(weights), tuple(biases), activation).to(device)

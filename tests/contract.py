@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scalegmn.experiments.symmetry_report import outputs_on
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.measure import relative_change
 
@@ -75,7 +75,7 @@ class Contract:
     @pytest.fixture
     def nets(self, spec, random_params):
         """nets(B): random networks; mixed specs alternate relu and tanh."""
-        activation = [ACTIVATIONS.index(name) for name in ("relu", "tanh")]
+        activation = [BUILT_IN.index(name) for name in ("relu", "tanh")]
         return lambda num: random_params(spec, num, (activation * num)[:num] if "hetero" in spec.symmetries else None)
 
     @pytest.fixture

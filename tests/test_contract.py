@@ -11,7 +11,7 @@ from covering import pairwise_cover
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.siren import render
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.symmetry.groups import GroupElement
@@ -76,6 +76,12 @@ CONFIGS += [
     for way, options in WAYS.items()
     if fits(symmetry, way)
 ]
+CONFIGS += [
+    ScaleGMNConfig(symmetry=symmetry, direction=direction, readout=readout, hidden_dim=6, out_dim=4, sizes=True)
+    for symmetry, direction, readout in itertools.product(
+        ["sign", "permutation", "scale", "hetero"], ["forward", "bidirectional"], ["last_layer", "full_graph"]
+    )
+]
 SIGN = [NetSpec.mlp([2, 5, 1], "sine"), NetSpec.mlp([2, 5, 4, 2], "sine", 6.0), NetSpec.mlp([3, 4, 3, 5, 2], "tanh")]
 CNN = (LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2))
 SPECS = {
@@ -92,7 +98,8 @@ SPECS = {
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
     way = f"{config.node_positions}-{config.position_map}-{config.update_rule}-{config.message_function}"
-    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}"
+    sizes = "-sizes" if config.sizes else ""
+    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}{sizes}"
 
 
 def options_of(config, spec):
@@ -100,7 +107,7 @@ def options_of(config, spec):
     positions = config.node_positions, config.edge_positions, config.position_map, config.position_net
     return (
         *(config.symmetry, config.direction, config.readout, config.message, positions, config.update_rule),
-        config.message_function,
+        *(config.message_function, config.sizes),
         SPECS[config.symmetry].index(spec),
     )
 
@@ -238,7 +245,7 @@ def test_layers_are_equivariant(random_params, generator):
 def test_parameter_changes_are_equivariant(symmetry, way, direction, index, random_params, generator):
     """Editing a transformed network gives the transformed edit."""
     spec = SPECS[symmetry][-1 if index else 0]
-    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    own = [BUILT_IN.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
     params = random_params(spec, 4, own)
     config = ScaleGMNConfig(symmetry=symmetry, direction=direction, output="parameters", hidden_dim=5, normalize=False)
     config = replace(config, **WAYS.get(way, {}))
@@ -253,7 +260,7 @@ def test_parameter_changes_are_equivariant(symmetry, way, direction, index, rand
 
 @pytest.mark.parametrize("symmetry", ["scale", "hetero"])
 def test_published_backward_edges_break_the_symmetry(symmetry, random_params, generator):
-    own = [ACTIVATIONS.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
+    own = [BUILT_IN.index(n) for n in ("relu", "tanh", "relu", "tanh")] if symmetry == "hetero" else None
     for spec in SPECS[symmetry]:
         params = random_params(spec, 4, own)
         config = ScaleGMNConfig(symmetry=symmetry, direction="bidirectional", hidden_dim=6)
@@ -264,7 +271,7 @@ def test_published_backward_edges_break_the_symmetry(symmetry, random_params, ge
 # Editing: the whole task, theta -> theta + delta(theta) -> image
 
 EDITORS = [
-    pytest.param(replace(config, output="parameters", readout="last_layer"), id=name(config))
+    pytest.param(replace(config, output="parameters", readout="last_layer", sizes=False), id=name(config))
     for config in CONFIGS
     if config.symmetry in ("sign", "permutation") and config.readout == "full_graph"
 ]

@@ -12,7 +12,7 @@ from published import write_cnns
 from safetensors.torch import save_file
 
 import scalegmn
-from scalegmn.networks import ACTIVATIONS
+from scalegmn.networks import BUILT_IN
 from scalegmn.zoos.zoo_format import open_zoo
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def test_statistics_baseline(home):
     result = run_here(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
-    assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "without scale"]
+    assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "invariant statistics"]
     assert rows[0]["test_tau"] == json.loads((home / "runs/relu/summary.json").read_text())["test_tau"]
 
 
@@ -134,7 +134,7 @@ def nets(home):
     """Files of networks like and unlike those of the zoo."""
     zoo = open_zoo(home / "data/digits_cnn")
     train = zoo.splits["train"]
-    row = int(train[zoo.params.activation[train] == ACTIVATIONS.index("relu")][0])
+    row = int(train[zoo.params.activation[train] == BUILT_IN.index("relu")][0])
     state = state_of(zoo, row)
     folder = home / "nets"
     folder.mkdir()
@@ -178,7 +178,7 @@ def test_own_networks(home, nets):
 def test_prediction_is_the_models(home, nets):
     """Of a network of the test split: what the run's evaluation gives."""
     zoo, trained = open_zoo(home / "data/digits_cnn"), scalegmn.load(home / "runs/relu")
-    relu = torch.nonzero(zoo.params.activation == ACTIVATIONS.index("relu"))[:, 0]
+    relu = torch.nonzero(zoo.params.activation == BUILT_IN.index("relu"))[:, 0]
     part = zoo.params[relu]
     params = scalegmn.NetParams.from_tensors(part.weights, part.biases, "relu")
     accuracies = trained(params)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_contract import build
 
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
@@ -47,7 +47,7 @@ def networks(spec, seed):
         tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in found)
         for found in (shapes, [shape[:2] for shape in shapes])
     )
-    own = torch.tensor([ACTIVATIONS.index(n) for n in ("relu", "tanh", "leaky_relu", "sine")])
+    own = torch.tensor([BUILT_IN.index(n) for n in ("relu", "tanh", "leaky_relu", "sine")])
     return NetParams(spec, weights, biases, own if "hetero" in spec.symmetries else None), generator
 
 
@@ -184,5 +184,5 @@ def test_canonical_networks_are_canonical(spec, seed):
         assert (again - once).abs().max() <= 1e-12 * (1 + once.abs().max())
     for layer, bias in zip(spec.layers[:-1], canonicalize_phase(params).biases, strict=False):
         if layer.activation in ("sine", "hetero"):
-            own = bias if params.activation is None else bias[params.activation == ACTIVATIONS.index("sine")]
+            own = bias if params.activation is None else bias[params.activation == BUILT_IN.index("sine")]
             assert (layer.w0 * own).abs().max() <= math.pi / 2 + 1e-12

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from safetensors.torch import save_file
 
 import scalegmn
-from scalegmn.networks import ACTIVATIONS, NetParams
+from scalegmn.networks import BUILT_IN, NetParams
 from scalegmn.zoos.fit.cnn_zoo import CnnRecipe, make_cnn_zoo
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
@@ -128,7 +128,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
 
     zoo = open_zoo(home / "zoo")
     relu = zoo.splits["train"][zoo.architecture(zoo.splits["train"]) == 1] - zoo.starts[1]
-    relu = relu[zoo.nets[1].activation[relu] == ACTIVATIONS.index("relu")]
+    relu = relu[zoo.nets[1].activation[relu] == BUILT_IN.index("relu")]
     weights, biases = ([tensor[relu[0]] for tensor in part] for part in (zoo.nets[1].weights, zoo.nets[1].biases))
     known = store("known", *zip(weights, biases, strict=True))
     within = store("within", layer(2, 1, 3, 3), layer(2, 2, 3, 3), layer(10, 2))

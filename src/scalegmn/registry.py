@@ -66,11 +66,3 @@ class Registry(Mapping[str, Item]):
 
     def __len__(self) -> int:
         return len(self._items)
-
-    def index(self, name: str) -> int:
-        """The place of a name in the order of registration."""
-        return list(self._items).index(name)
-
-    def at(self, index: int) -> str:
-        """The name at a place in the order of registration."""
-        return list(self._items)[index]

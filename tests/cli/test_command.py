@@ -54,9 +54,9 @@ def test_every_command_exists_and_is_listed(group):
         (["train", "clasification"], "scalegmn train: unknown task clasification, did you mean classification?"),
         (["train", "classification", "--modle", "mlp"], "unknown key modle, did you mean model?"),
         (["export", "--chekpoint=run"], "scalegmn export: unknown option --chekpoint, did you mean --checkpoint?"),
-        (["export", "--checkpoint=run"], "scalegmn export: the following arguments are required: --out"),
+        (["export", "--checkpoint=run"], "scalegmn export: missing: --out"),
         (["zoo", "verify", "a", "b"], "scalegmn zoo verify: unexpected argument b"),
-        (["zoo", "splits", "a", "--val_size=x"], "argument --val_size: invalid int value: 'x'"),
+        (["zoo", "splits", "a", "--val_size=x"], "--val_size: found x, expected a whole number"),
         (["zoo", "info", "a", "--import=nothing_here"], "--import: the module nothing_here cannot be imported"),
         (
             ["train", "classification", "--conf=zoos/digits_inr.yml"],
@@ -74,7 +74,9 @@ def test_every_command_exists_and_is_listed(group):
         (["zoo", "inr", "--conf=zoos/digits_cnn.yml"], "this is the recipe of a zoo of CNNs"),
         (["sweep", "--conf=compare/digits.yml"], "this is a comparison, give it to `scalegmn compare --conf`"),
         (["compare", "--conf=sweeps/digits_cls.yml"], "this is a sweep, give it to `scalegmn sweep --conf`"),
-        (["demo", "clasification"], "invalid choice: 'clasification'"),
+        (["train", "classification", "my.yml"], "command line: found my.yml, expected options; write --conf my.yml"),
+        (["export", "--checkpoint", "--out=x"], "--checkpoint: expected a value after it"),
+        (["demo", "clasification"], "task: found clasification, expected one of"),
     ],
 )
 def test_wrong_words_are_refused_in_one_line(words, message, tmp_path, monkeypatch, capsys):

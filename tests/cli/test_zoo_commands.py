@@ -80,6 +80,9 @@ def test_export(zoo, tmp_path, number, suffix):
 def test_export_refuses(zoo, tmp_path):
     out = tmp_path / "net.pth"
     assert "--network: found 5, expected 0 to 4" in refused(command("export", zoo[0], "--network", 5, "--out", out))
+    assert "--network: found x, expected a whole number" in refused(
+        command("export", zoo[0], "--network=x", "--out=a.pth")
+    )
     message = refused(command("export", zoo[0], "--network", 0, "--out", tmp_path / "net.onnx"))
     assert "expected a name that ends in .pth or .safetensors" in message
 

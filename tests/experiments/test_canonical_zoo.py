@@ -11,7 +11,7 @@ import torch
 from scalegmn.cli import main
 from scalegmn.experiments import canonical_zoo
 from scalegmn.models import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.tasks.classification import Classification
 from scalegmn.zoos.loader import DataConfig, load_splits
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
@@ -89,7 +89,7 @@ def test_blocks_do_not_show(zoo, command, tmp_path, monkeypatch):
 def test_scale_of_mixed_cnns(command, tmp_path, random_params, monkeypatch):
     monkeypatch.setattr(canonical_zoo, "BLOCK", 7)
     layers = (LayerSpec(1, 4, (3, 3), "hetero"), LayerSpec(4, 5, (5, 1), "hetero"), LayerSpec(5, 2))
-    params = random_params(NetSpec(layers), 20, [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 10)
+    params = random_params(NetSpec(layers), 20, [BUILT_IN.index(name) for name in ("relu", "tanh")] * 10)
     zoo = make(tmp_path / "cnns", params, {})
     code, out, _ = command(zoo, "--data.canonicalize", "[phase, scale]")
     assert (code, out.rpartition(", ")[2]) == (0, "10 of 20 networks changed\n")
@@ -163,7 +163,7 @@ def test_half_precision_zoos_are_canonical_in_single(command, tmp_path, random_p
 
 
 def test_scale_after_phase_of_mixed_networks(command, tmp_path, random_params):
-    params = random_params(NetSpec.mlp([2, 4, 1], "hetero"), 20, [ACTIVATIONS.index("relu"), 0] * 10)
+    params = random_params(NetSpec.mlp([2, 4, 1], "hetero"), 20, [BUILT_IN.index("relu"), 0] * 10)
     zoo = make(tmp_path / "mixed", params, {})
     assert command(zoo)[0] == 0
     assert command(tmp_path / "mixed_canon", "--data.canonicalize", "[phase, scale]")[0] == 0

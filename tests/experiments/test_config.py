@@ -18,7 +18,7 @@ from scalegmn.experiments.config import (
 )
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.training.gradients import backward_in_micro_batches
 from scalegmn.training.launch import launch
 from scalegmn.training.optimization import build_optimizer
@@ -68,7 +68,7 @@ def test_every_model_compiles_into_one_graph(path, random_params):
     """Which reads any number of networks."""
     config = read_config(["--conf", str(path)])
     spec = published_spec(config)
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu", "tanh", "relu")]
+    own = [BUILT_IN.index(name) for name in ("relu", "tanh", "relu", "tanh", "relu")]
     params = random_params(spec, 5, own if "hetero" in spec.symmetries else None).map(torch.Tensor.float)
     model = config.model_config.build(spec).eval()
     batches = [params[:3], params]
@@ -93,7 +93,7 @@ def test_every_config_takes_a_training_step(path, random_params):
     """At its full size, on networks of the published architecture."""
     config = read_config(["--conf", str(path)])
     spec = published_spec(config)
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
+    own = [BUILT_IN.index(name) for name in ("relu", "tanh", "relu")] if "hetero" in spec.symmetries else None
     params = random_params(spec, 3, own).map(lambda tensor: tensor.float() / 4)
     torch.manual_seed(0)
     model = config.model_config.build(spec)

@@ -166,7 +166,33 @@ def test_bad_words(home, monkeypatch, capsys):
     assert_refused(ask(home, monkeypatch, capsys, "nets/net0.pth", "--input_shape=1,x"), "--input_shape: found 1,x")
     assert_refused(ask(home, monkeypatch, capsys, "os:getcwd"), "os:getcwd: set --input_shape")
     assert_refused(ask(home, monkeypatch, capsys, "no_such:net", "--input_shape=1,2"), "no_such:net: ModuleNotFound")
+    for net in ("data/zoo", "data", "data/zoo/zoo.safetensors"):
+        message = (
+            "data/zoo: found a zoo, expected files of networks; write one of its networks as a file with `scalegmn zoo"
+        )
+        assert_refused(ask(home, monkeypatch, capsys, net), message)
+    net = "nets/net0.pth"
+    assert_refused(
+        ask(home, monkeypatch, capsys, net, checkpoint="data/zoo"), "(it is a zoo; train a model on it first)"
+    )
+    assert_refused(ask(home, monkeypatch, capsys, net, checkpoint="."), "(it holds 1 run; choose one, such as run)")
     assert_refused(ask(home, monkeypatch, capsys, "conf.yml"), "conf.yml: expected a file .pth, .pt, .ckpt")
+
+
+def test_what_is_wrong_with_a_run_is_named(home, tmp_path, monkeypatch, capsys):
+    """An unfinished one, one without its parameters, one whose configuration has been changed."""
+    for name in ("unfinished", "empty", "changed"):
+        shutil.copytree(home / "run", tmp_path / name)
+    (tmp_path / "unfinished/summary.json").unlink()
+    (tmp_path / "empty/checkpoints/best.safetensors").unlink()
+    file = tmp_path / "changed/config.yml"
+    file.write_text(file.read_text().replace("num_layers: ", "num_layers: 1"))
+    for name, message in {
+        "unfinished": "its training is not finished; go on with `scalegmn train TASK --resume",
+        "empty": "best.safetensors: no such file, expected the parameters that a run or bundle keeps; copy its folder",
+        "changed": "best.safetensors: of a model with another configuration (it has no layers.",
+    }.items():
+        assert_refused(ask(home, monkeypatch, capsys, "nets/net0.pth", checkpoint=str(tmp_path / name)), message)
 
 
 def test_modules(home, monkeypatch, capsys):

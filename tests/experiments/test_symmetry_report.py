@@ -12,7 +12,7 @@ from commands import assert_refused, run_command
 
 from scalegmn.cli import main
 from scalegmn.experiments.symmetry_report import report
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.nn.invariant import SignInvariant
 from scalegmn.zoos.zoo_format import Networks, write_zoo
 
@@ -26,7 +26,7 @@ def zoo(tmp_path, random_params):
     def make(activation):
         layers = (LayerSpec(1, 4, (3, 3), activation), LayerSpec(4, 5, (3, 3), activation), LayerSpec(5, 2))
         spec = NetSpec.mlp([2, 5, 4, 1], "sine", 30.0) if activation == "sine" else NetSpec(layers)
-        own = [ACTIVATIONS.index(name) for name in ("relu", "tanh") * 12] if activation == "hetero" else None
+        own = [BUILT_IN.index(name) for name in ("relu", "tanh") * 12] if activation == "hetero" else None
         params = random_params(spec, 24, own).map(lambda tensor: tensor.float())
         splits = {"train": torch.arange(10), "val": torch.arange(10, 12), "test": torch.arange(12, 24)}
         write_zoo(tmp_path / activation, [Networks((params,), {"test_accuracy": torch.rand(24)})], splits, {})

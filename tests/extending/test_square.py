@@ -8,7 +8,15 @@ import torch
 from commands import run_fork
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, Activation, LayerSpec, NetParams, NetSpec, ScalarGroup, register_activation
+from scalegmn.networks import (
+    ACTIVATIONS,
+    Activation,
+    LayerSpec,
+    NetParams,
+    NetSpec,
+    ScalarGroup,
+    register_activation,
+)
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import activations, evaluate
 from scalegmn.nn.probes import ProbeImages
@@ -38,7 +46,8 @@ def mlps(random_params):
 def hetero(random_params):
     """One network each of square, relu, tanh, gelu, sine and square."""
     names = ("square", "relu", "tanh", "gelu", "sine", "square")
-    return random_params(NetSpec.mlp(LAYOUT, "hetero", 2.0), 6, [ACTIVATIONS.index(name) for name in names])
+    spec = NetSpec.mlp(LAYOUT, "hetero", 2.0).with_activation("hetero", names)
+    return random_params(spec, 6, [spec.activations.index(name) for name in names])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import torch
 
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL
 
 RESIDUAL = NetSpec(
@@ -18,8 +18,9 @@ def groups_of(graph):
     return [graph.scalar_groups[index] for index in graph.scalar_group.tolist()]
 
 
-def names(indices):
-    return [ACTIVATIONS.at(index) if index >= 0 else None for index in indices.tolist()]
+def names(graph, places):
+    indices = graph.activation[places]
+    return [graph.activations[index] if index >= 0 else None for index in indices.tolist()]
 
 
 def test_two_small_networks_by_hand():
@@ -43,8 +44,8 @@ def test_two_small_networks_by_hand():
     assert graph.node_type.tolist() == [0, 1, 2, 5, 0, 1, 2, 5, 0, 1, 2, 3, 5]
     assert graph.edge_type.tolist() == [0, 1, 4, 0, 1, 4, 0, 1, 2, 4]
     assert graph.linear.all()
-    assert names(graph.activation[:8]) == [None, None, "relu", None, None, None, "tanh", None]
-    assert names(graph.activation[8:]) == [None, None, "gelu", "gelu", None]
+    assert names(graph, slice(0, 8)) == [None, None, "relu", None, None, None, "tanh", None]
+    assert names(graph, slice(8, None)) == [None, None, "gelu", "gelu", None]
     assert groups_of(graph) == [SCALES] * 4 + [SIGNS] * 4 + [TRIVIAL] * 5
     assert graph.residuals.shape == (2, 0)
 
@@ -72,7 +73,7 @@ def test_residual_connections_and_what_they_tie(random_params):
     # the identities coupled with tanh commute with signs, the last one, which is coupled with nothing, with scales
     expected = [SIGNS] * 5 + [SCALES] * 2 + [SIGNS] * 3 + [SCALES] + [SIGNS]
     assert groups_of(graph)[:12] == expected
-    assert names(graph.activation[2:11]) == ["tanh"] * 3 + ["relu"] * 2 + ["identity"] * 4
+    assert names(graph, slice(2, 11)) == ["tanh"] * 3 + ["relu"] * 2 + ["identity"] * 4
 
 
 def test_features_of_layers_and_back(cnn_spec, random_params):

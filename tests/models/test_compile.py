@@ -15,7 +15,7 @@ from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, NetSpec
+from scalegmn.networks import BUILT_IN, NetSpec
 
 SCALEGMN = ScaleGMNConfig(direction="bidirectional", num_layers=2, hidden_dim=4, normalize=False)
 SPECS = {"scale": "relu", "hetero": "hetero"}
@@ -50,7 +50,7 @@ def test_one_graph(name, output, backend, random_params):
     spec = NetSpec.mlp([2, 4, 3, 1], SPECS.get(name, "sine"))
     torch.manual_seed(0)
     model = replace(CONFIGS[name], output=output).build(spec).double().eval()
-    own = [ACTIVATIONS.index(activation) for activation in ("tanh", "relu", "tanh")] if name == "hetero" else None
+    own = [BUILT_IN.index(activation) for activation in ("tanh", "relu", "tanh")] if name == "hetero" else None
     params = random_params(spec, 3, own)
 
     def results(call):

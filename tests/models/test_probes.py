@@ -8,7 +8,7 @@ from contract import EngineContract, build, error, flat
 from torch import nn
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.evaluate import activations
 from scalegmn.nn.probes import ProbeImages
 from scalegmn.symmetry.groups import GroupElement
@@ -128,7 +128,7 @@ def test_no_chain_and_other_inputs_are_refused(random_params):
 def test_hidden_values_follow_the_activation_of_each_network(random_params):
     """In a mixed batch each network answers with its own activation."""
     spec = NetSpec.mlp([2, 5, 4, 2], "hetero")
-    params = random_params(spec, 2, [ACTIVATIONS.index(name) for name in ("relu", "tanh")])
+    params = random_params(spec, 2, [BUILT_IN.index(name) for name in ("relu", "tanh")])
     model = build(replace(SMALL, symmetry="hetero"), spec)
     own = params.replace(spec=NetSpec.mlp([2, 5, 4, 2], "relu"), activation=None)
     mixed, relu = model.probes(params), model.probes(own)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, linear, pad
 
-from scalegmn.networks import ACTIVATIONS, HETERO, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, HETERO, LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import activate
 
@@ -57,7 +57,7 @@ def one_by_one(params, images, stride, padding):
                 for channel in range(min(x.shape[1], said[layer.residual].shape[1])):
                     x[:, channel] += said[layer.residual][:, channel]
             own = layer.activation
-            x = activate(x, ACTIVATIONS.at(params.activation[b]) if own == HETERO else own, layer.w0)
+            x = activate(x, BUILT_IN[params.activation[b]] if own == HETERO else own, layer.w0)
             said.append(x)
             following = params.spec.layers[index + 1 : index + 2]
             if layer.kernel is not None and (not following or following[0].kernel is None):
@@ -70,7 +70,7 @@ def one_by_one(params, images, stride, padding):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize(("layers", "names"), CNNS)
 def test_evaluate_cnn_equals_torch_networks_one_by_one(layers, names, stride, padding, random_params):
-    params = random_params(NetSpec(layers), 3, names and [ACTIVATIONS.index(name) for name in names])
+    params = random_params(NetSpec(layers), 3, names and [BUILT_IN.index(name) for name in names])
     images = torch.randn(4, layers[0].in_dim, 17, 20, dtype=torch.float64)
     found = evaluate_cnn(params, images, stride, padding)
     assert found.shape == (3, 4, layers[-1].out_dim)

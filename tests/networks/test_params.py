@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from scalegmn.interop.torch_modules import from_module
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 
 SPEC = NetSpec.mlp([2, 3, 1], "relu")
@@ -70,8 +70,8 @@ def test_types_are_floating_point():
         ),
         (torch.zeros(4), r"activation: found torch.float32 of shape \(4,\)"),
         (
-            torch.tensor([0, 1, len(ACTIVATIONS), 0]),
-            rf"found index {len(ACTIVATIONS)}, expected 0 to {len(ACTIVATIONS) - 1}",
+            torch.tensor([0, 1, len(BUILT_IN), 0]),
+            rf"found index {len(BUILT_IN)}, expected 0 to {len(BUILT_IN) - 1}",
         ),
         (torch.tensor([0, 1, -1, 0]), "activation: found index -1"),
         (torch.zeros(4, dtype=torch.long, device="meta"), "activation is on meta, expected cpu"),
@@ -162,7 +162,7 @@ def test_built_of_batched_activations(random_params):
 def test_compiled_functions_build_networks(activation, random_params):
     spec = NetSpec.mlp([2, 3, 1], activation)
     x = torch.randn(5, 2, dtype=torch.float64)
-    kinds = [ACTIVATIONS.index(name) for name in ("relu", "tanh", "gelu")] if activation == "hetero" else None
+    kinds = [BUILT_IN.index(name) for name in ("relu", "tanh", "gelu")] if activation == "hetero" else None
     params = random_params(spec, 3, kinds)
 
     def shifted(params):

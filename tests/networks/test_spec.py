@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, MultiArchBatch, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, MultiArchBatch, NetParams, NetSpec
 
 
 def test_derived_by_hand():
@@ -94,8 +94,8 @@ def test_from_tensors():
     assert params.flatten().shape == (3, params.spec.num_parameters)
     mixed = NetParams.from_tensors(weights, biases, ["relu", "tanh", "relu"])
     assert mixed.spec.symmetries == ("hetero",)
-    assert [ACTIVATIONS.at(index) for index in mixed.activation] == ["relu", "tanh", "relu"]
-    assert mixed[torch.tensor([1])].activation.tolist() == [ACTIVATIONS.index("tanh")]
+    assert [BUILT_IN[index] for index in mixed.activation] == ["relu", "tanh", "relu"]
+    assert mixed[torch.tensor([1])].activation.tolist() == [BUILT_IN.index("tanh")]
     assert NetParams.from_tensors(weights, biases, ["tanh"] * 3).spec == NetSpec.mlp([2, 4, 1], "tanh")
     conv = NetParams.from_tensors([torch.randn(3, 4, 2, 3, 3), weights[1]], biases, "relu")
     assert conv.spec.layers[0] == LayerSpec(2, 4, (3, 3), "relu")

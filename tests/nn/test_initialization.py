@@ -9,7 +9,7 @@ from torch import nn
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
-from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.nn.initialization import resize, start_odd, started
 from scalegmn.nn.messages import ConcatMessage
@@ -126,7 +126,7 @@ KINDS += [("scale", "relu", "forward"), ("hetero", "hetero", "forward")]
 @pytest.mark.parametrize("width", [4, 40])
 def test_features_keep_their_size(symmetry, activation, direction, width, random_params):
     spec = NetSpec.mlp([3, width, width, 4], activation)
-    kinds = [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 2 if symmetry == "hetero" else None
+    kinds = [BUILT_IN.index(name) for name in ("relu", "tanh")] * 2 if symmetry == "hetero" else None
     params = random_params(spec, 4, kinds)
     config = ScaleGMNConfig(symmetry=symmetry, direction=direction, hidden_dim=16)
     for size in sizes(config, spec, params, "balanced"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import ACTIVATIONS, BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry import align as module
@@ -70,11 +70,11 @@ def test_undoes_the_group_between_noisy_copies(random_params, generator):
 
 
 def test_signs_follow_each_networks_activation(random_params):
-    own = [ACTIVATIONS.index(name) for name in ("sine", "relu", "gelu", "tanh")]
+    own = [BUILT_IN.index(name) for name in ("sine", "relu", "gelu", "tanh")]
     params, reference = (random_params(NetSpec.mlp(LAYOUT, "hetero"), 4, own) for _ in range(2))
     for signs in align(params, reference).scales:
         for network, index in enumerate(own):
-            odd = ACTIVATIONS[ACTIVATIONS.at(index)].group.signs
+            odd = ACTIVATIONS[BUILT_IN[index]].group.signs
             assert set(signs[network].tolist()) == ({-1.0, 1.0} if odd else {1.0})
 
 

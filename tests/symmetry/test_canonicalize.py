@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize, canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement
@@ -42,7 +42,7 @@ def test_other_activations_are_left_alone(random_params):
 
 
 def test_mixed_networks_keep_their_function(random_params):
-    own = [ACTIVATIONS.index(name) for name in ("sine", "relu", "sine")]
+    own = [BUILT_IN.index(name) for name in ("sine", "relu", "sine")]
     params = random_params(NetSpec.mlp([2, 7, 5, 3], "hetero", 6.0), 3, own)
     canonical = canonicalize_phase(params)
     points = torch.rand(30, 2, dtype=torch.float64) * 2 - 1
@@ -60,7 +60,7 @@ def same(a, b, tolerance=0.0):
     ("activation", "own"), [("relu", None), ("leaky_relu", None), ("hetero", ["relu", "tanh"] * 2)]
 )
 def test_scale(activation, own, random_params, generator):
-    own = own and [ACTIVATIONS.index(name) for name in own]
+    own = own and [BUILT_IN.index(name) for name in own]
     params = random_params(NetSpec.mlp([2, 7, 5, 3], activation), 4, own)
     params.weights[0][0, 2], params.biases[0][0, 2] = 0, 0  # a neuron without incoming weights
     canonical = canonicalize_scale(params)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
@@ -71,7 +71,7 @@ def test_action_on_convolutions_permutes_whole_kernels(cnn_spec, random_params, 
 
 
 def test_scales_follow_each_networks_activation(random_params, generator):
-    own = [ACTIVATIONS.index(name) for name in ("sine", "relu", "gelu", "tanh")]
+    own = [BUILT_IN.index(name) for name in ("sine", "relu", "gelu", "tanh")]
     params = random_params(NetSpec.mlp([2, 50, 1], "hetero"), 4, own)
     scales = GroupElement.sample(params, generator, decades=2.0).scales[0]
     assert set(scales[0].tolist()) == set(scales[3].tolist()) == {-1.0, 1.0}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contract import without_residuals
 
-from scalegmn.networks import ACTIVATIONS, CoupledChannels, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, CoupledChannels, LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.scalar_groups import SCALES, TRIVIAL
@@ -36,7 +36,7 @@ NETS = [
 
 
 def draw(random_params, activations, own, kernel=None):
-    params = random_params(spec_of(LAYOUT, activations, SOURCES, kernel), 3, own and [*map(ACTIVATIONS.index, own)])
+    params = random_params(spec_of(LAYOUT, activations, SOURCES, kernel), 3, own and [*map(BUILT_IN.index, own)])
     return params.map(lambda tensor: tensor / 2)
 
 

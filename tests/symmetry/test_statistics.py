@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import (
     NUM_LAYER_STATISTICS,
     NUM_NETWORK_STATISTICS,
+    at_depth,
     invariant_statistics,
     quantiles,
     sizes,
@@ -31,9 +32,7 @@ SPECS = {
 @pytest.fixture(params=SPECS)
 def params(request, random_params):
     spec = SPECS[request.param]
-    return random_params(
-        spec, 6, [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 3 if spec.is_hetero else None
-    )
+    return random_params(spec, 6, [BUILT_IN.index(name) for name in ("relu", "tanh")] * 3 if spec.is_hetero else None)
 
 
 def values(params):
@@ -106,3 +105,9 @@ def test_paths_and_singular_values():
     _, network = invariant_statistics(params)
     expected = torch.tensor([[11.0, 9 + 64, 5**0.5, 1, 1, 1, 1, 1]], dtype=torch.float64)
     torch.testing.assert_close(torch.cat([10 ** network[:, :3], network[:, 3:]], 1), expected)
+
+
+def test_layers_of_shorter_networks_are_missing_before_the_last():
+    rows = torch.arange(1.0, 7).reshape(1, 3, 2)
+    assert torch.equal(at_depth(rows, 3), rows)
+    assert at_depth(rows, 4)[0, :, 0].nan_to_num().tolist() == [1, 3, 0, 5]

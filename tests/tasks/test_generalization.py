@@ -9,7 +9,7 @@ from sklearn.metrics import mean_absolute_error, r2_score
 
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.generalization import Generalization, metrics, weight_sizes
 from scalegmn.zoos.loader import DataConfig
@@ -44,7 +44,7 @@ def test_metrics_equal_scipy_and_sklearn():
 @pytest.fixture
 def data(tmp_path, random_params, cnn_spec):
     """Fifty CNNs, relu and tanh in turn, ten each to validate and test."""
-    own = [ACTIVATIONS.index(name) for name in ("relu", "tanh")] * 25
+    own = [BUILT_IN.index(name) for name in ("relu", "tanh")] * 25
     params = random_params(cnn_spec.with_activation("hetero"), 50, own).to(torch.float32)
     splits = {"train": torch.arange(30), "val": torch.arange(30, 40), "test": torch.arange(40, 50)}
     columns = {"test_accuracy": torch.arange(50) / 50}
@@ -133,7 +133,7 @@ def test_identity_says_what_training_networks_are_like(data):
 
 
 def test_weight_sizes_are_of_the_function(random_params, cnn_spec, generator):
-    own = [ACTIVATIONS.index(name) for name in ("relu", "relu", "tanh", "tanh")]
+    own = [BUILT_IN.index(name) for name in ("relu", "relu", "tanh", "tanh")]
     params = random_params(cnn_spec.with_activation("hetero"), 4, own)
     moved = GroupElement.sample(params, generator, decades=2.0).act(params)
     torch.testing.assert_close(weight_sizes(moved), weight_sizes(params))

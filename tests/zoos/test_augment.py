@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from scalegmn.networks import ACTIVATIONS, LayerSpec, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize
@@ -25,7 +25,7 @@ from scalegmn.zoos.augment import (
 
 SIREN = NetSpec.mlp([2, 12, 10, 3], "sine", w0=6.0)
 HETERO = NetSpec.mlp([2, 12, 10, 3], "hetero", w0=6.0)
-OWN = [ACTIVATIONS.index(name) for name in ("sine", "relu", "sine", "tanh", "relu", "gelu")]
+OWN = [BUILT_IN.index(name) for name in ("sine", "relu", "sine", "tanh", "relu", "gelu")]
 POINTS = torch.rand(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
 EVERYTHING = AugmentConfig(
     0.1, 10.0, relabel=True, dropout=0.1, noise=0.05, mixup=0.5, group=("permutation", "sign", "phase")
@@ -205,7 +205,7 @@ def test_each_network_its_own_group(random_params, generator):
         moved = transform(params, [group], generator)
         assert change_of_function(params, moved) < 1e-9
         changed = (moved.flatten() - params.flatten()).abs().amax(1) > 0.1
-        assert changed.tolist() == [ACTIVATIONS.at(index) in kinds for index in OWN]
+        assert changed.tolist() == [BUILT_IN[index] in kinds for index in OWN]
     assert change_of_function(params, transform(params, ["permutation", "sign", "scale", "phase"], generator)) < 1e-9
 
 

@@ -64,7 +64,7 @@ def problem(generator, random_params):
 SIZES = [("same", (9, 8)), ("same", (3, 16)), ("valid", (15, 16))]
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "sine", "identity"])
 @pytest.mark.parametrize(("padding", "size"), SIZES)
 def test_gradients_equal_autograd(activation, padding, size, problem, generator):
     (params,), fit = problem(activation, padding, size=size)

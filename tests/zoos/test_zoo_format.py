@@ -74,7 +74,7 @@ def rewrite(folder, old, new, seal=False):
 )
 def test_edited_description(zoo, old, new):
     rewrite(zoo[0], old, new)
-    with pytest.raises(ValueError, match=r"zoo.json: not a zoo description .*checksum differs"):
+    with pytest.raises(ValueError, match=r"zoo.json: not the description of a zoo .*checksum differs"):
         open_zoo(zoo[0])
 
 
@@ -82,8 +82,8 @@ def test_edited_description(zoo, old, new):
     ("old", "new", "message"),
     [
         ('"version": 2', '"version": 99', "format version 99, expected 2"),
-        ('"specs"', '"species"', "not a zoo description .*'specs'"),
-        ('"chunks_sha256"', '"chunks"', "not a zoo description .*'chunks_sha256'"),
+        ('"specs"', '"species"', "not the description of a zoo .*'specs'"),
+        ('"chunks_sha256"', '"chunks"', "not the description of a zoo .*'chunks_sha256'"),
         ('"out_dim": 4', '"out_dim": 3', "reads 4 neurons"),
         ('_dim": 4', '_dim": 3', "layer 0: weight"),
         ('["label"]', '["label", "image"]', "not the tensors that zoo.json describes .*column.image"),
@@ -97,7 +97,7 @@ def test_wrong_description(zoo, old, new, message):
 
 def test_description_that_is_not_json(zoo):
     (zoo[0] / "zoo.json").write_text("{")
-    with pytest.raises(ValueError, match=r"not a zoo description.*make it again"):
+    with pytest.raises(ValueError, match=r"not the description of a zoo.*make it again"):
         open_zoo(zoo[0])
 
 

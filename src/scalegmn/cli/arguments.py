@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
 from scalegmn.configuration.extensions import IMPORT_HELP, import_extension
 from scalegmn.configuration.names import nearest
+
+MESSAGES = {
+    r"^argument (\S+): invalid int value: '(.*)'$": r"\1: found \2, expected a whole number",
+    r"^argument (\S+): invalid float value: '(.*)'$": r"\1: found \2, expected a number",
+    r"^argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)$": r"\1: found \2, expected one of \3",
+    r"^argument (\S+): expected (one|at least one) argument$": r"\1: expected a value after it",
+    r"^the following arguments are required: (.*)$": r"missing: \1",
+}
+"""Messages of argparse -> ours."""
 
 
 class Arguments(argparse.ArgumentParser):
@@ -42,5 +52,8 @@ class Arguments(argparse.ArgumentParser):
         return values
 
     def error(self, message: str) -> NoReturn:
-        """Raises ValueError with the message and the command that explains its options."""
+        """Raises ValueError with argparse's message in our words and the command that explains its options."""
+        for pattern, words in MESSAGES.items():
+            message = re.sub(pattern, words, message)
+        message = message.replace("'", "")
         raise ValueError(f"{self.prog}: {message} ({self.prog} --help explains the options)")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalegmn.cli.arguments import Arguments
+from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.predict import input_options, notes_of, predict, table
 from scalegmn.experiments.trained import load
 from scalegmn.interop.network_files import KINDS, find_sources
@@ -16,7 +17,6 @@ from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.words import counted
-from scalegmn.zoos.zoo_format import is_zoo
 
 
 def run(words: Sequence[str]) -> None:
@@ -28,11 +28,8 @@ def run(words: Sequence[str]) -> None:
     if editing and out is None:
         raise ValueError("--out: missing; name the folder for the edited networks")
     if not editing and out is not None and out.exists():
-        raise ValueError(f"--out: {out} exists already")
-    zoos = [path for path in map(Path, values.nets) if is_zoo(path)]
-    if zoos:
-        remedy = f"write one of its networks as a file with `scalegmn zoo export {zoos[0]} --network 0 --out net.pth`"
-        raise ValueError(f"{zoos[0]}: found a zoo, expected files of networks; {remedy}")
+        raise ValueError(f"--out: {out} exists already; choose another")
+    refuse_zoos(values.nets)
     # modules of the run are imported now, so that activations of the user's own are known
     if values.activation is not None and values.activation not in (known := _activations()):
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")

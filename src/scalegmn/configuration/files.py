@@ -59,12 +59,21 @@ def read_yaml(name: str | Path) -> dict[str, Any]:
         text = read_text(file)
         content = json.loads(text) if kind == "JSON" else yaml.safe_load(text)  # 1e-5 is no number in YAML
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"--conf {name}: not {kind} ({' '.join(str(error).split())})") from None
+        raise ValueError(f"--conf {name}: not {kind} ({_reason(error)}); correct it") from None
     if content is None:
         raise ValueError(f"--conf {name}: found no settings, expected keys and values; leave it out for all defaults")
     if not isinstance(content, dict):
         raise ValueError(f"--conf {name}: found a {type(content).__name__}, expected keys and values")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, with the line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}: {error.msg}"
+    return "no text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "", whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:

@@ -126,6 +126,10 @@ def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source
     """Files and words, after the modules that they name have been imported: the command line's first, which may say
     where a file's are now."""
     files, words = split_arguments(arguments)
+    alone = [word for word in words if not word.startswith("-")]
+    if alone:
+        remedy = f"--conf {alone[0]}" if alone[0].endswith((".yml", ".yaml", ".json")) else "--key value"
+        raise ValueError(f"{COMMAND_LINE}: found {alone[0]}, expected options; write {remedy}")
     source = Source(words=[word for word in words if not word.startswith("--import=")])
     named = [("--import", word.removeprefix("--import=")) for word in words if word.startswith("--import=")]
     for file in files:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks import NetParams, NetSpec
 
 TENSOR = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Bytes of one feature tensor, of which there are ten or so at a time, that make full use of a kind of device."""
@@ -113,7 +113,7 @@ def _networks(spec: NetSpec, like: Tensor) -> NetParams:
     activation = None
     if spec.is_hetero:
         names = ("tanh", "relu", "tanh")
-        activation = torch.tensor([ACTIVATIONS.index(name) for name in names], device=like.device)
+        activation = torch.tensor([spec.activations.index(name) for name in names], device=like.device)
     statistics = None
     if any(layer.norm == "batch" for layer in spec.layers):
         statistics = tuple(random(2, layer.out_dim).abs() if layer.norm == "batch" else None for layer in spec.layers)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.graphs.probes import probe_features
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder
-from scalegmn.nn.neural_graph import NeuralGraphFeatures, embedding_rows, linear_as_kernel, middle_of
+from scalegmn.nn.neural_graph import NeuralGraphFeatures, linear_as_kernel, middle_of
 
 
 class DenseEdges(NamedTuple):
@@ -121,7 +121,7 @@ def chain_graph(features: NeuralGraphFeatures, params: NetParams, stored: NetPar
     spec = params.spec
     inputs = params.biases[0].new_zeros(len(params), spec.layout[0])
     raw = torch.cat([inputs, *params.biases], dim=1)
-    activations = None if features.activations is None else _activations(params)
+    activations = None if features.activations is None else _activations(features, params)
     types = _types(spec, features.max_hidden_layers).to(raw.device)
     x = _nodes(features, raw, types, activations, probes_of(features, stored))
     nodes = node_slices(spec)
@@ -142,7 +142,7 @@ def component_graph(
     if features.points is not None:
         of_nets = [probes_of(features, params) for params in stored]
         probes = torch.cat([rows.flatten(0, 1) for rows in of_nets if rows is not None])[None, order]
-    activations = embedding_rows(raw.device)[graph.activation[order]]
+    activations = features.rows_of(graph.activations, raw.device)[graph.activation[order]]
     x = _nodes(features, raw[None, order], graph.node_type[order], activations[None], probes)
     edges = _sorted_edges(features, graph, order.argsort(), nodes)
     return BlockGraph(x, edges, _none(features, raw), nodes, nodes[0], graph.num_networks, graph.network[order])
@@ -272,16 +272,19 @@ def _sorted_edges(
     return list(starmap(SortedEdges, parts))
 
 
-def _activations(params: NetParams) -> Tensor:
+def _activations(features: NeuralGraphFeatures, params: NetParams) -> Tensor:
     """[B or 1, N] long, the row of each node's activation in the table; -1 of input and output nodes."""
     first, *hidden, last = params.spec.layout
-    order = embedding_rows(params.biases[0].device)
-    rows = [order.new_full((1, first), -1)]
+    device = params.biases[0].device
+    rows = [torch.full((1, first), -1, device=device)]
     for layer, size in zip(params.spec.layers, hidden, strict=False):
-        index = params.activation if layer.activation == HETERO else None
-        index = torch.tensor([ACTIVATIONS.index(layer.activation)]) if index is None else index
-        rows.append(order[index.to(order.device)][:, None].expand(-1, size))
-    rows.append(order.new_full((1, last), -1))
+        if layer.activation == HETERO:
+            assert params.activation is not None
+            of_layer = features.rows_of(params.spec.activations, device)[params.activation]
+        else:
+            of_layer = features.rows_of([layer.activation], device)[:1]
+        rows.append(of_layer[:, None].expand(-1, size))
+    rows.append(torch.full((1, last), -1, device=device))
     num = 1 if params.activation is None else len(params)
     return torch.cat([row.expand(num, -1) for row in rows], dim=1)
 

@@ -24,7 +24,7 @@ def write_bundle(run: Path, out: Path) -> None:
         ValueError: the run is not finished or damaged, or `out` exists.
     """
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     model, weights = load(run), weights_file(run).read_bytes()
     content: dict[str, Any] = {
         "format": BUNDLE,

@@ -42,7 +42,7 @@ class EditConfig(ScriptConfig):
             remedy = "to edit files use scalegmn predict"
             raise ValueError(f"--checkpoint: a trained model edits its zoo here (--export_edited); {remedy}")
         if self.export_edited is not None and Path(self.export_edited).exists():
-            raise ValueError(f"--export_edited: {self.export_edited} exists already")
+            raise ValueError(f"--export_edited: {self.export_edited} exists already; choose another")
         if self.export_edited is not None and self.seeds is not None:
             raise ValueError("--export_edited: a zoo is edited by one model; leave --seeds out")
 

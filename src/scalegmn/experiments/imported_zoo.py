@@ -167,7 +167,7 @@ def import_zoo(
             Nothing is written.
     """
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     splits = table.splits(fractions, seed)
     columns = {"image": table.groups()} if "group" in table else {}
     classes = None

@@ -107,7 +107,7 @@ def write_edited(edited: NetParams, row: int, source: Source, target: Path, opti
         ValueError: the file exists.
     """
     if target.exists():
-        raise ValueError(f"{source.name}: --out: {target} exists already")
+        raise ValueError(f"{source.name}: --out: {target} exists already; choose another")
     params = edited.to("cpu")[row : row + 1]
     state = None
     if source.is_state_dict:
@@ -129,7 +129,7 @@ def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
         for old, new in zip(trained.layers, spec.layers, strict=True):
             source = new if old.activation == HETERO else old  # a missing bias is a bias of zeros
             layers.append(replace(old, activation=source.activation, w0=source.w0, bias=new.bias))
-        same, known = NetSpec(tuple(layers)) == spec, _described(trained)
+        same, known = replace(spec, layers=tuple(layers)) == spec, _described(trained)
     else:
         same = spec.is_chain and NetSpec.envelope([trained, spec]) == trained
         known = f"of {model.num_architectures:,} architectures within {_described(trained)}"

@@ -15,9 +15,11 @@ from torch import Tensor
 from scalegmn.experiments.config import Config, config_file, read_config_file
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.reporting.words import counted
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
 from scalegmn.tasks import TASKS, ZooTask
 from scalegmn.training.checkpoint import load_checkpoint
+from scalegmn.zoos.zoo_format import is_zoo
 
 BUNDLE = "scalegmn bundle 1"
 """The `format` of a bundle's `config.json`, which holds checksums of itself and of `model.safetensors`."""
@@ -38,7 +40,7 @@ def read_summary(run: Path) -> dict[str, Any]:
             if content["format"] != BUNDLE:
                 raise ValueError(f"format {content['format']!r}, expected {BUNDLE!r}")
             if checksums != [description_sha256(content), hashlib.sha256(weights_file(run).read_bytes()).hexdigest()]:
-                raise ValueError("damaged: its checksums differ")
+                raise ValueError("damaged: its checksums differ; copy it again")
             summary = content["summary"]
         data = summary["data"]
         _ = NetSpec.from_dict(data["spec"]), int(data["architectures"])
@@ -49,9 +51,13 @@ def read_summary(run: Path) -> dict[str, Any]:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         if isinstance(error, FileNotFoundError):
             reason = f"{error.filename}: no such file"
-        seeds = sorted(folder.parent.name for folder in run.glob("seed_*/summary.json"))
-        if seeds:
-            reason = f"it holds one run per seed; choose one, such as {run / seeds[0]}"
+        runs = sorted(str(summary.parent) for summary in run.glob("*/summary.json"))
+        if is_zoo(run):
+            reason = "it is a zoo; train a model on it first"
+        elif runs:
+            reason = f"it holds {counted(len(runs), 'run')}; choose one, such as {runs[0]}"
+        elif (run / "config.yml").is_file() and isinstance(error, FileNotFoundError):
+            reason = f"its training is not finished; go on with `scalegmn train TASK --resume {run}`"
         raise ValueError(f"{run} is not the folder of a finished run, nor a bundle ({reason})") from None
     return summary
 

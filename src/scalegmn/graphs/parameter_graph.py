@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 
 ROLES = ("input", "hidden", "output")
@@ -38,7 +38,8 @@ class ParameterGraph:
         edge_type: [E] long: n_0 types of edges from input nodes, those between hidden layers, n_L of edges to output
             nodes. Types of outputs come after those of as many hidden layers as the model reads.
         linear: [E] bool, whether an edge is of a linear layer; else of a convolution.
-        activation: [N] long, index into `ACTIVATIONS` of a hidden node's own activation; -1 of input and output nodes.
+        activation: [N] long, index into `activations` of a hidden node's own activation; -1 of input and output nodes.
+        activations: the names of those that the architectures admit.
         scalar_group: [N] long, index into `scalar_groups`: the scalars of a hidden node's class, by which it and all
             nodes that residual connections couple with it may be multiplied; of input and output nodes, as for the
             first hidden node of their network.
@@ -58,6 +59,7 @@ class ParameterGraph:
     edge_type: Tensor
     linear: Tensor
     activation: Tensor
+    activations: tuple[str, ...]
     scalar_group: Tensor
     scalar_groups: tuple[ScalarGroup, ...]
     residuals: Tensor
@@ -73,7 +75,8 @@ class ParameterGraph:
             max_hidden_layers: at least the hidden layers of each.
         """
         device, sizes = nets[0].biases[0].device, [len(params) for params in nets]
-        indices = [_indices(params.spec, max_hidden_layers, len(ACTIVATIONS)) for params in nets]
+        indices = [_indices(params.spec, max_hidden_layers) for params in nets]
+        activations = tuple(dict.fromkeys(name for of_spec in indices for name in of_spec.activations))
         scalar_groups = tuple(dict.fromkeys(group for of_spec in indices for group in of_spec.scalar_groups))
         num_nodes = torch.tensor([params.spec.num_nodes for params in nets]).repeat_interleave(torch.tensor(sizes))
         first_nodes = torch.split(num_nodes.cumsum(0) - num_nodes, sizes)  # of each network
@@ -109,8 +112,9 @@ class ParameterGraph:
             node_type=repeated("node_type"),
             edge_type=repeated("edge_type"),
             linear=repeated("linear"),
-            activation=by_activation([of_spec.activation for of_spec in indices]),
-            scalar_group=by_activation([of_spec.renumbered(scalar_groups) for of_spec in indices]),
+            activation=by_activation([_renumbered(i.activation, i.activations, activations) for i in indices]),
+            activations=activations,
+            scalar_group=by_activation([_renumbered(i.scalar_group, i.scalar_groups, scalar_groups) for i in indices]),
             scalar_groups=scalar_groups,
             residuals=shifted("residuals"),
             attention=shifted("attention"),
@@ -130,26 +134,30 @@ class _Indices(NamedTuple):
     edge_type: Tensor
     linear: Tensor
     activation: Tensor
+    activations: tuple[str, ...]
     scalar_group: Tensor
     scalar_groups: tuple[ScalarGroup, ...]
     residuals: Tensor
     attention: Tensor
 
-    def renumbered(self, scalar_groups: Sequence[ScalarGroup]) -> Tensor:
-        """`scalar_group` as indices into other `scalar_groups`."""
-        return torch.tensor([scalar_groups.index(group) for group in self.scalar_groups])[self.scalar_group]
+
+def _renumbered(index: Tensor, items: Sequence[object], others: Sequence[object]) -> Tensor:
+    """Indices into `items` as indices into `others`, which has all of them; -1 stays."""
+    return torch.tensor([*(others.index(item) for item in items), -1])[index]
 
 
 @lru_cache(256)
-def _indices(spec: NetSpec, max_hidden_layers: int, num_activations: int) -> _Indices:
-    """The indices of one network; of a mixed batch, a row for each of the `num_activations` that are registered."""
+def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
+    """The indices of one network; of a mixed batch, a row for each of the spec's activations."""
     sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
     later = max_hidden_layers - (spec.num_node_types - spec.layout[0] - num_outputs)
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
     linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
-    activations = list(ACTIVATIONS)[:num_activations] if spec.is_hetero else [HETERO]
+    of_networks = spec.activations if spec.is_hetero else (HETERO,)
+    activations = tuple(dict.fromkeys([*spec.activations, *(layer.activation for layer in spec.layers[:-1])]))
+    activations = tuple(name for name in activations if name != HETERO)
     scalar_groups: dict[ScalarGroup, int] = {}
     return _Indices(
         edge_index=spec.edge_index,
@@ -157,8 +165,9 @@ def _indices(spec: NetSpec, max_hidden_layers: int, num_activations: int) -> _In
         node_type=shift_types_to_depth(node_type, spec.num_node_types, num_outputs, later),
         edge_type=shift_types_to_depth(edge_type, spec.num_edge_types, num_outputs, later),
         linear=torch.cat(linear),
-        activation=torch.stack([_activation(spec, name) for name in activations]),
-        scalar_group=torch.stack([_scalar_group(spec, name, scalar_groups) for name in activations]),
+        activation=torch.stack([_activation(spec, name, activations) for name in of_networks]),
+        activations=activations,
+        scalar_group=torch.stack([_scalar_group(spec, name, scalar_groups) for name in of_networks]),
         scalar_groups=tuple(scalar_groups),
         residuals=spec.residual_index,
         attention=spec.attention_index,
@@ -170,11 +179,11 @@ def shift_types_to_depth(types: Tensor, num_types: int, num_outputs: int, num_mo
     return types + num_more * (types >= num_types - num_outputs)
 
 
-def _activation(spec: NetSpec, hetero: str) -> Tensor:
-    """[N]: indices into `ACTIVATIONS`, -1 of input and output nodes; `hetero` is the activation of hetero layers."""
+def _activation(spec: NetSpec, hetero: str, names: Sequence[str]) -> Tensor:
+    """[N]: indices into `names`, -1 of input and output nodes; `hetero` is the activation of hetero layers."""
     indices = torch.full((len(spec.layout),), -1)
     for layer, (_, place) in zip(spec.layers[:-1], spec.node_layers, strict=False):
-        indices[place] = ACTIVATIONS.index(hetero if layer.activation == HETERO else layer.activation)
+        indices[place] = names.index(hetero if layer.activation == HETERO else layer.activation)
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 

@@ -13,15 +13,13 @@ from torch import Tensor
 from scalegmn.engine.neural_graphs import BlockGraph, chain_graph, component_graph, probes_of
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
-from scalegmn.networks import HETERO, NetParams, NetSpec
+from scalegmn.networks import HETERO, NetParams, NetSpec, not_built_in
 from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.initialization import Init
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.neural_graph import (
-    EMBEDDED_ACTIVATIONS,
     NeuralGraphFeatures,
     NeuralGraphOptions,
-    embedding_rows,
     linear_as_kernel,
     middle_of,
 )
@@ -152,7 +150,8 @@ class NeuralGraphModel(Metanetwork):
             config.linear_encoder,
             config.activation_embedding,
         )
-        self.graph = NeuralGraphFeatures(options, node_dim, edge_dim, spec.layout, spec.kernel, max_layers - 1)
+        sizes = (node_dim, edge_dim, spec.layout, spec.kernel, max_layers - 1)
+        self.graph = NeuralGraphFeatures(options, *sizes, not_built_in(_hidden_activations(spec)))
         self.readout: MLP | None = None
         if not config.changes_parameters:
             num_read = spec.layout[-1] if config.pooling == "outputs" else 1
@@ -194,10 +193,10 @@ class NeuralGraphModel(Metanetwork):
             raise ValueError(f"{options.section}.{bound[0]}: expected networks that are a chain, found {spec}")
         if bound and depth != self.spec.num_hidden_layers:
             raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
-        unknown = {layer.activation for layer in spec.layers[:-1]} - {*EMBEDDED_ACTIVATIONS, HETERO}
+        unknown = _hidden_activations(spec) - {*self.graph.embedded, HETERO}
         if options.activation_embedding and unknown:
             raise ValueError(
-                f"{options.section}.activation_embedding: there is none for {', '.join(unknown)}; use false"
+                f"{options.section}.activation_embedding: there is none for {', '.join(sorted(unknown))}; use false"
             )
 
     def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
@@ -228,7 +227,7 @@ class NeuralGraphModel(Metanetwork):
         x = features.nodes(
             graph.nodes.masked_fill(is_input[:, None], 0),
             graph.node_type,
-            embedding_rows(graph.nodes.device)[graph.activation],
+            features.rows_of(graph.activations, graph.nodes.device)[graph.activation],
             torch.cat([rows.flatten(0, 1) for rows in probes if rows is not None])
             if features.points is not None
             else None,
@@ -293,6 +292,11 @@ class NeuralGraphModel(Metanetwork):
             new_weights, new_biases = self.normalization.inverse(changes.weights, changes.biases)
             changes = replace(changes, weights=new_weights, biases=new_biases)
         return self.scaled(changes)
+
+
+def _hidden_activations(spec: NetSpec) -> set[str]:
+    """The names of the activations of hidden layers, those that networks may have where they differ included."""
+    return {*spec.extra_activations, *(layer.activation for layer in spec.layers[:-1])}
 
 
 def _raw_edges(graph: ParameterGraph, features: NeuralGraphFeatures) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The input network: what it is (`NetSpec`), a batch of its parameters (`NetParams`), and what it computes."""
 
-from scalegmn.networks.activations import ACTIVATIONS, HETERO, Activation, register_activation
+from scalegmn.networks.activations import ACTIVATIONS, BUILT_IN, HETERO, Activation, not_built_in, register_activation
 from scalegmn.networks.coupling import CoupledChannels, Residual
 from scalegmn.networks.layers import NORMS, LayerSpec
 from scalegmn.networks.multi_arch import MultiArchBatch
@@ -10,6 +10,7 @@ from scalegmn.networks.spec import NetSpec
 
 __all__ = [
     "ACTIVATIONS",
+    "BUILT_IN",
     "HETERO",
     "NORMS",
     "Activation",
@@ -20,5 +21,6 @@ __all__ = [
     "NetSpec",
     "Residual",
     "ScalarGroup",
+    "not_built_in",
     "register_activation",
 ]

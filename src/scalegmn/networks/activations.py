@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,7 +33,7 @@ HETERO: Final = "hetero"
 """The activation of a layer whose networks differ in it, and the symmetry of such a batch."""
 
 ACTIVATIONS: Registry[Activation] = Registry("activation")
-"""All activations by name; `NetParams.activation` counts them in the order of registration, built-in ones first."""
+"""All activations by name."""
 
 
 def register_activation(activation: Activation) -> Activation:
@@ -58,3 +58,12 @@ for _activation in (
     Activation("identity", lambda z, w0: z, SCALES),  # all commute with an identity; here those of relu
 ):
     register_activation(_activation)
+
+BUILT_IN: Final = tuple(ACTIVATIONS)
+"""What numbers in zoos stand for where nothing else is said, in this order for ever: no name moves, none is added. An
+activation that comes later is named where it occurs (`NetSpec.extra_activations`), as are those of users."""
+
+
+def not_built_in(names: Collection[str]) -> tuple[str, ...]:
+    """The names of activations outside `BUILT_IN`, sorted, whatever the order in which modules registered them."""
+    return tuple(sorted({*names} - {*BUILT_IN, HETERO}))

@@ -70,7 +70,7 @@ def _cnn_layers(
         if layer.residual is not None:
             by_network = with_residual(by_network, outputs[layer.residual])
         means.append(by_network.mean((3, 4)))
-        by_network = activate_layer(by_network, layer, params.activation)  # [B, P, n_l, height, width]
+        by_network = activate_layer(by_network, layer, params)  # [B, P, n_l, height, width]
         if index in sources:
             outputs[index] = by_network
         x = by_network.transpose(0, 1).flatten(1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.activations import ACTIVATIONS, BUILT_IN, HETERO, not_built_in
 from scalegmn.networks.layers import LayerSpec
 from scalegmn.networks.spec import NetSpec
 
@@ -14,7 +14,8 @@ def envelope(specs: Collection[NetSpec]) -> NetSpec:
 
     A chain of as many hidden layers as they have at most. Its hidden layer l has the largest width and kernel of
     all l-th hidden layers (or of the last of them), an activation that admits what theirs admit (`"hetero"` where
-    that differs) and one of their residual connections; likewise the last layer.
+    that differs) and one of their residual connections; likewise the last layer. Its `extra_activations` are all that
+    occur besides the built-in ones.
 
     Raises:
         ValueError: they have other inputs or other outputs.
@@ -32,7 +33,8 @@ def envelope(specs: Collection[NetSpec]) -> NetSpec:
     layers: list[LayerSpec] = []
     for together in [*by_depth, [spec.layers[-1] for spec in specs]]:
         layers.append(_envelope_layer(together, layers, first.layout[0]))
-    return NetSpec(tuple(layers))
+    names = {name for spec in specs for name in (*spec.extra_activations, *(layer.activation for layer in spec.layers))}
+    return NetSpec(tuple(layers), not_built_in(names))
 
 
 def _envelope_layer(together: Sequence[LayerSpec], before: Sequence[LayerSpec], num_inputs: int) -> LayerSpec:
@@ -55,4 +57,5 @@ def _envelope_activation(names: set[str]) -> str:
     """A single activation that admits the scalars of all; `HETERO` where these differ."""
     names = names - {"identity"} or names  # all scalars commute with an identity
     groups = {HETERO if name == HETERO else ACTIVATIONS[name].group for name in names}
-    return min(names, key=ACTIVATIONS.index) if len(groups) == 1 and HETERO not in groups else HETERO
+    order = (*BUILT_IN, *not_built_in(names))
+    return min(names, key=order.index) if len(groups) == 1 and HETERO not in groups else HETERO

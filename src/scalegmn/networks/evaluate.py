@@ -15,27 +15,28 @@ def activate(z: Tensor, name: str, w0: float = 1.0) -> Tensor:
     return ACTIVATIONS[name].function(z, w0)
 
 
-def activate_layer(z: Tensor, layer: LayerSpec, activation: Tensor | None) -> Tensor:
+def activate_layer(z: Tensor, layer: LayerSpec, params: NetParams) -> Tensor:
     """sigma_l(z) of B networks.
 
     Args:
         z: [B, ...].
         layer: names the activation.
-        activation: [B] indices into `ACTIVATIONS`, where networks differ in the layer's activation.
+        params: the networks, which have one each where they differ in it.
     """
     if layer.activation != HETERO:
         return activate(z, layer.activation, layer.w0)
+    activation, names = params.activation, params.spec.activations
     assert activation is not None
     if torch.compiler.is_compiling():  # shapes may not depend on the data
         x = z
-        for index, item in enumerate(ACTIVATIONS.values()):
+        for index, name in enumerate(names):
             is_chosen = torch.eq(activation, index).view(-1, *[1] * (z.ndim - 1))
-            x = torch.where(is_chosen, item.function(z, layer.w0), x)
+            x = torch.where(is_chosen, activate(z, name, layer.w0), x)
         return x
     x = torch.empty_like(z)
     for index in sorted(set(activation.tolist())):
         rows = torch.eq(activation, index)
-        x[rows] = activate(z[rows], ACTIVATIONS.at(index), layer.w0)
+        x[rows] = activate(z[rows], names[index], layer.w0)
     return x
 
 
@@ -103,7 +104,7 @@ def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[tup
             else:
                 source = inputs.expand(len(params), *inputs.shape[-2:])
             z = with_residual(z, source)
-        x = activate_layer(z, layer, params.activation)
+        x = activate_layer(z, layer, params)
         outputs.append((z, x))
     return outputs
 

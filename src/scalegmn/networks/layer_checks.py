@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.activations import ACTIVATIONS, HETERO, not_built_in
 from scalegmn.networks.layers import NORMS, LayerSpec
 
 if TYPE_CHECKING:
     from scalegmn.networks.spec import NetSpec
+
+
+_ADVICE = "; one of your own is registered by a module (--import)"
+
+
+def check_extra_activations(names: Sequence[str]) -> None:
+    """Raises ValueError unless these are registered activations besides the built-in ones, sorted."""
+    if names != not_built_in(names):
+        raise ValueError(f"extra_activations: found {names}, expected sorted names that are not built in")
+    for name in names:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"extra_activations: unknown {name!r}, registered: {', '.join(ACTIVATIONS)}{_ADVICE}")
 
 
 def check_layer(spec: NetSpec, index: int) -> None:
@@ -16,7 +29,8 @@ def check_layer(spec: NetSpec, index: int) -> None:
     layer, is_last = spec.layers[index], index == spec.num_layers - 1
     allowed = ("identity",) if is_last else (*ACTIVATIONS, HETERO)
     if layer.activation not in allowed:
-        _refuse(index, f"unknown activation {layer.activation!r}, expected one of {', '.join(allowed)}")
+        advice = "" if is_last else _ADVICE
+        _refuse(index, f"unknown activation {layer.activation!r}, expected one of {', '.join(allowed)}{advice}")
     _check_sizes(index, layer)
     _check_sources(index, layer)
     reads = index - 1 if layer.reads is None else layer.reads

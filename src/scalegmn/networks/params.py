@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.networks import features, pyg
-from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.activations import ACTIVATIONS, HETERO, not_built_in
 from scalegmn.networks.layers import LayerSpec
 from scalegmn.networks.params_checks import check_params
 from scalegmn.networks.spec import NetSpec
@@ -31,7 +31,7 @@ class NetParams:
         spec: the architecture that all B networks share.
         weights: per layer [B, *layer.weight_shape]: [B, n_l, n_{l-1}] or [B, n_l, n_{l-1}, kh, kw].
         biases: per layer [B, n_l].
-        activation: [B] indices into `ACTIVATIONS` when a layer's activation is `"hetero"`, else None.
+        activation: [B] indices into `spec.activations` when a layer's activation is `"hetero"`, else None.
         statistics: per layer, of batch norms, running mean and variance [B, 2, n_l], None of other layers; None where
             the spec has no batch norm.
 
@@ -80,7 +80,7 @@ class NetParams:
                 )
             if len(weight) != len(weights[0]):
                 raise ValueError(f"layer {index}: weight holds {len(weight)} networks, layer 0 holds {len(weights[0])}")
-        name, indices = _activation_indices(activation, len(weights[0]))
+        name, extra = _hidden_activation(activation, len(weights[0]))
         frequency = float(w0) if name == "sine" or (name == HETERO and "sine" in activation) else 1.0
         layers = []
         for index, weight in enumerate(weights):
@@ -88,9 +88,10 @@ class NetParams:
             kernel = (weight.shape[3], weight.shape[4]) if weight.ndim == 5 else None
             options: tuple[str, float] = (name, frequency) if is_hidden else ("identity", 1.0)
             layers.append(LayerSpec(weight.shape[2], weight.shape[1], kernel, *options))
-        if indices is not None:
-            indices = indices.to(weights[0].device)
-        params = cls(NetSpec(tuple(layers)), tuple(weights), tuple(biases), indices)
+        spec, indices = NetSpec(tuple(layers), extra), None
+        if name == HETERO:
+            indices = torch.tensor([spec.activations.index(of_one) for of_one in activation], device=weights[0].device)
+        params = cls(spec, tuple(weights), tuple(biases), indices)
         for kind, tensors in (("weight", weights), ("bias", biases)):
             for index, tensor in enumerate(tensors):
                 bad = ~tensor.isfinite().flatten(1).all(1)
@@ -202,7 +203,8 @@ class NetParams:
                 scale = weights[index][..., 0] / (variance + layers[index].epsilon).sqrt()
                 layers[index] = dataclasses.replace(layers[index], norm=None, epsilon=0.0, affine=True, bias=True)
                 weights[index], biases[index] = scale[..., None], biases[index] - scale * mean
-        return NetParams(NetSpec(tuple(layers)), tuple(weights), tuple(biases), self.activation)
+        spec = dataclasses.replace(self.spec, layers=tuple(layers))
+        return NetParams(spec, tuple(weights), tuple(biases), self.activation)
 
     # To the parameter graph and back
 
@@ -235,17 +237,17 @@ class NetParams:
         return cls.from_features(spec, *pyg.features_of_pyg(batch, spec))
 
 
-def _activation_indices(activation: str | Sequence[str], num_networks: int) -> tuple[str, Tensor | None]:
-    """The spec's activation, and [B] indices into `ACTIVATIONS` where networks differ."""
+def _hidden_activation(activation: str | Sequence[str], num_networks: int) -> tuple[str, tuple[str, ...]]:
+    """The spec's activation and its `extra_activations`."""
     if isinstance(activation, str):
         if activation == HETERO:
             raise ValueError(f"activation: found {HETERO!r}, expected one name per network")
-        return activation, None
+        return activation, ()
     if len(activation) != num_networks:
         raise ValueError(f"activation: found {len(activation)} names for {num_networks} networks, expected one each")
     for name in activation:
         if name not in ACTIVATIONS:
             raise ValueError(f"activation: unknown name {name!r}, expected one of {', '.join(ACTIVATIONS)}")
     if len(set(activation)) == 1:
-        return activation[0], None
-    return HETERO, torch.tensor([ACTIVATIONS.index(name) for name in activation])
+        return activation[0], ()
+    return HETERO, not_built_in(activation)

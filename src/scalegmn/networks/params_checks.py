@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.activations import HETERO
 
 if TYPE_CHECKING:
     from scalegmn.networks.params import NetParams
@@ -81,6 +81,7 @@ def _check_activation(params: NetParams, num: int) -> None:
     if activation.device != params.biases[0].device:
         raise ValueError(f"activation is on {activation.device}, expected {params.biases[0].device}")
     if activation.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(activation):
-        wrong = [index for index in activation.tolist() if not 0 <= index < len(ACTIVATIONS)]
+        names = params.spec.activations
+        wrong = [index for index in activation.tolist() if not 0 <= index < len(names)]
         if wrong:
-            raise ValueError(f"activation: found index {wrong[0]}, expected 0 to {len(ACTIVATIONS) - 1}")
+            raise ValueError(f"activation: found index {wrong[0]}, expected 0 to {len(names) - 1}: {', '.join(names)}")

@@ -18,7 +18,7 @@ def to_pyg(params: NetParams) -> Any:
     """A `torch_geometric.data.Batch` of B graphs.
 
     Each has `x` [N, 1], `edge_index` [2, E] (rows sender, receiver; the spec's edge order), `edge_attr` [E, K],
-    `node_type` [N] and, of networks that differ in their activation, `activation` [1].
+    `node_type` [N] and, of networks that differ in it, `activation` [1], an index into `spec.activations`.
     """
     from torch_geometric.data import Batch, Data
 

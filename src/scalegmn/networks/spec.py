@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 
 from scalegmn.networks import coupling, parameter_indices
-from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.activations import ACTIVATIONS, BUILT_IN, HETERO, not_built_in
 from scalegmn.networks.coupling import CoupledChannels
-from scalegmn.networks.layer_checks import check_layer
+from scalegmn.networks.layer_checks import check_extra_activations, check_layer
 from scalegmn.networks.layers import LayerSpec
 from scalegmn.networks.scalar_groups import ScalarGroup
 
@@ -36,18 +36,24 @@ class NetSpec:
     Node layers: the input, then each layer in turn, before it the constant inputs that it reads, if any; the last one
     is the output. In a chain node layer l is the output of layer l - 1, counted from 0.
 
+    Attributes:
+        layers: in the order in which they are computed.
+        extra_activations: sorted names, besides `BUILT_IN`, of activations that networks may have where they differ.
+
     Raises:
         ValueError: layers do not fit what they read, an activation is unknown, or a connection leads from nowhere; the
             message names the layer.
     """
 
     layers: tuple[LayerSpec, ...]
+    extra_activations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("a network needs at least one layer, found none")
         for index in range(self.num_layers):
             check_layer(self, index)
+        check_extra_activations(self.extra_activations)
         for name in _COMPUTED_AT_ONCE:
             getattr(self, name)
 
@@ -65,10 +71,10 @@ class NetSpec:
 
         return envelope(specs)
 
-    def with_activation(self, activation: str) -> NetSpec:
-        """The same layers with another hidden activation."""
+    def with_activation(self, activation: str, names: Collection[str] = ()) -> NetSpec:
+        """The same layers with another hidden activation; of `hetero`, `names` are those that networks may have."""
         *hidden, last = self.layers
-        return NetSpec((*(replace(layer, activation=activation) for layer in hidden), last))
+        return NetSpec((*(replace(layer, activation=activation) for layer in hidden), last), not_built_in(names))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> NetSpec:
@@ -80,21 +86,22 @@ class NetSpec:
                 if options.get(key):
                     options[key] = tuple(options[key])
             layers.append(LayerSpec(**options))
-        return cls(tuple(layers))
+        return cls(tuple(layers), tuple(content.get("extra_activations", ())))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; fields at their defaults are left out, but for those of every layer."""
         always = ("in_dim", "out_dim", "kernel", "activation", "w0", "residual")
         defaults = {item.name: item.default for item in fields(LayerSpec)}
-        return {
+        content: dict[str, Any] = {
             "layers": [
                 {key: value for key, value in asdict(layer).items() if key in always or value != defaults[key]}
                 for layer in self.layers
             ]
         }
+        return content | ({"extra_activations": list(self.extra_activations)} if self.extra_activations else {})
 
     def __str__(self) -> str:
-        activations = sorted({layer.activation for layer in self.layers[:-1]})
+        activations = sorted({layer.activation for layer in self.layers[:-1]} | {*self.extra_activations})
         if not self.is_chain:
             kinds = [name for name in ("norm", "attention") if any(getattr(layer, name) for layer in self.layers)]
             layers = ", ".join([f"{self.num_layers} layers", *kinds, f"{self.num_parameters:,} parameters"])
@@ -221,6 +228,11 @@ class NetSpec:
     def is_hetero(self) -> bool:
         """Whether networks differ in the activation of some layer, so that `NetParams.activation` is needed."""
         return any(layer.activation == HETERO for layer in self.layers)
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The names that `NetParams.activation` counts."""
+        return BUILT_IN + self.extra_activations
 
 
 _COMPUTED_AT_ONCE = (

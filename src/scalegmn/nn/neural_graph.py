@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scalegmn.networks import ACTIVATIONS
 from scalegmn.nn.fourier import Encoder
 
 EMBEDDED_ACTIVATIONS = ("identity", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
-"""Activations that have an embedding, in the order of its rows."""
+"""Built-in activations that have an embedding, in the order of its rows; those that are not built in follow."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class NeuralGraphFeatures(nn.Module):
         layout: nodes per layer, n_0 to n_L, for probes.
         kernel: the largest kernel (kh, kw), of K values.
         max_hidden_layers: hidden layers for which P has rows.
+        extra_activations: names, besides `EMBEDDED_ACTIVATIONS`, for which A has rows.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class NeuralGraphFeatures(nn.Module):
         layout: Sequence[int],
         kernel: tuple[int, int],
         max_hidden_layers: int,
+        extra_activations: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.reverse_edges, self.kernel, self.max_hidden_layers = options.reverse_edges, kernel, max_hidden_layers
@@ -69,8 +70,9 @@ class NeuralGraphFeatures(nn.Module):
         self.points: nn.Parameter | None = None
         if options.positions:
             self.node_positions = nn.Parameter(torch.randn(layout[0] + layout[-1] + max_hidden_layers, node_dim))
+        self.embedded = (*EMBEDDED_ACTIVATIONS, *extra_activations)
         if options.activation_embedding:
-            self.activations = nn.Parameter(torch.randn(len(EMBEDDED_ACTIVATIONS), node_dim))
+            self.activations = nn.Parameter(torch.randn(len(self.embedded), node_dim))
         if options.num_probes:
             self.points = nn.Parameter(2 * torch.rand(options.num_probes, layout[0]) - 1)
             self.probe_linears = nn.ModuleList(nn.Linear(options.num_probes, node_dim) for _ in layout)
@@ -113,6 +115,11 @@ class NeuralGraphFeatures(nn.Module):
         e: Tensor = self.edge_linear(encoded)
         return e
 
+    def rows_of(self, names: Sequence[str], device: torch.device) -> Tensor:
+        """Index into `names` -> row of A; -1, of nodes without activation, -> -1. [names + 1] long."""
+        rows = {name: row for row, name in enumerate(self.embedded)}
+        return torch.tensor([*(rows.get(name, 0) for name in names), -1], device=device)
+
     def probes(self, activations: Sequence[Tensor]) -> Tensor:
         """probe_i = LN_l(Linear_l(activations of node i at the learned points)), l the layer of node i.
 
@@ -124,12 +131,6 @@ class NeuralGraphFeatures(nn.Module):
         """
         layers = zip(activations, self.probe_linears, self.probe_norms, strict=True)
         return torch.cat([norm(linear(values)) for values, linear, norm in layers], dim=1)
-
-
-def embedding_rows(device: torch.device) -> Tensor:
-    """Index into `ACTIVATIONS` -> row of A; -1, of nodes without activation, -> -1. [activations + 1] long."""
-    rows = {name: row for row, name in enumerate(EMBEDDED_ACTIVATIONS)}
-    return torch.tensor([*(rows.get(name, 0) for name in ACTIVATIONS), -1], device=device)
 
 
 def middle_of(kernel: tuple[int, int], like: Tensor) -> Tensor:

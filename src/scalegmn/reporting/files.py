@@ -20,7 +20,7 @@ from uuid import uuid4
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old content or the new content (temporary file, fsync, rename)."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # other processes may be writing the same file
-    with removed_on_failure(temporary):
+    with removed_on_failure(temporary, path):
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -29,8 +29,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def removed_on_failure(path: Path) -> Iterator[None]:
-    """Removes a file or folder when the block fails; an OSError is raised again with its name and a remedy."""
+def removed_on_failure(path: Path, target: Path | None = None) -> Iterator[None]:
+    """Removes a file or folder when the block fails; an OSError is raised again with its name and a remedy.
+
+    Args:
+        path: what is removed.
+        target: what it becomes, for messages; None: `path`.
+    """
+    named = target or path
     try:
         yield
     except BaseException as error:
@@ -41,7 +47,7 @@ def removed_on_failure(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             advice = "free space, or choose another folder" if full else "choose another folder"
-            raise OSError(f"{path.parent}: {path.name} cannot be written ({error.strerror}); {advice}") from None
+            raise OSError(f"{named.parent}: {named.name} cannot be written ({error.strerror}); {advice}") from None
         raise
 
 

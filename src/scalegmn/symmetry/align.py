@@ -67,15 +67,15 @@ def _outgoing(params: NetParams, layer: int) -> Tensor:
 
 def _signs(params: NetParams, layer: int) -> tuple[Tensor, Tensor]:
     """[B, 1, 1] or []: whether the layer's activation admits signs, and chi(-1)."""
-    groups, device = [item.group for item in ACTIVATIONS.values()], params.biases[0].device
+    name, device = params.spec.layers[layer].activation, params.biases[0].device
+    names = params.spec.activations if name == HETERO else (name,)
+    groups = [ACTIVATIONS[name].group for name in names]
     has_signs = torch.tensor([group.signs for group in groups], device=device)
     parity = torch.tensor([-1 if group.sign_exponent else 1 for group in groups], device=device)
-    name = params.spec.layers[layer].activation
     if name == HETERO:
         assert params.activation is not None
         return has_signs[params.activation][:, None, None], parity[params.activation][:, None, None]
-    index = ACTIVATIONS.index(name)
-    return has_signs[index], parity[index]
+    return has_signs[0], parity[0]
 
 
 def _assign(similarity: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
         reads = spec.sender(index)
         sender = None
         if reads >= 0:
-            sender = outgoing_scalars(scales[reads], spec.layers[reads].activation, params.activation)
+            sender = outgoing_scalars(scales[reads], spec, reads, params.activation)
         for coupled in spec.scaling_classes:
             if index == coupled.layers[0]:
                 norm = incoming_norm(folded, index, sender)[:, coupled.channels]

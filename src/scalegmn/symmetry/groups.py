@@ -136,8 +136,7 @@ class GroupElement:
             spec: the networks.
             activation: as in `NetParams`.
         """
-        names = (layer.activation for layer in spec.layers)
-        return [outgoing_scalars(q, name, activation) for q, name in zip(self.scales, names, strict=False)]
+        return [outgoing_scalars(q, spec, layer, activation) for layer, q in enumerate(self.scales)]
 
     def _act_on_layer(self, x: Tensor, layer: int) -> Tensor:
         """Features of a layer's neurons, [B, n_l, D]; outputs stay."""
@@ -163,25 +162,27 @@ class GroupElement:
         return block
 
 
-def outgoing_scalars(q: Tensor, name: str, activation: Tensor | None = None) -> Tensor:
+def outgoing_scalars(q: Tensor, spec: NetSpec, layer: int, activation: Tensor | None = None) -> Tensor:
     """chi(q) of a layer's neurons, of the shape of q.
 
     Args:
         q: [B, n].
-        name: the layer's activation.
-        activation: [B] indices into `ACTIVATIONS`, where networks differ in it.
+        spec: the networks.
+        layer: counted from 0.
+        activation: as in `NetParams`.
 
     Raises:
         ValueError: networks differ in their activation, which is not given.
     """
+    name = spec.layers[layer].activation
     if name != HETERO:
         return ACTIVATIONS[name].group.outgoing(q)
     if activation is None:
         raise ValueError(f"activation: missing, expected [{len(q)}] indices of networks that differ in it")
     result = q
-    for index, item in enumerate(ACTIVATIONS.values()):
-        if not item.group.preserves_scalars:
-            result = torch.where(torch.eq(activation, index)[:, None], item.group.outgoing(q), result)
+    for index, group in enumerate(ACTIVATIONS[name].group for name in spec.activations):
+        if not group.preserves_scalars:
+            result = torch.where(torch.eq(activation, index)[:, None], group.outgoing(q), result)
     return result
 
 
@@ -191,7 +192,7 @@ def by_group(params: NetParams, coupled: CoupledChannels, fn: Callable[[ScalarGr
     if group != HETERO:
         return fn(group)
     assert params.activation is not None
-    groups = [spec.class_symmetry(coupled, name) for name in ACTIVATIONS]
+    groups = [spec.class_symmetry(coupled, name) for name in spec.activations]
     result = fn(TRIVIAL)
     for group in dict.fromkeys(groups):
         has_group = torch.tensor([other == group for other in groups], device=params.activation.device)
@@ -259,7 +260,7 @@ class PhaseShift:
 def is_sine(params: NetParams) -> Tensor:
     """[B] bool, the networks whose activation is the sine, where networks differ in it."""
     assert params.activation is not None
-    return torch.eq(params.activation, ACTIVATIONS.index("sine"))
+    return torch.eq(params.activation, params.spec.activations.index("sine"))
 
 
 def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:

@@ -71,7 +71,7 @@ class Classification(ZooTask):
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(
                 f"{model.section}.out_dim: {self.num_classes} classes, but the labels of {self.zoo.path} reach from "
-                f"{int(labels.min())} to {int(labels.max())}"
+                f"{int(labels.min())} to {int(labels.max())}; set {model.section}.out_dim to the number of classes"
             )
         self.announce()
 

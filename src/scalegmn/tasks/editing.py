@@ -90,11 +90,13 @@ class Editing(ZooTask):
         image_edit = IMAGE_EDITS.require(data.style_function, "data.style_function")
         super().__init__(data, "image", batch_size, debug)
         if len(self.zoo.nets) > 1:
-            raise ValueError(f"{self.zoo.path}: found {len(self.zoo.nets):,} architectures, but editing needs one")
+            raise ValueError(
+                f"{self.zoo.path}: found {len(self.zoo.nets):,} architectures, expected one; edit another zoo"
+            )
         if self.spec.layout[-1] != image_edit.num_channels:
             raise ValueError(
                 f"data.style_function: {image_edit.name} is for images of {image_edit.num_channels} channels, but "
-                f"{self.zoo.path} has INRs of {self.spec.layout[-1]}"
+                f"{self.zoo.path} has INRs of {self.spec.layout[-1]}; choose another of {', '.join(IMAGE_EDITS)}"
             )
         images, self.output_offset = original_images(self.zoo, data), output_offset(self.zoo)
         used = torch.cat([nets.labels for nets in self.splits.values()]).unique()
@@ -211,7 +213,8 @@ class Editing(ZooTask):
         remedy = "set --data.images_path to those that they were fitted to"
         if is_shifted:
             fits = round(self.output_offset + shift, 1) + 0.0  # no -0
-            remedy = f"output_offset: found {self.output_offset:g}, but {fits:g} fits; set it in data.dataset_args"
+            found = f"output_offset: found {self.output_offset:g}, but {fits:g} fits"
+            remedy = f"{found}; set --data.dataset_args '{{output_offset: {fits:g}}}'"
         raise ValueError(
             f"{self.zoo.path}: its INRs do not draw these images (mean squared error {error:.3f}, with other images "
             f"{error_of_others:.3f}); {remedy}"
@@ -239,11 +242,14 @@ def original_images(zoo: Zoo, data: DataConfig) -> Images:
     """
     name, source = zoo.provenance.get("images"), zoo.provenance.get("image_source")
     if name not in SOURCES:
-        raise ValueError(f"{zoo.path}: its provenance names no images, found {name!r}, expected {', '.join(SOURCES)}")
+        found = f"found {name!r}, expected one of {', '.join(SOURCES)}"
+        raise ValueError(f"{zoo.path}: its provenance names no images ({found}); use a zoo of `scalegmn zoo inr`")
     background = zoo.provenance.get("background", "white")
     images = load_images(name, Path(data.images_path or data.dataset_path).expanduser(), background)
     if source is not None and images.source != source:
-        raise ValueError(f"data.images_path: found {images.source}, but {zoo.path} was made from {source}")
+        raise ValueError(
+            f"data.images_path: found {images.source}, but {zoo.path} was made from {source}; set it to these"
+        )
     if list(images.shape) != zoo.provenance["image_shape"]:
         shape = tuple(zoo.provenance["image_shape"])
         raise ValueError(f"data.images_path: found images of shape {images.shape}, but {zoo.path} has those of {shape}")

@@ -75,10 +75,21 @@ def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
         raise ValueError(f"{error}; {REMEDY}") from None
     try:
         model.load_state_dict(tensors)
-    except RuntimeError as error:  # torch names every parameter
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{path}: of a model with another configuration ({reason})") from None
+    except RuntimeError:  # which names every parameter
+        reason = _first_difference(model.state_dict(), tensors)
+        remedy = "leave out settings of the model, or restore the configuration beside it"
+        raise ValueError(f"{path}: of a model with another configuration ({reason}); {remedy}") from None
     return metadata
+
+
+def _first_difference(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
+    """The first parameter in which a file differs from a model."""
+    for name, tensor in expected.items():
+        if name not in stored:
+            return f"it has no {name}"
+        if stored[name].shape != tensor.shape:
+            return f"{name}: found shape {tuple(stored[name].shape)}, expected {tuple(tensor.shape)}"
+    return f"{next(name for name in stored if name not in expected)} is in the file alone"
 
 
 def state_files(run: Path) -> list[Path]:

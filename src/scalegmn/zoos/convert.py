@@ -67,10 +67,10 @@ class Listing:
         names: dict[str, Path] = {}
         for file in self.files:
             if not file.is_file():
-                raise ValueError(f"{file} is missing")
+                raise ValueError(f"{file} is missing; get it again, or leave it out of the splits")
             other = names.setdefault(os.path.realpath(file), file)
             if other != file:
-                raise ValueError(f"{file} is the same file as {other}")
+                raise ValueError(f"{file} is the same file as {other}; name it once")
 
 
 def converted(
@@ -120,7 +120,9 @@ def converted(
             return zoo
     listed.check_files()
     if not convert:
-        raise ValueError(f"{root}: not converted yet, which --dry_run and --data.convert False leave undone")
+        raise ValueError(
+            f"{root}: not converted yet, which --dry_run and --data.convert False leave undone; leave these out"
+        )
     out = made or next((place for place in places if _writable(place.parent)), places[-1])
     with lock(out, lambda: print(f"{out}: another process is converting; waiting for it")):
         _convert(out, root, plan, listed)
@@ -165,7 +167,7 @@ def _file_identity(path: Path) -> str:
             file.seek(max(0, size - EDGE))
             content += file.read(EDGE)
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
+        raise ValueError(f"{path} is missing; get it again, or leave it out of the splits") from None
     return hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest()[:12]
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.zoos.pickled_arrays import read_pickle
-from scalegmn.zoos.pictures import entries, read_pictures
+from scalegmn.zoos.pictures import NoPicturesError, entries, read_pictures
 
 CLASSES = {
     "fashion_mnist": (
@@ -85,9 +85,9 @@ def load_images(name: str, path: Path | None = None, background: str = "white") 
     if name == "digits":
         return load_digits_images()
     if path is None:
-        raise ValueError(f"images_path: found null, expected where the files of images: {name} are (data/README.md)")
+        raise ValueError(f"images_path: found null, expected the path of the files of {name} (see data/README.md)")
     if not path.exists():
-        raise ValueError(f"images_path: {path} does not exist; expected where the files of images: {name} are")
+        raise ValueError(f"images_path: {path} does not exist, expected the path of the files of {name}")
     return SOURCES[name](path, background)
 
 
@@ -175,7 +175,10 @@ def load_cifar10_images(path: Path, background: str = "white") -> Images:
         except ValueError as error:
             raise ValueError(f"{path}: {name}: not a batch of CIFAR-10 ({error}); get it again") from None
     if not batches:
-        images = load_picture_images(path, background)
+        try:
+            images = load_picture_images(path, background)
+        except NoPicturesError as error:
+            raise ValueError(f"{error}; or CIFAR-10's batches, data_batch_1 to _5 and test_batch") from None
         if images.shape != (32, 32, 3):
             raise ValueError(f"{path}: images of {images.shape}, expected CIFAR-10's (32, 32, 3)")
         return images

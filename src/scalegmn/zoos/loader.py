@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
 """Networks that are read at once; larger batches are read whole."""
+
+SEVERAL = ""
+"""In place of a name, for networks with several activations."""
 
 
 MADE_BY = {
@@ -132,36 +136,33 @@ def of_activation(zoo: Zoo, name: str) -> Zoo:
         ValueError: no network has it.
     """
     activations = [hidden_activation(params) for params in zoo.nets]
-    index = ACTIVATIONS.index(name) if name in ACTIVATIONS else -1
-    chosen = torch.cat(activations) == index
+    chosen = torch.from_numpy(np.concatenate(activations) == name)
     if not chosen.any():
-        found = torch.cat(activations).unique().tolist()
-        names = sorted(ACTIVATIONS.at(number) for number in found if number < len(ACTIVATIONS))
+        names = sorted({*np.concatenate(activations).tolist()} - {SEVERAL})
         expected = f"one of {', '.join(names)}" if names else "null, since every network has several,"
         raise ValueError(f"data.activation_function: found {name}, expected {expected} as in {zoo.path}")
     if chosen.all():
         return zoo
     kept = []
     for params, activation in zip(zoo.nets, activations, strict=True):
-        if (activation == index).any():
-            of_name = params[activation == index]
+        rows = torch.from_numpy(activation == name)
+        if rows.any():
+            of_name = params[rows]
             kept.append(of_name.replace(spec=params.spec.with_activation(name), activation=None))
     place = chosen.cumsum(0) - 1
     splits = {split: place[rows[chosen[rows]]] for split, rows in zoo.splits.items()}
     return replace(zoo, nets=tuple(kept), columns={key: c[chosen] for key, c in zoo.columns.items()}, splits=splits)
 
 
-def hidden_activation(params: NetParams) -> Tensor:
-    """The activation that all hidden layers of a network have, [B], as an index in `ACTIVATIONS`; `len(ACTIVATIONS)`
-    for networks with several."""
-    names = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
-    fixed = [ACTIVATIONS.index(name) for name in names]
-    index = torch.full((len(params),), fixed[0] if fixed else ACTIVATIONS.index("identity"))
+def hidden_activation(params: NetParams) -> np.ndarray:
+    """The name of the activation that all hidden layers of a network have, [B]; `SEVERAL` for networks with several."""
+    fixed = [layer.activation for layer in params.spec.layers[:-1] if layer.activation != HETERO]
+    names = np.full(len(params), fixed[0] if fixed else "identity", object)
     if params.activation is not None:
-        index = params.activation
-    for number in fixed:
-        index = index.where(index == number, len(ACTIVATIONS))
-    return index
+        names = np.array(params.spec.activations, object)[params.activation.numpy()]
+    for name in fixed:
+        names = np.where(names == name, names, SEVERAL)
+    return names
 
 
 @dataclass(frozen=True)

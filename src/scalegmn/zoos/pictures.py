@@ -32,6 +32,10 @@ ORDER = {"train": 0, "val": 1, "test": 2}
 """The order of the pictures of a split folder: those of the training folder come first."""
 
 
+class NoPicturesError(ValueError):
+    """A folder or archive holds no picture at all."""
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Pictures of one size.
@@ -82,7 +86,7 @@ def read_pictures(path: Path, background: str) -> Pictures:
     not_read = ", ".join(f"{number:,} {kind}" for kind, number in sorted(passed_over.others.items()))
     if not pictures:
         found = f" ({not_read})" if not_read else ""
-        raise ValueError(f"{path}: found no picture{found}, expected files that end in {KINDS}")
+        raise NoPicturesError(f"{path}: found no picture{found}, expected files that end in {KINDS}")
     split_of, has_classes = _splits(path, list(pictures))
     names = sorted(pictures, key=lambda name: (ORDER[split_of[name]] if split_of else 0, name.parts))
     for name in names:

@@ -299,11 +299,15 @@ def open_zoo(path: Path) -> Zoo:
             raise ValueError(f"format version {content['version']}, expected {FORMAT_VERSION}")
         if content["sha256"] != _description_sha256(content):
             raise ValueError("its checksum differs: edited or damaged")
-        specs, counts = [NetSpec.from_dict(spec) for spec in content["specs"]], content["networks"]
+        counts, described = content["networks"], content["specs"]
         size, checksums = content["bytes"], content["chunks_sha256"]
         columns, splits, provenance = content["columns"], content["splits"], content["provenance"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{description}: not a zoo description ({type(error).__name__}: {error}); {remedy}") from None
+        raise ValueError(f"{description}: not the description of a zoo ({_reason(error)}); {remedy}") from None
+    try:
+        specs = [NetSpec.from_dict(spec) for spec in described]
+    except (ValueError, KeyError, TypeError) as error:  # it is as it was written: an activation is not known here
+        raise ValueError(f"{description}: {error}") from None
     if file.stat().st_size != size:
         raise ValueError(f"{file}: {file.stat().st_size} bytes, expected {size}: truncated or replaced; {remedy}")
     num_chunks = _num_chunks(size)
@@ -340,7 +344,7 @@ def verify_zoo(path: Path) -> Zoo:
     for params in zoo.nets:
         bad = first_not_finite((*params.weights, *params.biases))
         if bad is not None:
-            raise ValueError(f"{file}: network {first + bad} has NaN or infinite weights")
+            raise ValueError(f"{file}: network {first + bad} has NaN or infinite weights; make the zoo without it")
         first += len(params)
     return zoo
 
@@ -421,6 +425,11 @@ def _check_splits(splits: Mapping[str, Tensor], num_networks: int) -> None:
     counts = rows.bincount()
     if (counts > 1).any():
         raise ValueError(f"splits: network {int(counts.argmax())} is named {int(counts.max())} times, expected once")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a description."""
+    return f"{error} missing" if isinstance(error, KeyError) else str(error)
 
 
 def _num_chunks(size: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from scalegmn.cli.arguments import Arguments
 from scalegmn.interop.state_dicts import state_dict_of
 from scalegmn.interop.tensor_files import write_tensors
-from scalegmn.zoos.zoo_format import Zoo, open_zoo
+from scalegmn.zoos.zoo_format import Zoo, is_zoo, open_zoo
 
 
 def run(words: Sequence[str]) -> None:
@@ -22,6 +22,14 @@ def run(words: Sequence[str]) -> None:
     print(values.out)
 
 
+def refuse_zoos(names: Sequence[str]) -> None:
+    """Raises ValueError if one of the files and folders with networks is a zoo, or holds one."""
+    paths = [path.parent if path.name == "zoo.safetensors" else path for path in map(Path, names)]
+    for zoo in (folder for path in paths for folder in (path, *path.glob("*")) if is_zoo(folder)):
+        remedy = f"write one of its networks as a file with `scalegmn zoo export {zoo} --network 0 --out net.pth`"
+        raise ValueError(f"{zoo}: found a zoo, expected files of networks; {remedy}")
+
+
 def export_network(zoo: Zoo, number: int, out: Path) -> None:
     """Writes one network as a state dict, `seq.<l>.weight` and `seq.<l>.bias`, to a `.pth` or `.safetensors` file.
 
@@ -31,9 +39,10 @@ def export_network(zoo: Zoo, number: int, out: Path) -> None:
     if not 0 <= number < len(zoo):
         raise ValueError(f"--network: found {number}, expected 0 to {len(zoo) - 1} for {zoo.path}")
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"--out: found {out}, expected a name that ends in .pth or .safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
     for params in zoo.nets:
         if number < len(params):
             break

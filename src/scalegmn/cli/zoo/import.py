@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalegmn.cli.arguments import Arguments
+from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.imported_zoo import Table, import_zoo
 from scalegmn.interop.network_files import KINDS, InputOptions, find_sources
 from scalegmn.interop.torch_modules import parse_shape
@@ -24,11 +25,15 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(ACTIVATIONS)}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
     options = InputOptions(values.activation, values.w0, parse_shape(values.input_shape), layers)
+    refuse_zoos(values.nets)
     sources, notes = find_sources(values.nets)
     fractions = {"val": values.val_fraction, "test": values.test_fraction}
     zoo, assumed = import_zoo(sources, Table.read(values.labels), options, values.out, fractions, values.seed)
     for note in (*notes, *assumed):
         print(f"note: {note}", file=sys.stderr)
+    empty = [name for name, rows in zoo.splits.items() if not len(rows)]
+    if empty:
+        print(f"note: no networks for {', '.join(empty)}; training needs some of each split", file=sys.stderr)
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in zoo.splits.items())
     kinds = str(zoo.nets[0].spec) if len(zoo.nets) == 1 else f"{len(zoo.nets):,} architectures"
     print(f"{zoo.path}: {counted(len(zoo), 'network')} ({counts}), {kinds}")

@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> None:
     values = parser.read(words)
     out = values.out or values.dataset_path / "mnist_splits.json"
     if out.exists():
-        raise ValueError(f"--out: {out} exists already")
+        raise ValueError(f"--out: {out} exists already; choose another")
     splits = mnist_splits(values.dataset_path, values.val_size, values.seed)
     write_atomic(out, json.dumps(splits))
     print(f"{out}: " + ", ".join(f"{len(split['path']):,} {name}" for name, split in splits.items()))

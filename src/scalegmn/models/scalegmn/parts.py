@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from scalegmn.networks import ACTIVATIONS, HETERO, NetSpec
+from scalegmn.networks import HETERO, NetSpec
 from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL, ScalarGroup
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer, SineUpdate
 from scalegmn.nn.invariant import (
@@ -33,12 +33,12 @@ def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, .
 
     One group for the symmetries sign ({-1, 1}), scale (the positive reals) and permutation ({1}). A hetero model has
     branches for {-1, 1}, which neurons without scalars share, for the positive reals, and for every other group among
-    the activations of `spec`. Where each network has an activation of its own (`spec.is_hetero`), these are all
-    registered activations.
+    the activations of `spec`. Where each network has an activation of its own (`spec.is_hetero`), these are
+    `spec.activations`, whatever else is registered.
     """
     if config.symmetry != "hetero":
         return ({"sign": SIGNS, "scale": SCALES, "permutation": TRIVIAL}[config.symmetry],)
-    names = list(ACTIVATIONS) if spec.is_hetero else [HETERO]
+    names = spec.activations if spec.is_hetero else [HETERO]
     found = {spec.class_symmetry(channels, name) for channels in spec.scaling_classes for name in names}
     further = {group for group in found if isinstance(group, ScalarGroup)} - {TRIVIAL, SIGNS, SCALES}
     return (SIGNS, SCALES, *sorted(further, key=branch_name))
@@ -169,16 +169,18 @@ class Parts:
             return ConcatEdgeUpdate(self.config.hidden_dim, out_dim, self.mlp)
         return ScaleEdgeUpdate(self.config.hidden_dim, out_dim, self.invariant, self.mlp)
 
-    def readout(self, num_inputs: int, num_outputs: int) -> nn.Module:
-        """The readout of a model with vector output."""
+    def readout(self, num_inputs: int, num_outputs: int, num_statistics: int) -> nn.Module:
+        """The readout of a model with vector output, which also reads so many statistics of a network."""
         options, d = self.config, self.config.hidden_dim
         readout_dim = options.readout_dim or d
         if options.readout == "last_layer" and options.direction == "forward":
-            return OutputReadout(d, num_outputs, options.out_dim, self.mlp)
+            return OutputReadout(d, num_outputs, options.out_dim, self.mlp, num_statistics)
         if options.readout == "last_layer":
             project = nn.Linear if options.readout_projection == "linear" else self.mlp
-            return EndsReadout(d, num_inputs, num_outputs, options.out_dim, project, self.mlp)
+            return EndsReadout(d, num_inputs, num_outputs, options.out_dim, project, self.mlp, num_statistics)
         if not self.symmetric:
-            return DeepSetReadout(d, readout_dim, options.out_dim, self.mlp)
+            return DeepSetReadout(d, readout_dim, options.out_dim, self.mlp, num_statistics)
         invariant_layer = self.invariant_layer(d, 0, readout_dim)
-        return GraphReadout(d, num_inputs + num_outputs, invariant_layer, readout_dim, options.out_dim, self.mlp)
+        return GraphReadout(
+            d, num_inputs + num_outputs, invariant_layer, readout_dim, options.out_dim, self.mlp, num_statistics
+        )

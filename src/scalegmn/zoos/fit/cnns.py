@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, NetParams, NetSpec, not_built_in
 from scalegmn.zoos.fit.cnn_descent import Choices, LabelledImages, TrainingResult
 from scalegmn.zoos.fit.common import OnDone, seeded
 from scalegmn.zoos.fit.equal_cnns import EqualFit, networks_per_core
@@ -38,8 +38,8 @@ def train_cnns(
         images: on the CPU.
         checkpoints: ascending numbers of epochs.
         batch_size: images per step; all images of a network where it has fewer.
-        padding: all have one architecture, relu or tanh, and stride 2; padding as in `networks.cnn.evaluate_cnn`. None:
-            any architectures with odd kernels, stride 1 and padding `same`.
+        padding: all have one architecture but for its activation, and stride 2; padding as in
+            `networks.cnn.evaluate_cnn`. None: any architectures with odd kernels, stride 1 and padding `same`.
         seeds: numbers that seed everything random.
         device: `cpu` or `cuda`.
         on_done: called with the number of networks that have been trained.
@@ -47,7 +47,9 @@ def train_cnns(
     is_cuda = torch.device(device).type == "cuda"
     activations, most = torch.zeros(len(specs), dtype=torch.long), MIXED_AT_ONCE
     if padding is not None:
-        activations = torch.tensor([ACTIVATIONS.index(spec.layers[0].activation) for spec in specs])
+        names = [spec.layers[0].activation for spec in specs]
+        numbers = {name: number for number, name in enumerate((*BUILT_IN, *not_built_in(names)))}
+        activations = torch.tensor([numbers[name] for name in names])
         height, width = images.pixels.shape[2:]
         most = networks_per_core(specs[0], (height, width), batch_size)
     order = choices.optimizer.argsort(stable=True)

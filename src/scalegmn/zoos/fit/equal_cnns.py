@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import same_padding
+from scalegmn.networks.evaluate import activate
 from scalegmn.zoos.fit.cnn_descent import Fit, matrices
 
 STRIDE = 2
@@ -26,6 +27,7 @@ class _Convolution:
         inside: [B, C, height, width, P], its input, a view of what has the padding's zeros around.
         patches: [B, C kh kw + 1, positions * P], the patches of the input, and a row of ones.
         act: [B, out, *positions, P], its output.
+        slope: as act, sigma'(z), of activations whose slope is no function of their value.
         mask: as act: 0, or 1 / (1 - p); 1 without dropout.
         inside_delta: the loss's gradient by `inside`.
     """
@@ -47,6 +49,7 @@ class _Convolution:
         self.patches = like.new_ones(num, layer.in_dim * kh * kw + 1, h * w * p)
         self.patches_delta = torch.empty_like(self.patches[:, :-1])
         self.act = like.new_empty(num, layer.out_dim, h, w, p)
+        self.slope: Tensor | None = None
         self.mask = torch.ones_like(self.act)
         shape = (num, layer.in_dim, kh, kw, h, w, p)
         self._by_position = self.patches[:, :-1].unflatten(1, shape[1:4]).unflatten(-1, shape[4:])
@@ -71,12 +74,12 @@ class _Convolution:
 
 
 class EqualFit(Fit):
-    """Networks of one architecture, all relu or all tanh, with convolutions of stride 2.
+    """Networks of one architecture and one activation, with convolutions of stride 2.
 
     Convolutions are matrix products: with M = [W | b] and X_l the patches of x_{l-1}, a row of ones included,
     z_l = M_l X_l, a_l = sigma(z_l), x_l = a_l * mask; then the mean over positions; logits = M_L x_{L-1}.
     Backwards from d = (softmax(logits) - one hot) / P: dM_l = d_l X_l^T, dX_l = W_l^T d_l, and what is in several
-    patches has the sum of theirs.
+    patches has the sum of theirs. The slopes of relu and tanh follow from their values; others are differentiated.
 
     Networks are the first axis, images the last. Buffers are allocated once.
 
@@ -88,7 +91,7 @@ class EqualFit(Fit):
     def __init__(self, *arguments: Any, padding: Literal["same", "valid"]) -> None:
         super().__init__(*arguments)
         self.spec = self.specs[0]
-        self.relu = self.spec.layers[0].activation == "relu"
+        self.activation = self.spec.layers[0].activation
         num = len(self.specs)
         self.matrices, self.grads = (matrices(self.spec, flat.view(num, -1)) for flat in (self.flat, self.grad))
         self.convolutions: list[_Convolution] = []
@@ -106,12 +109,33 @@ class EqualFit(Fit):
             layer.inside.copy_(x)
             layer.gather()
             torch.bmm(matrix, layer.patches, out=layer.act.flatten(2))
-            x = layer.act.relu_() if self.relu else layer.act.tanh_()
+            x = self._activate(layer)
             if training:
                 torch.rand(x.shape, generator=self.generator, out=layer.mask).lt_(keep).div_(keep)
                 x = x * layer.mask
         torch.mean(x, (2, 3), out=self.pooled[:, :-1])
         return self.matrices[-1] @ self.pooled
+
+    def _activate(self, layer: _Convolution) -> Tensor:
+        """sigma(z) in the place of z; where its slope does not follow from it, the slope too."""
+        if self.activation == "relu":
+            return layer.act.relu_()
+        if self.activation == "tanh":
+            return layer.act.tanh_()
+        with torch.enable_grad():
+            z = layer.act.detach().requires_grad_()
+            values = activate(z, self.activation, self.spec.layers[0].w0)
+            (layer.slope,) = torch.autograd.grad(values.sum(), z)
+        return layer.act.copy_(values.detach())
+
+    def _slope(self, layer: _Convolution) -> Tensor:
+        """sigma'(z), a tensor that may be overwritten."""
+        if self.activation == "relu":
+            return layer.act.sign()
+        if self.activation == "tanh":
+            return 1 - layer.act.square()
+        assert layer.slope is not None
+        return layer.slope.clone()
 
     def differentiate(self, index: Tensor) -> None:
         """As in `Fit`."""
@@ -127,8 +151,7 @@ class EqualFit(Fit):
         below = (self.matrices[-1][:, :, :-1].mT @ delta / (height * width))[:, :, None, None]
         for number in reversed(range(len(self.convolutions))):
             layer = self.convolutions[number]
-            slope = layer.act.sign() if self.relu else 1 - layer.act.square()
-            delta = slope.mul_(layer.mask).mul_(below).flatten(2)
+            delta = self._slope(layer).mul_(layer.mask).mul_(below).flatten(2)
             torch.bmm(delta, layer.patches.mT, out=self.grads[number])
             if number:
                 torch.bmm(self.matrices[number][:, :, :-1].mT, delta, out=layer.patches_delta)

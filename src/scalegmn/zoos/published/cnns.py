@@ -109,7 +109,8 @@ def cnn_listing(weights: Path, metrics: Path, layout: Path, order: Path, activat
         )
     scores = torch.tensor([accuracies[row] for row in chosen])
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{metrics}: test_accuracy outside 0 to 1")
+        low, high = scores.aminmax()
+        raise ValueError(f"{metrics}: test_accuracy: found {low:g} to {high:g}, expected 0 to 1")
     read = partial(_read, weights, values, tensors, chosen, names, scores)
     return Listing([weights, metrics, layout, order], len(chosen), read, splits, {})
 
@@ -135,7 +136,7 @@ def write_published(zoo: Zoo, folder: Path) -> None:
             "layer, with test_accuracy and epoch"
         )
     if folder.exists():
-        raise ValueError(f"{folder} exists already")
+        raise ValueError(f"{folder} exists already; choose another")
     layout, parts, start = [], [], 0
     for index, (weight, bias) in enumerate(zip(zoo.params.weights, zoo.params.biases, strict=True)):
         layer = f"sequential/{f'conv2d_{index}'.removesuffix('_0') if kinds[index] else 'dense'}"
@@ -149,7 +150,7 @@ def write_published(zoo: Zoo, folder: Path) -> None:
     columns["step"] = torch.where(zoo.columns["epoch"] == last, FINAL_STEP, zoo.columns["epoch"]).tolist()
     columns["config.activation"] = [spec.layers[0].activation] * len(zoo)
     if zoo.params.activation is not None:
-        columns["config.activation"] = [ACTIVATIONS.at(index) for index in zoo.params.activation.tolist()]
+        columns["config.activation"] = [spec.activations[index] for index in zoo.params.activation.tolist()]
     with removed_on_failure(folder):
         folder.mkdir(parents=True)
         np.save(folder / "weights.npy", torch.cat(parts, 1).numpy())
@@ -185,8 +186,9 @@ def _read(
             weights.append(tensor.permute(0, 2, 1))
     params = NetParams.from_tensors(weights, biases, activations[0])
     if len(set(activations)) > 1:
-        indices = torch.tensor([ACTIVATIONS.index(name) for name in activations[part]])
-        params = params.replace(spec=params.spec.with_activation(HETERO), activation=indices)
+        spec = params.spec.with_activation(HETERO, activations)
+        indices = torch.tensor([spec.activations.index(name) for name in activations[part]])
+        params = params.replace(spec=spec, activation=indices)
     columns = {"test_accuracy": scores[part], "row": torch.tensor(rows[part])}
     return Networks((params,), columns)
 
@@ -216,10 +218,14 @@ def _read_metrics(path: Path) -> tuple[int, list[int], list[float], list[str]]:
                     accuracies.append(float(row["test_accuracy"]))
                     activations.append(row["config.activation"])
                 except KeyError as error:
-                    raise ValueError(f"{path}: no column {error}") from None
+                    raise ValueError(
+                        f"{path}: no column {error}, expected step, test_accuracy and config.activation"
+                    ) from None
                 except (TypeError, ValueError, OverflowError):
                     found = f"{row['step']!r}, {row['test_accuracy']!r}"
-                    raise ValueError(f"{path}: line {line}: step, test_accuracy: found {found}") from None
+                    raise ValueError(
+                        f"{path}: line {line}: step, test_accuracy: found {found}, expected numbers"
+                    ) from None
     except FileNotFoundError:
         raise ValueError(f"data.metrics_path: {path}: no such file") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:

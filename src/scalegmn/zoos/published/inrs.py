@@ -147,7 +147,7 @@ def _read(
         tensors, label = read_network(file.path)
         own_shapes = [tuple(tensor.shape) for tensor in tensors]
         if own_shapes != list(shapes):
-            raise ValueError(f"{file.path}: shapes {own_shapes}, but {files[0].path} has {list(shapes)}")
+            raise ValueError(f"{file.path}: found shapes {own_shapes}, expected {list(shapes)} as in {files[0].path}")
         networks.append(tensors)
         if file.label is not None:
             label = int(file.label) if names is None else names.index(file.label)
@@ -158,7 +158,7 @@ def _read(
     weights, biases = stacked[::2], stacked[1::2]
     bad = first_not_finite(stacked)
     if bad is not None:
-        raise ValueError(f"{files[part][bad].path}: a weight or bias is NaN or infinite")
+        raise ValueError(f"{files[part][bad].path}: a weight or bias is NaN or infinite; leave it out of the splits")
     columns = {"label": torch.tensor(labels)}
     if files[0].image is not None:
         columns["image"] = torch.tensor([file.image for file in files[part]])

@@ -123,7 +123,7 @@ def mnist_splits(root: Path, val_size: int = 5000, seed: int = 0) -> dict[str, d
 
 def _no_mnist(root: Path) -> str:
     """The error of a folder without networks."""
-    return f"{root}: no folders mnist_png_training_<label>_<image> below it; set --data.dataset_path"
+    return f"{root}: no folders mnist_png_training_<label>_<image> below it, expected the published INRs of MNIST"
 
 
 def _mnist_folders(root: Path) -> dict[str, Path]:

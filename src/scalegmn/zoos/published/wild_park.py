@@ -150,7 +150,7 @@ def _read_network(path: Path) -> NetParams:
     if shapes != expected:
         raise ValueError(f"{path}: model: found shapes {shapes}, expected {expected} by its config")
     if first_not_finite([tensor.flatten(1) for tensor in tensors]) is not None:
-        raise ValueError(f"{path}: a weight or bias is NaN or infinite")
+        raise ValueError(f"{path}: a weight or bias is NaN or infinite; leave it out of the splits")
     return NetParams(spec, tuple(tensors[::2]), tuple(tensors[1::2]))
 
 
