@@ -207,7 +207,7 @@ class ScaleGMN(Metanetwork):
         probes = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0], *(probes or [None]), statistics)
+            output = run_chains(self, read[0], probes[0] if probes else None, statistics)
         else:
             features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
             run = self.plain if self.engine == "plain" else partial(run_graph, self)
