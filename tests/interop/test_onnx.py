@@ -179,7 +179,7 @@ BAD = {
     ),
     "a gate": (
         replaced(2, node("Sigmoid", "z0", out="s"), node("Mul", "z0", "s", out="m"), node("Mul", "m", "s", out="x0")),
-        "node 'at_s' (Sigmoid): a layer is read both before and after its activation",
+        "node 'at_x0' (Mul): an activation is multiplied by another value (a gate)",
     ),
     "an activation at the end": (
         replaced(7, node("Add", "p2", "bias2", out="z"), node("Sigmoid", "z", out="y")),
