@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.experiments.config import read_config
+from scalegmn.experiments.config import Config, read_config
 from scalegmn.models.base import Metanetwork
 from scalegmn.networks import NetParams
 from scalegmn.zoos.loader import load_splits
@@ -81,12 +81,13 @@ def main() -> None:
     parser.add_argument("--conf", type=Path, default=CONF)
     parser.add_argument("--networks", type=int, default=256)
     arguments, words = parser.parse_known_args()
-    config = read_config(["--conf", str(arguments.conf), *words])
+    config: Config = read_config(["--conf", str(arguments.conf), *words])
     zoo, splits = load_splits(config.data)
     torch.manual_seed(config.train_args.seed)
     model = config.model_config.build_for(zoo.architectures)
     model.fit_normalization(part for batch, _ in splits["train"].batches() for part in batch.parts)
     nets = splits["val"].read(torch.arange(min(arguments.networks, len(splits["val"]))))
+    assert isinstance(nets, NetParams), "networks of several architectures have no places in common"
     for name, features in signals(model, nets):
         print(f"{name:<24}" + "   ".join(f"rms {rms:9.2e} share {share:6.4f}" for rms, share in features))
 

@@ -76,6 +76,12 @@ CONFIGS += [
     for way, options in WAYS.items()
     if fits(symmetry, way)
 ]
+CONFIGS += [
+    ScaleGMNConfig(symmetry=symmetry, direction=direction, readout=readout, hidden_dim=6, out_dim=4, sizes=True)
+    for symmetry, direction, readout in itertools.product(
+        ["sign", "permutation", "scale", "hetero"], ["forward", "bidirectional"], ["last_layer", "full_graph"]
+    )
+]
 SIGN = [NetSpec.mlp([2, 5, 1], "sine"), NetSpec.mlp([2, 5, 4, 2], "sine", 6.0), NetSpec.mlp([3, 4, 3, 5, 2], "tanh")]
 CNN = (LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2))
 SPECS = {
@@ -92,7 +98,8 @@ SPECS = {
 def name(config):
     net = f"{config.message.io}{config.message.io_branches}{'-p' if config.message.positions else ''}"
     way = f"{config.node_positions}-{config.position_map}-{config.update_rule}-{config.message_function}"
-    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}"
+    sizes = "-sizes" if config.sizes else ""
+    return f"{config.symmetry}-{config.direction}-{config.readout}-{net}-{way}{sizes}"
 
 
 def options_of(config, spec):
@@ -100,7 +107,7 @@ def options_of(config, spec):
     positions = config.node_positions, config.edge_positions, config.position_map, config.position_net
     return (
         *(config.symmetry, config.direction, config.readout, config.message, positions, config.update_rule),
-        config.message_function,
+        *(config.message_function, config.sizes),
         SPECS[config.symmetry].index(spec),
     )
 
@@ -264,7 +271,7 @@ def test_published_backward_edges_break_the_symmetry(symmetry, random_params, ge
 # Editing: the whole task, theta -> theta + delta(theta) -> image
 
 EDITORS = [
-    pytest.param(replace(config, output="parameters", readout="last_layer"), id=name(config))
+    pytest.param(replace(config, output="parameters", readout="last_layer", sizes=False), id=name(config))
     for config in CONFIGS
     if config.symmetry in ("sign", "permutation") and config.readout == "full_graph"
 ]

@@ -67,7 +67,7 @@ def test_statistics_baseline(home):
     result = run_here(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
-    assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "without scale"]
+    assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "invariant statistics"]
     assert rows[0]["test_tau"] == json.loads((home / "runs/relu/summary.json").read_text())["test_tau"]
 
 

@@ -18,7 +18,7 @@ ROOMS = {
     "models": {"registry", "networks", "symmetry", "graphs", "nn", "engine"},
     "reporting": {"networks"},
     "configuration": set(),
-    "interop": {"registry", "networks", "models", "reporting", "configuration"},
+    "interop": {"registry", "networks", "symmetry", "models", "reporting", "configuration"},
     "zoos": {
         "registry",
         "networks",

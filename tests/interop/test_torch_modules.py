@@ -281,10 +281,10 @@ class Choosing(nn.Module):
         (Gated(), (2, 3), r"module \(Gated\): an activation is multiplied by another value \(a gate\), expected"),
         (Twice(), (2, 3), r"inner \(Linear\): its weights are also those of inner \(Linear\)"),
         (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)), (2, 3), r"1 \(Softplus\): aten.softplus"),
+        (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), (2, 3), r"1 \(PReLU\): aten.prelu"),
         (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), (2, 3, 4, 4), r"0 \(ConvTranspose2d\): aten.conv_transpose2d"),
         (nn.Sequential(nn.Conv3d(3, 4, 2)), (2, 3, 4, 4, 4), r"0 \(Conv3d\): aten.conv3d"),
-        (nn.LSTM(3, 4), (5, 2, 3), "LSTM|lstm"),
+        (nn.LSTM(3, 4), (5, 2, 3), "found 3: choose one by output="),
         (
             nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),
             (2, 3),
@@ -325,7 +325,11 @@ class Choosing(nn.Module):
             "a parameter with 1 channels is added to 3 channels",
         ),
         (Written(lambda m, x: m.c(m.a(x).mean(1)), "image"), IMAGE, "mean over channels, expected over positions"),
-        (Written(lambda m, x: m.c(m.b(x * torch.arange(6)))), (4, 1), "mul of the network's input"),
+        (
+            Written(lambda m, x: m.c(m.b(x * m.p))),
+            (4, 1),
+            "mul of the network's input and a parameter",
+        ),
         (Written(lambda m, x: m.c(functional.avg_pool1d(m.a(x), 3, 1, 1))), (4, 5, 3), "pooling over channels"),
         (
             Written(lambda m, x: m.c(torch.relu(m.a(x[:, :3]) + functional.linear(x[:, 3:], m.p))), parameter=(6, 3)),

@@ -51,6 +51,7 @@ CONFIGS = [
     replace(TRANSFORMER, pooling="token", layer_norm=False, num_layers=2),
     STATISTICS,
     replace(STATISTICS, normalize=True),
+    replace(STATISTICS, features="invariant"),
     PROBES,
 ]
 MLP_CONFIGS = [

@@ -92,7 +92,9 @@ def test_together_equals_one_by_one(symmetry, direction, readout, random_params)
     kinds = KINDS[symmetry]
     specs = [mlp(sizes, kinds[k:] + kinds[:k]) for k, sizes in enumerate(SIZES)]
     specs += [cnn(kinds), residual(kinds), residual(kinds[:1], None), residual(kinds[:2], None)]
-    model = build(config_of(symmetry, direction, readout, max_hidden_layers=4, normalize=True), residual(kinds))
+    model = build(
+        config_of(symmetry, direction, readout, max_hidden_layers=4, normalize=True, sizes=True), residual(kinds)
+    )
     nets = nets_of(specs, random_params)
     nets.append(nets_of(specs[:1], random_params, 1)[0])
     model.fit_normalization(nets)

@@ -53,6 +53,28 @@ def test_contradictions_are_named_together():
         )
 
 
+def test_sizes_are_for_vectors():
+    with pytest.raises(ValueError, match=r"scalegmn_args.sizes: found True, but .*; use vector output or False"):
+        ScaleGMNConfig(output="parameters", sizes=True)
+
+
+def test_sizes_show_how_large_networks_are(random_params):
+    """Of last layers times 10 the readout sees log10 + 1, in units of its deviation over the training networks."""
+    spec = NetSpec.mlp([2, 5, 4, 3], "relu")
+    model = ScaleGMNConfig(symmetry="scale", hidden_dim=4, sizes=True).build(spec).double()
+    params = random_params(spec, 50)
+    weights = (*params.weights[:2], params.weights[2] * 10 ** torch.linspace(-2, 2, 50)[:, None, None].double())
+    model.fit_normalization([params.replace(weights=weights)])
+    buffers = model.state_dict()
+    deviation = buffers["statistics_normalization.deviations"][4]
+    assert 1 < deviation < 1.5
+    raised = params.replace(weights=(*params.weights[:2], 10 * params.weights[2]))
+    change = [model.statistics_normalization(model.statistics(nets)) for nets in (params, raised)]
+    expected = torch.zeros(6).double()
+    expected[4] = 1 / deviation
+    torch.testing.assert_close(change[1] - change[0], expected.expand(50, 6))
+
+
 def test_named_values_are_checked_outside_the_command_line_too():
     with pytest.raises(ValueError, match=r"symmetry: found 'signs', expected one of .*; .*message.io: found 'none'"):
         ScaleGMNConfig(symmetry="signs", message=EquivariantNetConfig(io="none"))

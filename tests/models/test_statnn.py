@@ -53,7 +53,11 @@ SPECS = [
     NetSpec.mlp([2, 5, 4, 2], "sine", 6.0),
     NetSpec((LayerSpec(1, 3, (3, 3), "hetero"), LayerSpec(3, 4, (3, 1), "hetero"), LayerSpec(4, 2))),
 ]
-CONFIGS = [StatNNConfig(hidden_dim=20), StatNNConfig(hidden_dim=20, normalize=True, out_dim=2)]
+CONFIGS = [
+    StatNNConfig(hidden_dim=20),
+    StatNNConfig(hidden_dim=20, normalize=True, out_dim=2),
+    StatNNConfig(hidden_dim=20, features="invariant"),
+]
 
 
 class TestStatNN(Contract):
@@ -66,6 +70,11 @@ class TestStatNN(Contract):
         params = random_params(NetSpec.mlp([3, 4, 2, 2, 5], "relu"), 2)
         with pytest.raises(ValueError, match="the model was built for 3 layers"):
             model(params)
+
+
+def test_invariant_features_normalise_themselves():
+    with pytest.raises(ValueError, match=r"statnn_args.normalize: found True, but invariant .*; use null"):
+        StatNNConfig(features="invariant", normalize=True)
 
 
 def test_parameters_are_refused():

@@ -32,7 +32,7 @@ from scalegmn.nn.messages import (
     reciprocal,
 )
 from scalegmn.nn.mlp import MLP, Dropout
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.pna import Aggregate, GraphNorm
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
@@ -381,6 +381,12 @@ READOUTS = [
     GraphReadout(D, 5, InvariantLayer(D, 0, 7, lambda dim: SignInvariant(dim, mlp), mlp), 7, 4, mlp),
     DeepSetReadout(D, 7, 4, mlp),
 ]
+READOUTS_OF_STATISTICS = [
+    OutputReadout(D, 3, 4, mlp, 2),
+    EndsReadout(D, 2, 3, 4, nn.Linear, mlp, 2),
+    GraphReadout(D, 5, InvariantLayer(D, 0, 7, lambda dim: SignInvariant(dim, mlp), mlp), 7, 4, mlp, 2),
+    DeepSetReadout(D, 7, 4, mlp, 2),
+]
 
 
 @pytest.mark.parametrize("kind", READOUTS, ids=lambda readout: type(readout).__name__)
@@ -405,6 +411,30 @@ def test_readouts(kind):
     moved = [bool((changed - found).abs().max() > 1e-6) for changed in changes]
     reads_all = isinstance(readout, GraphReadout | DeepSetReadout)
     assert moved == [not isinstance(readout, OutputReadout), reads_all, True]
+
+
+@pytest.mark.parametrize("kind", READOUTS_OF_STATISTICS, ids=lambda readout: type(readout).__name__)
+def test_readouts_read_statistics(kind):
+    """Both forms, network by network."""
+    readout = kind.double()
+    nodes, statistics = [torch.randn(3, size, D) for size in (2, 5, 3)], torch.randn(3, 2)
+    network = torch.arange(3).repeat_interleave(5)
+    where = NodeContext(0 * network + 1, 0 * network, network, GROUPS)
+    found = readout(where, nodes[0], nodes[1].flatten(0, 1), nodes[2], statistics)
+    close(fast_read(readout, rows("hidden"), *nodes, lambda x: x.sum(1), statistics), found)
+    changed = readout(where, nodes[0], nodes[1].flatten(0, 1), nodes[2], statistics * torch.tensor([[1], [2], [1]]))
+    assert [bool(row.abs().max() > 1e-6) for row in changed - found] == [False, True, False]
+
+
+def test_statistics_are_standardised_and_clipped():
+    module = StatisticsNormalization(4)
+    training = torch.tensor([[1.0, 5, torch.nan, 2], [3.0, 5.00001, 7, torch.nan]])
+    module.fit(training)
+    torch.testing.assert_close(module(training), torch.tensor([[-1.0, 0, 0, 0], [1, 0, 0, 0]]), rtol=0, atol=1e-5)
+    assert module(torch.tensor([[100.0, 5, 7, -100]]))[0, [0, 3]].tolist() == [5, -5]
+    never = StatisticsNormalization(1)
+    never.fit(torch.full((2, 1), torch.nan))
+    assert never(torch.full((1, 1), torch.nan)).tolist() == [[0]]
 
 
 def test_input_normalization():

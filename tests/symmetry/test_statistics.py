@@ -6,6 +6,7 @@ from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import (
     NUM_LAYER_STATISTICS,
     NUM_NETWORK_STATISTICS,
+    at_depth,
     invariant_statistics,
     quantiles,
     sizes,
@@ -104,3 +105,9 @@ def test_paths_and_singular_values():
     _, network = invariant_statistics(params)
     expected = torch.tensor([[11.0, 9 + 64, 5**0.5, 1, 1, 1, 1, 1]], dtype=torch.float64)
     torch.testing.assert_close(torch.cat([10 ** network[:, :3], network[:, 3:]], 1), expected)
+
+
+def test_layers_of_shorter_networks_are_missing_before_the_last():
+    rows = torch.arange(1.0, 7).reshape(1, 3, 2)
+    assert torch.equal(at_depth(rows, 3), rows)
+    assert at_depth(rows, 4)[0, :, 0].nan_to_num().tolist() == [1, 3, 0, 5]

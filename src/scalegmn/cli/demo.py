@@ -31,7 +31,7 @@ class Demo:
 
 
 DEMOS = {
-    "classification": Demo(inr.run, "zoos/digits_inr.yml", "digits_cls/scalegmn.yml", "runs/demo"),
+    "classification": Demo(inr.run, "zoos/digits_inr.yml", "digits_cls/scalegmn_probes.yml", "runs/demo"),
     "editing": Demo(inr.run, "zoos/digits_inr.yml", "digits_editing/scalegmn_bidir.yml", "runs/demo-editing"),
     "generalization": Demo(
         cnn.run, "zoos/digits_cnn.yml", "digits_cnn/scalegmn_hetero.yml", "runs/demo-generalization"

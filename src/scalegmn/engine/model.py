@@ -119,7 +119,10 @@ Features = tuple[list[Tensor], list[Tensor]]
 
 
 def run_chains(
-    model: MessagePassingModel, params: NetParams, probes: Sequence[Tensor] | None = None
+    model: MessagePassingModel,
+    params: NetParams,
+    probes: Sequence[Tensor] | None = None,
+    statistics: Sequence[Tensor] = (),
 ) -> Tensor | Features:
     """The readout [B, out_dim], or the features of nodes and edges, of equal chains like `model.spec`.
 
@@ -127,17 +130,18 @@ def run_chains(
         model: the model.
         params: the networks.
         probes: what is added to A_v bias, per layer of nodes [B, n_l, d].
+        statistics: what the readout reads beside the nodes, nothing or [B, S].
     """
     if len(model.groups) == 1:
-        return _run_chains(model, params, probes, None)
+        return _run_chains(model, params, probes, statistics, None)
     group = model.network_groups(params)
     if torch.compiler.is_compiling():
-        return _run_chains(model, params, probes, group)
+        return _run_chains(model, params, probes, statistics, group)
     order = group.argsort(stable=True)
     back = order.argsort()
     sizes = tuple(group.bincount(minlength=len(model.groups)).tolist())
     sorted_probes = None if probes is None else [features[order] for features in probes]
-    result = _run_chains(model, params[order], sorted_probes, sizes)
+    result = _run_chains(model, params[order], sorted_probes, [rows[order] for rows in statistics], sizes)
     if isinstance(result, Tensor):
         return result[back]
     nodes, edges = ([features[back] for features in part] for part in result)
@@ -148,6 +152,7 @@ def _run_chains(
     model: MessagePassingModel,
     params: NetParams,
     probes: Sequence[Tensor] | None,
+    statistics: Sequence[Tensor],
     sizes: tuple[int, ...] | Tensor | None,
 ) -> Tensor | Features:
     """`run_chains`, with the networks of each scalar group as in `Rows.sizes`."""
@@ -176,7 +181,7 @@ def _run_chains(
         nodes, blocks, backward_edges = layers.layer(layer, reads, nodes, blocks, backward_edges)
     if model.readout is not None:
         hidden = torch.cat(nodes[1:-1], dim=-2)
-        return read(model.readout, rows[1], nodes[0], hidden, nodes[-1], lambda x: x.sum(1))
+        return read(model.readout, rows[1], nodes[0], hidden, nodes[-1], lambda x: x.sum(1), *statistics)
     return nodes, _features(chunks, blocks)
 
 
@@ -232,10 +237,14 @@ def _features(chunks: ChunkPlan, blocks: Sequence[Edges | None]) -> list[Tensor]
 
 
 def run_graph(
-    model: MessagePassingModel, nets: Sequence[NetParams], probes: Tensor | None = None
+    model: MessagePassingModel,
+    nets: Sequence[NetParams],
+    probes: Tensor | None = None,
+    statistics: Sequence[Tensor] = (),
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The readout [sum of B, out_dim] of networks of any architectures, in order; or the features of all nodes [N, D]
-    and edges [E, D], network by network; `probes` [N, d], where there are some, are added to A_v bias."""
+    and edges [E, D], network by network; `probes` [N, d], where there are some, are added to A_v bias; `statistics` as
+    in `run_chains`, of all networks."""
     graph = ParameterGraph.from_params(nets, model.spec.kernel, model.max_hidden)
     plain = any(not _has_fast_form(layer) for layer in model.layers)
     rows = RoleRows(graph, model.graph_context(graph), model.edge_positions is not None, plain)
@@ -269,7 +278,7 @@ def run_graph(
         nodes, edges, backward_edges = layers.layer(layer, reads, nodes, edges, backward_edges)
     if model.readout is not None:
         inputs, outputs = (rows.by_network(role, nodes[role]) for role in (0, 2))
-        return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden)
+        return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden, *statistics)
     changes = torch.cat(_features(chunks, edges)).index_select(0, inverse(along.order))
     x = torch.cat([nodes[1].new_zeros(rows.sizes[0], nodes[1].shape[-1]), *nodes[1:]]).index_select(0, rows.rank)
     return x, changes

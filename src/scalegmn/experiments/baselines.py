@@ -27,8 +27,8 @@ from scalegmn.experiments.config import read_config_file
 from scalegmn.experiments.trained import load
 from scalegmn.networks import NetParams
 from scalegmn.networks.evaluate import evaluate
-from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.statistics import invariant_statistics
 from scalegmn.tasks.generalization import metrics
 from scalegmn.tasks.zoo_task import DEBUG_NETWORKS
 from scalegmn.zoos.loader import LabelledNets, load_splits
@@ -119,8 +119,8 @@ def statistics_baselines(run: Path) -> str:
     """The table of a generalisation run beside gradient boosting on statistics of the weights (Unterthiner et al.,
     2020), which is also appended to RUN/baselines.jsonl.
 
-    Once with the weights as they are, and once with canonical weights, from which the scale of relu neurons is removed:
-    what a function-invariant model can know. The number of trees is chosen by tau on the validation split.
+    Once of the weights as they are, and once of statistics that no permutation, sign or scale of neurons moves: what a
+    function-invariant model can know. The number of trees is chosen by tau on the validation split.
 
     Raises:
         ValueError: the zoo is not the one that the run was trained on.
@@ -129,8 +129,8 @@ def statistics_baselines(run: Path) -> str:
     networks = {name: _all(nets) for name, nets in splits.items()}
     targets = {name: nets.labels.double().numpy() for name, nets in splits.items()}
     rows = [(model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"])]
-    for kind, removed in (("statistics", ()), ("without scale", ("scale",))):
-        features = {name: statistics(canonicalize(params, removed)) for name, params in networks.items()}
+    for kind, statistics_of in STATISTICS.items():
+        features = {name: statistics_of(params) for name, params in networks.items()}
         rows.append(_boosted(kind, features, targets))
     _append(run, ("model", "test_tau", "test_r2", "test_mae", "seconds"), rows)
     lines = [f"Test accuracy of {len(targets['test']):,} networks, predicted from their weights", ""]
@@ -152,6 +152,19 @@ def statistics(params: NetParams) -> NDArray:
         flat = tensor.flatten(1)
         columns += [flat.mean(1, keepdim=True), flat.var(1, correction=0, keepdim=True), flat.quantile(quantiles, 1).mT]
     return torch.cat(columns, 1).numpy()
+
+
+def exact_statistics(params: NetParams) -> NDArray:
+    """`invariant_statistics`, [B, numbers]."""
+    layers, network = invariant_statistics(params)
+    return torch.cat([layers.flatten(1), network], dim=1).numpy()
+
+
+STATISTICS: dict[str, Callable[[NetParams], NDArray]] = {
+    "statistics": statistics,
+    "invariant statistics": exact_statistics,
+}
+"""Name -> features of networks, [B, numbers]."""
 
 
 def _networks_of(run: Path, column: str) -> tuple[str, dict[str, Any], Mapping[str, LabelledNets]]:

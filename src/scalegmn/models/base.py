@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter, itemgetter
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from scalegmn.engine.memory import networks_at_once
 from scalegmn.models.heads import Head, ParametersHead, VectorHead
 from scalegmn.networks import NetParams, NetSpec
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 
 ONE_ARCHITECTURE = (
     "changes of parameters have their networks' shapes, found networks of several architectures; "
@@ -47,6 +48,7 @@ class Metanetwork(nn.Module):
         self.spec = spec
         self.head = config.head
         self.normalization = normalization
+        self.statistics_normalization: StatisticsNormalization | None = None
         self.head.add_parameters(self, spec.num_layers)
 
     def __call__(self, nets: NetParams | Iterable[NetParams]) -> Tensor | NetParams:
@@ -100,10 +102,27 @@ class Metanetwork(nn.Module):
         return self.head.scaled(self, changes)
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
-        """Sets the normalisation, if the model has one, from batches of training networks."""
+        """Sets the normalisation of inputs and that of `statistics`, where the model has them, from batches of training
+        networks, which are read once."""
+        rows: list[Tensor] = []
+
+        def read() -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
+            for params in batches:
+                folded = params.with_batch_norm_folded()
+                if self.statistics_normalization is not None:
+                    rows.append(self.statistics(folded))
+                yield folded.weights, folded.biases
+
         if self.normalization is not None:
-            folded = (params.with_batch_norm_folded() for params in batches)
-            self.normalization.fit((params.weights, params.biases) for params in folded)
+            self.normalization.fit(read())
+        elif self.statistics_normalization is not None:
+            deque(read(), maxlen=0)
+        if self.statistics_normalization is not None:
+            self.statistics_normalization.fit(torch.cat(rows))
+
+    def statistics(self, params: NetParams) -> Tensor:
+        """What `statistics_normalization` standardises, [B, S], NaN where a network has none."""
+        raise NotImplementedError
 
     def normalized(self, params: NetParams) -> NetParams:
         """The networks as the model reads them."""

@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+_LEAST_DEVIATION = 1e-4
+"""Standard deviations of statistics below this one are taken for rounding errors."""
+
+_LARGEST_STATISTIC = 5.0
+"""Where standardised statistics are clipped."""
+
 
 class InputNormalization(nn.Module):
     """w -> w / s_l and b -> b / s'_l with one scalar per layer l; centred, (w - m_l) / s_l and (b - m'_l) / s'_l.
@@ -85,6 +91,40 @@ class InputNormalization(nn.Module):
         """[num_layers] long, the index of the scalars of each layer of a network."""
         every = torch.arange(len(self.weight_scales), device=self.weight_scales.device)
         return torch.cat([every[: num_layers - 1], every[-1:]])
+
+
+class StatisticsNormalization(nn.Module):
+    """Standardises each statistic over the training split, and clips it: clip((x - mean) / deviation, -5, 5).
+
+    The result is 0 for statistics that a network does not have, which are NaN. Statistics that hardly differ between
+    networks (by less than 1e-4) are not divided, so that their rounding errors stay small. Means and deviations are
+    buffers, 0 and 1 until `fit`, and travel with checkpoints.
+
+    Args:
+        num_statistics: S, of each network.
+    """
+
+    means: Tensor
+    deviations: Tensor
+
+    def __init__(self, num_statistics: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(num_statistics))
+        self.register_buffer("deviations", torch.ones(num_statistics))
+
+    @torch.no_grad()
+    def fit(self, statistics: Tensor) -> None:
+        """Sets means and deviations from those of all training networks, [B, S]."""
+        values = statistics.double()
+        means = values.nanmean(0).nan_to_num()
+        deviations = (values - means).square().nanmean(0).nan_to_num().sqrt()
+        self.means.copy_(means)
+        self.deviations.copy_(torch.where(deviations > _LEAST_DEVIATION, deviations, 1.0))
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """[B, S] -> [B, S]."""
+        values = (statistics - self.means) / self.deviations
+        return torch.where(values.isnan(), 0, values.clamp(-_LARGEST_STATISTIC, _LARGEST_STATISTIC))
 
 
 class FeatureBatchNorm(nn.BatchNorm1d):

@@ -2,6 +2,7 @@
 
 Every readout is called as readout(context, inputs, hidden, outputs): the features of the input nodes [B, n_0, d], of
 the hidden nodes of all networks [n, d], and of the output nodes [B, n_L, d]; `context` belongs to the hidden nodes.
+Built for `num_statistics` S, it reads S numbers of each network, [B, S], beside the nodes, as a fifth argument.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ class OutputReadout(nn.Module):
         num_outputs: n_L.
         out_dim: width of the result.
         mlp: builds the MLP.
+        num_statistics: S.
     """
 
-    def __init__(self, dim: int, num_outputs: int, out_dim: int, mlp: BuildMLP) -> None:
+    def __init__(self, dim: int, num_outputs: int, out_dim: int, mlp: BuildMLP, num_statistics: int = 0) -> None:
         super().__init__()
-        self.mlp = mlp(num_outputs * dim, out_dim)
+        self.mlp = mlp(num_outputs * dim + num_statistics, out_dim)
 
-    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+    def forward(
+        self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor, *statistics: Tensor
+    ) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
-        new: Tensor = self.mlp(outputs.flatten(1))
+        new: Tensor = self.mlp(outputs.flatten(1), *statistics)
         return new
 
 
@@ -44,7 +48,8 @@ class EndsReadout(nn.Module):
         num_outputs: n_L.
         out_dim: width of the result.
         project: builds the projections: a Linear, or an MLP.
-        mlp: builds the MLP, 2d -> out_dim.
+        mlp: builds the MLP, 2d + S -> out_dim.
+        num_statistics: S.
     """
 
     def __init__(
@@ -55,15 +60,19 @@ class EndsReadout(nn.Module):
         out_dim: int,
         project: Callable[[int, int], nn.Module],
         mlp: BuildMLP,
+        num_statistics: int = 0,
     ) -> None:
         super().__init__()
         self.output_projection = project(num_outputs * dim, dim)
         self.input_projection = project(num_inputs * dim, dim)
-        self.mlp = mlp(2 * dim, out_dim)
+        self.mlp = mlp(2 * dim + num_statistics, out_dim)
 
-    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+    def forward(
+        self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor, *statistics: Tensor
+    ) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
-        new: Tensor = self.mlp(self.output_projection(outputs.flatten(1)), self.input_projection(inputs.flatten(1)))
+        ends = self.output_projection(outputs.flatten(1)), self.input_projection(inputs.flatten(1))
+        new: Tensor = self.mlp(*ends, *statistics)
         return new
 
 
@@ -77,6 +86,7 @@ class GraphReadout(nn.Module):
         readout_dim: width of g(x).
         out_dim: width of the result.
         mlp: builds the MLP.
+        num_statistics: S.
     """
 
     def __init__(
@@ -87,15 +97,18 @@ class GraphReadout(nn.Module):
         readout_dim: int,
         out_dim: int,
         mlp: BuildMLP,
+        num_statistics: int = 0,
     ) -> None:
         super().__init__()
         self.invariant_layer = invariant_layer
-        self.mlp = mlp(readout_dim + num_ends * dim, out_dim)
+        self.mlp = mlp(readout_dim + num_ends * dim + num_statistics, out_dim)
 
-    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+    def forward(
+        self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor, *statistics: Tensor
+    ) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
         pooled = aggregate(self.invariant_layer(context, hidden), context.network, len(inputs))
-        new: Tensor = self.mlp(pooled, inputs.flatten(1), outputs.flatten(1))
+        new: Tensor = self.mlp(pooled, inputs.flatten(1), outputs.flatten(1), *statistics)
         return new
 
 
@@ -107,15 +120,19 @@ class DeepSetReadout(nn.Module):
         readout_dim: width of the sum.
         out_dim: width of the result.
         mlp: builds both MLPs.
+        num_statistics: S, read by the second one.
     """
 
-    def __init__(self, dim: int, readout_dim: int, out_dim: int, mlp: BuildMLP) -> None:
+    def __init__(self, dim: int, readout_dim: int, out_dim: int, mlp: BuildMLP, num_statistics: int = 0) -> None:
         super().__init__()
         self.local_mlp = mlp(dim, readout_dim)
-        self.global_mlp = mlp(readout_dim, out_dim)
+        self.global_mlp = mlp(readout_dim + num_statistics, out_dim)
 
-    def forward(self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor) -> Tensor:
+    def forward(
+        self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor, *statistics: Tensor
+    ) -> Tensor:
         """Features of nodes, see the module's docstring -> [B, out_dim]."""
         pooled = aggregate(self.local_mlp(hidden), context.network, len(inputs))
-        new: Tensor = self.global_mlp(pooled + self.local_mlp(inputs).sum(1) + self.local_mlp(outputs).sum(1))
+        total = pooled + self.local_mlp(inputs).sum(1) + self.local_mlp(outputs).sum(1)
+        new: Tensor = self.global_mlp(total, *statistics)
         return new

@@ -105,6 +105,15 @@ def network_statistics(canonical: NetParams) -> Tensor:
     return torch.cat([*paths, size.log10() + largest.log10(), quantiles(values / largest)], dim=1)
 
 
+def at_depth(statistics: Tensor, num_layers: int) -> Tensor:
+    """Statistics of each layer, [B, l, ...], at the places of networks of more layers, [B, num_layers, ...].
+
+    The last layer's are the last; those of layers that the networks do not have are NaN.
+    """
+    shape = len(statistics), num_layers - statistics.shape[1], *statistics.shape[2:]
+    return torch.cat([statistics[:, :-1], statistics.new_full(shape, torch.nan), statistics[:, -1:]], dim=1)
+
+
 def quantiles(x: Tensor) -> Tensor:
     """Minimum, quartiles and maximum, linear between values: [B, n] -> [B, 5]."""
     places = torch.linspace(0, x.shape[1] - 1, NUM_QUANTILES, dtype=x.dtype, device=x.device)

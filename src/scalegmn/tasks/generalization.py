@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scalegmn.networks import BUILT_IN, MultiArchBatch, NetParams, NetSpec, not_built_in
 from scalegmn.reporting.figures import predictions
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.symmetry.statistics import at_depth
 from scalegmn.tasks.registry import RunSettings, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.loader import SEVERAL, DataConfig, LabelledNets, hidden_activation
@@ -155,7 +156,7 @@ class Generalization(ZooTask):
         nets = self.splits["train"]
         parts = [weight_sizes(part) for params, _ in nets.batches() for part in params.parts]
         depth = NetSpec.envelope(self.architectures).num_layers
-        sizes = torch.cat([_at_depth(part, depth) for part in parts]).double().numpy()
+        sizes = torch.cat([at_depth(part, depth) for part in parts]).double().numpy()
         ranges = zip(np.fmin.reduce(sizes).tolist(), np.fmax.reduce(sizes).tolist(), strict=True)
         percentiles = np.percentile(nets.labels.double().numpy(), range(101))
         return {
@@ -163,12 +164,6 @@ class Generalization(ZooTask):
             "test_accuracy": percentiles.tolist(),
             "log10_weights": [None if math.isnan(low) else [low, high] for low, high in ranges],
         }
-
-
-def _at_depth(sizes: Tensor, num_layers: int) -> Tensor:
-    """A number per layer, [B, L] -> [B, num_layers], with the last layer last and NaN for missing hidden layers."""
-    missing = sizes.new_full((len(sizes), num_layers - sizes.shape[1]), math.nan)
-    return torch.cat([sizes[:, :-1], missing, sizes[:, -1:]], dim=1)
 
 
 def _by_activation(nets: LabelledNets) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scalegmn.interop.onnx.file import load_graph
 from scalegmn.interop.onnx.graph import OnnxNetwork
-from scalegmn.interop.torch_modules.parameters import read_parameters
+from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters
 from scalegmn.interop.torch_modules.reader import trace_module
 from scalegmn.networks import NetParams
 
@@ -45,7 +45,7 @@ def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
         raise ValueError(f"the output has an activation, {name}; expected none: leave it out")
     try:
         layers, spec = trace_module(network, network.example_input)
-        params = read_parameters(network, layers, spec)
+        params = read_parameters(named_tensors(network), layers, spec)
     except ValueError as error:
         raise ValueError(_in_words_of_the_file(str(error), network)) from None
     if layers[-1].is_activated:

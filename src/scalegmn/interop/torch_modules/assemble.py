@@ -38,7 +38,9 @@ def assemble(trace: Trace, result: Any) -> tuple[list[TracedLayer], NetSpec]:
 def _move_output_last(trace: Trace, result: Any) -> None:
     """Puts the layer that the module returns at the end; raises ValueError where there is no such layer."""
     if not isinstance(result, Neurons):
-        raise ValueError("expected a module that returns a layer's output, found another value")
+        raise ValueError("expected a module that returns a layer's output, found another value; return a tensor of one")
+    if result.factor != 1 and not result.is_output and trace.can_settle(result):
+        result = trace.settled(result)
     neurons = set(result.ids.unique().tolist())
     owners = {trace.layer_of(neuron) for neuron in neurons}
     last = max(owners)
@@ -104,7 +106,7 @@ def _tied_layers(layers: Sequence[TracedLayer]) -> dict[int, int]:
                 both = _used(other)
                 size = min(len(used), len(both))
                 if bool((used[:size] & both[:size]).any()):
-                    if not _is_transposed(layer, elements, layers[first], other):
+                    if elements.scale != other.scale or not _is_transposed(layer, elements, layers[first], other):
                         kind = "weights" if elements is layer.weight else "parameters"
                         problem = f"its {kind} are also those of {layers[first].place}"
                         raise ValueError(f"{layer.place}: {problem}; only a weight and its transpose may be shared")

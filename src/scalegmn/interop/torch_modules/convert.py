@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import weakref
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from scalegmn.interop.torch_modules.parameters import read_parameters, write_parameters
+from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
+from scalegmn.interop.torch_modules.program import ExampleInput, without_parametrizations
 from scalegmn.interop.torch_modules.reader import trace_module
-from scalegmn.networks import NetParams
+from scalegmn.networks import NetParams, NetSpec
+
+_READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[TracedLayer], NetSpec]] = weakref.WeakKeyDictionary()
+"""Module -> what identifies its architecture and input, and its layers and spec, for `to_module`."""
 
 
-def from_module(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> NetParams:
+def from_module(module: nn.Module, example_input: ExampleInput, output: int | str | None = None) -> NetParams:
     """The parameters of a module, as a batch of one network; its batch norms as they evaluate.
 
-    docs/architectures.md lists the layers and operations that are known.
+    docs/architectures.md lists the layers and operations that are known. What is read is verified: layer by layer the
+    values that the module computes are compared with those of the layers that were read, and random elements of the
+    symmetries that the spec claims must leave the module's outputs unchanged.
 
     Args:
         module: the network; it is neither changed nor trained.
-        example_input: the input that it is called with; only shapes and types count. Images [B, C, height, width],
-            vectors [B, n], sequences [B, T, d] or, for embeddings, whole numbers [B, T].
+        example_input: the input that it is called with; several inputs in order, or by name. Images [B, C, height,
+            width], vectors [B, n], sequences [B, T, d] or, for embeddings, whole numbers [B, T]. Beside inputs of
+            floating point numbers, or beside a first of whole numbers, others (masks, positions) are constants.
+        output: which output of a module with several counts: its place in a tuple or list, or its name.
 
     Raises:
         ValueError: a parameter graph cannot represent an operation; names it and its place in the module.
     """
-    layers, spec = trace_module(module, example_input)
-    return read_parameters(module, layers, spec)
+    plain = without_parametrizations(module)
+    layers, spec = trace_module(plain, example_input, output)
+    _READINGS[module] = (_signature(plain, example_input, output), layers, spec)
+    return read_parameters(named_tensors(plain), layers, spec)
 
 
-def to_module(params: NetParams, module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> nn.Module:
+def to_module(
+    params: NetParams, module: nn.Module, example_input: ExampleInput, output: int | str | None = None
+) -> nn.Module:
     """A copy of a module with the parameters of one network of its architecture: the way back, to the bit.
+
+    A module whose weights are computed from others (weight norm, pruning) becomes one that has the weights themselves.
 
     Args:
         params: one network.
         module: any module of this architecture, such as the one that `from_module` read.
         example_input: as in `from_module`.
+        output: as in `from_module`.
 
     Raises:
         ValueError: as `from_module`; the parameters are of another architecture, of several networks, or differ where
             the module shares them.
     """
-    layers, spec = trace_module(module, example_input)
-    written = copy.deepcopy(module)
+    plain = without_parametrizations(module)
+    signature = _signature(plain, example_input, output)
+    known, layers, spec = _READINGS.get(module, (None, [], None))
+    if known != signature or spec is None:
+        layers, spec = trace_module(plain, example_input, output)
+        _READINGS[module] = (signature, layers, spec)
+    written = copy.deepcopy(plain) if plain is module else plain
     write_parameters(params, written, layers, spec)
     return written
+
+
+def _signature(module: nn.Module, example_input: ExampleInput, output: int | str | None) -> Any:
+    """What layers and spec of a module depend on."""
+    tensors = [(name, tensor.shape, tensor.data_ptr()) for name, tensor in named_tensors(module).items()]
+    inputs = [
+        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf
+        for leaf in _pytree.tree_leaves(example_input)
+    ]
+    return repr(module), tensors, repr(inputs), output

@@ -40,6 +40,16 @@ class TracedLayer:
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `LayerSpec`."""
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether its output so far is W x + b."""
+        return (
+            not self.is_activated
+            and self.residual is None
+            and self.weight is not None
+            and "attention" not in self.options
+        )
+
     def rows(self, place: Tensor | slice, nodes: Tensor, **changes: Any) -> TracedLayer:
         """Some neurons of the layer, as a layer of their own."""
 

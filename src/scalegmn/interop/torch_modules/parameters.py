@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,25 @@ from scalegmn.interop.torch_modules.values import Elements
 from scalegmn.networks import NetParams, NetSpec
 
 
-def read_parameters(module: nn.Module, layers: Sequence[TracedLayer], spec: NetSpec) -> NetParams:
-    """The parameters of a module as a batch of one network.
+def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec) -> NetParams:
+    """The parameters of a module as a batch of one network, in the widest of their types.
 
     Args:
-        module: a module of the traced architecture.
+        tensors: parameters and buffers of a module of the traced architecture, see `named_tensors`.
         layers: the traced layers, in the order of the spec.
         spec: the architecture.
     """
-    state = _tensors(module)
-    reference = next(state[layer.weight.name].detach() for layer in layers if layer.weight is not None)
+    weights = [tensors[layer.weight.name].detach() for layer in layers if layer.weight is not None]
+    if not weights:
+        raise ValueError("expected a module with weights, found none that its output depends on")
+    dtypes = {weight.dtype for weight in weights}
+    reference = weights[0].to(functools.reduce(torch.promote_types, dtypes))
 
     def read(elements: Elements | None, shape: tuple[int, ...], fill: float) -> Tensor:
         if elements is None:
             return reference.new_full((1, *shape), fill)
-        return state[elements.name].detach().reshape(-1)[elements.index].reshape(1, *shape)
+        values = tensors[elements.name].detach().reshape(-1)[elements.index].reshape(1, *shape).to(reference)
+        return values if elements.scale == 1 else values * elements.scale
 
     pairs = list(zip(layers, spec.layers, strict=True))
     statistics = tuple(
@@ -45,27 +50,44 @@ def read_parameters(module: nn.Module, layers: Sequence[TracedLayer], spec: NetS
 
 
 def write_parameters(params: NetParams, module: nn.Module, layers: Sequence[TracedLayer], spec: NetSpec) -> None:
-    """Sets the parameters of a module to those of one network, to the bit.
+    """Sets the parameters of a module to those of one network, to the bit; the module stays as it was where that
+    fails. Arguments and errors as of `written_tensors`."""
+    tensors = named_tensors(module)
+    new = written_tensors(params, tensors, layers, spec)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if new[name] is not tensor:
+                tensor.copy_(new[name])
+
+
+def written_tensors(
+    params: NetParams, tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec
+) -> dict[str, Tensor]:
+    """Parameters and buffers with the parameters of one network in their places; those that nothing reads as they are.
 
     Args:
         params: one network.
-        module: a module of the traced architecture.
+        tensors: parameters and buffers of a module of the traced architecture; they stay as they are.
         layers: the traced layers, in the order of the spec.
         spec: the architecture.
 
     Raises:
         ValueError: the parameters are of another architecture, of several networks, or differ where the module shares
-            them; the module stays as it was.
+            them.
     """
     if len(params) != 1 or params.spec != spec:
         raise ValueError(f"expected one network of {spec}, found {len(params)} of {params.spec}")
-    state = _tensors(module)
-    new = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-    is_written = {name: torch.zeros(tensor.numel(), dtype=torch.bool) for name, tensor in state.items()}
+    new: dict[str, Tensor] = {}
+    is_written: dict[str, Tensor] = {}
 
     def put(elements: Elements, values: Tensor) -> None:
         name, index = elements.name, elements.index.reshape(-1)
+        if name not in new:
+            new[name] = tensors[name].detach().clone(memory_format=torch.contiguous_format)
+            is_written[name] = torch.zeros(new[name].numel(), dtype=torch.bool)
         flat, values = new[name].view(-1), values.reshape(-1).to(new[name])
+        if elements.scale != 1:  # what is there already stays to the bit
+            values = torch.where(flat[index] * elements.scale == values, flat[index], values / elements.scale)
         again = is_written[name][index]
         if not torch.equal(flat[index[again]], values[again]):
             raise ValueError(f"{name}: several layers share it, expected equal values")
@@ -83,13 +105,11 @@ def write_parameters(params: NetParams, module: nn.Module, layers: Sequence[Trac
         if layer.statistics is not None and statistics is not None:
             for elements, row in zip(layer.statistics, statistics[0], strict=True):
                 put(elements, row)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if is_written[name].any():  # the others are not read, or other names of those
-                tensor.copy_(new[name])
+    same = {id(tensors[name]): tensor for name, tensor in new.items()}  # shared ones under each of their names
+    return {name: same.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; shared ones under each of their names."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}

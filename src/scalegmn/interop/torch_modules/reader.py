@@ -3,57 +3,81 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.assemble import assemble
+from scalegmn.interop.torch_modules.execution import (
+    as_dtype,
+    check_dtype,
+    compute,
+    execute,
+    generic_input,
+    generic_tensors,
+    tensor_names,
+)
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
+from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, is_traced
+from scalegmn.interop.torch_modules.values import (
+    FILLS,
+    PREPARED,
+    Elements,
+    NetworkInput,
+    Neurons,
+    is_prepared_by,
+    is_traced,
+)
+from scalegmn.interop.torch_modules.verification import verify_symmetries
 from scalegmn.networks import NetSpec
 
 _CHANGED = object()
 """In place of a value whose memory has been changed through another one."""
 
 
-def trace_module(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> tuple[list[TracedLayer], NetSpec]:
+def trace_module(
+    module: nn.Module, example_input: ExampleInput, output: int | str | None = None
+) -> tuple[list[TracedLayer], NetSpec]:
     """The layers of a module, with the parameters that each reads, and the spec of its architecture.
+
+    Each layer is evaluated as it was read and compared with what the module computes, and the symmetries of the spec
+    are verified, with parameters that are moved a little at random (`execution.generic_tensors`).
 
     Args:
         module: the network; it is neither changed nor trained.
-        example_input: the input that it is called with; only shapes and types count.
+        example_input: the input that it is called with.
+        output: which of several outputs counts.
 
     Raises:
-        ValueError: the module cannot be exported, or has an operation that a parameter graph cannot represent.
+        ValueError: the module cannot be exported, has an operation that a parameter graph cannot represent, or computes
+            something else than what was read; names the first layer that differs.
     """
-    program = export(module, example_input)
     trace = Trace()
-    return assemble(trace, GraphReader(program, trace).read())
-
-
-def export(module: nn.Module, example_input: Tensor | Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """The graph of a module's operations as it evaluates; raises ValueError where it has none."""
-    inputs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
-    training = [submodule for submodule in module.modules() if submodule.training]
-    module.eval()
     try:
-        with torch.no_grad():
-            return torch.export.export(module, inputs, strict=False)
-    except Exception as error:  # whatever the module's own code raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{type(module).__name__} cannot be exported: {reason[0]}") from error
-    finally:
-        for submodule in training:
-            submodule.training = True
+        program = export(module, example_input, output)
+        reader = GraphReader(program, trace)
+        layers, spec = assemble(trace, reader.read())
+        trace.place = ""
+        reader.verify(layers, spec)
+    except ValueError:
+        raise
+    except Exception as error:  # a mistake of this package, as those of the module's code are found by the export
+        place = f"{trace.place}: " if trace.place else ""
+        text = (str(error).strip().splitlines() or [""])[0]
+        problem = f"{type(error).__name__}: {text}; this is not foreseen, please report it"
+        raise ValueError(f"{type(module).__name__}: {place}{problem}") from error
+    return layers, spec
 
 
 class GraphReader:
-    """Follows an exported graph, node by node, with traced values in place of tensors.
+    """Follows an exported graph, node by node, with traced values beside tensors.
 
     Args:
         program: the exported module.
@@ -63,50 +87,85 @@ class GraphReader:
     def __init__(self, program: torch.export.ExportedProgram, trace: Trace) -> None:
         self._program, self._trace = program, trace
         self._values: dict[torch.fx.Node, Any] = {}
+        self._actual: dict[torch.fx.Node, Any] = {}  # what the module computes
         self._first_names = {id(tensor): name for name, tensor in reversed(program.state_dict.items())}
         self._memory: dict[torch.fx.Node, torch.fx.Node] = {}  # value -> the first value whose memory it may share
+        sizes = {id(tensor): tensor.numel() for tensor in program.state_dict.values()}
+        self._dtype = check_dtype(sum(sizes.values()))
+        trace.tensors = generic_tensors(program, self._dtype)
+        self._inputs: dict[str, Any] = {}
+        self._output: Tensor | None = None
 
     def read(self) -> Any:
         """The value that the module returns."""
+        self._start()
         for node in self._program.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "get_attr":
-                self._values[node] = operator.attrgetter(node.target)(self._program.graph_module)
+                constant = operator.attrgetter(node.target)(self._program.graph_module)
+                self._values[node] = self._actual[node] = as_dtype(constant, self._dtype)
             elif node.op == "output":
-                (results,) = node.args
-                if len(results) != 1:
-                    raise ValueError(f"expected a module that returns one tensor, found {len(results)}")
-                return self._values[results[0]]
+                (result,) = node.args[0]
+                self._output = self._actual[result]
+                return self._values[result]
             else:
                 self._read_call(node)
         raise AssertionError("a graph has an output")
+
+    def verify(self, layers: list[TracedLayer], spec: NetSpec) -> None:
+        """Raises ValueError unless the module's operations keep the symmetries of the spec."""
+        assert self._output is not None
+
+        def run(tensors: Mapping[str, Any]) -> Tensor:
+            inputs = {name: _cloned(value) for name, value in self._inputs.items()}
+            return execute(self._program, tensors, inputs, self._dtype)
+
+        self._values.clear()
+        self._actual.clear()
+        verify_symmetries(layers, spec, self._trace.tensors, self._output, run)
+
+    def _start(self) -> None:
+        """Chooses what the network reads among the module's inputs: those of floating point numbers or, where there
+        are none, the first; others are constants, such as masks."""
+        names = tensor_names(self._program)
+        given = [node for node in self._program.graph.nodes if node.op == "placeholder" and node.name not in names]
+        args, kwargs = self._program.example_inputs
+        examples = dict(zip((node.name for node in given), _pytree.tree_leaves((args, kwargs)), strict=True))
+        self._inputs = {name: generic_input(value, self._dtype) for name, value in examples.items()}
+        tensors = {name: value for name, value in examples.items() if isinstance(value, Tensor)}
+        floating = [name for name, value in tensors.items() if value.is_floating_point()]
+        self._read_inputs = floating or list(tensors)[:1]
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         """A parameter, a buffer, a constant or the network's input."""
         program, signature, example = self._program, self._program.graph_signature, node.meta["val"]
         parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        if node.name in parameters:
-            name = parameters[node.name]
+        if node.name in self._inputs:
+            self._actual[node] = _cloned(self._inputs[node.name])
+            if node.name not in self._read_inputs:
+                return self._actual[node]
+            return self._trace.new_input(self._actual[node])
+        name = tensor_names(program)[node.name]
+        self._actual[node] = self._trace.tensors[name]
+        if node.name in parameters and (example.is_floating_point() or example.is_complex()):
             tensor = program.state_dict.get(name, program.constants.get(name))
             index = torch.arange(example.numel()).reshape(example.shape)
             return Elements(self._first_names.get(id(tensor), name), index, node.name in signature.inputs_to_buffers)
-        if node.name in signature.inputs_to_lifted_tensor_constants:
-            return program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
-        if not isinstance(example, Tensor):
-            return example
-        if any(isinstance(value, NetworkInput) for value in self._values.values()):
-            raise ValueError("expected a module with one input tensor, found several")
-        self._trace.start(example.numel())
-        return NetworkInput(torch.arange(example.numel()).reshape(example.shape))
+        return self._actual[node]
 
     def _read_call(self, node: torch.fx.Node) -> None:
         """Finds the value of an operation, and marks those whose memory it changes."""
-        self._trace.place, name, values = _place(node), _operation(node), self._values
+        trace, name, values = self._trace, operation(node), self._values
+        trace.place = _place(node)
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if any(leaf is _CHANGED for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
-            self._trace.refuse("a value shares memory with one that has been changed in place")
-        values[node] = self._call(node, name.rstrip("_"), args, kwargs)
+        if any(leaf is _CHANGED for leaf in _pytree.tree_leaves((args, kwargs))):
+            trace.refuse("a value shares memory with one that has been changed in place")
+        if _is_random(node):
+            trace.refuse(f"{name} draws random numbers when the module evaluates")
+        value = self._call(node, name.rstrip("_"), args, kwargs)
+        self._actual[node] = self._compute(node)
+        values[node] = self._with_actual(value, self._actual[node])
         is_changing = name.endswith("_") and not name.endswith("__")
         if is_changing or name in VIEWS or name in UNCHANGED:
             source = node.args[0]
@@ -116,19 +175,75 @@ class GraphReader:
                 shared = [other for other in values if self._memory.get(other, other) is self._memory[node]]
                 values |= dict.fromkeys(shared, _CHANGED) | dict.fromkeys((node, source), values[node])
 
+    def _compute(self, node: torch.fx.Node) -> Any:
+        """What the module computes here."""
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._actual.__getitem__)
+        return compute(node, args, kwargs, self._dtype)
+
     def _call(self, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What an operation returns: computed where all its arguments are constants, else by its operator's rule."""
-        function: Any = node.target
-        if not any(is_traced(leaf) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
-            return function(*args, **kwargs)
+        """What an operation returns: None where all its arguments are constants, else by its operator's rule."""
+        leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
+        is_shape_alone = name in FILLS or (name in (*VIEWS, *UNCHANGED) and isinstance(args[0], Tensor))
+        if not leaves or is_shape_alone:
+            return None
+        if is_prepared_by(name, leaves) or (
+            all(isinstance(leaf, NetworkInput) for leaf in leaves)
+            and (name not in OPERATORS or not OPERATORS[name].reads_input)
+        ):
+            return PREPARED
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")
-        return OPERATORS[name].rule(Call(self._trace, name, function, node.meta["val"]), *args, **kwargs)
+        is_read_elsewhere = operation(node) == name and _is_read_elsewhere(node)
+        call = Call(self._trace, name, node.target, node.meta["val"], is_read_elsewhere)  # type: ignore[arg-type]
+        return OPERATORS[name].rule(call, *args, **kwargs)
+
+    def _with_actual(self, value: Any, actual: Any) -> Any:
+        """A value with what the module computes for it, compared with what its layer would compute."""
+        claimed, self._trace.claimed = self._trace.claimed, None
+        if value is None:
+            return actual
+        if isinstance(value, list) and not isinstance(actual, Tensor):
+            return [self._with_actual(*pair) for pair in zip(value, actual, strict=True)]
+        if isinstance(value, NetworkInput):
+            return self._prepared(actual) if value is PREPARED else replace(value, value=actual)
+        if not isinstance(value, Neurons) or value.is_output:
+            return value
+        if claimed is not None:
+            self._trace.compare(actual, claimed * value.factor)
+        return replace(value, value=actual if value.factor == 1 else actual / value.factor)
+
+    def _prepared(self, actual: Any) -> Any:
+        """What is computed from the input without parameters, as an input of its own."""
+        if isinstance(actual, list | tuple):
+            return [self._prepared(item) for item in actual]
+        return replace(self._trace.new_input(actual), is_prepared=True) if isinstance(actual, Tensor) else actual
 
 
-def _operation(node: torch.fx.Node) -> str:
-    """`conv2d` for aten.conv2d.default."""
-    return "getitem" if node.target is operator.getitem else str(node.target).split(".")[1]
+def _is_random(node: torch.fx.Node) -> bool:
+    """Whether an operation draws random numbers, as a dropout does that is not switched off."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    options = {argument.name: argument.default_value for argument in arguments}
+    options |= dict(zip(options, node.args, strict=False)) | node.kwargs
+    share = options.get("dropout_p", options.get("p", 1)) if options.get("train", True) else 0
+    return share != 0
+
+
+def _is_read_elsewhere(node: torch.fx.Node) -> bool:
+    """Whether others read what an operation reads, or what that is a view or a multiple of."""
+    source = node.args[0] if node.args else None
+    while isinstance(source, torch.fx.Node):
+        if len(source.users) > 1:
+            return True
+        if operation(source) not in (*VIEWS, "mul", "div", "neg") or source.op != "call_function":
+            return False
+        source = next((item for item in source.args if isinstance(item, torch.fx.Node)), None)
+    return False
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _place(node: torch.fx.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -27,6 +27,10 @@ class Trace:
         """[n_0] numbers of the input's neurons, once a layer has read the input."""
         self.attended: list[Tensor] = []
         """Neurons of queries, keys and values, one entry for each."""
+        self.tensors: Mapping[str, Tensor] = {}
+        """Parameters and buffers by name, for the check of what is read."""
+        self.claimed: Tensor | None = None
+        """What the layer that the operation at hand leads to computes as it was read, where that is known."""
         self._entry = torch.empty(0, dtype=torch.long)  # element of the input -> its neuron
         self._layer_of: list[int] = []  # neuron -> layer, -1 for the input
         self._is_read = torch.zeros(0, dtype=torch.bool)
@@ -48,16 +52,23 @@ class Trace:
         """The layer that a neuron belongs to; -1 for the network's input."""
         return self._layer_of[int(neuron)]
 
-    def start(self, num_elements: int) -> None:
-        """Notes the size of the network's input."""
-        self._entry = torch.full((num_elements,), -1)
+    def is_activated(self, layer: int) -> bool:
+        """Whether a layer has its activation already; the input has none."""
+        return layer >= 0 and self.layers[layer].is_activated
+
+    def new_input(self, value: Tensor) -> NetworkInput:
+        """Elements of the input, or of what is computed from it without parameters."""
+        first = len(self._entry)
+        self._entry = torch.cat([self._entry, torch.full((value.numel(),), -1)])
+        return NetworkInput(torch.arange(first, len(self._entry)).reshape(value.shape), value)
 
     def input_neurons(self, size: int) -> Tensor:
         """[n_0] numbers of the input's neurons."""
         if self.input is None:
             self.input = self.number_neurons(size, -1)
         if len(self.input) != size:
-            self.refuse(f"it reads {size} channels of the input, where another layer reads {len(self.input)}")
+            problem = f"it reads {size} channels of the input, where another layer reads {len(self.input)}"
+            self.refuse(f"{problem}; concatenate what the network reads, before its first layer")
         return self.input
 
     def mark_read(self, nodes: Tensor) -> None:
@@ -68,7 +79,58 @@ class Trace:
         """Whether a layer, an addition or attention reads one of these neurons."""
         return bool(self._is_read[nodes].any())
 
+    # What is read, evaluated
+
+    def read(self, elements: Elements, index: Tensor | None = None) -> Tensor:
+        """The elements of a parameter or buffer as they are read, or those at other positions."""
+        tensor = self.tensors[elements.name]
+        chosen = elements.index if index is None else index
+        return tensor.reshape(-1)[chosen.to(tensor.device)] * elements.scale
+
+    def read_if_any(self, elements: Elements | None) -> Tensor | None:
+        """`read`; None of nothing."""
+        return None if elements is None else self.read(elements)
+
+    def claim_sum(self, x: Tensor | None, bias: Tensor, axis: int) -> None:
+        """Notes that the operation at hand is read as x + bias, with the bias along an axis."""
+        if x is not None:
+            self.claimed = x + bias.reshape([-1 if other == axis % x.ndim else 1 for other in range(x.ndim)])
+
+    def compare(self, actual: Tensor, claimed: Tensor) -> None:
+        """Refuses a layer that, as it was read, gives other values than the module."""
+        size = float(actual.abs().max()) if actual.numel() else 0.0
+        difference = float((actual - claimed).abs().max()) if actual.numel() else 0.0
+        tolerance = 1e-6 if actual.dtype == torch.float64 else 1e-3
+        if not difference <= tolerance * size and bool(actual.isfinite().all()):
+            share = f"{difference / size:.1g}" if size else "all"
+            self.refuse(f"the layer that was read gives other values than the module, by {share} of them")
+
     # Values
+
+    def can_settle(self, value: Neurons) -> bool:
+        """Whether `settled` can multiply the weights."""
+        (owner, *others) = value.versions
+        if value.factor == 0 or owner < 0 or others or value.is_output:
+            return False
+        layer = self.layers[owner]
+        is_whole = layer.version == value.versions[owner] and len(value.ids.unique()) == len(layer.nodes)
+        return layer.is_linear and is_whole and not self.is_read(layer.nodes)
+
+    def settled(self, value: Neurons) -> Neurons:
+        """The multiple c x of a layer's output x, as the output of that layer with c times its weights and bias."""
+        if value.factor == 1:
+            return value
+        if not self.can_settle(value):
+            self.refuse(f"the multiple {value.factor:g} x of a layer's output x is read; multiply its weights instead")
+        (owner,) = value.versions
+        layer = self.layers[owner]
+        assert layer.weight is not None
+        layer.weight = replace(layer.weight, scale=layer.weight.scale * value.factor)
+        if layer.bias is not None:
+            layer.bias = replace(layer.bias, scale=layer.bias.scale * value.factor)
+        layer.version += 1
+        evaluated = None if value.value is None else value.value * value.factor
+        return replace(value, versions={owner: layer.version}, factor=1.0, value=evaluated)
 
     def check_current(self, value: Neurons) -> None:
         """Refuses values from before a change of their layer, and those that only an output may have."""
@@ -81,9 +143,7 @@ class Trace:
         """The neurons that a layer reads, with channels along an axis; elements of the input become neurons."""
         if isinstance(value, Neurons):
             self.check_current(value)
-            if value.factor != 1:
-                self.refuse(f"a layer reads the multiple {value.factor:g} x of another layer's output x")
-            return value
+            return self.settled(value)
         if not isinstance(value, NetworkInput):
             self.refuse("a layer reads parameters, expected the input or a layer's output")
         size = value.index.shape[axis]
@@ -94,8 +154,11 @@ class Trace:
         if is_first:
             self._entry[value.index] = ids
         if not torch.equal(self._entry[value.index], ids):
-            self.refuse("a part of the input is read, or its channels in another order than elsewhere")
-        return Neurons(ids, {-1: 0})
+            problem = (
+                "a part of the input is read, or its channels in another order or prepared otherwise than elsewhere"
+            )
+            self.refuse(f"{problem}; concatenate what the network reads, before its first layer")
+        return Neurons(ids, {-1: 0}, value=value.value)
 
     def channels_along(self, neurons: Neurons, axis: int) -> Tensor:
         """[n] the neurons along an axis, where they are the same at all other places."""
@@ -104,8 +167,10 @@ class Trace:
         return neurons.ids.movedim(axis, -1)[(0,) * (neurons.ids.ndim - 1)]
 
     def channel_axis(self, neurons: Neurons) -> int:
-        """The axis along which neurons differ."""
+        """The axis along which neurons differ; of a single channel, the first of size 1 behind the batch."""
         axes = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+        if not axes:  # a single channel
+            axes = [axis for axis in (*range(1, neurons.ids.ndim), 0) if neurons.ids.shape[axis] == 1][:1]
         if len(axes) != 1:
             self.refuse(f"channels lie along {len(axes)} axes, expected one")
         return axes[0]
@@ -146,8 +211,7 @@ class Trace:
         """x + y as a residual connection into one of the two layers, one that has none yet."""
         for value in (x, y):
             self.check_current(value)
-        if x.factor != 1 or y.factor != 1:
-            self.refuse("a multiple of a layer's output is added")
+        x, y = self.settled(x), self.settled(y)
         x, y = (replace(value, ids=value.ids.expand(*shape)) for value in (x, y))
         axis = self.channel_axis(x)
         first, second = self.channels_along(x, axis), self.channels_along(y, axis)
@@ -174,6 +238,7 @@ class Trace:
     def add_elements(self, neurons: Neurons, elements: Elements, shape: Sequence[int]) -> Neurons:
         """Adds a parameter: the bias of a layer that has none, or the output of a layer of constant inputs."""
         self.check_current(neurons)
+        neurons = self.settled(neurons)
         (owner, *others), axis = neurons.versions, self.channel_axis(neurons)
         size = neurons.ids.shape[axis]
         is_bias = elements.index.numel() == size == size_along(elements.index, axis - neurons.ids.ndim)
@@ -181,6 +246,7 @@ class Trace:
             layer = self.layers[owner]
             if layer.version == 0 and torch.equal(self.channels_along(neurons, axis), layer.nodes):
                 layer.bias, layer.version = replace(elements, index=elements.index.flatten()), 1
+                self.claim_sum(neurons.value, self.read(layer.bias), axis)
                 return replace(neurons, versions={owner: 1})
         return self.add(neurons, self.constant_layer(elements, neurons), shape)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +22,9 @@ class Elements:
 
     is_buffer: bool = False
 
+    scale: float = 1.0
+    """What the module multiplies the elements by before it uses them."""
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -32,10 +37,13 @@ class Neurons:
     """Layer -> how many activations and additions it had when this value was computed."""
 
     factor: float = 1.0
-    """A number by which the outputs are multiplied."""
+    """A number by which the outputs are multiplied. Whoever reads the value settles it (`Trace.settled`) or refuses."""
 
     is_output: bool = False
     """Whether a softmax or an offset has been applied, after which no layer may read the value."""
+
+    value: Tensor | None = None
+    """The outputs of the neurons, without the factor, for the parameters and the input of the check."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +51,28 @@ class NetworkInput:
     """The network's input, whose elements no layer has read yet."""
 
     index: Tensor
-    """The position of each element in the flattened input, in any shape."""
+    """A number for each element of the input, or of what is computed from it without parameters, in any shape."""
+
+    value: Tensor | None = None
+    """The elements, for the input of the check."""
+
+    is_prepared: bool = False
+    """Whether it has been computed from the input, such as a mask, positions of words, or sines and cosines."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Attention scores: products of the queries and keys of each head."""
+    """Attention scores: products of the queries and keys of each head, and what a softmax makes of them."""
 
     queries: Tensor
     keys: Tensor
     """[heads, channels] numbers of neurons."""
 
+    is_softmaxed: bool = False
+
+
+PREPARED = NetworkInput(torch.empty(0))
+"""In place of what is computed from the input without parameters, until it is known."""
 
 TRACED = (Elements, Neurons, NetworkInput, Scores)
 
@@ -61,6 +80,25 @@ TRACED = (Elements, Neurons, NetworkInput, Scores)
 def is_traced(value: Any) -> bool:
     """Whether a value depends on parameters or on the input."""
     return isinstance(value, TRACED)
+
+
+PREPARING = ("linear", "matmul", "mm", "bmm", "add", "sub", "mul", "div", "rsub", "pow", "where")
+"""Operations that prepare the input where all else that they read is fixed."""
+
+
+FILLS = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty")
+"""Operations that read nothing but shapes."""
+
+
+def is_prepared_by(name: str, values: Sequence[Any]) -> bool:
+    """Whether an operation computes something from the input and from buffers alone, such as Fourier features."""
+    are_fixed = all(isinstance(value, NetworkInput) or getattr(value, "is_buffer", False) for value in values)
+    return name in PREPARING and are_fixed and any(isinstance(value, NetworkInput) for value in values)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is a number, a constant tensor or a buffer."""
+    return isinstance(value, int | float | Tensor) or (isinstance(value, Elements) and value.is_buffer)
 
 
 def is_number(value: Any) -> bool:

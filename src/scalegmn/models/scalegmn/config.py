@@ -123,6 +123,10 @@ class ScaleGMNConfig(ModelConfig):
     norm_epsilon: float = 0.0
     """The scale-invariant map is x / (||x|| + norm_epsilon): exact at 0; 1e-10 in the published code."""
 
+    sizes: bool = False
+    """For vectors: the readout also reads log10 of the root mean square of each canonical weight and bias tensor,
+    standardised over the training split; features of nodes hardly show how large a network's weights are."""
+
     aggregator: Literal["add", "mean"] = "add"
     """How a node aggregates its messages."""
 
@@ -176,6 +180,8 @@ class ScaleGMNConfig(ModelConfig):
                 problems.append(f"{name}.positions: needs node_positions, found none")
         if self.symmetry != "sign" and self.update_rule != "net":
             problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
+        if self.sizes and self.changes_parameters:
+            problems.append("sizes: found True, but changes of parameters have no readout; use vector output or False")
         problems += self._position_problems() if self.symmetry != "permutation" else []
         self.refuse(problems)
 

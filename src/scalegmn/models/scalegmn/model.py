@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,11 +25,12 @@ from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
-from scalegmn.nn.normalization import InputNormalization
+from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
 from scalegmn.nn.probes import Probes, check_images
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.statistics import at_depth, sizes
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
@@ -75,7 +77,9 @@ class ScaleGMN(Metanetwork):
         self._build_layers(parts)
         self.readout: nn.Module | None = None
         if not config.changes_parameters:
-            self.readout = parts.readout(spec.layout[0], spec.layout[-1])
+            num_statistics = 2 * (max_hidden + 1) if config.sizes else 0
+            self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_statistics)
+            self.statistics_normalization = StatisticsNormalization(num_statistics) if config.sizes else None
         self.probes: Probes | None = None
         if config.num_probes:
             self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
@@ -196,14 +200,18 @@ class ScaleGMN(Metanetwork):
                 self.validate_spec(params.spec)
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
+        statistics: tuple[Tensor, ...] = ()
+        if self.statistics_normalization is not None:
+            statistics = (self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))),)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
         probes = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0], *probes)
+            output = run_chains(self, read[0], probes[0] if probes else None, statistics)
         else:
             features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
-            output = self.plain(read, features) if self.engine == "plain" else run_graph(self, read, features)
+            run = self.plain if self.engine == "plain" else partial(run_graph, self)
+            output = run(read, features, statistics)
         if isinstance(output, Tensor):
             return output
         spec, (nodes, edges) = read[0].spec, output
@@ -223,10 +231,12 @@ class ScaleGMN(Metanetwork):
 
     # The equations as they are written
 
-    def plain(self, nets: Sequence[NetParams], probes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def plain(
+        self, nets: Sequence[NetParams], probes: Tensor | None = None, statistics: Sequence[Tensor] = ()
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
         features of all nodes [N, 1] and of all edges [E, K], network by network; `probes` [N, d] are added to A_v
-        bias."""
+        bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
         graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
@@ -242,7 +252,7 @@ class ScaleGMN(Metanetwork):
         is_input = (graph.role == ROLES.index("input")) & (graph.node_type < graph.num_inputs)  # not constant inputs
         hidden, is_output = graph.role == ROLES.index("hidden"), graph.role == ROLES.index("output")
         inputs, outputs = (x[rows].unflatten(0, (graph.num_networks, -1)) for rows in (is_input, is_output))
-        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs)
+        output: Tensor = self.readout(context[hidden], inputs, x[hidden], outputs, *statistics)
         return output
 
     def embed_nodes(
@@ -268,6 +278,10 @@ class ScaleGMN(Metanetwork):
         return edge if self.edge_position_map is None else self.edge_position_map(edge, graph.edge_type)
 
     # What both forms read
+
+    def statistics(self, params: NetParams) -> Tensor:
+        """The sizes of each layer's canonical weights and biases, [B, 2 (max_hidden + 1)]."""
+        return at_depth(sizes(params), self.max_hidden + 1).flatten(1)
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.

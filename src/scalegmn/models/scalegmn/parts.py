@@ -169,16 +169,18 @@ class Parts:
             return ConcatEdgeUpdate(self.config.hidden_dim, out_dim, self.mlp)
         return ScaleEdgeUpdate(self.config.hidden_dim, out_dim, self.invariant, self.mlp)
 
-    def readout(self, num_inputs: int, num_outputs: int) -> nn.Module:
-        """The readout of a model with vector output."""
+    def readout(self, num_inputs: int, num_outputs: int, num_statistics: int) -> nn.Module:
+        """The readout of a model with vector output, which also reads so many statistics of a network."""
         options, d = self.config, self.config.hidden_dim
         readout_dim = options.readout_dim or d
         if options.readout == "last_layer" and options.direction == "forward":
-            return OutputReadout(d, num_outputs, options.out_dim, self.mlp)
+            return OutputReadout(d, num_outputs, options.out_dim, self.mlp, num_statistics)
         if options.readout == "last_layer":
             project = nn.Linear if options.readout_projection == "linear" else self.mlp
-            return EndsReadout(d, num_inputs, num_outputs, options.out_dim, project, self.mlp)
+            return EndsReadout(d, num_inputs, num_outputs, options.out_dim, project, self.mlp, num_statistics)
         if not self.symmetric:
-            return DeepSetReadout(d, readout_dim, options.out_dim, self.mlp)
+            return DeepSetReadout(d, readout_dim, options.out_dim, self.mlp, num_statistics)
         invariant_layer = self.invariant_layer(d, 0, readout_dim)
-        return GraphReadout(d, num_inputs + num_outputs, invariant_layer, readout_dim, options.out_dim, self.mlp)
+        return GraphReadout(
+            d, num_inputs + num_outputs, invariant_layer, readout_dim, options.out_dim, self.mlp, num_statistics
+        )

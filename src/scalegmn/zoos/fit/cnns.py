@@ -48,8 +48,8 @@ def train_cnns(
     activations, most = torch.zeros(len(specs), dtype=torch.long), MIXED_AT_ONCE
     if padding is not None:
         names = [spec.layers[0].activation for spec in specs]
-        numbers = {name: number for number, name in enumerate((*BUILT_IN, *not_built_in(names)))}
-        activations = torch.tensor([numbers[name] for name in names])
+        places = {name: place for place, name in enumerate((*BUILT_IN, *not_built_in(names)))}
+        activations = torch.tensor([places[name] for name in names])
         height, width = images.pixels.shape[2:]
         most = networks_per_core(specs[0], (height, width), batch_size)
     order = choices.optimizer.argsort(stable=True)

@@ -3,91 +3,121 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
-from torch import Tensor
-
-from scalegmn.interop.torch_modules.operators.attention import check_masks
+from scalegmn.interop.torch_modules.operators.attention import with_constants
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Scores, is_number, size_along
+from scalegmn.interop.torch_modules.values import (
+    Elements,
+    NetworkInput,
+    Neurons,
+    Scores,
+    is_constant,
+    is_number,
+    is_traced,
+    size_along,
+)
 
 FAMILY = "arithmetic"
 
 
-def prepare_input(call: Call, x: Any, y: Any) -> NetworkInput:
-    """The input, shifted or scaled by constants before anything reads it."""
-    for value, other in ((x, y), (y, x)):
-        is_fixed = isinstance(other, int | float | Tensor) or getattr(other, "is_buffer", False)
-        if isinstance(value, NetworkInput) and is_fixed and value.index.shape == call.shape:
-            return value
-    call.trace.refuse(
-        f"{call.name} of the network's input or of a parameter, expected only constants of the input's shape"
-    )
+def prepared(call: Call, *values: Any) -> NoReturn:
+    """Refuses the input with a parameter; with constants it is prepared."""
+    problem = f"{call.name} of the network's input and a parameter, or of parameters alone"
+    call.trace.refuse(f"{problem}, expected a layer first; make a fixed parameter a buffer")
 
 
-@operator(FAMILY, "add")
+@operator(FAMILY, "add", reads_input=False)
 def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     """A residual connection, a bias, a mask of attention, an offset of the output."""
     trace = call.trace
     if alpha != 1:
-        trace.refuse(f"the multiple {alpha:g} x of a value x is added")
+        y = multiply(call, y, alpha) if is_traced(y) else y * alpha
     values = [x, y]
-    for value in values:
-        if isinstance(value, Scores):
-            check_masks(call, values)
-            return value
+    if any(isinstance(value, Scores) for value in values):
+        return with_constants(call, *values)
     neurons = [value for value in values if isinstance(value, Neurons)]
     others = [value for value in values if not isinstance(value, Neurons)]
     if not neurons:
-        return prepare_input(call, *values)
+        prepared(call, *values)
+    if any(value.is_output for value in neurons):
+        if not (others and is_constant(others[0])):
+            trace.check_current(next(value for value in neurons if value.is_output))
+        return neurons[0]
     if not others:
-        return trace.add(x, y, call.shape)
-    if isinstance(others[0], Elements):
+        result = trace.add(x, y, call.shape)
+    elif isinstance(others[0], Elements):
         return trace.add_elements(neurons[0], others[0], call.shape)
-    if isinstance(others[0], NetworkInput):
-        read = trace.as_neurons(others[0], trace.channel_axis(neurons[0]))
-        return trace.add(neurons[0], read, neurons[0].ids.shape)
-    return replace(neurons[0], is_output=True)
+    elif isinstance(others[0], NetworkInput):
+        others = [trace.as_neurons(others[0], trace.channel_axis(neurons[0]))]
+        result = trace.add(neurons[0], others[0], call.shape)
+    elif is_number(others[0]) and float(others[0]) == 0:  # Python's sum
+        return neurons[0]
+    else:
+        return replace(neurons[0], is_output=True)
+    terms = [value.value * value.factor for value in (*neurons, *others) if value.value is not None]
+    trace.claimed = sum(terms[1:], terms[0]) if len(terms) == 2 else None
+    return result
 
 
-@operator(FAMILY, "sub")
-def subtract(call: Call, x: Any, y: Any) -> Any:
-    """An offset of the output, the preparation of the input."""
-    if isinstance(y, int | float | Tensor) or not isinstance(x, Neurons):
-        return add(call, x, y)
-    call.trace.refuse("one activation is subtracted from another")
+@operator(FAMILY, "sub", reads_input=False)
+def subtract(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
+    """The sum of the first value and a multiple of the second."""
+    return add(call, x, y, -alpha)
 
 
-@operator(FAMILY, "mul")
+@operator(FAMILY, "rsub", reads_input=False)
+def subtract_from(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
+    """The second value minus a multiple of the first."""
+    return add(call, y, x, -alpha)
+
+
+@operator(FAMILY, "neg", reads_input=False)
+def negate(call: Call, x: Any) -> Any:
+    """The factor -1."""
+    return multiply(call, x, -1)
+
+
+@operator(FAMILY, "mul", reads_input=False)
 def multiply(call: Call, x: Any, y: Any) -> Any:
     """A constant factor, a scale per channel, a scale of attention scores."""
     trace = call.trace
+    if isinstance(x, Scores) or isinstance(y, Scores):
+        return with_constants(call, x, y)
     for value, other in ((x, y), (y, x)):
-        if isinstance(value, Scores):
-            check_masks(call, [other])
+        if isinstance(value, Neurons) and value.is_output and is_constant(other):
             return value
-        if isinstance(value, Neurons) and is_number(other):
-            return replace(value, factor=value.factor * float(other))
+        if isinstance(value, Neurons | Elements) and is_number(other):
+            factor = float(other)
+            if isinstance(value, Elements):
+                return replace(value, scale=value.scale * factor)
+            return replace(value, factor=value.factor * factor) if factor != 0 else replace(value, is_output=True)
         if isinstance(value, Neurons) and isinstance(other, Elements):  # a scale per channel
             axis = trace.channel_axis(value)
-            reads = trace.channels_along(trace.as_neurons(value, axis), axis)
+            neurons = trace.as_neurons(value, axis)
+            reads = trace.channels_along(neurons, axis)
             if other.index.numel() == len(reads) == size_along(other.index, axis - value.ids.ndim):
                 weight = replace(other, index=other.index.reshape(-1, 1))
                 layer = trace.new_layer(len(reads), reads, weight, options={"groups": len(reads)})
+                if neurons.value is not None:
+                    trace.claimed = neurons.value * trace.read(other)
                 return trace.output_of(layer, axis, call.shape)
     if isinstance(x, Neurons) or isinstance(y, Neurons):
         trace.refuse("an activation is multiplied by another value (a gate), expected a number or a scale per channel")
-    return prepare_input(call, x, y)
+    prepared(call, x, y)
 
 
-@operator(FAMILY, "div")
-def divide(call: Call, x: Any, y: Any) -> Any:
+@operator(FAMILY, "div", reads_input=False)
+def divide(call: Call, x: Any, y: Any, rounding_mode: str | None = None) -> Any:
     """A constant factor."""
+    if rounding_mode is not None:
+        call.trace.refuse("a quotient is rounded to whole numbers")
     if isinstance(x, Scores):
-        check_masks(call, [y])
+        return with_constants(call, x, y)
+    if isinstance(x, Neurons) and x.is_output and is_constant(y):
         return x
-    if not isinstance(x, Neurons):
-        return prepare_input(call, x, y)
+    if not isinstance(x, Neurons | Elements) or is_traced(y):
+        prepared(call, x, y)
     if not is_number(y):
-        call.trace.refuse("an activation is divided by another value, expected a number")
+        call.trace.refuse("an activation is divided by several numbers, expected one")
     return multiply(call, x, 1 / float(y))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +9,29 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, Neurons, Scores, is_constant_along
+from scalegmn.interop.torch_modules.values import (
+    Elements,
+    NetworkInput,
+    Neurons,
+    Scores,
+    is_constant,
+    is_constant_along,
+)
 
 FAMILY = "attention"
 
 
-def check_masks(call: Call, values: Sequence[Any]) -> None:
-    """Refuses parameters that are added to, or multiplied by, attention scores."""
-    if any(isinstance(value, Elements) and not value.is_buffer for value in values):
-        call.trace.refuse("attention scores meet a parameter, expected constant masks and scales")
+def with_constants(call: Call, *values: Any) -> Scores:
+    """Attention scores with what is added to them, or what they are multiplied by: constants, or masks that are
+    computed from the input, the same for all heads."""
+    scores = [value for value in values if isinstance(value, Scores)]
+    if len(scores) > 1:
+        call.trace.refuse("attention scores are combined with other scores, expected constant masks and scales")
+    for value in values:
+        if isinstance(value, Neurons) or (isinstance(value, Elements) and not value.is_buffer):
+            kind = "a parameter" if isinstance(value, Elements) else "a layer's output"
+            call.trace.refuse(f"attention scores meet {kind}, expected constant masks and scales")
+    return scores[0]
 
 
 def heads_of(call: Call, neurons: Neurons) -> Tensor:
@@ -33,6 +46,8 @@ def heads_of(call: Call, neurons: Neurons) -> Tensor:
 def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
     """Multi-head attention: the neurons of the values, coupled with those of queries and keys."""
     trace, heads, queries, keys = call.trace, heads_of(call, values), scores.queries, scores.keys
+    if not scores.is_softmaxed:
+        trace.refuse("values are weighted by attention scores without a softmax over the keys")
     is_repeated = any(len(nodes.unique()) < nodes.numel() for nodes in (heads, keys))
     if not len(heads) == len(queries) == len(keys) or is_repeated:
         counts = f"{len(queries)} heads of queries, {len(keys)} of keys and {len(heads)} of values"
@@ -63,39 +78,43 @@ def scaled_dot_product_attention(call: Call, query: Any, key: Any, value: Any, *
     for operand in (query, key, value):
         if not isinstance(operand, Neurons):
             call.trace.refuse("queries, keys or values of attention are not a layer's output")
-    check_masks(call, [*args, *kwargs.values()])
-    return attend(call, Scores(heads_of(call, query), heads_of(call, key)), value)
+    scores = Scores(heads_of(call, query), heads_of(call, key), is_softmaxed=True)
+    return attend(call, with_constants(call, scores, *args, *kwargs.values()), value)
 
 
-@operator(FAMILY, "softmax", "_softmax", "log_softmax", "_log_softmax")
+@operator(FAMILY, "softmax", "_softmax", "log_softmax", "_log_softmax", reads_input=False)
 def softmax(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Of attention scores, or of the network's output."""
     if isinstance(x, Scores):
-        return x
+        axis = args[0] if args else kwargs["dim"]
+        if x.is_softmaxed or "log" in call.name or axis not in (-1, len(call.shape) - 1):
+            call.trace.refuse("attention scores meet another function than one softmax over the keys")
+        return replace(x, is_softmaxed=True)
     if not isinstance(x, Neurons):
         call.trace.refuse("a softmax of a value that is not a layer's output")
+    if x.factor != 1:
+        x = call.trace.settled(x)
     return replace(x, is_output=True)
 
 
-@operator(FAMILY, "masked_fill")
+@operator(FAMILY, "masked_fill", reads_input=False)
 def masked_fill(call: Call, x: Any, *args: Any) -> Any:
     """A mask of attention scores."""
     if not isinstance(x, Scores):
         call.trace.refuse("a mask is applied to a value that is not attention scores")
-    return x
+    return with_constants(call, x, *args)
 
 
-@operator(FAMILY, "where")
+@operator(FAMILY, "where", reads_input=False)
 def where(call: Call, condition: Any, x: Any, y: Any) -> Any:
     """A constant mask of attention scores."""
-    scores = [value for value in (x, y) if isinstance(value, Scores)]
-    if len(scores) != 1 or not (isinstance(condition, Tensor | Scores) or getattr(condition, "is_buffer", False)):
+    is_mask = isinstance(condition, Tensor | Scores | NetworkInput) or is_constant(condition)
+    if not any(isinstance(value, Scores) for value in (x, y)) or not is_mask:
         call.trace.refuse("a choice between values, expected a constant mask of attention scores")
-    check_masks(call, [x, y])
-    return scores[0]
+    return with_constants(call, x, y)
 
 
-@operator(FAMILY, "isnan", "eq", "all", "logical_not", "any")
+@operator(FAMILY, "isnan", "eq", "all", "logical_not", "any", reads_input=False)
 def examine_scores(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A property of attention scores, such as for rows that are masked as a whole."""
     if not isinstance(x, Scores):

@@ -7,40 +7,57 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons
+from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInput, Neurons
 
 
-@operator("concatenation", "cat")
+@operator("concatenation", "cat", "concat", "concatenate")
 def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
-    """Channels of several layers side by side, or one layer's channels at more positions."""
+    """Channels of several layers, or of the input, side by side, or one layer's channels at more positions."""
+    trace = call.trace
     neurons = [value for value in values if isinstance(value, Neurons)]
     if not neurons:
         if all(isinstance(value, NetworkInput) for value in values):
             return replace(values[0], index=torch.cat([value.index for value in values], axis))
-        call.trace.refuse("parameters are concatenated")
-    if axis % neurons[0].ids.ndim != call.trace.channel_axis(neurons[0]):
+        if any(isinstance(value, NetworkInput) for value in values) and not any(map(_is_parameter, values)):
+            return PREPARED
+        trace.refuse("parameters are concatenated, expected values of layers")
+    if axis % neurons[0].ids.ndim != trace.channel_axis(neurons[0]):
         return concatenate_positions(call, values, axis)
-    if len(neurons) < len(values):
-        call.trace.refuse("channels are concatenated with a value that is not a layer's output")
-    versions = {key: version for value in neurons for key, version in value.versions.items()}
-    for value in neurons:
-        call.trace.check_current(value)
-    return Neurons(torch.cat([value.ids for value in neurons], axis), versions)
+    parts = [trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput) else None for value in values]
+    versions: dict[int, int] = {}
+    for part in parts:
+        if part is None:
+            trace.refuse("channels are concatenated with a value that is not a layer's output or the input")
+        versions |= part.versions
+    return Neurons(torch.cat([part.ids for part in parts if part is not None], axis), versions)
+
+
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, Elements) and not value.is_buffer
 
 
 def concatenate_positions(call: Call, values: Sequence[Any], axis: int) -> Neurons:
     """Positions of several values, as their sum: each counts as zero at the positions of the others."""
     trace = call.trace
-    total: Neurons = next(value for value in values if isinstance(value, Neurons))
-    first = total
+    total = trace.settled(next(value for value in values if isinstance(value, Neurons)))
+    channels = trace.channel_axis(total)
+    is_first = True
     for value in values:
-        if value is first:
+        if isinstance(value, Neurons) and is_first:
+            is_first = False
             continue
-        added = trace.constant_layer(value, total) if isinstance(value, Elements) else value
+        if isinstance(value, Tensor) and not value.any():
+            continue
+        added = value
+        if isinstance(value, Elements):
+            added = trace.constant_layer(value, total)
+        elif isinstance(value, NetworkInput):
+            added = trace.as_neurons(value, channels)
         if not isinstance(added, Neurons):
-            trace.refuse("positions are concatenated with a value that is neither a layer's output nor a parameter")
+            trace.refuse("positions are concatenated with constants other than 0, expected layers' outputs")
         shape = [*total.ids.shape]
         shape[axis] = 1
         total, added = (replace(part, ids=part.ids.narrow(axis, 0, 1)) for part in (total, added))

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons
+from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, is_number
 
 FAMILY = "layers with a weight"
 
+Evaluate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x, weight, bias) -> the layer's values."""
 
-def weighted_layer(call: Call, value: Any, axis: int, weight: Any, bias: Any, groups: int = 1) -> Neurons:
+
+def weighted_layer(
+    call: Call,
+    value: Any,
+    axis: int,
+    weight: Any,
+    bias: Any,
+    groups: int = 1,
+    evaluate: Evaluate = functional.linear,
+) -> Neurons:
     """A linear layer or a convolution.
 
     Args:
@@ -25,20 +38,28 @@ def weighted_layer(call: Call, value: Any, axis: int, weight: Any, bias: Any, gr
         weight: [out, in / groups, ...].
         bias: [out] or None.
         groups: of a convolution.
+        evaluate: what the layer computes.
     """
     trace = call.trace
     if not isinstance(weight, Elements) or not (bias is None or isinstance(bias, Elements)):
         trace.refuse("the weights are computed from other values, expected parameters")
-    along, index = trace.channels_along(trace.as_neurons(value, axis), axis), weight.index
+    if isinstance(value, Neurons) and value.factor != 1 and not trace.can_settle(value):  # W (c x) = (c W) x
+        weight, value = replace(weight, scale=weight.scale * value.factor), replace(value, factor=1.0)
+    neurons = trace.as_neurons(value, axis)
+    along, index, x = trace.channels_along(neurons, axis), weight.index, neurons.value
     reads = torch.tensor(list(dict.fromkeys(along.tolist())))
     if len(reads) < len(along):  # all positions of an image in a row
         places = [(along == neuron).nonzero()[:, 0] for neuron in reads]
         if len({*map(len, places)}) > 1 or groups > 1 or index.ndim > 2:
             trace.refuse("a layer reads some channels more often than others")
-        num_positions = len(places[0])
-        side = int(num_positions**0.5)
-        kernel = (side, side) if side * side == num_positions else (1, num_positions)
-        index = index[:, torch.stack(places)].unflatten(2, kernel)
+        positions = torch.stack(places)
+        index = index[:, positions].unflatten(2, _image_size(positions.shape[1]))
+        if x is not None:  # [..., channels, positions]
+            trace.claimed = evaluate(
+                x[..., positions].flatten(-2), trace.read(weight, index).flatten(1), trace.read_if_any(bias)
+            )
+    elif x is not None:
+        trace.claimed = evaluate(x, trace.read(weight), trace.read_if_any(bias))
     if index.ndim == 3:
         index = index.unsqueeze(2)  # a convolution along one axis
     if index.ndim not in (2, 4):
@@ -48,6 +69,12 @@ def weighted_layer(call: Call, value: Any, axis: int, weight: Any, bias: Any, gr
     return trace.output_of(layer, axis, call.shape)
 
 
+def _image_size(num_positions: int) -> tuple[int, int]:
+    """Height and width of the image that a layer reads all positions of, where only their number is known."""
+    side = int(num_positions**0.5)
+    return (side, side) if side * side == num_positions else (1, num_positions)
+
+
 @operator(FAMILY, "linear")
 def linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Neurons:
     """W x + b."""
@@ -55,10 +82,14 @@ def linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Neurons:
 
 
 @operator(FAMILY, "addmm")
-def addmm(call: Call, bias: Any, x: Any, weight: Any) -> Neurons:
-    """x W + b."""
+def addmm(call: Call, bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> Neurons:
+    """alpha x W + beta b."""
     if isinstance(weight, Elements):
-        weight = replace(weight, index=weight.index.mT)
+        weight = replace(weight, index=weight.index.mT, scale=weight.scale * alpha)
+    if isinstance(bias, Elements):
+        bias = replace(bias, scale=bias.scale * beta)
+    if 0 in (alpha, beta):
+        call.trace.refuse("a product with the factor 0")
     return weighted_layer(call, x, -1, weight, bias)
 
 
@@ -67,25 +98,42 @@ def convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, *
     """A convolution of any stride, padding and dilation."""
     groups = options.get("groups", rest[3] if len(rest) > 3 else 1)
     if isinstance(weight, Elements) and len(call.shape) != weight.index.ndim:
-        call.trace.refuse("a convolution reads an input without a batch axis")
-    return weighted_layer(call, x, 1, weight, bias, groups)
+        call.trace.refuse("a convolution reads an input without a batch axis; call the module with a batch of one")
+    return weighted_layer(
+        call, x, 1, weight, bias, groups, lambda x, weight, bias: call.function(x, weight, bias, *rest, **options)
+    )
 
 
-@operator(FAMILY, "matmul", "mm", "bmm")
+@operator(FAMILY, "matmul", "mm", "bmm", "mv")
 def matmul(call: Call, x: Any, y: Any) -> Any:
     """x W with a parameter W; products of two activations are attention."""
     if isinstance(y, Elements) and y.index.ndim == 2:
         return weighted_layer(call, x, -1, replace(y, index=y.index.mT), None)
+    if isinstance(y, Elements) and y.index.ndim == 1 and isinstance(x, Neurons | NetworkInput):
+        return single_neuron(call, x, replace(y, index=y.index[None]))
     return multiply_values(call, x, y)
+
+
+def single_neuron(call: Call, x: Any, weight: Elements) -> Neurons:
+    """x w with a vector w, whose result has no axis for its single channel."""
+    with_axis = replace(call, result=call.result.unsqueeze(-1))
+    output = weighted_layer(with_axis, x, -1, weight, None)
+    if call.trace.claimed is not None:
+        call.trace.claimed = call.trace.claimed.squeeze(-1)
+    return replace(output, ids=output.ids.squeeze(-1))
 
 
 @operator(FAMILY, "embedding")
 def embedding(call: Call, weight: Any, x: Any, *rest: Any, **options: Any) -> Neurons:
-    """A vector per word of the input, or per constant position."""
-    is_input = isinstance(x, NetworkInput)
-    if not isinstance(weight, Elements) or not (is_input or isinstance(x, Tensor)):
+    """A vector per word of the input, or per position that is constant or computed from the input."""
+    is_input = isinstance(x, NetworkInput) and not x.is_prepared
+    is_position = isinstance(x, Tensor) or (isinstance(x, NetworkInput) and x.is_prepared)
+    if not isinstance(weight, Elements) or not (is_input or is_position):
         call.trace.refuse("an embedding of computed values, expected the input or constant positions")
     reads = call.trace.input_neurons(len(weight.index)) if is_input else None
+    numbers = x.value if isinstance(x, NetworkInput) else x
+    if numbers is not None and not is_number(numbers):
+        call.trace.claimed = call.trace.read(weight)[numbers]
     transposed = replace(weight, index=weight.index.mT)
     layer = call.trace.new_layer(
         weight.index.shape[1], reads, transposed, options={} if is_input else {"constant": True}

@@ -59,13 +59,15 @@ def pad(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
     return replace(neurons, ids=ids.expand(*call.shape))
 
 
-@operator(FAMILY, "mean")
+@operator(FAMILY, "mean", "sum")
 def mean(call: Call, x: Any, axes: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Any:
-    """A mean over positions."""
+    """A mean or a sum over positions."""
     if isinstance(x, Scores):  # of attention weights, which are returned only to be shown
         return x
     if not isinstance(x, Neurons | NetworkInput):
-        call.trace.refuse("a mean of parameters")
+        call.trace.refuse(f"a {call.name} of parameters")
+    if isinstance(axes, int):
+        axes = [axes]
     numbers = x.ids if isinstance(x, Neurons) else x.index
     for axis in sorted({axis % numbers.ndim for axis in axes or range(numbers.ndim)}, reverse=True):
         if isinstance(x, Neurons) and not is_constant_along(numbers, axis):
@@ -74,9 +76,17 @@ def mean(call: Call, x: Any, axes: Sequence[int] | None = None, keepdim: bool = 
     return replace(x, ids=numbers) if isinstance(x, Neurons) else replace(x, index=numbers)
 
 
-@operator(FAMILY, "amax")
+@operator(FAMILY, "amax", "amin")
 def amax(call: Call, x: Any, axes: Sequence[int] | None = None, keepdim: bool = False) -> Any:
-    """The largest values over positions."""
+    """The largest or smallest values over positions."""
     if isinstance(x, Neurons):
         mark_maximum(call, x)
     return mean(call, x, axes, keepdim)
+
+
+@operator(FAMILY, "max", "min")
+def largest(call: Call, x: Any, axis: int | None = None, keepdim: bool = False) -> Any:
+    """The largest or smallest values over positions, and where they are."""
+    if axis is None or not isinstance(axis, int):
+        call.trace.refuse(f"{call.name} over all values or of two, expected over an axis of positions")
+    return [amax(call, x, [axis], keepdim), None]

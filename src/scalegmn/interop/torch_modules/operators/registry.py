@@ -26,6 +26,9 @@ class Call:
     result: Any
     """An example of what it returns: a tensor, or several. Only shapes count."""
 
+    is_read_elsewhere: bool = False
+    """Whether other operations read its first argument too."""
+
     @property
     def shape(self) -> torch.Size:
         """The shape of the result, or of the first of several."""
@@ -44,21 +47,24 @@ class Operator:
     Args:
         family: what the documentation lists it under.
         rule: what it does to traced values.
+        reads_input: whether the rule knows the network's input; else what the operation computes from the input and
+            constants alone prepares the input.
     """
 
     family: str
     rule: Rule
+    reads_input: bool
 
 
 OPERATORS: Registry[Operator] = Registry("operator")
 
 
-def operator(family: str, *names: str) -> Callable[[Rule], Rule]:
+def operator(family: str, *names: str, reads_input: bool = True) -> Callable[[Rule], Rule]:
     """A decorator that registers a rule for operations of these names."""
 
     def register(rule: Rule) -> Rule:
         for name in names:
-            OPERATORS.register(name, Operator(family, rule))
+            OPERATORS.register(name, Operator(family, rule, reads_input))
         return rule
 
     return register

@@ -20,7 +20,7 @@ VIEWS = (
 
 UNCHANGED = (
     *("dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy"),
-    *("_to_copy", "to"),
+    *("_to_copy", "to", "type_as", "float", "double", "half", "bfloat16"),
 )
 """Operations that change nothing when a module evaluates."""
 
@@ -50,6 +50,8 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
 @operator("no change when evaluated", *UNCHANGED)
 def keep(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
     """The value itself."""
+    if isinstance(value, NetworkInput) and not call.result.is_floating_point() and value.value is not None:
+        return value if not value.value.is_floating_point() else call.trace.refuse("the input is rounded")
     if isinstance(value, Neurons) and not call.result.is_floating_point():
         call.trace.refuse("a layer's output is rounded to whole numbers")
     return value

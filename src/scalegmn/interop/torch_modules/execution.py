@@ -1,0 +1,107 @@
+"""The operations of an exported graph, computed with tensors in one precision."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+LARGE = 2_000_000
+"""From so many parameters on, checks are made in float32 and with a single group element."""
+
+
+def check_dtype(num_parameters: int) -> torch.dtype:
+    """The precision of the checks for a module of a size."""
+    return torch.float32 if num_parameters > LARGE else torch.float64
+
+
+def as_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Floating point tensors, and types, among any value in one precision."""
+
+    def cast(leaf: Any) -> Any:
+        if isinstance(leaf, torch.dtype):
+            return dtype if leaf.is_floating_point else leaf
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return _pytree.tree_map(cast, value)
+
+
+def compute(node: torch.fx.Node, args: Any, kwargs: Any, dtype: torch.dtype) -> Any:
+    """What an operation returns; rounding to other floating point types is left out."""
+    function: Any = node.target
+    with torch.no_grad():
+        return as_dtype(function(*as_dtype(args, dtype), **as_dtype(kwargs, dtype)), dtype)
+
+
+def execute(
+    program: torch.export.ExportedProgram, tensors: Mapping[str, Any], inputs: Mapping[str, Any], dtype: torch.dtype
+) -> Tensor:
+    """The output of an exported program.
+
+    Args:
+        program: of `program.export`.
+        tensors: parameters, buffers and constants by their names.
+        inputs: what is given to the placeholders of inputs, by their names.
+        dtype: of all floating point numbers.
+    """
+    names, values = tensor_names(program), {}
+    last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = tensors[names[node.name]] if node.name in names else inputs[node.name]
+        elif node.op == "get_attr":
+            values[node] = as_dtype(operator.attrgetter(node.target)(program.graph_module), dtype)
+        elif node.op == "output":
+            return values[node.args[0][0]]
+        else:
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = compute(node, args, kwargs, dtype)
+            for source in node.all_input_nodes:
+                if last_use[source] is node:
+                    values.pop(source, None)
+    raise AssertionError("a graph has an output")
+
+
+def tensor_names(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """Placeholder -> the name of the parameter, buffer or constant that it stands for."""
+    signature = program.graph_signature
+    return {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+
+
+def generic_tensors(program: torch.export.ExportedProgram, dtype: torch.dtype) -> dict[str, Any]:
+    """Parameters, buffers and constants by name, the parameters moved a little at random: what holds for them holds
+    for any parameters, also where those of the module are zeros or ones."""
+    generator, new = torch.Generator().manual_seed(0), {}
+    parameters = {*program.graph_signature.inputs_to_parameters.values()}
+    first: dict[int, str] = {}
+    for name, tensor in {**program.constants, **program.state_dict}.items():
+        same = first.setdefault(id(tensor), name)
+        if same != name:
+            new[name] = new[same]
+            continue
+        value = as_dtype(tensor.detach() if isinstance(tensor, Tensor) else tensor, dtype)
+        if name in parameters and value.is_floating_point():
+            noise = torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device)
+            spread = float(value.std(correction=0)) if value.numel() else 0.0
+            value = value + 0.1 * noise * (spread if spread > 0 else 1.0)
+        new[name] = value.clone() if value is tensor else value
+    return new
+
+
+def generic_input(example: Any, dtype: torch.dtype) -> Any:
+    """An input to check with: the example, or random numbers of its shape where it is the same everywhere."""
+    if not isinstance(example, Tensor) or not example.is_floating_point():
+        return example
+    value = example.detach().to(dtype)
+    if value.numel() > 1 and bool((value == value.flatten()[0]).all()):
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device)
+    return value.clone()

@@ -1,0 +1,207 @@
+"""The graph of a module's operations: exported, and made plain."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree
+
+ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
+"""One input, several in order, or several by name."""
+
+_CONTEXTS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+"""Operations that run a part of the graph with other settings, which do not change what it computes."""
+
+_ASSERTIONS = (
+    *("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range"),
+    "sym_constrain_range_for_size",
+)
+"""Operations that `torch.export` inserts, and that compute nothing."""
+
+
+def export(module: nn.Module, example_input: ExampleInput, output: int | str | None = None) -> Any:
+    """The program of a module as it evaluates, in a plain form, that returns one tensor.
+
+    Args:
+        module: the network; it is neither changed nor trained.
+        example_input: what it is called with.
+        output: which of several outputs counts: its place, or its name.
+
+    Raises:
+        ValueError: the module has no graph, or no such output.
+    """
+    _check_dtypes(module)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_input, Mapping):
+        kwargs = dict(example_input)
+    else:
+        args = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    training = [submodule for submodule in module.modules() if submodule.training]
+    for submodule in training:
+        submodule.training = False
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.export.export(module, args, kwargs, strict=False)
+    except Exception as error:  # whatever the module's own code raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{type(module).__name__} cannot be exported: {reason[0]}") from error
+    finally:
+        for submodule in training:
+            submodule.training = True
+    _inline_contexts(program.graph_module)
+    _choose_output(program, output)
+    _remove_dead_code(program.graph_module.graph)
+    return program
+
+
+def _check_dtypes(module: nn.Module) -> None:
+    """Raises ValueError where numbers have a type that PyTorch cannot compute with."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize < 2:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(f"{name}: found {kind} numbers, expected 16 bits or more; call module.float() first")
+
+
+def without_parametrizations(module: nn.Module) -> nn.Module:
+    """The module itself or, where weights are computed from others (weight norm, spectral norm, pruning masks,
+    `torch.nn.utils.parametrize`), a copy that has the computed weights; what `torch.compile` wraps, unwrapped."""
+    module = getattr(module, "_orig_mod", module)
+    if not any(map(_is_parametrized, module.modules())):
+        return module
+    plain = _copy(module)
+    for submodule in plain.modules():
+        if parametrize.is_parametrized(submodule):
+            kind = type(submodule)  # shared with the module that is copied, and changed by what follows
+            content = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+            submodule.__class__ = type(kind.__name__, kind.__bases__, content)
+            with torch.no_grad():
+                for name in list(submodule.parametrizations):  # type: ignore[arg-type, union-attr]
+                    parametrize.remove_parametrizations(submodule, name, leave_parametrized=True)
+        for hook in _weight_hooks(submodule):
+            _remove_hook(submodule, hook)
+    return plain
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or bool(_weight_hooks(module))
+
+
+def _weight_hooks(module: nn.Module) -> list[Any]:
+    """The hooks of the older ways to compute weights, which run before a module's forward."""
+    kinds = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
+
+
+def _remove_hook(module: nn.Module, hook: Any) -> None:
+    """Makes the weight that a hook computes a parameter."""
+    if isinstance(hook, prune.BasePruningMethod):
+        prune.remove(module, hook._tensor_name)
+        return
+    hook.remove(module)
+    for key, other in list(module._forward_pre_hooks.items()):
+        if other is hook:
+            del module._forward_pre_hooks[key]
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy; weights that hooks have computed with a graph of gradients are copied without it."""
+    computed = {
+        id(value): value.detach().clone()
+        for submodule in module.modules()
+        for value in vars(submodule).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, dict(computed))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what the export prints and logs, such as whole graphs before an error, from the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def operation(node: torch.fx.Node) -> str:
+    """`conv2d` for aten.conv2d.default."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", str(node.target))
+    return str(node.target).split(".")[1]
+
+
+def _inline_contexts(module: torch.fx.GraphModule) -> None:
+    """Puts the operations of autocast and of gradient modes into the graph that has them."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operation(node) not in _CONTEXTS:
+            continue
+        place = next(index for index, arg in enumerate(node.args) if isinstance(arg, torch.fx.Node))
+        body = getattr(module, node.args[place].target)
+        _inline_contexts(body)
+        values: dict[torch.fx.Node, Any] = {}
+        inputs = iter(node.args[place + 1 :])
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    values[inner] = next(inputs)
+                elif inner.op == "get_attr" and isinstance(getattr(body, inner.target), Tensor):
+                    name = f"{node.name}_{inner.target}"
+                    setattr(module, name, getattr(body, inner.target))
+                    values[inner] = graph.get_attr(name)
+            results = graph.graph_copy(body.graph, values)
+        if isinstance(results, tuple | list):
+            for user in list(node.users):
+                user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
+                graph.erase_node(user)
+        else:
+            node.replace_all_uses_with(results)  # type: ignore[arg-type]
+        graph.erase_node(node)
+
+
+def _choose_output(program: torch.export.ExportedProgram, output: int | str | None) -> None:
+    """Makes the graph return a single tensor."""
+    node = next(node for node in program.graph.nodes if node.op == "output")
+    specs = program.graph_signature.output_specs
+    results = [item for spec, item in zip(specs, node.args[0], strict=True) if spec.kind == OutputKind.USER_OUTPUT]
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    structure = _pytree.tree_unflatten(range(len(results)), spec)
+    is_named = isinstance(structure, Mapping)
+    names = list(structure) if is_named else list(range(len(structure))) if isinstance(structure, list | tuple) else []
+    choices = ", ".join(repr(name) for name in names)
+    if output is not None:
+        if output not in names:
+            raise ValueError(f"output: found {output!r}, expected one of {choices or 'no choice, as there is one'}")
+        structure = structure[output]
+    tensors = [results[place] for place in _pytree.tree_leaves(structure)]
+    tensors = [item for item in tensors if isinstance(item, torch.fx.Node)]
+    if len(tensors) != 1:
+        found = f"expected a module that returns one tensor, found {len(tensors)}"
+        raise ValueError(f"{found}: choose one by output=..., one of {choices}" if choices else found)
+    node.args = ((tensors[0],),)
+
+
+def _remove_dead_code(graph: torch.fx.Graph) -> None:
+    """Removes assertions, and operations that nothing reads."""
+    for node in reversed(graph.nodes):
+        if node.op not in ("call_function", "get_attr") or node.users:
+            continue
+        schema = getattr(node.target, "_schema", None)
+        if operation(node) in _ASSERTIONS or schema is None or not schema.is_mutable:
+            graph.erase_node(node)

@@ -1,0 +1,90 @@
+"""Whether the module's own operations keep the symmetries that its spec claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.execution import LARGE
+from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.parameters import read_parameters, written_tensors
+from scalegmn.networks import NetSpec
+from scalegmn.symmetry.groups import GroupElement
+
+
+def verify_symmetries(
+    layers: Sequence[TracedLayer],
+    spec: NetSpec,
+    tensors: dict[str, Any],
+    outputs: Tensor,
+    run: Callable[[dict[str, Any]], Tensor],
+) -> None:
+    """Raises ValueError, which names a layer, where a random group element changes what the module computes.
+
+    Two elements are tried in float64; for more than `LARGE` parameters one, in float32.
+
+    Args:
+        layers: the traced layers, in the order of the spec.
+        spec: the architecture.
+        tensors: parameters, buffers and constants by name.
+        outputs: of the module with these.
+        run: the module's operations, with other tensors.
+    """
+    params = read_parameters(tensors, layers, spec)
+    is_large = spec.num_parameters > LARGE
+    tolerance = 1e-6 if outputs.dtype == torch.float64 else 1e-2
+    generator = torch.Generator().manual_seed(0)
+
+    def change(element: GroupElement) -> float:
+        return _change(run(written_tensors(element.act(params), tensors, layers, spec)), outputs)
+
+    for _ in range(1 if is_large else 2):
+        element = GroupElement.sample(params, generator, decades=0.3)
+        if not change(element) <= tolerance:
+            for part in _parts(spec):
+                moved = _restricted(element, part)
+                if not (size := change(moved)) <= tolerance:
+                    break
+            else:
+                part, size = {0}, change(element)
+            raise ValueError(
+                f"{layers[min(part)].place}: neurons of this layer do not have the symmetries of a layer of its kind: "
+                f"moving them changes the output by {size:.1g} of its spread, because the module uses them in a way "
+                "that is not known; please report it"
+            )
+
+
+def _change(moved: Tensor, outputs: Tensor) -> float:
+    """The largest change relative to the spread of the outputs; the same NaN or infinity on both sides is no change."""
+    same = (moved == outputs) | (moved.isnan() & outputs.isnan())
+    finite = outputs[outputs.isfinite()]
+    spread = float(finite.std(correction=0)) if finite.numel() > 1 else 0.0
+    spread = max(spread, 1e-6 * float(finite.abs().max()) if finite.numel() else 0.0, 1e-30)
+    return float(torch.where(same, 0, (moved - outputs).abs()).max()) / spread
+
+
+def _parts(spec: NetSpec) -> list[set[int]]:
+    """Sets of hidden layers that move together."""
+    links = [set(item.layers) for item in (*spec.permutation_classes, *spec.scaling_classes)]
+    links += [{layer, first} for layer, first in spec.block_order.items() if first >= 0]
+    links += [set(pair) for pair in (*spec.reciprocal_layers.items(), *spec.transposed_pairs)]
+    parts: list[set[int]] = [{layer} for layer in range(spec.num_layers - 1)]
+    for link in links:
+        touched = [part for part in parts if part & link]
+        parts = [part for part in parts if not part & link] + ([set().union(*touched)] if touched else [])
+    return sorted(parts, key=min)
+
+
+def _restricted(element: GroupElement, layers: set[int]) -> GroupElement:
+    """The element that moves these layers alone."""
+    order = [torch.arange(p.shape[1], device=p.device).expand_as(p) for p in element.permutations]
+    chosen = [index in layers for index in range(len(order))]
+    return replace(
+        element,
+        permutations=tuple(p if c else q for p, q, c in zip(element.permutations, order, chosen, strict=True)),
+        scales=tuple(s if c else torch.ones_like(s) for s, c in zip(element.scales, chosen, strict=True)),
+    )
