@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-LARGE = 20_000_000
+LARGE = 2_000_000
 """From so many parameters on, checks are made in float32 and with a single group element."""
 
 
