@@ -159,9 +159,9 @@ def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            num_pictures = getattr(picture, "n_frames", 1)
-            if num_pictures > 1 and picture.format != "MPO":  # of cameras: the first is the picture
-                raise ValueError(f"{num_pictures} pictures in one file, expected one")
+            number = getattr(picture, "n_frames", 1)
+            if number > 1 and picture.format != "MPO":  # of cameras: the first is the picture
+                raise ValueError(f"{number} pictures in one file, expected one")
             is_grey = picture.mode in ("1", "L", "LA", "La")
             if not is_grey and picture.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"):
                 raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")

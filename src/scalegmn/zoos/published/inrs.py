@@ -123,12 +123,12 @@ def inr_listing(
     rows = {name: torch.tensor([row for row, split in enumerate(of_files) if split == name]) for name in set(of_files)}
     splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
     layout = read_network(files[0].path)[0]
-    names = _class_names(files)
-    if names is not None:
-        provenance = {**provenance, "classes": names}
+    classes = _class_names(files)
+    if classes is not None:
+        provenance = {**provenance, "classes": classes}
     if options.output_offset != OUTPUT_OFFSET:
         provenance = {**provenance, "output_offset": options.output_offset}
-    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, names)
+    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, classes)
     return Listing([file.path for file in files], len(files), read, splits, provenance)
 
 
