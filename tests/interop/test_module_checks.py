@@ -73,6 +73,56 @@ def test_the_frequency_of_a_sine_is_that_of_its_bias_too():
     assert usual.spec.layers[0].w0 == 6
 
 
+ELEMENTWISE = {
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(),
+    "elu": nn.ELU(),
+    "selu": nn.SELU(),
+    "softplus": nn.Softplus(),
+    "log_sigmoid": nn.LogSigmoid(),
+    "mish": nn.Mish(),
+    "hardswish": nn.Hardswish(),
+    "hardsigmoid": nn.Hardsigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_activations_that_are_not_built_in(name, generator):
+    module, x, params = read(lambda m, x: m.c(ELEMENTWISE[name](m.a(x))))
+    assert params.spec.layers[0].activation == name
+    torch.testing.assert_close(evaluate(params, x)[0], module(x), rtol=1e-12, atol=1e-12)
+    assert_exact(module, x, params, generator)
+
+
+def test_bounds(generator):
+    for bounds, name in (((0, 6), "relu6"), ((-1, 1), "hardtanh"), ((0, None), "relu")):
+        module, x, params = read(lambda m, x, bounds=bounds: m.c(m.a(x).clamp(*bounds)))
+        assert params.spec.layers[0].activation == name
+        assert_exact(module, x, params, generator)
+    assert_exact(*read(lambda m, x: m.c(torch.tanh(m.a(x))).clamp(0, 1)), generator)
+    with pytest.raises(ValueError, match="only a network's output may have"):
+        read(lambda m, x: m.c(m.a(x).clamp(-2, 3)))
+    with pytest.raises(ValueError, match=r"module \(Written\): the layer that was read gives other values"):
+        read(lambda m, x: m.c(functional.elu(m.a(x), alpha=0.5)))
+
+
+BESIDE = {
+    "a residual around an activation": lambda m, x: (lambda h: m.c(torch.relu(h + m.b(torch.relu(h)))))(m.a(x)),
+    "a residual of sines": lambda m, x: (lambda h: m.c(h + m.b(torch.sin(3 * h))))(m.a(x)),
+    "two activations of one layer": lambda m, x: (lambda h: m.c(m.b(torch.tanh(h)) + torch.relu(h)))(m.a(x)),
+    "activation of the input beside a layer": lambda m, x: functional.linear(
+        torch.relu(torch.cat([m.c(m.a(x)), x], -1)), m.p
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_activations_beside_what_they_read(name, generator):
+    module, x, params = read(BESIDE[name], p=(2, 5))
+    assert not params.spec.is_chain
+    assert_exact(module, x, params, generator)
+
+
 # Attention
 
 

@@ -281,7 +281,7 @@ class Choosing(nn.Module):
         (Gated(), (2, 3), r"module \(Gated\): an activation is multiplied by another value \(a gate\), expected"),
         (Twice(), (2, 3), r"inner \(Linear\): its weights are also those of inner \(Linear\)"),
         (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)), (2, 3), r"1 \(Softplus\): aten.softplus"),
+        (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), (2, 3), r"1 \(PReLU\): aten.prelu"),
         (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), (2, 3, 4, 4), r"0 \(ConvTranspose2d\): aten.conv_transpose2d"),
         (nn.Sequential(nn.Conv3d(3, 4, 2)), (2, 3, 4, 4, 4), r"0 \(Conv3d\): aten.conv3d"),
         (nn.LSTM(3, 4), (5, 2, 3), "found 3: choose one by output="),

@@ -29,7 +29,7 @@ def more_activations(monkeypatch):
 
 def test_activations_commute_with_their_groups(more_activations, generator):
     """sigma(q z) = chi(q) sigma(z), and with nothing else where there is less than all scalars."""
-    z = torch.randn(200, dtype=torch.float64)
+    z = 4 * torch.randn(200, dtype=torch.float64)
     for name, item in ACTIVATIONS.items():
         q = item.group.sample((200,), generator)
         moved, expected = item.function(q * z, 1.0), item.group.outgoing(q) * item.function(z, 1.0)

@@ -63,6 +63,19 @@ BUILT_IN: Final = tuple(ACTIVATIONS)
 """What numbers in zoos stand for where nothing else is said, in this order for ever: no name moves, none is added. An
 activation that comes later is named where it occurs (`NetSpec.extra_activations`), as are those of users."""
 
+for _activation in (
+    Activation("relu6", lambda z, w0: functional.relu6(z)),
+    Activation("hardtanh", lambda z, w0: functional.hardtanh(z), SIGNS),
+    Activation("elu", lambda z, w0: functional.elu(z)),
+    Activation("selu", lambda z, w0: functional.selu(z)),
+    Activation("softplus", lambda z, w0: functional.softplus(z)),
+    Activation("log_sigmoid", lambda z, w0: functional.logsigmoid(z)),
+    Activation("mish", lambda z, w0: functional.mish(z)),
+    Activation("hardswish", lambda z, w0: functional.hardswish(z)),
+    Activation("hardsigmoid", lambda z, w0: functional.hardsigmoid(z)),
+):
+    register_activation(_activation)
+
 
 def not_built_in(names: Collection[str]) -> tuple[str, ...]:
     """The names of activations outside `BUILT_IN`, sorted, whatever the order in which modules registered them."""

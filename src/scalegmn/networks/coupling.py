@@ -183,8 +183,13 @@ def layers_without_scalars(spec: NetSpec) -> frozenset[int]:
 
 
 def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
-    """Layers that layer and group norms read, whose mean and variance mix channels; and norms without scale."""
-    read = {spec.sender(index) for index, layer in enumerate(spec.layers) if layer.norm in ("layer", "group")}
+    """Layers that layer and group norms read, whose mean and variance mix channels; layers without weights, and what
+    those that are no norms read."""
+    read = {
+        spec.sender(index)
+        for index, layer in enumerate(spec.layers)
+        if layer.norm in ("layer", "group") or (layer.norm is None and not layer.affine)
+    }
     return frozenset(read | {index for index, layer in enumerate(spec.layers) if not layer.affine})
 
 

@@ -193,7 +193,8 @@ class GraphReader:
             return PREPARED
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")
-        call = Call(self._trace, name, node.target, node.meta["val"])  # type: ignore[arg-type]
+        is_read_elsewhere = operation(node) == name and _is_read_elsewhere(node)
+        call = Call(self._trace, name, node.target, node.meta["val"], is_read_elsewhere)  # type: ignore[arg-type]
         return OPERATORS[name].rule(call, *args, **kwargs)
 
     def _with_actual(self, value: Any, actual: Any) -> Any:
@@ -227,6 +228,18 @@ def _is_random(node: torch.fx.Node) -> bool:
     options |= dict(zip(options, node.args, strict=False)) | node.kwargs
     share = options.get("dropout_p", options.get("p", 1)) if options.get("train", True) else 0
     return share != 0
+
+
+def _is_read_elsewhere(node: torch.fx.Node) -> bool:
+    """Whether others read what an operation reads, or what that is a view or a multiple of."""
+    source = node.args[0] if node.args else None
+    while isinstance(source, torch.fx.Node):
+        if len(source.users) > 1:
+            return True
+        if operation(source) not in (*VIEWS, "mul", "div", "neg") or source.op != "call_function":
+            return False
+        source = next((item for item in source.args if isinstance(item, torch.fx.Node)), None)
+    return False
 
 
 def _cloned(value: Any) -> Any:

@@ -52,6 +52,10 @@ class Trace:
         """The layer that a neuron belongs to; -1 for the network's input."""
         return self._layer_of[int(neuron)]
 
+    def is_activated(self, layer: int) -> bool:
+        """Whether a layer has its activation already; the input has none."""
+        return layer >= 0 and self.layers[layer].is_activated
+
     def new_input(self, value: Tensor) -> NetworkInput:
         """Elements of the input, or of what is computed from it without parameters."""
         first = len(self._entry)

@@ -121,11 +121,3 @@ def divide(call: Call, x: Any, y: Any, rounding_mode: str | None = None) -> Any:
     if not is_number(y):
         call.trace.refuse("an activation is divided by several numbers, expected one")
     return multiply(call, x, 1 / float(y))
-
-
-@operator(FAMILY, "clamp", "clamp_min", "clamp_max", "hardtanh", "relu6", reads_input=False)
-def clamp(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Bounds of the network's output."""
-    if not isinstance(x, Neurons):
-        prepared(call, x)
-    return replace(x, is_output=True)

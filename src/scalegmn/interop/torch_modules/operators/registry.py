@@ -26,6 +26,9 @@ class Call:
     result: Any
     """An example of what it returns: a tensor, or several. Only shapes count."""
 
+    is_read_elsewhere: bool = False
+    """Whether other operations read its first argument too."""
+
     @property
     def shape(self) -> torch.Size:
         """The shape of the result, or of the first of several."""
