@@ -119,8 +119,8 @@ def inr_listing(
     if not files:
         raise NothingThereError(f"{source}: no networks there; set --data.dataset_path")
     files = [file for split in ("train", "val", "test") for file in files if file.split == split]
-    names = [file.split for file in files]
-    rows = {name: torch.tensor([row for row, split in enumerate(names) if split == name]) for name in set(names)}
+    of_files = [file.split for file in files]
+    rows = {name: torch.tensor([row for row, split in enumerate(of_files) if split == name]) for name in set(of_files)}
     splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
     layout = read_network(files[0].path)[0]
     classes = _class_names(files)
