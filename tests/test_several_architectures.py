@@ -175,7 +175,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
         ("inr_classification.py", {"data.augment.mixup": 0.2}, "data.augment.mixup: found 0.2, expected 0"),
         ("inr_classification.py", {"train_args.compile": True}, "train_args.compile: found True, expected False for 3"),
         ("inr_classification.py", {"data.activation_function": "gelu"}, "found gelu, expected one of relu, tanh as"),
-        ("inr_editing.py", {"model": "scalegmn"}, "zoo: found 3 architectures, but editing needs one"),
+        ("inr_editing.py", {"model": "scalegmn"}, "zoo: found 3 architectures, expected one"),
     ],
 )
 def test_what_is_refused(home, run, script, options, message):

@@ -53,6 +53,16 @@ def test_info_and_verify(zoo):
     assert "no zoo there" in refused(command("info", zoo[0].parent))
 
 
+def test_info_of_classes_and_of_one_network(tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 1], "sine"), 1)
+    part = Networks((params,), {"label": torch.tensor([1])})
+    write_zoo(tmp_path / "zoo", [part], {"train": torch.tensor([0])}, {"classes": ["cat", "dog"]})
+    lines = describe(open_zoo(tmp_path / "zoo")).splitlines()
+    assert lines[0].startswith(f"{tmp_path / 'zoo'}: 1 network, ")
+    assert "  classes, from 0: cat, dog" in lines
+    assert "  split train: 1 network" in lines
+
+
 def test_info_of_many_architectures(tmp_path, random_params):
     nets = tuple(random_params(NetSpec.mlp([2, width, 1], "sine"), 2) for width in range(1, 14))
     write_zoo(tmp_path / "zoo", [Networks(nets, {})], {}, {})

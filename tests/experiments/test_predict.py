@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from onnx_files import chain, write_onnx
 import scalegmn
 from scalegmn.experiments import bundles
 from scalegmn.experiments.config import ScriptConfig, read_config
+from scalegmn.experiments.predict import with_frequencies
 from scalegmn.experiments.run import train
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.reporting.errors import user_errors
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.tasks.classification import Classification
@@ -177,6 +181,26 @@ def test_bad_words(home, monkeypatch, capsys):
     )
     assert_refused(ask(home, monkeypatch, capsys, net, checkpoint="."), "(it holds 1 run; choose one, such as run)")
     assert_refused(ask(home, monkeypatch, capsys, "conf.yml"), "conf.yml: expected a file .pth, .pt, .ckpt")
+
+
+def test_frequencies_are_those_of_the_training_networks():
+    """Layer by layer; a state dict does not tell them. Other depths and other activations stay as they are."""
+
+    def siren(*w0, activation="sine"):
+        spec = NetSpec.mlp([2] * (len(w0) + 2), activation)
+        layers = [replace(layer, w0=value) for layer, value in zip(spec.layers, w0, strict=False)]
+        return NetParams.from_tensors(
+            *([torch.zeros(1, *shape) for _ in spec.layers] for shape in ((2, 2), (2,))), activation
+        ).replace(spec=NetSpec((*layers, spec.layers[-1])))
+
+    def frequencies(params, trained):
+        model = SimpleNamespace(num_architectures=1, spec=trained.spec)
+        return [layer.w0 for layer in with_frequencies(params, model).spec.layers[:-1]]
+
+    assert frequencies(siren(30.0, 30.0), siren(15.0, 20.0)) == [15.0, 20.0]
+    assert frequencies(siren(30.0), siren(15.0, 20.0)) == [30.0]
+    tanh = siren(1.0, 1.0, activation="tanh")
+    assert frequencies(tanh, siren(15.0, 20.0)) == [1.0, 1.0]
 
 
 def test_what_is_wrong_with_a_run_is_named(home, tmp_path, monkeypatch, capsys):

@@ -58,7 +58,7 @@ def test_over_seeds():
 
 
 def test_each_seed_differs_in_seed_and_folder():
-    first, second = each_seed(ScriptConfig(seeds="3,5,3", run_dir="runs/x"))
+    first, second = each_seed(ScriptConfig(seeds="3,5", run_dir="runs/x"))
     assert (first.train_args.seed, first.run_dir, first.seeds) == (3, "runs/x/seed_3", None)
     assert (second.train_args.seed, second.run_dir) == (5, "runs/x/seed_5")
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -73,7 +73,7 @@ def export_zoo(config: EditConfig, task: type[ZooTask], model: Metanetwork, zoo:
         edited = _edited(task, model, params[parts[number]], removed)
         shards.write(number, edited, **{name: column[parts[number]] for name, column in zoo.columns.items()})
     source = {"path": str(zoo.path), "sha256": zoo.sha256, "provenance": zoo.provenance}
-    kept = {key: zoo.provenance[key] for key in ("classes", "output_offset") if key in zoo.provenance}
+    kept: dict[str, Any] = {key: zoo.provenance[key] for key in ("classes", "output_offset") if key in zoo.provenance}
     shards.merge(zoo.splits, {**kept, "source": source, "versions": versions()})
     print(f"{out}: {counted(len(zoo), 'edited network')}")
 

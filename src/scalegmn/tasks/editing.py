@@ -127,7 +127,8 @@ class Editing(ZooTask):
 
     def images_of(self, params: NetParams, target: Tensor) -> Tensor:
         """The images that INRs draw, in the size of targets [B, height, width, channels]."""
-        return render(params, *target.shape[1:3], self.output_offset)
+        height, width = target.shape[1:3]
+        return render(params, height, width, self.output_offset)
 
     @torch.no_grad()
     def evaluate(

@@ -130,7 +130,7 @@ def _splits(path: Path, names: Sequence[PurePosixPath]) -> tuple[dict[PurePosixP
         ValueError: only some are in the folders of a split.
     """
     for has_classes in (True, False):
-        found = {}
+        found: dict[PurePosixPath, str] = {}
         for name in names:
             folders = name.parts[:-2] if has_classes else name.parts[-2:-1]
             words = [SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES]
@@ -159,8 +159,9 @@ def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # of cameras: the first is the picture
-                raise ValueError(f"{picture.n_frames} pictures in one file, expected one")
+            number = getattr(picture, "n_frames", 1)
+            if number > 1 and picture.format != "MPO":  # of cameras: the first is the picture
+                raise ValueError(f"{number} pictures in one file, expected one")
             is_grey = picture.mode in ("1", "L", "LA", "La")
             if not is_grey and picture.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"):
                 raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")

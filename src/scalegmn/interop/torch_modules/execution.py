@@ -79,7 +79,8 @@ def tensor_names(program: torch.export.ExportedProgram) -> dict[str, str]:
 def generic_tensors(program: torch.export.ExportedProgram, dtype: torch.dtype) -> dict[str, Any]:
     """Parameters, buffers and constants by name, the parameters moved a little at random: what holds for them holds
     for any parameters, also where those of the module are zeros or ones."""
-    generator, new = torch.Generator().manual_seed(0), {}
+    generator = torch.Generator().manual_seed(0)
+    new: dict[str, Any] = {}
     parameters = {*program.graph_signature.inputs_to_parameters.values()}
     first: dict[int, str] = {}
     for name, tensor in {**program.constants, **program.state_dict}.items():

@@ -87,7 +87,7 @@ def without_parametrizations(module: nn.Module) -> nn.Module:
             content = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
             submodule.__class__ = type(kind.__name__, kind.__bases__, content)
             with torch.no_grad():
-                for name in list(submodule.parametrizations):  # type: ignore[arg-type, union-attr]
+                for name in list(submodule.parametrizations):  # type: ignore[arg-type]
                     parametrize.remove_parametrizations(submodule, name, leave_parametrized=True)
         for hook in _weight_hooks(submodule):
             _remove_hook(submodule, hook)
@@ -167,10 +167,10 @@ def _inline_contexts(module: torch.fx.GraphModule) -> None:
             results = graph.graph_copy(body.graph, values)
         if isinstance(results, tuple | list):
             for user in list(node.users):
-                user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index, arg-type]
+                user.replace_all_uses_with(results[user.args[1]])
                 graph.erase_node(user)
         else:
-            node.replace_all_uses_with(results)  # type: ignore[arg-type]
+            node.replace_all_uses_with(results)
         graph.erase_node(node)
 
 

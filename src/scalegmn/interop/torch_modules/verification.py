@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from scalegmn.symmetry.groups import GroupElement
 def verify_symmetries(
     layers: Sequence[TracedLayer],
     spec: NetSpec,
-    tensors: dict[str, Any],
+    tensors: Mapping[str, Any],
     outputs: Tensor,
     run: Callable[[dict[str, Any]], Tensor],
 ) -> None:

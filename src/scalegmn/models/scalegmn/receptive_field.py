@@ -34,7 +34,8 @@ def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerRe
 def skips_hidden_layers(spec: NetSpec) -> bool:
     """Whether the output layer reads the network's input."""
     last = spec.num_layers - 1
-    return min(spec.sender(last), *(skip.source for skip in spec.residuals if skip.receiver == last), 0) < 0
+    senders = [spec.sender(last), *(residual.source for residual in spec.residuals if residual.receiver == last)]
+    return any(sender < 0 for sender in senders)
 
 
 def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> list[LayerReads]:

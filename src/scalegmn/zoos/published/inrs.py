@@ -28,6 +28,10 @@ W0 = 30.0
 """The frequency of all published SIRENs, sin(w0 (W x + b))."""
 
 
+MAX_CLASSES = 10**6
+"""More than any dataset has; larger labels are damaged files."""
+
+
 @dataclass(frozen=True)
 class SirenOptions:
     """How the networks of a dataset of SIRENs are evaluated, which their files do not tell."""
@@ -115,16 +119,16 @@ def inr_listing(
     if not files:
         raise NothingThereError(f"{source}: no networks there; set --data.dataset_path")
     files = [file for split in ("train", "val", "test") for file in files if file.split == split]
-    names = [file.split for file in files]
-    rows = {name: torch.tensor([row for row, split in enumerate(names) if split == name]) for name in set(names)}
+    of_files = [file.split for file in files]
+    rows = {name: torch.tensor([row for row, split in enumerate(of_files) if split == name]) for name in set(of_files)}
     splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
     layout = read_network(files[0].path)[0]
-    names = _class_names(files)
-    if names is not None:
-        provenance = {**provenance, "classes": names}
+    classes = _class_names(files)
+    if classes is not None:
+        provenance = {**provenance, "classes": classes}
     if options.output_offset != OUTPUT_OFFSET:
         provenance = {**provenance, "output_offset": options.output_offset}
-    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, names)
+    read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, classes)
     return Listing([file.path for file in files], len(files), read, splits, provenance)
 
 
@@ -151,8 +155,10 @@ def _read(
         networks.append(tensors)
         if file.label is not None:
             label = int(file.label) if names is None else names.index(file.label)
-        if label is None or label < 0:
-            raise ValueError(f"{file.path}: label: found {label}, expected the number of a class, from 0")
+        if label is None or not 0 <= label < MAX_CLASSES:
+            raise ValueError(
+                f"{file.path}: label: found {label}, expected the number of a class, 0 to {MAX_CLASSES - 1}"
+            )
         labels.append(label)
     stacked = [torch.stack(tensors).float() for tensors in zip(*networks, strict=True)]
     weights, biases = stacked[::2], stacked[1::2]
@@ -180,6 +186,9 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
         ValueError: as `read_state_dict`, or `label` is not a class; names the file.
     """
     stored = read_state_dict(path)
+    without_bias = [layer.name for layer in stored.layers if layer.bias is None]
+    if without_bias:
+        raise ValueError(f"{path}: {without_bias[0]} has no bias, expected one in every layer")
     label = stored.content.get("label")
     if isinstance(label, Tensor) and label.numel() == 1:
         label = label.item()
