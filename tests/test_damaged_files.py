@@ -205,10 +205,11 @@ def check(home, name, seeds):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_good_files_are_read(home, name):
-    assert KINDS[name](home) in (
-        (0, []),
-        (2, [f"{home / 'inrs'}: not converted yet, which --dry_run and --data.convert False leave undone"]),
-    )
+    code, errors = KINDS[name](home)
+    if name == "inrs/mnist_splits.json":  # read, and not converted
+        assert errors[0].startswith(f"{home / 'inrs'}: not converted yet")
+    else:
+        assert (code, errors) == (0, [])
     shutil.rmtree(home / "out", ignore_errors=True)
 
 

@@ -67,7 +67,10 @@ def test_exported_zoo(home):
     assert 1e-6 < change < 2
     assert found.canonical == ()  # edits may leave the canonical range
     refused = edit(home, *SMALL, "--run_dir=runs/other", "--export_edited=data/digits_inr")
-    assert (refused.returncode, refused.stderr) == (2, "error: --export_edited: data/digits_inr exists already\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --export_edited: data/digits_inr exists already; choose another\n",
+    )
     assert not (home / "runs/other").exists()
     again = edit(home, "--checkpoint=runs/first", "--export_edited=data/edited_later", conf=None)
     assert again.returncode == 0, again.stderr
@@ -120,8 +123,8 @@ def test_files_and_folders(home, tmp_path):
     again = predict(home, tmp_path / "nets", "--out", tmp_path / "out")
     assert again.returncode == 2
     assert [line.split("--out: ")[1] for line in again.stderr.splitlines()] == [
-        f"{tmp_path}/out/a.pth exists already",
-        f"{tmp_path}/out/more/b.safetensors exists already",
+        f"{tmp_path}/out/a.pth exists already; choose another",
+        f"{tmp_path}/out/more/b.safetensors exists already; choose another",
     ]
     nowhere = predict(home, tmp_path / "nets")
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)

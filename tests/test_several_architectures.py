@@ -159,7 +159,7 @@ def test_own_networks(home, run, monkeypatch, capsys):
     result = run_command(["predict", "--checkpoint=statnn", known], home, monkeypatch, capsys)
     assert_refused(
         result,
-        "known.safetensors: a state dict does not tell its activation, and the training networks may have several; set",
+        "known.safetensors: a state dict does not tell its activation; set",
     )
     code, _, error = run_command(["export", "--checkpoint=statnn", "--out=bundle"], home, monkeypatch, capsys)
     assert code == 0, error

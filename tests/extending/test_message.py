@@ -90,7 +90,9 @@ def test_it_reads_the_receiver(random_params):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"message_function: found 'gate', expected one of scale, concat, gated"):
+    with pytest.raises(
+        ValueError, match=r"message_function: found 'gate', expected one of scale, product, concat, gated"
+    ):
         config_of("sign", "forward", message_function="gate")
 
 
