@@ -88,12 +88,13 @@ def test_all_positions_of_an_image(module, x):
     [
         (lambda layer: parametrizations.weight_norm(layer), False),
         (lambda layer: nn.utils.weight_norm(layer), False),
+        (lambda layer: nn.utils.weight_norm(layer, dim=None), False),
         (lambda layer: parametrizations.spectral_norm(layer), False),
         (lambda layer: nn.utils.spectral_norm(layer), False),
         (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), True),
         (lambda layer: layer.bfloat16(), True),
     ],
-    ids=["weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm", "pruning", "types"],
+    ids=["weight_norm", "old weight_norm", "one weight_norm", "spectral_norm", "old spectral_norm", "pruning", "types"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_effective_weights(change, exact):
@@ -136,6 +137,10 @@ def test_nested(place):
             r"b: found a bias of shape \(2,\), expected \(3,\)",
         ),
         ({"b.weight": torch.zeros(3, 2).to(torch.float8_e4m3fn)}, "b.weight is not a dense tensor .* of two bytes"),
+        (
+            {"b.weight": torch.zeros(3, 2), "b.bias": torch.tensor(1.0)},
+            r"b: found a bias of shape \(\), expected \(3,\)",
+        ),
         ({"a.weight_g": torch.zeros(3, 1)}, "a: the weight is made up of weight_g in an unknown way"),
         (
             {"b.weight": torch.zeros(3, 5), "a.weight": torch.zeros(4, 2)},

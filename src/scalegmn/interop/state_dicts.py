@@ -215,8 +215,9 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     names do not match so, or no name has these words and tensors with one axis are the biases, the first weight and the
     first bias are a layer, and so on.
     """
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor) and value.ndim > 0}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     parts = {key: part for key in tensors if (part := _part(key)) is not None}
+    tensors = {key: value for key, value in tensors.items() if value.ndim > 0 or key in parts}  # others count steps
     if not parts:
         parts = {key: ("", "bias" if value.ndim == 1 else "weight") for key, value in tensors.items()}
     by_layer: dict[str, dict[str, str]] = {}
@@ -231,7 +232,7 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     if not by_layer:
         raise ValueError("0 weights and 0 biases, expected one of each per layer")
     norms = {key.rpartition(".")[0] for key in tensors if key.endswith("running_mean")}
-    norms |= {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim == 1}
+    norms |= {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim < 2}
     of_losses = {stem for stem in norms if stem.startswith(("criterion", "loss"))}
     norms = {stem for stem in norms - of_losses if stem in by_layer}
     if norms:
