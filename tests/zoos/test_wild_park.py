@@ -107,7 +107,7 @@ def _read_state(path):
         (lambda root: save({"model": {}, "config": None}, root / FIRST), "config: not the description of a CNN"),
         (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "gelu"], [-1, -1], stride=[2, 2]), "found stride 2"),
         (lambda root: set_config(root, [3, 4, 8], [3, 3], ["relu", "gelu"], [-1, -1]), "model: found shapes"),
-        (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "mish"], [-1, -1]), "unknown activation 'mish'"),
+        (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "swoosh"], [-1, -1]), "unknown activation 'swoosh'"),
         (lambda root: set_config(root, [3, 4, 8], [3, 5], ["relu", "gelu"], [-1, 1]), "residual: found 1"),
     ],
 )
