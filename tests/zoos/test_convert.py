@@ -94,7 +94,7 @@ BROKEN = {
         store(lambda state: {**state, "seq.1.bias": state["seq.1.bias"].to_sparse()}),
         "seq.1.bias is not a dense tensor",
     ),
-    "a number": (store(lambda state: {**state, "seq.1.bias": torch.tensor(1.0)}), "seq.1 has no bias"),
+    "a number": (store(lambda state: {**state, "seq.1.bias": torch.tensor(1.0)}), "seq.1: found a bias of shape"),
     "more than it holds": (
         store(
             lambda state: {
