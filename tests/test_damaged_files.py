@@ -6,7 +6,6 @@ import json
 import pickle
 import random
 import shutil
-import struct
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run_here
+from image_files import idx
 from onnx_files import chain, write_onnx
 from PIL import Image
 from safetensors.torch import save_file
@@ -34,11 +34,6 @@ def state_dict(number=0):
     return {
         f"{k}.{kind}": t[0] for k, pair in enumerate(pairs) for kind, t in zip(("weight", "bias"), pair, strict=True)
     }
-
-
-def idx(values):
-    """An IDX file of bytes."""
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
 
 
 def networks(folder):

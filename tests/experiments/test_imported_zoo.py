@@ -144,6 +144,15 @@ def test_bad_networks(inrs):
     assert "1 more like these" in message
 
 
+def test_frequencies_are_not_assumed_in_silence(inrs):
+    folder, _ = inrs
+    words = ("nets", "--labels", "labels.csv", "--activation=sine")
+    assert "frequency of their sines: taken as 30; --w0 sets another" in command(folder, *words).stderr
+    (folder / "zoo").rename(folder / "first")
+    assert "frequency" not in command(folder, *words, "--w0=6").stderr
+    assert open_zoo(folder / "zoo").spec.layers[0].w0 == 6
+
+
 def test_options(inrs):
     folder, _ = inrs
     words = ("nets", "--labels", "labels.csv")

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import encoded, idx, write_folder
 
 from scalegmn.zoos.images import load_images
 from scalegmn.zoos.pickled_arrays import read_pickle
@@ -18,11 +18,6 @@ from scalegmn.zoos.pickled_arrays import read_pickle
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
-
-
-def idx(values):
-    """An IDX file of bytes."""
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
 
 
 def write_idx(folder, random, suffix=""):
@@ -72,16 +67,7 @@ def batches(random, write, suffix):
 
 
 def picture(values, kind="PNG"):
-    buffer = io.BytesIO()
-    Image.fromarray(values.squeeze().astype(np.uint8)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_folder(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
+    return encoded(values.squeeze(), kind)
 
 
 def write_tar(path, files):

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from image_files import encoded
+from image_files import write_folder as write
 from PIL import Image
 
 from scalegmn.tasks.editing import original_images
@@ -17,19 +19,6 @@ from scalegmn.zoos.zoo_format import open_zoo
 
 COLOURS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
 """Two rows of three pixels."""
-
-
-def encoded(values, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def write(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def grey(value, size=(8, 8)):

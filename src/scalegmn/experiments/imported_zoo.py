@@ -112,8 +112,8 @@ class Table:
         """The number of each network's group; without the column each is one of its own."""
         if "group" not in self:
             return torch.arange(len(self.rows))
-        names = list(dict.fromkeys(self.column("group")))
-        return torch.tensor([names.index(cell) for cell in self.column("group")])
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.column("group")))}
+        return torch.tensor([numbers[cell] for cell in self.column("group")])
 
     def splits(self, fractions: Mapping[str, float], seed: int) -> dict[str, Tensor]:
         """The numbers of the networks of each split; without the column, groups are drawn.
@@ -271,5 +271,4 @@ def _identity(sources: Sequence[Source]) -> str:
 
 def _digest(path: Path) -> str:
     """The checksum of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

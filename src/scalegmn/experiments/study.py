@@ -92,7 +92,7 @@ def _p_value(pairs: Sequence[tuple[NDArray, NDArray]], score: Callable[[NDArray,
         for seed in draw.integers(len(pairs), size=len(pairs)):
             best, other = (predictions[networks] for predictions in pairs[seed])
             lead += score(best[:, 1], best[:, 2]) - score(other[:, 1], other[:, 2])
-        reached += not lead > 0 or math.isnan(lead)
+        reached += not lead > 0  # or not a number
     return reached / RESAMPLES
 
 

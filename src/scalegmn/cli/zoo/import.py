@@ -24,11 +24,15 @@ def run(words: Sequence[str]) -> None:
     if values.activation is not None and values.activation not in ACTIVATIONS:
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(ACTIVATIONS)}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
-    options = InputOptions(values.activation, values.w0, parse_shape(values.input_shape), layers)
+    w0 = 30.0 if values.w0 is None else values.w0
+    options = InputOptions(values.activation, w0, parse_shape(values.input_shape), layers)
     refuse_zoos(values.nets)
     sources, notes = find_sources(values.nets)
     fractions = {"val": values.val_fraction, "test": values.test_fraction}
     zoo, assumed = import_zoo(sources, Table.read(values.labels), options, values.out, fractions, values.seed)
+    has_sines = any(layer.activation == "sine" for params in zoo.nets for layer in params.spec.layers)
+    if values.w0 is None and has_sines and any(source.is_state_dict for source in sources):
+        assumed.append("state dicts do not tell the frequency of their sines: taken as 30; --w0 sets another")
     for note in (*notes, *assumed):
         print(f"note: {note}", file=sys.stderr)
     empty = [name for name, rows in zoo.splits.items() if not len(rows)]
@@ -52,7 +56,7 @@ def _parser() -> Arguments:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the zoo")
     parser.add_argument("--activation", metavar="NAME", help="activation of state dicts that the table does not tell")
-    parser.add_argument("--w0", type=float, default=30.0, help="frequency of their sines, sin(w0 (W x + b)) (30)")
+    parser.add_argument("--w0", type=float, help="frequency of their sines, sin(w0 (W x + b)) (30)")
     parser.add_argument("--layers", help="the layers of state dicts in their order, where files do not tell: a,b,c")
     parser.add_argument("--input_shape", help="the shape of an input of an ONNX file that leaves it open: 1,1,28,28")
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share for validation, without splits (0.1)")
