@@ -73,6 +73,10 @@ class Classification(ZooTask):
                 f"{model.section}.out_dim: {self.num_classes} classes, but the labels of {self.zoo.path} reach from "
                 f"{int(labels.min())} to {int(labels.max())}; set {model.section}.out_dim to the number of classes"
             )
+        classes = self.zoo.classes
+        if classes is not None and len(classes) != self.num_classes:
+            found = f"{self.zoo.path} names {len(classes)} classes, the model has {self.num_classes} outputs"
+            print(f"note: {found}, so that names are left out; set {model.section}.out_dim {len(classes)}")
         self.announce()
 
     @classmethod
