@@ -80,6 +80,7 @@ def test_dry_run_writes_nothing(home):
     assert trained.returncode == 0, trained.stderr
     parameters = json.loads((home / "runs/one/summary.json").read_text())["parameters"]
     assert f"ScaleGMN, {parameters:,} parameters" in result.stdout
+    assert "sees: all parameters" in result.stdout
     (memory,) = (line.split()[1] for line in result.stdout.splitlines() if line.startswith("memory: "))
     assert 0.1 < float(memory) < 5
     shutil.rmtree(home / "runs")

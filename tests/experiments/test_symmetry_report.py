@@ -230,6 +230,7 @@ def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetr
     assert lines(output, "permutation")[0].endswith("kept")
     assert lines(output, "scale")[0].endswith("kept") == (symmetry == "hetero")
     assert float(lines(output, "control")[0].split()[3]) > 1e-3
+    assert output[-1] == "the model sees all parameters of the networks"
 
 
 @pytest.mark.parametrize(

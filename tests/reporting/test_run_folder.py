@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.networks import NetSpec
 from scalegmn.reporting.errors import user_errors
 from scalegmn.reporting.figures import learning_curves
 from scalegmn.reporting.files import git_commit, write_atomic
@@ -26,6 +28,13 @@ def test_interruption(capsys):
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert "goes on" in capsys.readouterr().err
+
+
+def test_warnings_of_the_package_are_one_line(capsys):
+    with user_errors():
+        ScaleGMNConfig(hidden_dim=4, num_layers=1).build(NetSpec.mlp([2, 3, 3, 1], "sine"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: the model sees 28% of the parameters, the weights of 1 of 3 layers of a MLP")
 
 
 def test_other_errors_keep_their_traceback():

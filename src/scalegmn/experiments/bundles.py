@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, weights_file
+from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha256, load, load_model, weights_file
 from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
 
 
@@ -60,6 +60,9 @@ def model_card(model: TrainedModel, name: str) -> str:
         f"It reads {reads}; others are refused.",
         "The figures hold for networks made as those above. Others may get answers that are far off, without warning.",
     ]
+    visibility = load_model(config.model_config, model.run, model.spec).visibility(model.spec)
+    if not visibility.is_whole:
+        limits.append(f"It sees {visibility} of such networks; no other parameter changes an answer.")
     limits += model.task_class.limits
     return "\n".join(
         [

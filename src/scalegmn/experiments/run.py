@@ -13,6 +13,7 @@ import torch
 
 from scalegmn.experiments.config import ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
+from scalegmn.models.visibility import least_visible
 from scalegmn.reporting.files import git_commit, versions, write_json
 from scalegmn.reporting.words import counted
 from scalegmn.tasks import ZooTask
@@ -140,6 +141,7 @@ def dry_run(fabric: Fabric, config: AnyConfig, build_task: Build) -> None:
     epochs = config.train_args.num_epochs
     runs = "" if config.seeds is None else f", for each of {counted(len(each_seed(config)), 'seed')}"
     print(f"model: {type(model).__name__}, {parameters:,} parameters")
+    print(f"sees: {least_visible(model, task.architectures)}")
     print(
         f"steps: {task.steps_per_epoch:,} per epoch of {counted(config.batch_size, 'network')} each, "
         f"{counted(epochs, 'epoch')} at most: {counted(epochs * task.steps_per_epoch, 'step')}{runs}"

@@ -20,6 +20,7 @@ from scalegmn.experiments.config import Config
 from scalegmn.experiments.trained import weights_file
 from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
 from scalegmn.models.base import Metanetwork
+from scalegmn.models.visibility import least_visible
 from scalegmn.networks import HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
@@ -211,4 +212,5 @@ def measure(config: CheckConfig) -> tuple[str, list[str]]:
         broken += [name] if verdict.strip() == "BROKEN" else []
         claim, single = "yes" if name in claimed else "no", changes[torch.float32][name]
         lines.append(f"{name:<16}{claim:>8}{single:>10.1e}{change:>10.1e}{verdict}")
+    lines.append(f"the model sees {least_visible(model, (part.spec for part in params.parts))} of the networks")
     return "\n".join(lines), broken

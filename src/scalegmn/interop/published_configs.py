@@ -114,7 +114,7 @@ def translate_config(scalegmn_args: Mapping[str, Any], exact: bool = True) -> Sc
         symmetry=symmetry,
         direction=direction,
         output="parameters" if scalegmn_args["equivariant"] else "vector",
-        readout=scalegmn_args.get("readout_range") or "last_layer",
+        readout="full_graph" if scalegmn_args.get("readout_range") == "full_graph" else None,
         readout_projection="mlp" if scalegmn_args["concat_mlp_directions"] else "linear",
         num_layers=scalegmn_args["num_layers"],
         hidden_dim=d,

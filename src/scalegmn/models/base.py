@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter, itemgetter
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.memory import networks_at_once
 from scalegmn.models.heads import Head, ParametersHead, VectorHead
+from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 
@@ -95,6 +97,10 @@ class Metanetwork(nn.Module):
         that it was built for."""
         if [layer.weight_shape for layer in spec.layers] != [layer.weight_shape for layer in self.spec.layers]:
             raise ValueError(f"the model was built for {self.spec}, found {spec}")
+
+    def visibility(self, spec: NetSpec) -> Visibility:
+        """Which parameters of networks of `spec` the output depends on. Here: all."""
+        return Visibility.whole(spec)
 
     def scaled(self, changes: NetParams) -> NetParams:
         """Changes of parameters, each layer's times its learned factor (`ParametersHead`)."""
@@ -199,8 +205,10 @@ class ModelConfig:
         for section, prefix in ((self, ""), *((getattr(self, f.name), f"{f.name}.") for f in fields(self))):
             for name, hint in get_type_hints(type(section)).items() if is_dataclass(section) else ():
                 value = getattr(section, name)
-                if get_origin(hint) is Literal and value not in get_args(hint):
-                    problems.append(f"{prefix}{name}: found {value!r}, expected one of {get_args(hint)}")
+                kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+                choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+                if choices and value not in (*choices, *([None] if NoneType in kinds else [])):
+                    problems.append(f"{prefix}{name}: found {value!r}, expected one of {tuple(choices)}")
         return problems
 
     def wrong_output(self, reason: str) -> list[str]:

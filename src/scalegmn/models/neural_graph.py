@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalegmn.engine.neural_graphs import BlockGraph, chain_graph, component_graph, probes_of
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.visibility import Visibility, attention_connections, residual_connections
 from scalegmn.networks import HETERO, NetParams, NetSpec, not_built_in
 from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.initialization import Init
@@ -132,6 +133,8 @@ class NeuralGraphModel(Metanetwork):
         ValueError: options do not fit the networks.
     """
 
+    layers: nn.ModuleList
+
     def __init__(
         self, config: NeuralGraphConfig, spec: NetSpec, node_dim: int, edge_dim: int, head_dims: Sequence[int]
     ) -> None:
@@ -198,6 +201,19 @@ class NeuralGraphModel(Metanetwork):
             raise ValueError(
                 f"{options.section}.activation_embedding: there is none for {', '.join(sorted(unknown))}; use false"
             )
+
+    def visibility(self, spec: NetSpec) -> Visibility:
+        """As in `Metanetwork`; a model with probes sees all, since the answers of output neurons depend on all."""
+        if self.graph.points is not None:
+            return Visibility.whole(spec)
+        last = len(spec.layout) - 1
+        return Visibility.through_messages(
+            spec,
+            range(last + 1) if self.reads_all else (last,),
+            len(self.layers),
+            residual_connections(spec) | attention_connections(spec),
+            against=self.config.reverse_edges,
+        )
 
     def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
         """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.

@@ -16,6 +16,7 @@ from scalegmn.engine.pna import map_edges, pass_messages
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
+from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.initialization import PAIR, balance, balance_children, repeat_rows, started
 from scalegmn.nn.mlp import Dropout
@@ -68,8 +69,10 @@ class NGGNNConfig(NeuralGraphConfig):
         return replace(self, mean_log_degree=_mean_log_degree(architectures)).build_for(architectures)
 
     def build(self, spec: NetSpec) -> NGGNN:
-        """The model for networks of `spec`."""
-        return started(NGGNN(self, spec), self.init, spec)
+        """The model for networks of `spec`; warns if it does not see all of their parameters."""
+        model = started(NGGNN(self, spec), self.init, spec)
+        model.visibility(spec).warn(f"use {self.section}.pooling: mean, or more layers ({self.section}.num_layers)")
+        return model
 
 
 METANETWORKS.register(NGGNNConfig.name, NGGNNConfig)
@@ -100,6 +103,10 @@ class NGGNN(NeuralGraphModel):
         self.edge_updates = nn.ModuleList(EdgeUpdate(d) for _ in between)
         self.dropout = Dropout(config.dropout)
         self._edge_dim = d
+
+    def visibility(self, spec: NetSpec) -> Visibility:
+        """As in `Metanetwork`; the norms between layers divide by statistics of all nodes."""
+        return Visibility.whole(spec) if len(self.norms) else super().visibility(spec)
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""

@@ -16,6 +16,7 @@ from scalegmn.engine.neural_graphs import node_slices, pool
 from scalegmn.engine.relational import all_pairs, padded, run_layers
 from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
+from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.nn.initialization import balance, balance_children, constant_features, started
@@ -76,8 +77,10 @@ class NGTConfig(NeuralGraphConfig):
         self.refuse(problems)
 
     def build(self, spec: NetSpec) -> NGT:
-        """The model for networks of `spec`."""
-        return started(NGT(self, spec), self.init, spec)
+        """The model for networks of `spec`; warns if it does not see all of their parameters."""
+        model = started(NGT(self, spec), self.init, spec)
+        model.visibility(spec).warn(f"use {self.section}.pooling: mean, or more layers ({self.section}.num_layers)")
+        return model
 
 
 METANETWORKS.register(NGTConfig.name, NGTConfig)
@@ -95,6 +98,8 @@ class NGT(NeuralGraphModel):
     Raises:
         ValueError: options do not fit the networks.
     """
+
+    config: NGTConfig
 
     def __init__(self, config: NGTConfig, spec: NetSpec) -> None:
         head = (config.readout_dim,) * (2 if spec.is_cnn else 1)
@@ -116,6 +121,20 @@ class NGT(NeuralGraphModel):
                     attention, update, config.node_dim, config.node_hidden_dim, config.dropout, config.layer_norm
                 )
             )
+
+    def visibility(self, spec: NetSpec) -> Visibility:
+        """As in `Metanetwork`. All nodes attend to all nodes and, without reverse edges, to the edges that leave them;
+        a token has no edges before their first update, and modulated values are 0 without them."""
+        config, num_layers, none = self.config, len(self.layers), frozenset[int]()
+        token = config.pooling == "token" and self.readout is not None
+        if token and config.modulate_values and (num_layers == 1 or not config.update_edges):
+            return Visibility(spec, none, none)
+        if self.graph.points is not None or num_layers > 1 or self.reads_all:
+            return Visibility.whole(spec)
+        last = len(spec.layout) - 1
+        into_output = {index for index, (_, receiver) in enumerate(spec.node_layers) if receiver == last}
+        seen = frozenset(into_output) if config.reverse_edges and not token else none
+        return Visibility(spec, seen, frozenset(range(spec.num_layers)))
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""

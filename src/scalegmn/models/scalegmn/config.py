@@ -62,8 +62,9 @@ class ScaleGMNConfig(ModelConfig):
     direction: Literal["forward", "bidirectional"] = "forward"
     """Messages along the input network's edges, or along and against them."""
 
-    readout: Literal["last_layer", "full_graph"] = "last_layer"
-    """For vectors: read the output nodes (and, bidirectional, the input nodes), or all nodes."""
+    readout: Literal["last_layer", "full_graph"] | None = None
+    """For vectors: read the output nodes (and, bidirectional, the input nodes), or all nodes; null: last_layer for
+    chains of layers, full_graph for other networks, of which num_layers would show a part only."""
 
     readout_projection: Literal["linear", "mlp"] = "linear"
     """How a bidirectional last_layer readout projects output and input nodes before it joins them."""
@@ -210,9 +211,18 @@ class ScaleGMNConfig(ModelConfig):
         """As in `ModelConfig`."""
         return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
 
+    def with_readout(self, spec: NetSpec) -> ScaleGMNConfig:
+        """The same with the readout that null stands for."""
+        default: Literal["last_layer", "full_graph"] = "last_layer" if spec.is_chain else "full_graph"
+        return self if self.readout is not None else replace(self, readout=default)
+
     def build(self, spec: NetSpec) -> ScaleGMN:
-        """The model for networks of `spec`."""
-        return started(ScaleGMN(self, spec), self.init, spec)
+        """The model for networks of `spec`; warns if it does not see all of their parameters."""
+        model = started(ScaleGMN(self, spec), self.init, spec)
+        model.visibility(spec).warn(
+            f"use {self.section}.readout: full_graph, or more layers ({self.section}.num_layers)"
+        )
+        return model
 
 
 METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)

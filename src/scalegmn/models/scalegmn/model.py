@@ -19,6 +19,7 @@ from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
 from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
+from scalegmn.models.visibility import Visibility, residual_connections
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
@@ -62,6 +63,7 @@ class ScaleGMN(Metanetwork):
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
         _check_fit(config, spec)
+        config = config.with_readout(spec)
         max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
         super().__init__(config, spec, InputNormalization(max_hidden + 1) if normalize else None)
@@ -187,6 +189,19 @@ class ScaleGMN(Metanetwork):
         if spec.residuals and not own.residuals:
             raise ValueError(f"the model was built for networks without residual connections, found {spec}")
         _check_fit(self.config, spec)
+
+    def visibility(self, spec: NetSpec) -> Visibility:
+        """As in `Metanetwork`; a model with probes sees all, since the answers of output neurons depend on all."""
+        config, last = self.config, len(spec.layout) - 1
+        if self.probes is not None:
+            return Visibility.whole(spec)
+        read = range(last + 1)
+        if config.changes_parameters:
+            read = range(1, last + 1)
+        elif config.readout == "last_layer":
+            read = range(0, last + 1, last) if self.bidirectional else range(last, last + 1)
+        connections = residual_connections(spec)
+        return Visibility.through_messages(spec, read, config.num_layers, connections, self.bidirectional)
 
     def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
         """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
