@@ -146,6 +146,7 @@ SMALL = {"hidden_dim": 16, "num_layers": 3, "out_dim": 4, "normalize": True}
 STARTING = {
     "scalegmn": ScaleGMNConfig(**SMALL),
     "scalegmn-bidirectional": ScaleGMNConfig(**SMALL, direction="bidirectional"),
+    "scalegmn-product": ScaleGMNConfig(**SMALL, message_function="product", mlp_layer_norm=False),
     "gmn": ScaleGMNConfig(**SMALL, symmetry="permutation", message_function="product"),
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16, num_layers=3, out_dim=4, reverse_edges=False),
     "ng_t": NGTConfig(**NG, **NG_T, reverse_edges=True, num_layers=3, out_dim=4),
