@@ -159,7 +159,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),
     "mlp": FlatMLPConfig(hidden_dim=64, num_hidden=1, out_dim=4),
 }
-SHARE_LEFT = {"probegen": 0.5}
+SHARE_LEFT = {"probegen": 0.5, "scalegmn-product": 0.5}
 """The most that 50 steps leave of the first loss; 0.2 of models that are not named."""
 
 
