@@ -147,6 +147,13 @@ class Contract:
         with pytest.raises(ValueError, match="the model was built for"):
             model(random_params(others, 2))
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_other_types_are_refused(self, model, nets, dtype):
+        params = nets(2).to(dtype)
+        for networks in (params, [params, params]):
+            with pytest.raises(ValueError, match=rf"networks are {dtype} on cpu, .* pass params.to\(torch.float64\)$"):
+                model(networks)
+
 
 class EngineContract(Contract):
     """Also of models that have a plain and a fast form."""

@@ -34,10 +34,15 @@ class Registry(Mapping[str, Item]):
         self._items[name] = item
         return item
 
+    def find(self, name: str) -> Item | None:
+        """The item of a name; None if there is none."""
+        return self._items.get(name)
+
     def __getitem__(self, name: str) -> Item:
-        if name not in self._items:
+        item = self.find(name)
+        if item is None:
             raise KeyError(self._unknown(name, self.kind))
-        return self._items[name]
+        return item
 
     def require(self, name: str, setting: str | None = None) -> Item:
         """The item that a user names.
@@ -49,9 +54,10 @@ class Registry(Mapping[str, Item]):
         Raises:
             ValueError: no item has this name; the message gives the known names, the nearest of them too.
         """
-        if name not in self._items:
+        item = self.find(name)
+        if item is None:
             raise ValueError(self._unknown(name, setting or self.kind))
-        return self._items[name]
+        return item
 
     def _unknown(self, name: str, where: str) -> str:
         near = difflib.get_close_matches(str(name), self._items, n=1)
@@ -59,7 +65,7 @@ class Registry(Mapping[str, Item]):
         return f"{where}: found {name!r}, expected one of {', '.join(self._items)}{advice}"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return isinstance(name, str) and self.find(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

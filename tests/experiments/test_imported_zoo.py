@@ -135,13 +135,21 @@ def test_bad_tables(inrs, table, message):
 
 
 def test_bad_networks(inrs):
-    """Each is named; nothing is written."""
-    folder, _ = inrs
+    """Each problem is said once, with the first network that has it; nothing is written."""
+    folder, modules = inrs
+    words = ("nets", "--labels", "labels.csv", "--activation=tanh")
     for number in (1, 3, 5, 7, 9, 11):
         (folder / "nets" / f"net_{number}.pth").write_bytes(b"nothing")
-    message = refused(folder, "nets", "--labels", "labels.csv", "--activation=tanh")
-    assert "net_11.pth: refused" in message
-    assert "1 more like these" in message
+    message = refused(folder, *words)
+    assert message.count("refused") == message.count("net_") == 1
+    assert "nets/net_11.pth: refused" in message
+    assert "(as in 5 more)" in message
+    for number in (1, 3, 5, 7, 9, 11):
+        state = modules[f"net_{number}.pth"].state_dict()
+        torch.save({**state, "4.weight": torch.zeros(1, 10 + number)}, folder / "nets" / f"net_{number}.pth")
+    message = refused(folder, *words)
+    assert [number for number in range(12) if f"net_{number}.pth" in message] == [3, 5, 7, 9, 11]
+    assert message.endswith("; 1 more like these\n")
 
 
 def test_frequencies_are_not_assumed_in_silence(inrs):
@@ -153,9 +161,27 @@ def test_frequencies_are_not_assumed_in_silence(inrs):
     assert open_zoo(folder / "zoo").spec.layers[0].w0 == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("leaky_relu", "do not tell the slope of their leaky relus: taken as 0.01; name another as the activation"),
+        ("gelu", "do not tell whether their gelus are exact: taken as exact; the activation 'gelu(tanh)' is the"),
+        ("leaky_relu(0.2)", None),
+        ("gelu(tanh)", None),
+        ("tanh", None),
+    ],
+)
+def test_parameters_of_activations_are_not_assumed_in_silence(inrs, name, note):
+    folder, _ = inrs
+    result = command(folder, "nets", "--labels", "labels.csv", f"--activation={name}")
+    assert result.returncode == 0, result.stderr
+    assert note in result.stderr if note else "do not tell" not in result.stderr
+    assert open_zoo(folder / "zoo").spec.layers[0].activation == name
+
+
 def test_options(inrs):
     folder, _ = inrs
     words = ("nets", "--labels", "labels.csv")
-    assert "a state dict does not tell its activation; set --activation" in refused(folder, *words)
+    assert refused(folder, *words).count("a state dict does not tell its activation; set --activation") == 1
     assert "--val_fraction, --test_fraction" in refused(folder, *words, "--val_fraction=0.9")
     assert "gone: no such file" in refused(folder, "nets", "--labels", "gone", "--activation=tanh")

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from scalegmn.networks import NetParams, NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize_phase
 from scalegmn.tasks.classification import Classification
 from scalegmn.zoos.augment import AugmentConfig
-from scalegmn.zoos.loader import DataConfig, LabelledNets, augmented, load_splits
+from scalegmn.zoos.loader import DataConfig, LabelledNets, augmented, load_splits, open_data
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
@@ -83,6 +84,26 @@ def test_missing_column_and_split(config, tmp_path, random_params):
     )
     with pytest.raises(ValueError, match="no networks in split val, test"):
         load_splits(DataConfig(str(tmp_path / "tiny")), "label")
+
+
+UNREAD = [
+    ("labeled_mnist_inr", {"split_path": "s.json"}, "data.split_path: found s.json, but the zoo {} does not read it"),
+    ("cifar_inr", {"extra_aug": 20}, "data.extra_aug: found 20, but the zoo {} does not read it"),
+    ("zoo", {"split_path": "s.json"}, "data.split_path: found s.json, but data.dataset zoo does not read it"),
+    ("cifar_inr", {"split_path": "s.json"}, "data.split_path: found s.json, but data.dataset cifar_inr does not"),
+    ("cifar10", {"extra_aug": 1, "data_path": "w.npy"}, "data.extra_aug: found 1, but data.dataset cifar10 does not"),
+    ("labeled_mnist_inr", {"split_points": (3, 4)}, "data.split_points: found (3, 4), but data.dataset labeled_mnist"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "settings", "message"), UNREAD)
+def test_settings_that_a_dataset_has_no_use_for(config, dataset, settings, message):
+    path = config.dataset_path
+    assert len(open_data(DataConfig(path, dataset))) == 20
+    with pytest.raises(ValueError, match=re.escape(message.format(path))) as caught:
+        open_data(DataConfig(path, dataset, **settings))
+    assert "\n" not in str(caught.value)
+    assert re.search(r"leave it out \(--data\.\w+ \S", str(caught.value))
 
 
 @pytest.fixture

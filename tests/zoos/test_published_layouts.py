@@ -329,6 +329,32 @@ def test_labels_may_be_names(tmp_path, generator):
     assert by_image == {0: 1, 1: 0, 2: 2, 3: 0, 60_004: 1, 60_005: 2}
 
 
+WORDS = {
+    "of the images": (["Sandal", "Coat", "Ankle boot", "Coat"], [5, 4, 9, 4], 10),
+    "of others": (["b10", "b9", "a", "b9"], [2, 1, 0, 1], 3),
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_labels_in_files_may_be_names(tmp_path, generator, kind):
+    """Those of Fashion-MNIST have its numbers, others their natural order; names and numbers are not mixed."""
+    words, numbers, num_classes = WORDS[kind]
+    states = write_fmnist(tmp_path, generator)
+    for k, (split, n) in enumerate(states):
+        save({**states[split, n], "label": words[k % 4]}, tmp_path / split / f"model_{n}.pth")
+    config = DataConfig(str(tmp_path), "labeled_fashion_mnist_inr")
+    zoo, splits = load_splits(config, "label")
+    assert torch.cat([splits[name].labels for name in ("train", "val", "test")]).tolist() == (numbers * 3)[:9]
+    assert len(zoo.classes) == num_classes
+    assert {zoo.classes[number] for number in numbers} == {*words}
+
+    save({**states["test", 5], "label": 3}, tmp_path / "test/model_5.pth")
+    expected = r"test/model_5.pth: label: found 3, expected the name of a class, as in .*train/model_10.pth"
+    with pytest.raises(ValueError, match=expected):
+        open_data(replace(config, cache_dir=str(tmp_path / "other")))
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_frequencies_and_offset_of_sirens(tmp_path, generator):
     write_cifar(tmp_path, generator)
     plain = DataConfig(str(tmp_path), "cifar_inr", switch_to_canon=False)

@@ -31,8 +31,8 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--out: {out} exists already; choose another")
     refuse_zoos(values.nets)
     # modules of the run are imported now, so that activations of the user's own are known
-    if values.activation is not None and values.activation not in (known := _activations()):
-        raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(known)}")
+    if values.activation is not None and (values.activation == "identity" or values.activation not in ACTIVATIONS):
+        raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(_activations())}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
     options = input_options(model, values.activation, parse_shape(values.input_shape), layers)
     sources, passed_over = find_sources(values.nets)

@@ -18,7 +18,7 @@ from scalegmn.configuration.text import read_text
 from scalegmn.interop.network_files import InputOptions, Source, read_source
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 from scalegmn.reporting.files import natural_order, versions
-from scalegmn.reporting.words import counted
+from scalegmn.reporting.words import counted, said_once
 from scalegmn.zoos.zoo_format import SPLIT_NAMES, Networks, Zoo, open_zoo, split_by_group, write_zoo
 
 COLUMNS = ("name", "label", "score", "split", "group", "activation")
@@ -226,7 +226,8 @@ def _matched(sources: Sequence[Source], table: Table) -> tuple[list[Source], lis
 
 def _read(sources: Iterable[Source], table: Table, options: InputOptions, notes: list[str]) -> list[NetParams]:
     """The networks, with batch norms folded; adds what was assumed to `notes`."""
-    nets, problems = [], []
+    nets = []
+    problems: dict[str, list[str]] = {}
     assumed: dict[str, list[str]] = {}
     for source, row in zip(tqdm(sources, unit=" networks", disable=None), table.rows, strict=True):
         activation = row.get("activation", options.activation)
@@ -236,14 +237,13 @@ def _read(sources: Iterable[Source], table: Table, options: InputOptions, notes:
         try:
             params, sentences = read_source(source.name, replace(options, activation=activation))
         except ValueError as error:
-            problems.append(str(error))
+            problems.setdefault(str(error).removeprefix(f"{source.name}: "), []).append(source.name)
             continue
         nets.append(params.with_batch_norm_folded())
         for sentence in sentences:
             assumed.setdefault(sentence, []).append(source.name)
-    _refuse(problems)
-    for sentence, (first, *others) in assumed.items():
-        notes.append(f"{first}: {sentence}" + (f" (as in {len(others):,} more)" if others else ""))
+    _refuse(said_once(problems))
+    notes += said_once(assumed)
     return nets
 
 

@@ -18,6 +18,7 @@ from scalegmn.interop.network_files import InputOptions, Source, read_source
 from scalegmn.interop.state_dicts import read_network, state_dict_of
 from scalegmn.interop.tensor_files import write_tensors
 from scalegmn.networks import HETERO, NetParams, NetSpec
+from scalegmn.reporting.words import said_once
 
 
 def predict(
@@ -149,10 +150,7 @@ def notes_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         for note in row["notes"]:
             by_note.setdefault(note, []).append(row["network"])
-    return [
-        f"{first}: {note}" + (f" (as in {len(others):,} more)" if others else "")
-        for note, (first, *others) in by_note.items()
-    ]
+    return said_once(by_note)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -216,6 +216,12 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     first bias are a layer, and so on.
     """
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        entries = {key: value.values() for key, value in state.items() if isinstance(value, dict)}
+        inner = [key for key, values in entries.items() if any(isinstance(item, Tensor) for item in values)]
+        found = f"the entries {', '.join(map(str, state))}" if state else "nothing"
+        remedy = f"; save one alone, as in torch.save(content[{inner[0]!r}], FILE)" if inner else ""
+        raise ValueError(f"no tensors: found {found}, expected a state dict{remedy}")
     parts = {key: part for key in tensors if (part := _part(key)) is not None}
     tensors = {key: value for key, value in tensors.items() if value.ndim > 0 or key in parts}  # others count steps
     if not parts:
@@ -237,10 +243,17 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     norms = {stem for stem in norms - of_losses if stem in by_layer}
     if norms:
         names = ", ".join(sorted(norms, key=natural_order))
-        raise ValueError(f"{names}: a norm, and a state dict does not tell where it stands; {MODULE_READS}")
+        raise ValueError(f"{names}: a norm or a PReLU, and a state dict does not tell where it stands; {MODULE_READS}")
     layers = [_layer(stem, own, tensors) for stem, own in by_layer.items() if stem not in of_losses]
     read = {key for stem, own in by_layer.items() if stem not in of_losses for key in own.values()}
     return layers, [key for key in tensors if key not in read]
+
+
+_NO_CHAIN = {
+    r"(weight|bias)_[ih]h(_l\d|$)": "a recurrent layer",
+    r"in_proj_(weight|bias)$|(^|\.)[qkv]_proj_weight$|(^|\.)bias_[kv]$": "attention",
+}
+"""Names of entries -> what has them, for parameters that have the shapes of layers and are none."""
 
 
 def _part(key: str) -> tuple[str, str] | None:
@@ -249,8 +262,9 @@ def _part(key: str) -> tuple[str, str] | None:
     parametrised = re.fullmatch(r"(.*?)\.?parametrizations\.(weight|bias)\.(.+)", key)
     if parametrised is not None:
         return parametrised[1], f"{parametrised[2]}.{parametrised[3]}"
-    if re.search(r"weight_[ih]h_l\d", key):
-        raise ValueError(f"{key}: a recurrent layer, which is no layer of a chain; {MODULE_READS}")
+    for pattern, kind in _NO_CHAIN.items():
+        if re.search(pattern, key):
+            raise ValueError(f"{key}: {kind}, which is no layer of a chain; {MODULE_READS}")
     by_hook = re.fullmatch(r"(.*?)\.?((?:weight|bias)_(?:g|v|u|orig|mask))", key)
     if by_hook is not None:
         return by_hook[1], by_hook[2]

@@ -28,7 +28,10 @@ SAVED_BY_TORCH = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _NUMPY_SCALARS = re.compile(r"numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+DType)")
 """What single numbers of numpy consist of."""
 
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "ema_state_dict", "params")
+_NESTED = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "ema_state_dict", "params"),
+    "checkpoint",
+)
 """Entries of checkpoints that hold a network, in the order of preference."""
 
 
@@ -111,6 +114,10 @@ def refusal(path: Path, error: Exception) -> ValueError:
     reason = text.splitlines()[0][:120] if text else type(error).__name__
     if isinstance(error, KeyError):  # of torch's reader, for an operation that no pickle has
         reason = "not written by torch.save"
+    elif "weights_only" in text:
+        reason = (
+            "a pickle, or of torch.save's old format, and may run code: write torch.save(module.state_dict(), FILE)"
+        )
     return ValueError(f"{path}: refused, not a file of plain tensors ({reason})")
 
 

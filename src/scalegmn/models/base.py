@@ -59,11 +59,12 @@ class Metanetwork(nn.Module):
         Batch norms are folded first (`NetParams.with_batch_norm_folded`).
 
         Raises:
-            ValueError: the model cannot read such networks, or it changes parameters and the networks have several
-                architectures or batch norms.
+            ValueError: the model cannot read such networks, their numbers have another type or device than its own, or
+                it changes parameters and the networks have several architectures or batch norms.
         """
         run = super().__call__
         if isinstance(nets, NetParams):
+            self._check_numbers(nets)
             output: Tensor | NetParams = run(nets.with_batch_norm_folded())
             if nets.statistics is not None and not isinstance(output, Tensor):
                 raise ValueError(
@@ -71,6 +72,8 @@ class Metanetwork(nn.Module):
                 )
             return output
         folded = [params.with_batch_norm_folded() for params in nets]
+        for params in folded:
+            self._check_numbers(params)
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(folded):
             places.setdefault(params.spec, []).append(place)
@@ -81,6 +84,15 @@ class Metanetwork(nn.Module):
         order = [place for same in places.values() for place in same]
         rows = torch.split(torch.cat(outputs), [len(folded[place]) for place in order])
         return torch.cat([row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))])
+
+    def _check_numbers(self, params: NetParams) -> None:
+        """Raises ValueError unless networks have the type and device of the model's parameters."""
+        own, given = next(self.parameters(), None), params.biases[0]
+        if torch.compiler.is_compiling() or own is None or (own.dtype, own.device) == (given.dtype, given.device):
+            return
+        found = f"the networks are {given.dtype} on {given.device}, the model's parameters {own.dtype} on {own.device}"
+        to = f"{own.dtype}" if own.device == given.device else f'"{own.device}", {own.dtype}'
+        raise ValueError(f"{found}; pass params.to({to})")
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should send through the model at once, the rest of a batch after them."""

@@ -3,7 +3,7 @@ https://arxiv.org/abs/2403.12143)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.visibility import Visibility, attention_connections, residual_connections
 from scalegmn.networks import HETERO, NetParams, NetSpec, not_built_in
+from scalegmn.networks.activations import without_parameter
 from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.initialization import Init
 from scalegmn.nn.mlp import MLP
@@ -196,11 +197,14 @@ class NeuralGraphModel(Metanetwork):
             raise ValueError(f"{options.section}.{bound[0]}: expected networks that are a chain, found {spec}")
         if bound and depth != self.spec.num_hidden_layers:
             raise ValueError(f"{options.section}.{bound[0]}: the model was built for {self.spec}, found {spec}")
-        unknown = _hidden_activations(spec) - {*self.graph.embedded, HETERO}
-        if options.activation_embedding and unknown:
-            raise ValueError(
-                f"{options.section}.activation_embedding: there is none for {', '.join(sorted(unknown))}; use false"
-            )
+        self._check_embedded(_hidden_activations(spec))
+
+    def _check_embedded(self, names: Set[str]) -> None:
+        """Raises ValueError unless these activations have embeddings, where the model has any."""
+        unknown = names - {*self.graph.embedded, HETERO}
+        if self.config.activation_embedding and unknown:
+            found = f"{self.config.section}.activation_embedding: there is none for {', '.join(sorted(unknown))}"
+            raise ValueError(f"{found}; use false")
 
     def visibility(self, spec: NetSpec) -> Visibility:
         """As in `Metanetwork`; a model with probes sees all, since the answers of output neurons depend on all."""
@@ -224,6 +228,9 @@ class NeuralGraphModel(Metanetwork):
         batches = [nets] if isinstance(nets, NetParams) else nets
         for params in batches:
             self.validate_spec(params.spec)
+            if params.activation is not None and self.config.activation_embedding and not torch.compiler.is_compiling():
+                numbers = params.activation.unique().tolist()
+                self._check_embedded({without_parameter(params.spec.activations[number]) for number in numbers})
         return self.plain(batches) if self.engine == "plain" else self.run_engine(batches)
 
     def plain(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
@@ -311,8 +318,10 @@ class NeuralGraphModel(Metanetwork):
 
 
 def _hidden_activations(spec: NetSpec) -> set[str]:
-    """The names of the activations of hidden layers, those that networks may have where they differ included."""
-    return {*spec.extra_activations, *(layer.activation for layer in spec.layers[:-1])}
+    """The names of the activations of hidden layers, those that networks may have where they differ included; without
+    parameters."""
+    names = (*spec.extra_activations, *(layer.activation for layer in spec.layers[:-1]))
+    return {without_parameter(name) for name in names}
 
 
 def _raw_edges(graph: ParameterGraph, features: NeuralGraphFeatures) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +34,55 @@ class Activation:
 HETERO: Final = "hetero"
 """The activation of a layer whose networks differ in it, and the symmetry of such a batch."""
 
-ACTIVATIONS: Registry[Activation] = Registry("activation")
+
+class Activations(Registry[Activation]):
+    """Activations by name, those with a parameter too: `leaky_relu(0.2)` has another slope than 0.01, `gelu(tanh)` is
+    the approximation by tanh. They are not listed, and have the scalars of `leaky_relu` and `gelu`."""
+
+    def __init__(self) -> None:
+        super().__init__("activation")
+        self._with_parameter: dict[
+            str, Activation
+        ] = {}  # those that were asked for: torch.compile cannot trace regexes
+
+    def find(self, name: str) -> Activation | None:
+        """The activation of a name; None if there is none."""
+        activation = super().find(name) or self._with_parameter.get(name)
+        if activation is None and (activation := _with_parameter(name)) is not None:
+            self._with_parameter[name] = activation
+        return activation
+
+
+def _with_parameter(name: str) -> Activation | None:
+    """The activation of a name such as `leaky_relu(0.2)`; None if it is none, or written otherwise."""
+    if name == "gelu(tanh)":
+        return Activation(name, lambda z, w0: functional.gelu(z, approximate="tanh"))
+    match = re.fullmatch(r"leaky_relu\((.+)\)", name)
+    try:
+        slope = float(match[1]) if match else math.nan
+    except ValueError:
+        return None
+    if not math.isfinite(slope) or leaky_relu(slope) != name:
+        return None
+    return Activation(name, lambda z, w0: functional.leaky_relu(z, slope), SCALES)
+
+
+def leaky_relu(slope: float) -> str:
+    """The name of max(z, 0) + slope min(z, 0)."""
+    return {0.0: "relu", 0.01: "leaky_relu"}.get(float(slope), f"leaky_relu({float(slope)})")
+
+
+def gelu(approximate: str) -> str:
+    """The name of z Phi(z), exact (`none`) or with tanh in it (`tanh`), as PyTorch names them."""
+    return "gelu" if approximate == "none" else f"gelu({approximate})"
+
+
+def without_parameter(name: str) -> str:
+    """`leaky_relu` of `leaky_relu(0.2)`; other names as they are."""
+    return name.partition("(")[0]
+
+
+ACTIVATIONS = Activations()
 """All activations by name."""
 
 
@@ -40,8 +90,10 @@ def register_activation(activation: Activation) -> Activation:
     """Makes an activation usable everywhere by its name, and returns it.
 
     Raises:
-        ValueError: another activation has this name, or it is `hetero`.
+        ValueError: another activation has this name, or it is `hetero`, or has brackets as those with parameters.
     """
+    if "(" in activation.name:
+        raise ValueError(f"activation: found {activation.name!r}, expected a name without brackets")
     if activation.name == HETERO:
         raise ValueError(f"activation: {HETERO!r} stands for networks that differ in it; choose another name")
     return ACTIVATIONS.register(activation.name, activation)

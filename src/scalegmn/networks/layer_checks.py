@@ -27,8 +27,9 @@ def check_extra_activations(names: Sequence[str]) -> None:
 def check_layer(spec: NetSpec, index: int) -> None:
     """Raises ValueError, which names the layer, unless it fits those before it."""
     layer, is_last = spec.layers[index], index == spec.num_layers - 1
-    allowed = ("identity",) if is_last else (*ACTIVATIONS, HETERO)
-    if layer.activation not in allowed:
+    is_known = layer.activation == HETERO or layer.activation in ACTIVATIONS
+    if layer.activation != "identity" if is_last else not is_known:
+        allowed = ("identity",) if is_last else (*ACTIVATIONS, HETERO)
         advice = "" if is_last else _ADVICE
         _refuse(index, f"unknown activation {layer.activation!r}, expected one of {', '.join(allowed)}{advice}")
     _check_sizes(index, layer)

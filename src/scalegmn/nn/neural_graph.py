@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scalegmn.networks.activations import without_parameter
 from scalegmn.nn.fourier import Encoder
 
 EMBEDDED_ACTIVATIONS = ("identity", "relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu")
@@ -118,7 +119,7 @@ class NeuralGraphFeatures(nn.Module):
     def rows_of(self, names: Sequence[str], device: torch.device) -> Tensor:
         """Index into `names` -> row of A; -1, of nodes without activation, -> -1. [names + 1] long."""
         rows = {name: row for row, name in enumerate(self.embedded)}
-        return torch.tensor([*(rows.get(name, 0) for name in names), -1], device=device)
+        return torch.tensor([*(rows.get(without_parameter(name), 0) for name in names), -1], device=device)
 
     def probes(self, activations: Sequence[Tensor]) -> Tensor:
         """probe_i = LN_l(Linear_l(activations of node i at the learned points)), l the layer of node i.

@@ -43,6 +43,8 @@ class Listing:
         read: slice of the networks -> these networks, and their columns.
         splits: `train`, `val`, `test` -> numbers of networks.
         provenance: what is known of their origin, in plain JSON types.
+        classes: the names of the classes, None of numbers; asked for when the networks are read, since it may read
+            files, too. None: `provenance` tells.
     """
 
     files: Sequence[Path]
@@ -50,6 +52,7 @@ class Listing:
     read: Callable[[slice], Networks]
     splits: Mapping[str, Tensor]
     provenance: Mapping[str, Any]
+    classes: Callable[[], Sequence[str] | None] | None = None
 
     def identity(self, root: Path) -> dict[str, Any]:
         """Identifies the files: a checksum of all names, and of the content of up to `SAMPLE` files.
@@ -155,7 +158,9 @@ def _convert(out: Path, root: Path, plan: Mapping[str, Any], listing: Listing) -
     except ValueError:
         shards.discard()
         raise
-    shards.merge(listing.splits, {**listing.provenance, "versions": versions()})
+    names = None if listing.classes is None else listing.classes()
+    classes = {} if names is None else {"classes": list(names)}
+    shards.merge(listing.splits, {**listing.provenance, **classes, "versions": versions()})
 
 
 def _file_identity(path: Path) -> str:

@@ -15,6 +15,7 @@ from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
+from scalegmn.zoos.registry import unread_settings
 from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
@@ -118,9 +119,16 @@ def open_data(config: DataConfig) -> Zoo:
     is, whatever `dataset` says.
 
     Raises:
-        ValueError: there is none, or a file of it is missing, refused or damaged.
+        ValueError: there is none, or a file of it is missing, refused or damaged; or it is a zoo, and a setting is for
+            another layout.
     """
-    zoo = open_zoo(config.root) if is_zoo(config.root) else DATASETS[config.dataset].open(config)
+    if is_zoo(config.root):
+        problems = unread_settings(config, (), f"the zoo {config.root}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        zoo = open_zoo(config.root)
+    else:
+        zoo = DATASETS[config.dataset].open(config)
     return zoo if config.activation_function is None else of_activation(zoo, config.activation_function)
 
 
@@ -230,11 +238,9 @@ def augmented(
 def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     """The symmetries to remove from networks when they are read: those that are wanted, that activations have, and that
     the stored networks still have. So a canonical zoo is read bit by bit as it is stored."""
-    activations_with = {
-        "phase": {"sine", HETERO},
-        "scale": {HETERO, *(name for name, activation in ACTIVATIONS.items() if activation.group.scales)},
-    }
     activations = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
+    with_scales = {name for name in activations if name == HETERO or ACTIVATIONS[name].group.scales}
+    activations_with = {"phase": {"sine", HETERO}, "scale": with_scales}
     wanted = config.canonicalize if config.switch_to_canon else ()
     return tuple(name for name in wanted if name not in zoo.canonical and activations_with[name] & activations)
 

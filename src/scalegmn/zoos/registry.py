@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from scalegmn.zoos.loader import DataConfig
 
 
+LAYOUT_SETTINGS = (
+    *("split_path", "split_points", "extra_aug"),
+    *("data_path", "metrics_path", "layout_path", "idcs_file"),
+)
+"""The settings of `data` that only some layouts have a use for."""
+
+
 class Dataset(ABC):
     """What a folder may hold.
 
@@ -29,6 +36,9 @@ class Dataset(ABC):
 
     options: ClassVar[type[DataclassInstance] | None] = None
     """A dataclass of the dataset's own options, all with defaults: the mapping `data.dataset_args`."""
+
+    settings: ClassVar[Collection[str]] = LAYOUT_SETTINGS
+    """Those of `LAYOUT_SETTINGS` that it reads; the others are refused."""
 
     def __init__(self, name: str, description: str) -> None:
         self.name, self.description = name, description
@@ -45,11 +55,30 @@ class Dataset(ABC):
         """What is wrong with the settings, one sentence each."""
         known = [] if self.options is None else [item.name for item in fields(self.options)]
         expected = f"expected some of {', '.join(known)}" if known else f"but {self.name} has no options"
-        return [f"data.dataset_args: found {key}, {expected}" for key in config.dataset_args if key not in known]
+        problems = [f"data.dataset_args: found {key}, {expected}" for key in config.dataset_args if key not in known]
+        return problems + unread_settings(config, self.settings, f"data.dataset {self.name}")
 
     def options_of(self, config: DataConfig) -> Any:
         """The dataset's own options, an instance of `options`; None if it has none."""
         return None if self.options is None else self.options(**config.dataset_args)
+
+
+def unread_settings(config: DataConfig, read: Collection[str], what: str) -> list[str]:
+    """A sentence for each of `LAYOUT_SETTINGS` that is set and that nothing reads.
+
+    Args:
+        config: the settings.
+        read: those that are read.
+        what: what does not read the others.
+    """
+    problems = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if item.name in LAYOUT_SETTINGS and item.name not in read and value != item.default:
+            default = "null" if item.default is None else item.default
+            key = f"data.{item.name}"
+            problems.append(f"{key}: found {value}, but {what} does not read it; leave it out (--{key} {default})")
+    return problems
 
 
 class ConvertedDataset(Dataset):
@@ -87,7 +116,9 @@ class ConvertedDataset(Dataset):
 
 
 class ZooFolder(Dataset):
-    """A zoo in the format of this package."""
+    """A zoo in the format of this package, which has its own splits."""
+
+    settings = ()
 
     def open(self, config: DataConfig) -> Zoo:
         """The zoo.

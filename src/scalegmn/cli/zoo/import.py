@@ -14,6 +14,13 @@ from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.words import counted
 
+NOT_TOLD = {
+    "sine": "the frequency of their sines: taken as 30; --w0 sets another",
+    "leaky_relu": "the slope of their leaky relus: taken as 0.01; name another as the activation 'leaky_relu(0.2)'",
+    "gelu": "whether their gelus are exact: taken as exact; the activation 'gelu(tanh)' is the approximation",
+}
+"""Activation of state dicts -> what they leave open about it, and what is assumed."""
+
 
 def run(words: Sequence[str]) -> None:
     """Writes the zoo, and prints what was assumed, left out and made."""
@@ -30,9 +37,10 @@ def run(words: Sequence[str]) -> None:
     sources, notes = find_sources(values.nets)
     fractions = {"val": values.val_fraction, "test": values.test_fraction}
     zoo, assumed = import_zoo(sources, Table.read(values.labels), options, values.out, fractions, values.seed)
-    has_sines = any(layer.activation == "sine" for params in zoo.nets for layer in params.spec.layers)
-    if values.w0 is None and has_sines and any(source.is_state_dict for source in sources):
-        assumed.append("state dicts do not tell the frequency of their sines: taken as 30; --w0 sets another")
+    activations = {layer.activation for params in zoo.nets for layer in params.spec.layers}
+    if any(source.is_state_dict for source in sources):
+        unsaid = activations - ({"sine"} if values.w0 is not None else set())
+        assumed += [f"state dicts do not tell {what}" for name, what in NOT_TOLD.items() if name in unsaid]
     for note in (*notes, *assumed):
         print(f"note: {note}", file=sys.stderr)
     empty = [name for name, rows in zoo.splits.items() if not len(rows)]

@@ -22,7 +22,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "gelu": functional.gelu,
     "silu": functional.silu,
-    "approximate gelu": lambda z: functional.gelu(z, approximate="tanh"),
+    "gelu(tanh)": lambda z: functional.gelu(z, approximate="tanh"),
 }
 
 ELEMENTWISE = {

@@ -16,8 +16,7 @@ def from_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> N
     """The network of an ONNX file, with each layer's own activation.
 
     The architectures are those of `from_module` (docs/architectures.md). Activations may be spelled out by other
-    operators. Chains of layers have exactly the activations of `networks.activations`, so that `evaluate` computes what
-    the file says.
+    operators. `evaluate` computes what the file of a chain of layers says.
 
     Args:
         path: the file.
@@ -53,10 +52,6 @@ def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
     for index, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise ValueError(f"layer {index}: a weight or bias is NaN or infinite")
-    if spec.is_chain:
-        for step in network.steps:
-            if not step.is_exact:
-                raise ValueError(f"{step.place}: no known activation: another slope or an approximation")
     return params
 
 

@@ -45,8 +45,6 @@ class Step:
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    is_exact: bool = True
-    """Whether an activation is the one that specs mean: leaky relus have other slopes, gelus approximations."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ class OnnxNetwork(nn.Module):
             function = ONNX_OPERATORS[operator]
             if self._is_activation(place, operator, node, inputs, outputs):
                 return
-            step = Step(place, operator, OperatorStep(function, node), inputs, outputs, _is_exact(operator, node))
+            step = Step(place, operator, OperatorStep(function, node), inputs, outputs)
         self._set(outputs, step.module(*(self._example(step.operator, name) for name in step.inputs)))
         self._producers |= dict.fromkeys(outputs, step)
 
@@ -284,7 +282,7 @@ class OnnxNetwork(nn.Module):
         name = value.activation()
         if name is None or parts[0].base == self.input:
             return False
-        step = Step(place, operator, ActivationStep(name, value.frequency), (value.base,), outputs, " " not in name)
+        step = Step(place, operator, ActivationStep(name, value.frequency), (value.base,), outputs)
         self._set(outputs, self.value(value.base))
         self._producers |= dict.fromkeys(outputs, step)
         self.activations[outputs[0]] = name
@@ -431,8 +429,3 @@ def _is_mask(value: Tensor) -> bool:
 def _is_number(operator: str, value: Tensor) -> bool:
     """Whether a node takes a constant as a number."""
     return value.numel() == 1 and operator in ELEMENTWISE | {"Where"}
-
-
-def _is_exact(operator: str, node: Node) -> bool:
-    """Whether an activation is the one that specs mean."""
-    return operator not in ("LeakyRelu", "Gelu")  # the others have been replaced

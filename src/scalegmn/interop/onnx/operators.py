@@ -186,7 +186,8 @@ for _name, _function in {
 @onnx_operator("LeakyRelu")
 def leaky_relu(node: Node, x: Tensor) -> Tensor:
     """max(x, alpha x)."""
-    return functional.leaky_relu(x, node.get("alpha", 0.01))
+    slope = float(str(np.float32(node.get("alpha", 0.01))))  # the shortest number that is this one in single precision
+    return functional.leaky_relu(x, slope)
 
 
 @onnx_operator("Gelu")

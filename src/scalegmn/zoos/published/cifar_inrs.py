@@ -23,6 +23,8 @@ class CifarInrs(InrDataset):
     """`randinit_smaller_<label>s/net<image>.pth`, split by the numbers of images; options `data.split_points` and
     `data.extra_aug`."""
 
+    settings = ("split_points", "extra_aug")
+
     def problems(self, config: DataConfig) -> list[str]:
         """What is wrong with the settings, one sentence each."""
         problems = super().problems(config)

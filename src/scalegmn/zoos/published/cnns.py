@@ -37,6 +37,7 @@ class SmallCnns(ConvertedDataset):
     `data.metrics_path`, `data.layout_path`, `data.idcs_file` and `data.activation_function`."""
 
     zoo_name = "small_cnns"
+    settings = ("data_path", "metrics_path", "layout_path", "idcs_file")
 
     def choice(self, config: DataConfig) -> dict[str, Any]:
         """The files, and the activation that networks are chosen by."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class FashionMnistInrs(InrDataset):
     """`{train,val,test}/model_<n>.pth`, each with its own `label`; splits in `splits.json`."""
 
+    settings = ("split_path",)
+
     def choice(self, config: DataConfig) -> dict[str, Any]:
         """The splits, and how networks are evaluated."""
         return {"splits": checksum(config.file(config.split_path, "splits.json")), **super().choice(config)}

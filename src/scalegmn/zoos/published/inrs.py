@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,34 +119,42 @@ def inr_listing(
     if not files:
         raise NothingThereError(f"{source}: no networks there; set --data.dataset_path")
     files = [file for split in ("train", "val", "test") for file in files if file.split == split]
-    of_files = [file.split for file in files]
-    rows = {name: torch.tensor([row for row, split in enumerate(of_files) if split == name]) for name in set(of_files)}
+    of_split = [file.split for file in files]
+    rows = {name: torch.tensor([row for row, split in enumerate(of_split) if split == name]) for name in set(of_split)}
     splits = {name: rows.get(name, torch.arange(0)) for name in ("train", "val", "test")}
     layout = read_network(files[0].path)[0]
-    classes = _class_names(files)
-    if classes is not None:
-        provenance = {**provenance, "classes": classes}
     if options.output_offset != OUTPUT_OFFSET:
         provenance = {**provenance, "output_offset": options.output_offset}
+    classes = cache(partial(_class_names, files, provenance.get("classes", ())))
     read = partial(_read, files, [tuple(tensor.shape) for tensor in layout], options, classes)
-    return Listing([file.path for file in files], len(files), read, splits, provenance)
+    return Listing([file.path for file in files], len(files), read, splits, provenance, classes)
 
 
-def _class_names(files: Sequence[InrFile]) -> list[str] | None:
-    """The names of the classes in their natural order; None where labels are numbers, or in the files."""
+def _class_names(files: Sequence[InrFile], of_images: Sequence[str]) -> list[str] | None:
+    """The names of the classes: those of the images if all labels are among them, else labels in their natural order;
+    None where labels are numbers. Reads all files where the first has a name in it."""
     labels = {file.label for file in files if file.label is not None}
-    return None if all(label.isdecimal() for label in labels) else sorted(labels, key=natural_order)
+    if not labels and isinstance(read_network(files[0].path)[1], str):
+        for file in files:
+            label = read_network(file.path)[1]
+            if not isinstance(label, str):
+                expected = f"expected the name of a class, as in {files[0].path}"
+                raise ValueError(f"{file.path}: label: found {label}, {expected}")
+            labels.add(label)
+    if all(label.isdecimal() for label in labels):
+        return None
+    return list(of_images) if labels <= {*of_images} else sorted(labels, key=natural_order)
 
 
 def _read(
     files: Sequence[InrFile],
     shapes: Sequence[tuple[int, ...]],
     options: SirenOptions,
-    names: Sequence[str] | None,
+    class_names: Callable[[], Sequence[str] | None],
     part: slice,
 ) -> Networks:
     """The networks of some of the files, which all have the shapes of the first."""
-    networks, labels = [], []
+    names, networks, labels = class_names(), [], []
     for file in files[part]:
         tensors, label = read_network(file.path)
         own_shapes = [tuple(tensor.shape) for tensor in tensors]
@@ -154,8 +162,10 @@ def _read(
             raise ValueError(f"{file.path}: found shapes {own_shapes}, expected {list(shapes)} as in {files[0].path}")
         networks.append(tensors)
         if file.label is not None:
-            label = int(file.label) if names is None else names.index(file.label)
-        if label is None or not 0 <= label < MAX_CLASSES:
+            label = int(file.label) if names is None else file.label
+        if names is not None and label in names:
+            label = names.index(label)
+        if not isinstance(label, int) or not 0 <= label < MAX_CLASSES:
             raise ValueError(
                 f"{file.path}: label: found {label}, expected the number of a class, 0 to {MAX_CLASSES - 1}"
             )
@@ -176,11 +186,11 @@ def _read(
     return Networks((params,), columns)
 
 
-def read_network(path: Path) -> tuple[list[Tensor], int | None]:
+def read_network(path: Path) -> tuple[list[Tensor], int | str | None]:
     """A chain of layers from a state dict, without executing anything.
 
     Returns:
-        Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one.
+        Weight [out, in] and bias [out] of each layer in turn; the entry `label`, if there is one: a number, or a name.
 
     Raises:
         ValueError: as `read_state_dict`, or `label` is not a class; names the file.
@@ -192,9 +202,11 @@ def read_network(path: Path) -> tuple[list[Tensor], int | None]:
     label = stored.content.get("label")
     if isinstance(label, Tensor) and label.numel() == 1:
         label = label.item()
-    if not (label is None or type(label) is int or (isinstance(label, str) and label.isdecimal())):
-        raise ValueError(f"{path}: label: found {label!r}, expected the number of a class, from 0")
-    return stored.tensors(), None if label is None else int(label)
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if not (label is None or type(label) is int or (isinstance(label, str) and label)):
+        raise ValueError(f"{path}: label: found {label!r}, expected the number of a class, from 0, or its name")
+    return stored.tensors(), label
 
 
 def read_splits(path: Path) -> dict[str, dict[str, list[str]]]:

@@ -28,6 +28,7 @@ class MnistInrs(InrDataset):
     `mnist_splits.json`, or else drawn."""
 
     zoo_name = "labeled_mnist_inr"
+    settings = ("split_path",)
 
     def choice(self, config: DataConfig) -> dict[str, Any]:
         """The splits, and how networks are evaluated."""

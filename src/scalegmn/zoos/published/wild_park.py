@@ -50,6 +50,8 @@ class _StandIn:
 class WildPark(ConvertedDataset):
     """`<run>/<checkpoint>/checkpoint.pt` with `model` and `config`; splits in `cnn_park_splits.json`."""
 
+    settings = ("split_path",)
+
     def choice(self, config: DataConfig) -> dict[str, Any]:
         """The splits."""
         return {"splits": checksum(config.file(config.split_path, "cnn_park_splits.json"))}

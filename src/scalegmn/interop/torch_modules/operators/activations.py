@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import PREPARED, NetworkInput, Neurons, is_number
 from scalegmn.networks import evaluate
+from scalegmn.networks.activations import gelu, leaky_relu
 
 _SAME_NAME = (
     *("tanh", "relu", "leaky_relu", "gelu", "silu", "sigmoid"),
@@ -18,6 +18,12 @@ _SAME_NAME = (
 ACTIVATIONS = {**{name: name for name in _SAME_NAME}, "sin": "sine", "celu": "elu"}
 """Operation -> the activation's name in a `LayerSpec`, for the parameters that the operation has by default."""
 
+_PARAMETERS: dict[str, tuple[str, Any, Callable[[Any], str]]] = {
+    "leaky_relu": ("negative_slope", 0.01, leaky_relu),
+    "gelu": ("approximate", "none", gelu),
+}
+"""Operation -> its parameter, the default, and the activation's name for a value of it."""
+
 BOUNDS = {(0.0, None): "relu", (0.0, 6.0): "relu6", (-1.0, 1.0): "hardtanh"}
 """Lower and upper bound -> the activation that keeps values between them."""
 
@@ -25,7 +31,11 @@ BOUNDS = {(0.0, None): "relu", (0.0, 6.0): "relu6", (-1.0, 1.0): "hardtanh"}
 @operator("activations", *ACTIVATIONS)
 def activate(call: Call, value: Any, *args: Any, **kwargs: Any) -> Neurons | NetworkInput:
     """The activation of the layer that computed the value."""
-    return activated(call, ACTIVATIONS[call.name], value, args, kwargs)
+    name = ACTIVATIONS[call.name]
+    if call.name in _PARAMETERS:
+        key, default, named = _PARAMETERS[call.name]
+        name = named(args[0] if args else kwargs.get(key, default))
+    return activated(call, name, value)
 
 
 @operator("activations", "clamp", "hardtanh", "clamp_min", "clamp_max")
@@ -42,14 +52,14 @@ def bound(call: Call, value: Any, *args: Any, **kwargs: Any) -> Neurons | Networ
     name = BOUNDS.get(tuple(None if item is None else float(item) for item in bounds))  # type: ignore[arg-type]
     is_used = isinstance(value, Neurons) and any(call.trace.is_activated(owner) for owner in value.versions)
     if not isinstance(value, Neurons) or (name and not is_used and not value.is_output):
-        return activated(call, name or call.name, value, (), {})
+        return activated(call, name or call.name, value)
     return replace(value, is_output=True)
 
 
 _BOUND_KEYS = (("min", "min_val"), ("max", "max_val"))
 
 
-def activated(call: Call, name: str, value: Any, args: Any, kwargs: Any) -> Neurons | NetworkInput:
+def activated(call: Call, name: str, value: Any) -> Neurons | NetworkInput:
     """The value after the activation of this name."""
     trace = call.trace
     if isinstance(value, NetworkInput) and name == "sine":  # a Fourier feature
@@ -61,7 +71,7 @@ def activated(call: Call, name: str, value: Any, args: Any, kwargs: Any) -> Neur
     if owners == [-1]:
         trace.refuse(f"{name} is applied to the network's input")
     if call.is_read_elsewhere or -1 in owners:
-        return of_its_own(call, name, value, args, kwargs)
+        return of_its_own(call, name, value)
     if any(map(trace.is_activated, owners)):
         trace.refuse(f"{name} is a second activation of one layer")
     if name != "sine" or value.factor < 0:
@@ -73,11 +83,11 @@ def activated(call: Call, name: str, value: Any, args: Any, kwargs: Any) -> Neur
             layer.options["w0"] = float(value.factor)
         layer.version += 1
     if value.value is not None:
-        trace.claimed = evaluated(call, name, value.value, value.factor, args, kwargs)
+        trace.claimed = evaluate.activate(value.value, name, value.factor)
     return replace(value, versions={owner: trace.layers[owner].version for owner in owners}, factor=1.0)
 
 
-def of_its_own(call: Call, name: str, value: Neurons, args: Any, kwargs: Any) -> Neurons:
+def of_its_own(call: Call, name: str, value: Neurons) -> Neurons:
     """The activation as a layer without weights, beside the value itself, which others read too."""
     trace, factor = call.trace, value.factor if name == "sine" and value.factor > 0 else 1.0
     if factor != 1:
@@ -88,13 +98,5 @@ def of_its_own(call: Call, name: str, value: Neurons, args: Any, kwargs: Any) ->
     options = {"groups": len(reads), "affine": False, "activation": name, "w0": factor}
     layer = trace.new_layer(len(reads), reads, None, is_activated=True, options=options)
     if neurons.value is not None:
-        trace.claimed = evaluated(call, name, neurons.value, factor, args, kwargs)
+        trace.claimed = evaluate.activate(neurons.value, name, factor)
     return trace.output_of(layer, axis, call.shape)
-
-
-def evaluated(call: Call, name: str, z: Tensor, w0: float, args: Any, kwargs: Any) -> Tensor:
-    """The activation as networks of this package have it; the slope of leaky relu and the approximation of gelu, which
-    a spec does not hold, as the module has them."""
-    if name in ("leaky_relu", "gelu"):
-        return call.function(z, *args, **kwargs) if call.function.__name__[-1] != "_" else evaluate.activate(z, name)
-    return evaluate.activate(z, name, w0)
