@@ -129,15 +129,18 @@ def test_classes_without_pictures_keep_their_numbers(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("val", "test"), [("val", "test"), ("valid", "Test"), ("validation", "TEST")])
-def test_a_split_of_folders(tmp_path, val, test):
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "val", "test"), ("Train", "valid", "Test"), ("training", "validation", "testing")],
+)
+def test_a_split_of_folders(tmp_path, train, val, test):
     write(
         tmp_path,
         {
             f"{test}/cat/1.png": grey(4),
             f"{val}/dog/1.png": grey(3),
-            "train/dog/2.png": grey(2),
-            "train/cat/9.png": grey(1),
+            f"{train}/dog/2.png": grey(2),
+            f"{train}/cat/9.png": grey(1),
         },
     )
     images = load_images("folder", tmp_path)
@@ -165,6 +168,23 @@ def test_pictures_outside_of_a_split_are_refused(tmp_path):
         ValueError, match=r"found folders train and test, and extra/a/1.png outside of them \(1 in all\)"
     ):
         load_images("folder", tmp_path)
+
+
+def test_folders_of_classes_in_several_places_are_said(tmp_path):
+    """They are taken together; those side by side are not worth a word."""
+    write(tmp_path, {"one/a/1.png": grey(1), "two/a/1.png": grey(2), "two/a/b/1.png": grey(3)})
+    images = load_images("folder", tmp_path)
+    assert (images.classes, images.labels.tolist()) == (("a", "b"), [0, 0, 1])
+    assert images.notes == (
+        f"{tmp_path}: a picture's class is the folder that it is in, and these are in several: one/a, two/a, two/a/b",
+    )
+    assert load_images("folder", tmp_path / "one").notes == ()
+
+
+def test_what_is_no_picture(tmp_path):
+    """Nothing of the reader's own objects."""
+    with pytest.raises(ValueError, match=r"^a/1.png: not a readable image \(no picture, or a damaged one\); replace"):
+        load_images("folder", write(tmp_path, {"a/1.png": b"text"}))
 
 
 def test_classes_may_have_the_names_of_splits(tmp_path):

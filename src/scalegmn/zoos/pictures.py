@@ -71,8 +71,9 @@ class Entries:
 def read_pictures(path: Path, background: str) -> Pictures:
     """The pictures in a folder or tar archive.
 
-    A picture's class is the folder that it is in. Folders `train`, `val` (`valid`, `validation`) and `test` around the
-    folders of classes, or around the pictures, are a split. Grey pictures have one channel, others three.
+    A picture's class is the folder that it is in. Folders `train` (`training`), `val` (`valid`, `validation`) and
+    `test` (`testing`) around the folders of classes, or around the pictures, are a split. Grey pictures have one
+    channel, others three.
 
     Args:
         path: the folder or archive.
@@ -100,6 +101,10 @@ def read_pictures(path: Path, background: str) -> Pictures:
     notes = [f"{path}: not read: {not_read}"] if not_read else []
     if empty:
         notes.append(f"{path}: no pictures in {', '.join(empty)}; other classes keep their numbers")
+    places = sorted({name.parent for name in names})
+    if not split_of and len({place.parent for place in places}) > 1:
+        examples = ", ".join(map(str, places[:4])) + (", .." if len(places) > 4 else "")
+        notes.append(f"{path}: a picture's class is the folder that it is in, and these are in several: {examples}")
     if split_of:
         counts = Counter(split_of.values())
         sizes = ", ".join(f"{split} ({counted(counts[split], 'picture')})" for split in ORDER if counts[split])
@@ -155,7 +160,7 @@ def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
     Raises:
         ValueError: it is damaged, holds several pictures, or has other pixels than 8 bits grey or colour.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
@@ -167,6 +172,8 @@ def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
                 raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")
             shown = _on_background(ImageOps.exif_transpose(picture), background)
             return np.array(shown.convert("L"))[..., None] if is_grey else np.array(shown.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not a readable image (no picture, or a damaged one); replace or remove it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a readable image ({error}); convert, replace or remove it") from None
 
