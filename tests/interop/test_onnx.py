@@ -12,7 +12,8 @@ from torch import nn
 
 import scalegmn
 from scalegmn.interop.onnx.file import load_graph
-from scalegmn.interop.onnx.graph import OnnxNetwork
+from scalegmn.interop.onnx.graph import OnnxGraph
+from scalegmn.interop.onnx.network import OnnxNetwork
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.groups import GroupElement
@@ -259,10 +260,10 @@ READ = {
 def check_symmetries(path, x, generator):
     """The claimed symmetries leave the function of the file as it is; its module computes what the file says."""
     params = scalegmn.from_onnx(path)
-    network = OnnxNetwork(load_graph(path)).eval()
+    network = OnnxNetwork(OnnxGraph(load_graph(path))).eval()
     with torch.no_grad():
         y = network(x)
-        (expected,) = ReferenceEvaluator(str(path)).run(None, {network.input: x.numpy()})
+        (expected,) = ReferenceEvaluator(str(path)).run(None, {network.source.input: x.numpy()})
         torch.testing.assert_close(y, torch.from_numpy(expected), rtol=1e-5, atol=1e-5)  # erf in single precision
         moved = GroupElement.sample(params, generator).act(params)
         changed = scalegmn.to_module(moved, network, x)(x)

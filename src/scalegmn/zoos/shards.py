@@ -16,7 +16,8 @@ from torch import Tensor
 
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.reporting.files import write_atomic, write_json
-from scalegmn.zoos.zoo_format import Networks, params_from_tensors, params_to_tensors, write_zoo
+from scalegmn.zoos.zoo_format import Networks, write_zoo
+from scalegmn.zoos.zoo_tensors import params_from_tensors, params_to_tensors
 
 
 class Shards:

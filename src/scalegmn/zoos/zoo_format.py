@@ -1,9 +1,8 @@
 """The one on-disk zoo: a folder with `zoo.safetensors` and `zoo.json`.
 
-The networks of a zoo are numbered through, architecture by architecture. `zoo.safetensors` holds, first axis = network:
-`spec<g>.weight.<l>`, `spec<g>.bias.<l>` of architecture g, `column.<name>` (label, image, psnr, ...) of all, and
-`split.<name>` (numbers of networks). `zoo.json` holds the format version, the `NetSpec`s, counts, checksums and the
-provenance: recipe or source, versions. The folder appears complete or not at all.
+The networks of a zoo are numbered through, architecture by architecture. `zoo.safetensors` holds their parameters, the
+columns (label, image, psnr, ...) and the splits (`zoo_tensors`). `zoo.json` holds the format version, the `NetSpec`s,
+counts, checksums and the provenance: recipe or source, versions. The folder appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from scalegmn.networks import MultiArchBatch, NetParams, NetSpec
 from scalegmn.reporting.files import removed_on_failure
+from scalegmn.zoos.zoo_tensors import Layout, check_splits, params_from_tensors
 
 FORMAT_VERSION = 2
 
@@ -34,10 +34,6 @@ CHUNK = 2**24
 
 CHUNKS_ON_OPENING = 8
 """Checksums that opening a zoo verifies, evenly spread over the file; `verify_zoo` checks all."""
-
-DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
-"""What a zoo's tensors may be, and their names in safetensors; larger ones come first in the file, for alignment."""
-
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -170,13 +166,14 @@ def write_zoo(
     with removed_on_failure(staging):
         staging.mkdir(parents=True)
         file = staging / "zoo.safetensors"
-        counts, columns = _write_tensors(file, parts, splits)
+        layout = Layout(parts, splits)
+        layout.write(file, parts)
         content = {
             "format": "scalegmn zoo",
             "version": FORMAT_VERSION,
-            "networks": list(counts.values()),
-            "specs": [spec.to_dict() for spec in counts],
-            "columns": columns,
+            "networks": list(layout.counts.values()),
+            "specs": [spec.to_dict() for spec in layout.counts],
+            "columns": layout.columns,
             "splits": {name: len(rows) for name, rows in splits.items()},
             "bytes": file.stat().st_size,
             "chunks_sha256": [_chunk_sha256(file, number) for number in range(_num_chunks(file.stat().st_size))],
@@ -189,93 +186,6 @@ def write_zoo(
             _sync(written)
         os.replace(staging, path)
         _sync(path.parent)
-
-
-def _write_tensors(
-    file: Path, parts: Iterable[Networks], splits: Mapping[str, Tensor]
-) -> tuple[dict[NetSpec, int], list[str]]:
-    """Writes `zoo.safetensors`: a first pass over the parts gives shapes and places, a second one writes them.
-
-    Returns:
-        How many networks of each architecture there are, in the order of the file; the names of the columns.
-    """
-    counts: dict[NetSpec, int] = {}
-    numbers: dict[NetSpec, int] = {}  # of the architectures
-    sequence: list[tuple[NetSpec, int]] = []  # networks of one architecture in a row
-    rows: dict[str, int] = {}
-    kinds: dict[str, tuple[torch.dtype, torch.Size]] = {}  # and the shape of a row
-
-    def add(name: str, tensor: Tensor) -> None:
-        kind = (tensor.dtype, tensor.shape[1:])
-        if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name}: found {tensor.dtype}, expected one of {', '.join(map(str, DTYPES))}")
-        if kinds.setdefault(name, kind) != kind:
-            raise ValueError(f"{name}: found {kind[0]} {tuple(kind[1])}, in an earlier part {kinds[name]}")
-        rows[name] = rows.get(name, 0) + len(tensor)
-
-    for part in parts:
-        for params in part.nets:
-            counts[params.spec] = counts.get(params.spec, 0) + len(params)
-            sequence.append((params.spec, len(params)))
-            for name, tensor in params_to_tensors(params, numbers.setdefault(params.spec, len(numbers))).items():
-                add(name, tensor)
-        for name, tensor in part.columns.items():
-            add(f"column.{name}", tensor)
-    columns = [name for name in rows if name.startswith("column.")]
-    first = dict(zip(counts, accumulate(counts.values(), initial=0), strict=False))
-    for name in columns:
-        if rows[name] != sum(counts.values()):
-            raise ValueError(f"{name}: {rows[name]} rows for {sum(counts.values())} networks")
-    _check_splits(splits, sum(counts.values()))
-    place = _places(first, sequence)
-    splits = {name: place[tensor] for name, tensor in splits.items()}
-    for name, tensor in splits.items():
-        add(f"split.{name}", tensor)
-
-    header, starts, end = {}, {}, 0
-    for name in sorted(rows, key=lambda name: (list(DTYPES).index(kinds[name][0]), name)):
-        dtype, shape = kinds[name]
-        starts[name], end = end, end + rows[name] * shape.numel() * dtype.itemsize
-        header[name] = {"dtype": DTYPES[dtype], "shape": [rows[name], *shape], "data_offsets": [starts[name], end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        data = out.tell()
-        out.truncate(data + end)
-
-        def put(name: str, row: int, tensor: Tensor) -> None:
-            out.seek(data + starts[name] + row * tensor.shape[1:].numel() * tensor.element_size())
-            out.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-
-        written = dict.fromkeys(counts, 0)
-        for part in parts:
-            begin = 0
-            for params in part.nets:
-                spec, own = params.spec, slice(begin, begin + len(params))
-                for name, tensor in params_to_tensors(params, numbers[spec]).items():
-                    put(name, written[spec], tensor)
-                for name, column in part.columns.items():
-                    put(f"column.{name}", first[spec] + written[spec], column[own])
-                written[spec] += len(params)
-                begin = own.stop
-        for name, tensor in splits.items():
-            put(f"split.{name}", 0, tensor)
-    return counts, [name.removeprefix("column.") for name in columns]
-
-
-def _places(first: Mapping[NetSpec, int], sequence: Sequence[tuple[NetSpec, int]]) -> Tensor:
-    """The numbers in the zoo of the networks counted through its parts.
-
-    Args:
-        first: the number of each architecture's first network.
-        sequence: how many networks of which architecture follow each other.
-    """
-    ends, places = dict(first), [torch.zeros(0, dtype=torch.long)]
-    for spec, count in sequence:
-        places.append(torch.arange(ends[spec], ends[spec] + count))
-        ends[spec] += count
-    return torch.cat(places)
 
 
 def is_zoo(path: Path) -> bool:
@@ -326,7 +236,7 @@ def open_zoo(path: Path) -> Zoo:
             raise ValueError(f"{[len(params) for params in nets]} networks, expected {counts}")
         columns = {name: tensors[f"column.{name}"] for name in columns}
         splits = {name: tensors[f"split.{name}"] for name in splits}
-        _check_splits(splits, sum(counts))
+        check_splits(splits, sum(counts))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{file}: not the tensors that zoo.json describes ({error}); {remedy}") from None
     return Zoo(nets, columns, path, splits, content["sha256"], provenance)
@@ -370,38 +280,6 @@ def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
     return None if finite.all() else int((~finite).nonzero()[0])
 
 
-def params_to_tensors(params: NetParams, group: int = 0) -> dict[str, Tensor]:
-    """Named tensors of networks of one spec, the zoo's architecture number `group`; batch norms are refused."""
-    if params.statistics is not None:
-        raise ValueError(
-            f"zoos hold no statistics of batch norms, found {params.spec}; store params.with_batch_norm_folded()"
-        )
-    tensors = {f"spec{group}.weight.{index}": tensor for index, tensor in enumerate(params.weights)}
-    tensors |= {f"spec{group}.bias.{index}": tensor for index, tensor in enumerate(params.biases)}
-    if params.activation is not None:
-        tensors[f"spec{group}.activation"] = params.activation
-    return tensors
-
-
-def params_from_tensors(spec: NetSpec, tensors: Mapping[str, Tensor], group: int = 0) -> NetParams:
-    """The inverse of `params_to_tensors`.
-
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: a shape is not the spec's.
-    """
-    weights = tuple(tensors[f"spec{group}.weight.{index}"] for index in range(spec.num_layers))
-    biases = tuple(tensors[f"spec{group}.bias.{index}"] for index in range(spec.num_layers))
-    for index, (layer, weight, bias) in enumerate(zip(spec.layers, weights, biases, strict=True)):
-        expected = (len(biases[0]), *layer.weight_shape)
-        if weight.shape != expected or bias.shape != expected[:2]:
-            raise ValueError(
-                f"layer {index}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)}, "
-                f"expected {expected} and {expected[:2]}"
-            )
-    return NetParams(spec, weights, biases, tensors.get(f"spec{group}.activation"))
-
-
 def split_by_group(groups: Tensor, fractions: Mapping[str, float], seed: int) -> dict[str, Tensor]:
     """Splits networks so that all networks of one group (image) are in one split.
 
@@ -419,16 +297,6 @@ def split_by_group(groups: Tensor, fractions: Mapping[str, float], seed: int) ->
     parts = shuffled.split([len(identities) - sum(sizes), *sizes])
     names = ("train", *fractions)
     return {name: torch.isin(groups, part).nonzero()[:, 0] for name, part in zip(names, parts, strict=True)}
-
-
-def _check_splits(splits: Mapping[str, Tensor], num_networks: int) -> None:
-    """Raises ValueError unless the splits are disjoint sets of the zoo's networks."""
-    rows = torch.cat([torch.zeros(0, dtype=torch.long), *splits.values()])
-    if len(rows) and (rows.min() < 0 or rows.max() >= num_networks):
-        raise ValueError(f"splits: found network {int(rows.max())}, expected 0 to {num_networks - 1}")
-    counts = rows.bincount()
-    if (counts > 1).any():
-        raise ValueError(f"splits: network {int(counts.argmax())} is named {int(counts.max())} times, expected once")
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from scalegmn.interop.onnx.file import load_graph
-from scalegmn.interop.onnx.graph import OnnxNetwork
+from scalegmn.interop.onnx.graph import OnnxGraph
+from scalegmn.interop.onnx.network import OnnxNetwork
 from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters
 from scalegmn.interop.torch_modules.reader import trace_module
 from scalegmn.networks import NetParams
@@ -38,12 +39,13 @@ def from_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> N
 
 
 def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
-    network = OnnxNetwork(graph, input_shape).eval()
-    if network.output in network.activations:
-        name = network.activations[network.output]
+    source = OnnxGraph(graph, input_shape)
+    network = OnnxNetwork(source).eval()
+    if source.output in source.activations:
+        name = source.activations[source.output]
         raise ValueError(f"the output has an activation, {name}; expected none: leave it out")
     try:
-        layers, spec = trace_module(network, network.example_input)
+        layers, spec = trace_module(network, source.example_input)
         params = read_parameters(named_tensors(network), layers, spec)
     except ValueError as error:
         raise ValueError(_in_words_of_the_file(str(error), network)) from None
@@ -57,5 +59,5 @@ def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
 
 def _in_words_of_the_file(message: str, network: OnnxNetwork) -> str:
     """A message with nodes and constants of the file in place of the module's names."""
-    message = re.sub(r"step_(\d+) \(\w+\)", lambda match: network.steps[int(match[1])].place, message)
+    message = re.sub(r"step_(\d+) \(\w+\)", lambda match: network.source.steps[int(match[1])].place, message)
     return re.sub(r"parameter_\d+", lambda match: network.names.get(match[0], match[0]), message)

@@ -1,9 +1,9 @@
-"""The graph of an ONNX file as a PyTorch module."""
+"""The graph of an ONNX file: constants, and the steps from its input to its output."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,21 +47,11 @@ class Step:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where a module keeps a constant of the file."""
+class OnnxGraph:
+    """The steps of the network in an ONNX file.
 
-    key: str
-    is_transposed: bool = False
-    shape: torch.Size | None = None
-    """The shape that it is expanded to."""
-
-
-class OnnxNetwork(nn.Module):
-    """The network of an ONNX file, which computes what the file says.
-
-    Constants are computed when the network is built; operators that make up an activation are replaced by it; a node
-    that cannot be read matters only if the output depends on it.
+    Constants are computed; operators that make up an activation are replaced by it; a node that cannot be read matters
+    only if the output depends on it.
 
     Args:
         graph: the file's graph.
@@ -69,10 +59,16 @@ class OnnxNetwork(nn.Module):
 
     Raises:
         ValueError: the file has several inputs or outputs, or a node that cannot be read; names the node and operator.
+
+    Attributes:
+        input, output: the names of these values.
+        example_input: zeros.
+        activations: value -> the activation that it is the output of.
+        producers: value -> the step that computes it.
+        steps: what the output depends on, in order.
     """
 
     def __init__(self, graph: Any, input_shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
         self._values: dict[str, Tensor | ValueError] = {}  # constants, and examples on the device meta of others
         for tensor in graph.initializer:
             self._values[tensor.name] = attempt(partial(tensor_of, tensor))
@@ -83,32 +79,15 @@ class OnnxNetwork(nn.Module):
         (self.input,), self.output = inputs, graph.output[0].name
         self._elementwise: dict[str, Elementwise] = {}
         self.activations: dict[str, str] = {}
-        """Value -> the activation that it is the output of."""
         self._num_uses = Counter(name for node in graph.node for name in node.input) + Counter([self.output])
         self.example_input = self._example_input(graph, input_shape)
         self._values[self.input] = self.example_input.to("meta")
-        self._producers: dict[str, Step] = {}
+        self.producers: dict[str, Step] = {}
         for node in graph.node:
             result = attempt(partial(self._read, node))
             if isinstance(result, ValueError):
                 self._values |= dict.fromkeys(node.output, result)
         self.steps = self._needed_steps()
-        self.names: dict[str, str] = {}
-        """Parameter of this module -> constant of the file."""
-        self._register()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's output."""
-        values: dict[str, Any] = {self.input: x}
-        for index, step in enumerate(self.steps):
-            module = self.get_submodule(f"step_{index}")
-            results = module(*(self._operand(step, name, values) for name in step.inputs))
-            results = results if isinstance(results, list | tuple) else [results]
-            values |= zip(step.outputs, results, strict=False)
-        output: Tensor = values[self.output]
-        return output
-
-    # Building
 
     def _read(self, proto: Any) -> None:
         """Computes a node's outputs where they are constant, else adds a step; raises ValueError with its place."""
@@ -150,24 +129,24 @@ class OnnxNetwork(nn.Module):
             place, operator, inputs, outputs, attributes
         )
         if step is None:
-            node = Node(attributes, tuple(self._constant(name) for name in inputs))
+            node = Node(attributes, tuple(self.constant(name) for name in inputs))
             function = ONNX_OPERATORS[operator]
             if self._is_activation(place, operator, node, inputs, outputs):
                 return
             step = Step(place, operator, OperatorStep(function, node), inputs, outputs)
         self._set(outputs, step.module(*(self._example(step.operator, name) for name in step.inputs)))
-        self._producers |= dict.fromkeys(outputs, step)
+        self.producers |= dict.fromkeys(outputs, step)
 
     def _compute(
         self, place: str, operator: str, attributes: dict[str, Any], inputs: tuple[str, ...], outputs: tuple[str, ...]
     ) -> None:
         """Sets a node's outputs, which are constant; views of a parameter stay views of it."""
-        constants = tuple(self._constant(name) for name in inputs)
+        constants = tuple(self.constant(name) for name in inputs)
         node, function = Node(attributes, constants), ONNX_OPERATORS[operator]
         self._set(outputs, function(node, *constants))
-        if operator in _VIEWS and constants[0] is not None and _is_parameter(constants[0]):
+        if operator in _VIEWS and constants[0] is not None and is_parameter(constants[0]):
             step = Step(place, operator, OperatorStep(function, node), inputs, outputs)
-            self._producers |= dict.fromkeys(outputs, step)
+            self.producers |= dict.fromkeys(outputs, step)
 
     def _set(self, outputs: tuple[str, ...], result: Any) -> None:
         """Keeps a node's outputs."""
@@ -177,17 +156,17 @@ class OnnxNetwork(nn.Module):
                 check_size(tensor.shape)
             self._values[name] = tensor
 
-    def _constant(self, name: str) -> Tensor | None:
+    def constant(self, name: str) -> Tensor | None:
         """The value of an input that does not depend on the network's input."""
         value = self.value(name) if name else None
         return None if value is None or value.is_meta else value
 
     def _example(self, operator: str, name: str) -> Any:
         """An input of a node as its function gets it, on the device meta."""
-        value = self._constant(name)
+        value = self.constant(name)
         if value is None:
             return self.value(name) if name else None
-        return value.item() if _is_number(operator, value) else value.to("meta")
+        return value.item() if is_number(operator, value) else value.to("meta")
 
     # Parameters of layers
 
@@ -198,7 +177,7 @@ class OnnxNetwork(nn.Module):
         changed = list(inputs)
         for index, key in ((1, "alpha"), (2, "beta")):
             factor, name = attributes.pop(key, 1.0), inputs[index] if index < len(inputs) else ""
-            constant = self._constant(name) if name else None
+            constant = self.constant(name) if name else None
             if constant is None and factor != 1 and name:
                 raise ValueError(f"{key}: found {factor:g} beside a computed value, expected 1")
             if constant is None:
@@ -216,10 +195,10 @@ class OnnxNetwork(nn.Module):
         if operator != "Add":
             return None
         for name, other in (inputs, inputs[::-1]):
-            layer, added = self._producers.get(name), self._constant(other)
+            layer, added = self.producers.get(name), self.constant(other)
             if layer is None or added is None or layer.operator not in ("Gemm", "MatMul", "Conv"):
                 continue
-            weight = self._constant(layer.inputs[1])
+            weight = self.constant(layer.inputs[1])
             if weight is None or self._num_uses[name] > 1 or not isinstance(layer.module, OperatorStep):
                 continue
             is_convolution = layer.operator == "Conv"
@@ -229,7 +208,7 @@ class OnnxNetwork(nn.Module):
                 continue
             bias, (x, parameter, *rest) = _per_neuron(added.reshape(-1), size), layer.inputs
             if rest and rest[0]:
-                first = self._constant(rest[0])
+                first = self.constant(rest[0])
                 if first is None:
                     continue
                 bias = first + bias
@@ -245,10 +224,10 @@ class OnnxNetwork(nn.Module):
         self, place: str, operator: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: dict[str, Any]
     ) -> Step | None:
         """The group norm that exporters spell as an instance norm of [N, groups, values]; None: it is none."""
-        reshaped = self._producers.get(inputs[0])
+        reshaped = self.producers.get(inputs[0])
         if operator != "InstanceNormalization" or reshaped is None or reshaped.operator != "Reshape":
             return None
-        scale, shift = (self._constant(name) for name in inputs[1:3])
+        scale, shift = (self.constant(name) for name in inputs[1:3])
         source, shape = self.value(reshaped.inputs[0]), self.value(inputs[0]).shape
         is_plain = scale is not None and shift is not None and bool((scale == 1).all()) and bool((shift == 0).all())
         if not is_plain or len(shape) != 3 or shape[0] != source.shape[0] or source.shape[1] % shape[1]:
@@ -269,9 +248,9 @@ class OnnxNetwork(nn.Module):
         """Follows elementwise operators; replaces them where they make up a known activation, and says whether."""
         if operator not in ELEMENTWISE:
             return False
-        computed = [name for name in inputs if self._constant(name) is None]
+        computed = [name for name in inputs if self.constant(name) is None]
         parts = [self._elementwise.get(name, Elementwise(name, GRID)) for name in computed]
-        constants = [value for value in map(self._constant, inputs) if value is not None]
+        constants = [value for value in map(self.constant, inputs) if value is not None]
         if len({part.base for part in parts}) > 1 or any(value.numel() != 1 for value in constants):
             return False
         by_name = dict(zip(computed, parts, strict=True))
@@ -284,11 +263,11 @@ class OnnxNetwork(nn.Module):
             return False
         step = Step(place, operator, ActivationStep(name, value.frequency), (value.base,), outputs)
         self._set(outputs, self.value(value.base))
-        self._producers |= dict.fromkeys(outputs, step)
+        self.producers |= dict.fromkeys(outputs, step)
         self.activations[outputs[0]] = name
         return True
 
-    # The module
+    # What the output needs
 
     def _needed_steps(self) -> list[Step]:
         """The steps that the output depends on, in order."""
@@ -298,7 +277,7 @@ class OnnxNetwork(nn.Module):
         stack = [(self.output, False)]
         while stack:
             name, is_done = stack.pop()
-            step = self._producers.get(name)
+            step = self.producers.get(name)
             if step is None:
                 if name:
                     self.value(name)
@@ -310,55 +289,6 @@ class OnnxNetwork(nn.Module):
                 stack.append((name, True))
                 stack += [(source, False) for source in reversed(step.inputs)]
         return needed
-
-    def _register(self) -> None:
-        """Makes steps submodules, and constants that they read parameters or, where they are masks, buffers."""
-        self._stored: dict[str, _Stored] = {}
-        embeddings: list[str] = []
-        for index, step in enumerate(self.steps):
-            self.add_module(f"step_{index}", step.module)
-            for name in step.inputs:
-                value = self._constant(name)
-                if value is None or name in self._stored or name in self._producers:
-                    continue
-                if _is_number(step.operator, value):
-                    continue
-                same = [other for other in embeddings if self._is_transposed(other, value)]
-                if step.operator in ("MatMul", "Gemm") and same:  # a tied head, which the exporter stored again
-                    self._stored[name] = replace(self._stored[same[0]], is_transposed=True)
-                    continue
-                self._stored[name] = self._store(name, value, step.operator)
-                if step.operator == "Gather":
-                    embeddings.append(name)
-
-    def _store(self, name: str, value: Tensor, operator: str) -> _Stored:
-        """Registers a constant."""
-        stored = _Stored(f"parameter_{len(self.names)}")
-        if operator == "Concat" and len(value) > 1 and bool((value == value[:1]).all()):
-            stored, value = replace(stored, shape=value.shape), value[:1]  # a token, repeated for the batch
-        if _is_parameter(value) and not _is_mask(value):
-            self.register_parameter(stored.key, nn.Parameter(value.clone(), requires_grad=False))
-        else:
-            self.register_buffer(stored.key, value.clone())
-        self.names[stored.key] = name
-        return stored
-
-    def _is_transposed(self, embedding: str, value: Tensor) -> bool:
-        """Whether a matrix is the transpose of an embedding."""
-        other = self.value(embedding)
-        return value.ndim == other.ndim == 2 and value.shape == other.mT.shape and torch.equal(value, other.mT)
-
-    def _operand(self, step: Step, name: str, values: dict[str, Any]) -> Any:
-        """An input of a step while the module runs."""
-        if name in values or not name:
-            return values.get(name)
-        if name not in self._stored:
-            return self.value(name).item()
-        stored = self._stored[name]
-        tensor = getattr(self, stored.key)
-        if stored.is_transposed:
-            return tensor.mT
-        return tensor if stored.shape is None else tensor.expand(stored.shape)
 
     def _example_input(self, graph: Any, shape: tuple[int, ...] | None) -> Tensor:
         """Zeros in the shape of an input; sizes that the file leaves open are guessed, 2 for batches."""
@@ -416,16 +346,11 @@ def _without_ones(shape: torch.Size, num_axes: int) -> tuple[int, ...]:
     return sizes
 
 
-def _is_parameter(value: Tensor) -> bool:
+def is_parameter(value: Tensor) -> bool:
     """Whether a constant may be a layer's parameter."""
     return value.dtype in FLOATS and value.numel() > 0
 
 
-def _is_mask(value: Tensor) -> bool:
-    """Whether a constant only masks attention scores."""
-    return bool(((value == 0) | (value <= -1e4)).all()) and bool((value < 0).any())
-
-
-def _is_number(operator: str, value: Tensor) -> bool:
+def is_number(operator: str, value: Tensor) -> bool:
     """Whether a node takes a constant as a number."""
     return value.numel() == 1 and operator in ELEMENTWISE | {"Where"}

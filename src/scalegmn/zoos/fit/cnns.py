@@ -44,20 +44,12 @@ def train_cnns(
         device: `cpu` or `cuda`.
         on_done: called with the number of networks that have been trained.
     """
-    is_cuda = torch.device(device).type == "cuda"
-    activations, most = torch.zeros(len(specs), dtype=torch.long), MIXED_AT_ONCE
+    is_cuda, activations, most = torch.device(device).type == "cuda", None, MIXED_AT_ONCE
     if padding is not None:
-        names = [spec.layers[0].activation for spec in specs]
-        places = {name: place for place, name in enumerate((*BUILT_IN, *not_built_in(names)))}
-        activations = torch.tensor([places[name] for name in names])
+        activations = [spec.layers[0].activation for spec in specs]
         height, width = images.pixels.shape[2:]
         most = networks_per_core(specs[0], (height, width), batch_size)
-    order = choices.optimizer.argsort(stable=True)
-    for key in (choices.train_fraction, activations):
-        order = order[key[order].argsort(stable=True)]
-    keys = torch.stack([activations[order].double(), choices.train_fraction[order].double()], 1)
-    sizes = keys.unique_consecutive(dim=0, return_counts=True)[1].tolist()
-    chunks = [chunk for group in order.split(sizes) for chunk in group.split(len(order) if is_cuda else most)]
+    chunks = _chunks(choices, activations, len(specs) if is_cuda else most)
     pixels, labels, train, test = (value.to(device) for value in vars(images).values())
 
     def fit(number: int) -> TrainingResult:
@@ -87,7 +79,7 @@ def train_cnns(
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
-    back = order.argsort()
+    back = torch.cat(chunks).argsort()
 
     def joined(name: str) -> Tensor:
         """[B, E] in the order of the arguments."""
@@ -96,6 +88,26 @@ def train_cnns(
     nets = [net.to("cpu") for part in parts for net in part.nets]
     columns = (joined(name) for name in ("train_accuracy", "test_accuracy", "finite"))
     return TrainingResult(tuple(nets[place] for place in back), *columns)
+
+
+def _chunks(choices: Choices, activations: Sequence[str] | None, most: int) -> list[Tensor]:
+    """The numbers of networks that take their steps together: they see equally many images and have one activation.
+
+    Args:
+        choices: how each network is trained.
+        activations: the activation of each; None: it does not matter.
+        most: networks in a chunk.
+    """
+    numbers = torch.zeros(len(choices.optimizer), dtype=torch.long)
+    if activations is not None:
+        places = {name: place for place, name in enumerate((*BUILT_IN, *not_built_in(activations)))}
+        numbers = torch.tensor([places[name] for name in activations])
+    order = choices.optimizer.argsort(stable=True)
+    for key in (choices.train_fraction, numbers):
+        order = order[key[order].argsort(stable=True)]
+    keys = torch.stack([numbers[order].double(), choices.train_fraction[order].double()], 1)
+    sizes = keys.unique_consecutive(dim=0, return_counts=True)[1].tolist()
+    return [chunk for group in order.split(sizes) for chunk in group.split(most)]
 
 
 def _initial(spec: NetSpec, std: Tensor, generator: torch.Generator) -> NetParams:

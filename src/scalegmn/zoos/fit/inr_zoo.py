@@ -20,7 +20,8 @@ from scalegmn.zoos.fit.common import OnDone, Recipe, choose_device, choose_image
 from scalegmn.zoos.fit.sirens import Descent, fit_sirens
 from scalegmn.zoos.images import Images
 from scalegmn.zoos.shards import Shards
-from scalegmn.zoos.zoo_format import Networks, open_zoo, params_from_tensors, split_by_group
+from scalegmn.zoos.zoo_format import Networks, open_zoo, split_by_group
+from scalegmn.zoos.zoo_tensors import params_from_tensors
 
 BLOCK = 512
 """Networks per shard. A shard depends on the recipe and its number alone, not on who fits it or what came before."""
