@@ -7,10 +7,10 @@ import torch
 from contract import EngineContract, build, error, flat
 from torch import nn
 
-from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.models.scalegmn import BranchConfig, ScaleGMNConfig
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.evaluate import activations
-from scalegmn.nn.probes import ProbeImages
+from scalegmn.nn.probes import ProbeImages, Probes, answer_features
 from scalegmn.symmetry.groups import GroupElement
 
 SMALL = ScaleGMNConfig(hidden_dim=6, num_layers=3, out_dim=3, num_probes=5, probe_images=ProbeImages(image_size=7))
@@ -20,6 +20,7 @@ RESIDUAL = NetSpec(
     (LayerSpec(2, 5, None, "relu"), LayerSpec(5, 4, None, "relu"), LayerSpec(4, 3, None, "relu", 0), LayerSpec(3, 2))
 )
 HETERO_CNN = NetSpec((*(replace(layer, activation="hetero") for layer in CNN.layers[:2]), CNN.layers[2]))
+BRANCH = BranchConfig(statistics=True, answers=True, hidden_dims=(8,))
 EDITS = {"output": "parameters", "normalize": False}
 CASES = [
     ("sign", SINE, {"normalize": True}),
@@ -33,6 +34,12 @@ CASES = [
     ("hetero", HETERO_CNN, {"readout": "full_graph"}),
     ("permutation", NetSpec.mlp([2, 5, 4, 2], "gelu"), {"direction": "bidirectional", "normalize": False}),
     ("permutation", SINE, EDITS),
+    ("scale", CNN, {"branch": BRANCH}),
+    ("scale", RELU, {"branch": replace(BRANCH, statistics=False), "direction": "bidirectional", "sizes": True}),
+    ("hetero", HETERO_CNN, {"branch": BRANCH, "direction": "bidirectional", "sizes": True, "normalize": True}),
+    ("hetero", HETERO_CNN, {"branch": replace(BRANCH, answers=False)}),
+    ("sign", SINE, {"branch": BRANCH, "readout": "full_graph"}),
+    ("permutation", SINE, {"branch": replace(BRANCH, statistics=False)}),
 ]
 
 
@@ -53,11 +60,12 @@ class TestProbes(EngineContract):
             before = after
 
 
+@pytest.mark.parametrize("branch", [BranchConfig(), BRANCH], ids=["graph", "branch"])
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])
 @pytest.mark.parametrize("spec", [RELU, CNN], ids=str)
-def test_six_decades(spec, direction, random_params, generator):
+def test_six_decades(spec, direction, branch, random_params, generator):
     params = random_params(spec, 6)
-    model = build(replace(SMALL, symmetry="scale", direction=direction, normalize=True), spec)
+    model = build(replace(SMALL, symmetry="scale", direction=direction, normalize=True, branch=branch), spec)
     model.fit_normalization([params])
     element = GroupElement.sample(params, generator, decades=3.0)
     sizes = torch.cat(element.scales, 1).abs().log10()
@@ -80,12 +88,72 @@ def test_a_bias_is_seen_failing(symmetry, spec, random_params, generator, monkey
     assert error(model, params, element) > 1e-6
 
 
+def test_statistics_that_move_are_seen_failing(random_params, generator, monkeypatch):
+    """Those of weights as they are, in the branch."""
+    params = random_params(CNN, 6)
+    model = build(replace(SMALL, symmetry="scale", branch=BRANCH), CNN)
+    element = GroupElement.sample(params, generator)
+    assert error(model, params, element) <= 1e-9
+    monkeypatch.setattr("scalegmn.symmetry.statistics._canonical", lambda params: params)
+    assert error(model, params, element) > 1e-6
+
+
+def test_answers_by_hand():
+    answers = torch.tensor([[[0.0, 0.0], [torch.log(torch.tensor(3.0)), 0.0]], [[1e4, -1e4], [-1e4, 1e4]]])
+    features = answer_features(answers.double())
+    expected = torch.tensor([[1, 1, 1.5, 0.5], [2, 0, 0, 2]]).double()
+    torch.testing.assert_close(features[:, :4], expected)
+    assert features[1, 4] == 4
+    constant = torch.ones(1, 2, 3, requires_grad=True)
+    answer_features(constant).sum().backward()
+    assert constant.grad.isfinite().all()
+
+
+def test_branch_is_added(random_params):
+    params = random_params(CNN, 3)
+    model = build(replace(SMALL, symmetry="scale", branch=BRANCH), CNN)
+    model.fit_normalization([params])
+    features = []
+    model.branch.register_forward_hook(lambda module, inputs, output: features.append((inputs, output)))
+    together = model(params)
+    (statistics, answers), added = features[0]
+    assert statistics.shape == (3, model.statistics(params).shape[1])
+    torch.testing.assert_close(answers, answer_features(model.probes(params)[1]))
+    model.branch = None
+    torch.testing.assert_close(together - added, model(params))
+
+
+def test_images_at_the_start():
+    """Strokes are in [-1, 1], mostly dark, and smooth; a rate changes how they are stored, not what they are."""
+    torch.manual_seed(0)
+    images = Probes(200, 4, CNN, 3, ProbeImages(image_size=8, start="strokes")).inputs
+    assert images.abs().max() <= 1
+    assert -0.5 < images.mean() < -0.3
+    neighbours = images - images.mean(), (images - images.mean()).roll(1, -1)
+    assert (neighbours[0] * neighbours[1]).mean() > 0.4 * neighbours[0].square().mean()
+    torch.manual_seed(0)
+    fast = Probes(200, 4, CNN, 3, ProbeImages(image_size=8, start="strokes", rate=30))
+    torch.testing.assert_close(30 * fast.inputs, images)
+
+
+def test_images_of_a_higher_rate_move_faster(random_params):
+    params, gradients = random_params(CNN, 2), []
+    for rate in (1, 30):
+        torch.manual_seed(0)
+        probes = Probes(5, 4, CNN, 3, ProbeImages(image_size=8, rate=rate)).double()
+        features, answers = probes(params)
+        (answers.square().sum() + features[1].square().sum()).backward()
+        gradients.append(probes.inputs.grad)
+    torch.testing.assert_close(gradients[1], 30 * gradients[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("branch", [BranchConfig(), BRANCH], ids=["graph", "branch"])
 @pytest.mark.parametrize(("symmetry", "names"), [("sign", ["sine", "tanh"]), ("permutation", ["gelu", "relu"])])
-def test_networks_of_several_architectures(symmetry, names, random_params):
+def test_networks_of_several_architectures(symmetry, names, branch, random_params):
     """Depths and widths in one batch, as one by one; the last layer has the last scale."""
     layouts, (first, second) = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 6, 3, 2]], names
     specs = [NetSpec.mlp(layout, name) for layout, name in zip(layouts, (first, second, first), strict=True)]
-    model = build(replace(SMALL, symmetry=symmetry, max_hidden_layers=3), specs[0])
+    model = build(replace(SMALL, symmetry=symmetry, max_hidden_layers=3, branch=branch), specs[0])
     nets = [random_params(spec, 2) for spec in specs]
     model.fit_normalization(nets)
     assert (model.probes.scales != 1).all()
@@ -105,9 +173,10 @@ def test_features_by_hand(random_params):
         x = torch.sin(2 * values[-1]).mT
     scales = torch.stack([z.square().mean().sqrt() for z in values])
     torch.testing.assert_close(model.probes.scales, scales, rtol=1e-12, atol=0)
-    features = model.probes(params)
+    features, answers = model.probes(params)
     assert (features[0] == 0).all()
     torch.testing.assert_close(features[2], values[1] / scales[1] @ model.probes.hidden_linear.weight.T)
+    torch.testing.assert_close(answers, values[-1].mT)
     torch.testing.assert_close(features[3], values[2] / scales[2] @ model.probes.output_linear.weight.T)
     torch.testing.assert_close(activations(params, points)[-1].mT, values[2])
 
@@ -131,6 +200,23 @@ def test_hidden_values_follow_the_activation_of_each_network(random_params):
     params = random_params(spec, 2, [BUILT_IN.index(name) for name in ("relu", "tanh")])
     model = build(replace(SMALL, symmetry="hetero"), spec)
     own = params.replace(spec=NetSpec.mlp([2, 5, 4, 2], "relu"), activation=None)
-    mixed, relu = model.probes(params), model.probes(own)
+    mixed, relu = model.probes(params)[0], model.probes(own)[0]
     torch.testing.assert_close(mixed[2][0], relu[2][0])
     assert (mixed[2][1] - relu[2][1]).abs().max() > 0.1
+
+
+def test_a_branch_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"scalegmn_args.branch: found one, but .* no readout; use vector output"):
+        replace(SMALL, branch=BRANCH, **EDITS)
+    with pytest.raises(ValueError, match=r"branch.answers: found True, but num_probes is 0; use probes, or False"):
+        replace(SMALL, num_probes=0, branch=BRANCH)
+    wrong = replace(BRANCH, hidden_dims=(), dropout=1.0)
+    with pytest.raises(ValueError, match=r"branch.dropout: found 1.0.*branch.hidden_dims: found \[\], expected"):
+        replace(SMALL, branch=wrong)
+    with pytest.raises(ValueError, match=r"probe_images.rate: found 0, expected above 0"):
+        replace(SMALL, probe_images=ProbeImages(rate=0))
+    one = NetSpec.mlp([2, 5, 4, 1], "sine")
+    with pytest.raises(
+        ValueError, match=r"branch.answers: found True, expected False for .*, which has one output, and softmax"
+    ):
+        replace(SMALL, branch=BRANCH).build(one)

@@ -207,8 +207,8 @@ class ModelConfig:
             if count is not None and count < 1:
                 problems.append(f"{name}: found {count}, expected at least 1")
         for name in probabilities:
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name}: found {getattr(self, name)}, expected a probability in [0, 1)")
+            if not 0 <= attrgetter(name)(self) < 1:
+                problems.append(f"{name}: found {attrgetter(name)(self)}, expected a probability in [0, 1)")
         return problems
 
     def wrong_choices(self) -> list[str]:

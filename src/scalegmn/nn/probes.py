@@ -1,4 +1,5 @@
-"""Probes: what neurons compute for learned inputs, as features that are rescaled exactly as their neurons are."""
+"""Probes: what neurons compute for learned inputs, as features that are rescaled exactly as their neurons are, and what
+networks answer."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.cnn import cnn_pre_activations
 from scalegmn.networks.evaluate import pre_activations
 
+_SMALLEST = 1e-8
+"""Deviations of answers below this one count as this one."""
+
 
 @dataclass(frozen=True)
 class ProbeImages:
@@ -28,6 +32,13 @@ class ProbeImages:
     padding: Literal["same", "valid"] = "same"
     """Zeros around the input of every convolution such that only the stride makes it smaller, or none."""
 
+    start: Literal["noise", "strokes"] = "noise"
+    """noise: pixels are standard normal; strokes: smooth, in [-1, 1], mostly dark (`smooth_images`)."""
+
+    rate: float = 1.0
+    """Images are this many times what is learned, so an optimiser whose steps have one size, such as Adam, moves them
+    so many times as fast as the other parameters."""
+
 
 class Probes(nn.Module):
     """A z_i / s_l, to be added to the features of neuron i of layer l.
@@ -38,7 +49,7 @@ class Probes(nn.Module):
     neurons, another one the outputs, whose z are the network's answers. s_l, one number per layer, is the root mean
     square of z over the training networks.
 
-    Learned inputs are points, uniform in [-1, 1] at the start, or images of standard normal pixels.
+    Learned inputs are points, uniform in [-1, 1] at the start, or images (`ProbeImages`).
 
     Args:
         num_probes: P.
@@ -54,23 +65,27 @@ class Probes(nn.Module):
     def __init__(self, num_probes: int, dim: int, spec: NetSpec, num_layers: int, images: ProbeImages) -> None:
         super().__init__()
         shape = (num_probes, spec.layout[0])
-        self.images = images
+        self.images, self.rate = images, images.rate if spec.is_cnn else 1.0
         points = torch.randn(*shape, images.image_size, images.image_size) if spec.is_cnn else 2 * torch.rand(shape) - 1
-        self.inputs = nn.Parameter(points)
+        if spec.is_cnn and images.start == "strokes":
+            points = smooth_images(points)
+        self.inputs = nn.Parameter(points / self.rate)
         self.hidden_linear = nn.Linear(num_probes, dim, bias=False)
         self.output_linear = nn.Linear(num_probes, dim, bias=False)
         self.register_buffer("scales", torch.ones(num_layers))
 
-    def forward(self, params: NetParams) -> list[Tensor]:
-        """Per layer of nodes 0..L of B chains, [B, n_l, d]; zeros of input nodes, whose values are the same in all
-        networks.
+    def forward(self, params: NetParams) -> tuple[list[Tensor], Tensor]:
+        """Features per layer of nodes 0..L of B chains, [B, n_l, d], zeros of input nodes, whose values are the same in
+        all networks; and the outputs before their activation, [B, P, n_L].
 
         Raises:
             ValueError: the probes do not go through the networks (`pre_activations`, `cnn_pre_activations`).
         """
-        *hidden, outputs = [z / s for z, s in zip(self._values(params), self.scales[self._rows(params)], strict=True)]
+        values = self._values(params)
+        *hidden, outputs = [z / s for z, s in zip(values, self.scales[self._rows(params)], strict=True)]
         features = [*map(self.hidden_linear, hidden), self.output_linear(outputs)]
-        return [features[0].new_zeros(len(params), params.spec.layout[0], features[0].shape[-1]), *features]
+        of_inputs = features[0].new_zeros(len(params), params.spec.layout[0], features[0].shape[-1])
+        return [of_inputs, *features], values[-1].mT
 
     @torch.no_grad()
     def fitted_on(self, batches: Iterable[NetParams], as_read: Callable[[NetParams], NetParams]) -> Iterator[NetParams]:
@@ -91,16 +106,45 @@ class Probes(nn.Module):
 
     def _values(self, params: NetParams) -> list[Tensor]:
         """z per layer 1..L, [B, n_l, P]."""
+        inputs = self.rate * self.inputs
         if params.spec.is_cnn:
-            values = cnn_pre_activations(params, self.inputs, self.images.stride, self.images.padding)
+            values = cnn_pre_activations(params, inputs, self.images.stride, self.images.padding)
         else:
-            values = pre_activations(params, self.inputs)
+            values = pre_activations(params, inputs)
         return [z.mT for z in values]
 
     def _rows(self, params: NetParams) -> Tensor:
         """[L] long, which of `scales` the layers of networks have."""
         every = torch.arange(len(self.scales), device=self.scales.device)
         return torch.cat([every[: params.spec.num_layers - 1], every[-1:]])
+
+
+def answer_features(answers: Tensor) -> Tensor:
+    """What classifiers answer to probes, [B, P, n] -> [B, `num_answers(P, n)`].
+
+    The softmax over the n classes, times n, and log10 of the answers' standard deviation over probes and classes.
+    """
+    deviation = answers.std(dim=(1, 2), correction=0).clamp_min(_SMALLEST)
+    return torch.cat([answers.shape[2] * answers.softmax(2).flatten(1), deviation.log10()[:, None]], dim=1)
+
+
+def num_answers(num_probes: int, num_outputs: int) -> int:
+    """The width of `answer_features`; 0 without probes."""
+    return num_probes * num_outputs + 1 if num_probes else 0
+
+
+def smooth_images(noise: Tensor) -> Tensor:
+    """tanh(2 y - 1) of smooth y with unit variance: images in [-1, 1], mostly dark, as drawings are.
+
+    y is the noise with its amplitude at frequency k, in cycles per image, divided by (1 + |k|)^1.5.
+
+    Args:
+        noise: standard normal, [..., height, width].
+    """
+    rows, columns = (size * torch.fft.fftfreq(size, device=noise.device) for size in noise.shape[-2:])
+    amplitudes = (1 + (rows[:, None].square() + columns.square()).sqrt()) ** -1.5
+    smooth = torch.fft.ifft2(torch.fft.fft2(noise) * amplitudes).real
+    return torch.tanh(2 * smooth / amplitudes.square().mean().sqrt() - 1)
 
 
 def check_images(images: ProbeImages, spec: NetSpec, section: str) -> None:

@@ -40,6 +40,29 @@ class EquivariantNetConfig:
 
 
 @dataclass(frozen=True)
+class BranchConfig:
+    """An MLP of what is the same for all networks of one function; its result is added to that of the graph."""
+
+    statistics: bool = False
+    """Read exactly invariant statistics (`scalegmn.symmetry.statistics`), standardised over the training split."""
+
+    answers: bool = False
+    """Read what the networks, classifiers, answer to the `num_probes` learned inputs: the softmax of their outputs, and
+    log10 of the outputs' standard deviation."""
+
+    hidden_dims: tuple[int, ...] = (256, 256)
+    """Hidden widths."""
+
+    dropout: float = 0.0
+    """Dropout after every activation."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is a branch."""
+        return self.statistics or self.answers
+
+
+@dataclass(frozen=True)
 class ScaleGMNConfig(ModelConfig):
     """ScaleGMN: message passing on the parameter graph that respects permutations and rescalings of neurons."""
 
@@ -128,6 +151,9 @@ class ScaleGMNConfig(ModelConfig):
     """For vectors: the readout also reads log10 of the root mean square of each canonical weight and bias tensor,
     standardised over the training split; features of nodes hardly show how large a network's weights are."""
 
+    branch: BranchConfig = field(default_factory=BranchConfig)
+    """For vectors: what is read beside the graph."""
+
     aggregator: Literal["add", "mean"] = "add"
     """How a node aggregates its messages."""
 
@@ -168,11 +194,14 @@ class ScaleGMNConfig(ModelConfig):
         counts = ["num_layers", "hidden_dim", "out_dim", "readout_dim", "max_hidden_layers"]
         counts += [f"{net}.num_layers" for net in ("message", "update", "position_net")]
         counts += ["probe_images.image_size", "probe_images.stride"]
-        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout"])
+        problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout", "branch.dropout"])
         if self.num_probes < 0:
             problems.append(f"num_probes: found {self.num_probes}, expected 0 or more")
-        if self.mlp_dims is not None and (not self.mlp_dims or min(self.mlp_dims) < 1):
-            problems.append(f"mlp_dims: found {list(self.mlp_dims)}, expected one or more positive widths")
+        for name, widths in (("mlp_dims", self.mlp_dims), ("branch.hidden_dims", self.branch.hidden_dims)):
+            if widths is not None and (not widths or min(widths) < 1):
+                problems.append(f"{name}: found {list(widths)}, expected one or more positive widths")
+        if not self.probe_images.rate > 0:
+            problems.append(f"probe_images.rate: found {self.probe_images.rate}, expected above 0")
         if self.message_function is not None and self.message_function not in MESSAGES:
             expected = f"expected one of {', '.join(MESSAGES)}"
             problems.append(f"message_function: found {self.message_function!r}, {expected}")
@@ -181,8 +210,12 @@ class ScaleGMNConfig(ModelConfig):
                 problems.append(f"{name}.positions: needs node_positions, found none")
         if self.symmetry != "sign" and self.update_rule != "net":
             problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
-        if self.sizes and self.changes_parameters:
-            problems.append("sizes: found True, but changes of parameters have no readout; use vector output or False")
+        for name, reads in (("sizes", self.sizes), ("branch", self.branch.reads)):
+            if reads and self.changes_parameters:
+                found = f"{name}: found {getattr(self, name)}" if name == "sizes" else "branch: found one"
+                problems.append(f"{found}, but changes of parameters have no readout; use vector output or False")
+        if self.branch.answers and not self.num_probes:
+            problems.append("branch.answers: found True, but num_probes is 0; use probes, or False")
         problems += self._position_problems() if self.symmetry != "permutation" else []
         self.refuse(problems)
 

@@ -26,12 +26,19 @@ from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
+from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.nn.probes import Probes, check_images
+from scalegmn.nn.probes import Probes, answer_features, check_images, num_answers
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
-from scalegmn.symmetry.statistics import at_depth, sizes
+from scalegmn.symmetry.statistics import (
+    NUM_LAYER_STATISTICS,
+    NUM_NETWORK_STATISTICS,
+    at_depth,
+    invariant_statistics,
+    sizes,
+)
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
@@ -78,14 +85,28 @@ class ScaleGMN(Metanetwork):
         self._build_embeddings(parts)
         self._build_layers(parts)
         self.readout: nn.Module | None = None
+        self.branch: MLP | None = None
         if not config.changes_parameters:
-            num_statistics = 2 * (max_hidden + 1) if config.sizes else 0
-            self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_statistics)
-            self.statistics_normalization = StatisticsNormalization(num_statistics) if config.sizes else None
+            self._build_readout(parts)
         self.probes: Probes | None = None
         if config.num_probes:
             self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
         self.validate_spec(spec)
+
+    def _build_readout(self, parts: Parts) -> None:
+        """The readout, and the branch beside the graph."""
+        config, spec, branch = self.config, self.spec, self.config.branch
+        num_sizes = 2 * (self.max_hidden + 1) if config.sizes else 0
+        num_invariants = 0
+        if branch.statistics:
+            num_invariants = NUM_LAYER_STATISTICS * (self.max_hidden + 1) + NUM_NETWORK_STATISTICS
+        self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_sizes)
+        self.num_statistics = num_sizes, num_invariants
+        if config.sizes or branch.statistics:
+            self.statistics_normalization = StatisticsNormalization(num_sizes + num_invariants)
+        if branch.reads:
+            in_dim = num_invariants + num_answers(config.num_probes if branch.answers else 0, spec.layout[-1])
+            self.branch = MLP(in_dim, branch.hidden_dims, config.out_dim, dropout=branch.dropout)
 
     def _build_embeddings(self, parts: Parts) -> None:
         """A_v, A_e and positional embeddings."""
@@ -215,20 +236,21 @@ class ScaleGMN(Metanetwork):
                 self.validate_spec(params.spec)
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
-        statistics: tuple[Tensor, ...] = ()
-        if self.statistics_normalization is not None:
-            statistics = (self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))),)
+        of_readout, of_branch = self._statistics(batches)
         read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
-        probes = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
+        pairs = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
+        probes = [features for features, _ in pairs]
+        if self.config.branch.answers:
+            of_branch.append(answer_features(torch.cat([answers for _, answers in pairs])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0], probes[0] if probes else None, statistics)
+            output = run_chains(self, read[0], probes[0] if probes else None, of_readout)
         else:
             features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
             run = self.plain if self.engine == "plain" else partial(run_graph, self)
-            output = run(read, features, statistics)
+            output = run(read, features, of_readout)
         if isinstance(output, Tensor):
-            return output
+            return output if self.branch is None else output + self.branch(*of_branch)
         spec, (nodes, edges) = read[0].spec, output
         if isinstance(nodes, Tensor) and isinstance(edges, Tensor):
             nodes, edges = _by_layer(spec, len(read[0]), nodes, edges)
@@ -295,8 +317,26 @@ class ScaleGMN(Metanetwork):
     # What both forms read
 
     def statistics(self, params: NetParams) -> Tensor:
-        """The sizes of each layer's canonical weights and biases, [B, 2 (max_hidden + 1)]."""
-        return at_depth(sizes(params), self.max_hidden + 1).flatten(1)
+        """With `sizes`, those of each layer's canonical weights and biases; with `branch.statistics`, all invariant
+        statistics. [B, S]."""
+        per_layer, per_network = [], []
+        if self.config.sizes:
+            per_layer.append(sizes(params))
+        if self.config.branch.statistics:
+            of_layers, of_network = invariant_statistics(params)
+            per_layer.append(of_layers)
+            per_network.append(of_network)
+        layers = [at_depth(rows, self.max_hidden + 1).flatten(1) for rows in per_layer]
+        return torch.cat([*layers, *per_network], dim=1)
+
+    def _statistics(self, nets: Sequence[NetParams]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the readout reads of networks beside their nodes, and what the branch reads: none, or [sum of B, S]
+        each."""
+        if self.statistics_normalization is None:
+            return [], []
+        rows = self.statistics_normalization(torch.cat(list(map(self.statistics, nets))))
+        of_readout, of_branch = rows.split(self.num_statistics, dim=1)
+        return [of_readout] if self.config.sizes else [], [of_branch] if self.config.branch.statistics else []
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
@@ -418,6 +458,9 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
         if not spec.is_chain:
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
         check_images(config.probe_images, spec, f"{config.section}.probe_images")
+        if config.branch.answers and spec.layout[-1] == 1:
+            problem = f"found True, expected False for {spec}, which has one output, and softmax needs several"
+            raise ValueError(f"{config.section}.branch.answers: {problem}")
     found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
     if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
         (fitting,) = found if len(found) == 1 else {HETERO}
