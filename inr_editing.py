@@ -1,6 +1,6 @@
 """Edit the images that INRs store, through their weights.
 
-python inr_editing.py --conf configs/digits_editing/scalegmn_bidir.yml
+python inr_editing.py --conf configs/digits_editing/scalegmn_probes.yml
 
 The same as `scalegmn train editing`.
 """

@@ -17,7 +17,7 @@ from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.networks import BUILT_IN, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
-from scalegmn.nn.initialization import resize, start_odd, started
+from scalegmn.nn.initialization import constant_features, resize, start_odd, started
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.symmetry.groups import GroupElement
@@ -110,6 +110,25 @@ def test_ng_t_starts_nearly_invariant_to_signs(random_params, generator):
         with torch.no_grad():
             changes.append(relative_change(model(moved), model(params)))
     assert changes[1] < 0.3 * changes[0]
+
+
+def test_ng_t_keeps_constant_features_beside_those_that_differ(random_params):
+    """Of each node and each pair of nodes: a, b, a, b, ...; LayerNorm alone changes a - b, which tells the others' size."""
+    params, config = random_params(SIREN, 6), NGTConfig(**NG, **NG_T, reverse_edges=True)
+
+    def spread(init):
+        model, found = build(config, SIREN, init), []
+        model.engine = "plain"
+        for layer in model.layers:
+            layer.register_forward_hook(lambda _, __, output: found.extend(output))
+        with torch.no_grad():
+            model(params)
+        constant = [features[..., constant_features(features.shape[-1])] for features in found]
+        assert all((features[..., 0] - features[..., 1]).std() > 1e-3 for features in constant)
+        return max((features[..., 2:] - features[..., :2]).abs().max().item() for features in constant)
+
+    assert spread("balanced") < 1e-9
+    assert spread("published") > 0.1
 
 
 def sizes(config, spec, params, init):

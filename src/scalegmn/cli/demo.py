@@ -32,7 +32,7 @@ class Demo:
 
 DEMOS = {
     "classification": Demo(inr.run, "zoos/digits_inr.yml", "digits_cls/scalegmn_probes.yml", "runs/demo"),
-    "editing": Demo(inr.run, "zoos/digits_inr.yml", "digits_editing/scalegmn_bidir.yml", "runs/demo-editing"),
+    "editing": Demo(inr.run, "zoos/digits_inr.yml", "digits_editing/scalegmn_probes.yml", "runs/demo-editing"),
     "generalization": Demo(
         cnn.run, "zoos/digits_cnn.yml", "digits_cnn/scalegmn_probes.yml", "runs/demo-generalization"
     ),

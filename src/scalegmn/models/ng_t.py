@@ -228,12 +228,14 @@ class NGT(NeuralGraphModel):
 
 @balance.register
 def _balance(model: NGT, spec: NetSpec) -> None:
-    """Some features of edges are constant."""
+    """Some features of nodes and edges are constant."""
     balance_children(model, spec)
-    linear = model.graph.edge_linear
-    constant = constant_features(linear.out_features)
-    linear.weight[constant] = 0
-    linear.bias[constant] = linear.bias.new_tensor([1.0, -1.0]).repeat((constant.stop - constant.start) // 2)
+    for linear in (model.graph.node_linear, model.graph.edge_linear):
+        constant = constant_features(linear.out_features)
+        linear.weight[constant] = 0
+        linear.bias[constant] = linear.bias.new_tensor([1.0, -1.0]).repeat((constant.stop - constant.start) // 2)
+    if model.graph.node_positions is not None:
+        model.graph.node_positions[:, constant_features(model.config.node_dim)] = 0
 
 
 def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:

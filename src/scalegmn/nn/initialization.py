@@ -316,17 +316,16 @@ def _(update: EdgeUpdate, spec: NetSpec) -> None:
 
 
 def constant_features(dim: int) -> slice:
-    """Those of edge features in NG-T that are at first the same for all pairs of nodes: LayerNorm, which divides by the
-    size of all features, then keeps the size of the others."""
+    """Those features in NG-T that are at first the same for all nodes, or for all pairs of nodes: LayerNorm, which
+    divides by the size of all features, then keeps the size of the others."""
     return slice(dim - dim // 8 * 2, dim)
 
 
 @balance.register
 def _(attention: RelationalAttention, spec: NetSpec) -> None:
     """Nearly the mean of ue_ij * v_j over all nodes, of which few share an edge."""
-    edge_linear = attention.edge_linear
-    edge_linear.weight[:, constant_features(edge_linear.in_features)] = 0
-    for linear in (attention.node_linear, edge_linear):
+    for linear in (attention.node_linear, attention.edge_linear):
+        linear.weight[:, constant_features(linear.in_features)] = 0
         resize(linear)
         heads = linear.weight.view(attention.num_heads, -1, attention.head_dim, linear.in_features)
         heads[:, :2] *= 0.1  # queries and keys
@@ -338,8 +337,12 @@ def _(attention: RelationalAttention, spec: NetSpec) -> None:
 @balance.register
 def _(layer: RelationalLayer, spec: NetSpec) -> None:
     balance_children(layer, spec)
+    constant = constant_features(layer.mlp_first.in_features)
+    layer.mlp_first.weight[:, constant] = 0
     resize(layer.linear)
     mirror(layer.mlp_first, layer.mlp_last)
+    for writes in (layer.linear, layer.mlp_last):
+        writes.weight[constant] = 0
 
 
 @balance.register
