@@ -113,7 +113,7 @@ def test_ng_t_starts_nearly_invariant_to_signs(random_params, generator):
 
 
 def test_ng_t_keeps_constant_features_beside_those_that_differ(random_params):
-    """Of a node or a pair of nodes: a, b, a, b, ...; LayerNorm alone changes a - b, which tells the size of the others."""
+    """Of a node or a pair of nodes: a, b, a, b, ...; LayerNorm changes a - b alone, which tells the others' size."""
     params, config = random_params(SIREN, 6), NGTConfig(**NG, **NG_T, reverse_edges=True)
 
     def spread(init):
