@@ -257,6 +257,151 @@ READ = {
 }
 
 
+def spelled_rms(x, out, square="Pow", divide=True):
+    """An RMS norm as exporters spell it; epsilon is 0.5."""
+    squared = node("Pow", x, "two", out="q") if square == "Pow" else node("Mul", x, x, out="q")
+    last = [node("Div", x, "r", out=out)]
+    if not divide:
+        last = [node("Reciprocal", "r", out="i"), node("Mul", "i", x, out=out)]
+    mean = node("ReduceMean", "q", out="m", axes=[-1])
+    return [squared, mean, node("Add", "m", "half", out="a"), node("Sqrt", "a", out="r"), *last]
+
+
+RMS = [("Pow", True), ("Mul", True), ("Pow", False), ("Mul", False)]
+
+
+@pytest.mark.parametrize(("square", "divide"), RMS)
+def test_rms_norms_that_are_spelled_out(file, generator, square, divide):
+    """One norm, with its epsilon, before an activation; permutations of its neurons are kept, scalars are not."""
+    nodes, initializers = chain(tensors_of((2, 5, 5, 3), generator), "tanh")
+    nodes[2:3] = [*spelled_rms("z0", "n0", square, divide), node("Tanh", "n0", out="x0")]
+    initializers.append(constant("two", np.float64(2)))
+    write_onnx(file, (nodes, initializers))
+    x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    params, _ = check_symmetries(file, x, generator)
+    (norm,) = (layer for layer in params.spec.layers if layer.norm is not None)
+    assert (norm.norm, norm.epsilon, norm.norm_groups, norm.out_dim) == ("layer", 0.5, 1, 5)
+
+
+NO_RMS = {
+    "another power": lambda nodes: [node("Pow", "z0", "half", out="q"), *nodes[1:]],
+    "of another value": lambda nodes: [node("Pow", "p0", "two", out="q"), *nodes[1:]],
+    "over networks": lambda nodes: [nodes[0], node("ReduceMean", "q", out="m", axes=[0]), *nodes[2:]],
+    "upside down": lambda nodes: [*nodes[:-1], node("Div", "r", "z0", out="n0")],
+}
+
+
+@pytest.mark.parametrize("name", NO_RMS)
+def test_what_is_no_rms_norm(file, generator, name):
+    nodes, initializers = chain(tensors_of((2, 5, 5, 3), generator), "tanh")
+    nodes[2:3] = [*NO_RMS[name](spelled_rms("z0", "n0")), node("Tanh", "n0", out="x0")]
+    initializers.append(constant("two", np.float64(2)))
+    with pytest.raises(ValueError, match="node '"):
+        scalegmn.from_onnx(write_onnx(file, (nodes, initializers)))
+
+
+NEW_EXPORTER = pytest.mark.skipif(torch.__version__ < "2.9", reason="fails before, or writes other operators")
+
+
+class LlamaNorm(nn.Module):
+    """x rsqrt(mean(x^2) + epsilon) w, in single precision inside, as language models spell it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("norm", "dynamo"),
+    [
+        (LlamaNorm, False),
+        pytest.param(LlamaNorm, True, marks=NEW_EXPORTER),
+        pytest.param(nn.RMSNorm, True, marks=NEW_EXPORTER),
+    ],
+)
+def test_rms_norms_that_torch_exports(file, norm, dynamo):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), norm(6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x = torch.randn(5, 4)
+    torch.onnx.export(module, (x,), str(file), dynamo=dynamo)
+    params = scalegmn.from_onnx(file)
+    assert [layer.norm for layer in params.spec.layers if layer.norm] == ["layer"]
+    network = OnnxNetwork(OnnxGraph(load_graph(file))).eval()
+    torch.testing.assert_close(network(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_attention_operator(file, generator, flat):
+    """Heads beside each other or on an axis of their own; equal to the module with the same weights."""
+    width, heads = 8, 2
+    module = SelfAttention(width, heads).double()
+    x = torch.randn(2, 5, width, generator=generator, dtype=torch.float64)
+    names = ("q", "k", "v")
+    initializers = [constant(f"w{n}", getattr(module, n).weight.detach().numpy().T.copy()) for n in names]
+    initializers += [
+        constant("wo", module.out.weight.detach().numpy().T.copy()),
+        constant("bo", module.out.bias.detach().numpy()),
+    ]
+    nodes = [node("MatMul", "x", f"w{n}", out=n) for n in names]
+    if flat:
+        nodes.append(node("Attention", *names, out="a", q_num_heads=heads, kv_num_heads=heads, is_causal=1))
+    else:
+        initializers.append(constant("apart", np.array([0, 0, heads, width // heads])))
+        initializers.append(constant("beside", np.array([0, 0, width])))
+        for n in names:
+            nodes += [
+                node("Reshape", n, "apart", out=f"{n}r"),
+                node("Transpose", f"{n}r", out=f"{n}h", perm=[0, 2, 1, 3]),
+            ]
+        nodes.append(node("Attention", "qh", "kh", "vh", out="h", is_causal=1))
+        nodes += [node("Transpose", "h", out="t", perm=[0, 2, 1, 3]), node("Reshape", "t", "beside", out="a")]
+    nodes += [node("MatMul", "a", "wo", out="p"), node("Add", "p", "bo", out="y")]
+    write_onnx(file, (nodes, initializers))
+    params = scalegmn.from_onnx(file, (2, 5, width))
+    expected = scalegmn.from_module(module, x)
+    assert [layer.attention for layer in params.spec.layers] == [layer.attention for layer in expected.spec.layers]
+    network = OnnxNetwork(OnnxGraph(load_graph(file), (2, 5, width))).eval()
+    torch.testing.assert_close(network(x), module(x), rtol=1e-9, atol=1e-9)
+    moved = GroupElement.sample(params, generator).act(params)
+    change = scalegmn.to_module(moved, network, x)(x) - network(x)
+    assert change.abs().max() < 1e-9
+    assert any(not torch.equal(a, b) for a, b in zip(params.weights, moved.weights, strict=True))
+
+
+class SelfAttention(nn.Module):
+    """Causal attention without biases of queries, keys and values."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out, self.heads = nn.Linear(width, width), heads
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("mode", "dynamo"), [("nearest", False), ("linear", False), pytest.param("nearest", True, marks=NEW_EXPORTER)]
+)
+def test_resized_sequences(file, mode, dynamo):
+    torch.manual_seed(0)
+    resized = nn.Upsample(scale_factor=2, mode=mode)
+    module = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), resized, nn.Conv1d(4, 3, 3)).eval()
+    x = torch.randn(2, 2, 9)
+    torch.onnx.export(module, (x,), str(file), dynamo=dynamo)
+    params = scalegmn.from_onnx(file)
+    assert torch.equal(params.flatten(), scalegmn.from_module(module, x).flatten())
+    network = OnnxNetwork(OnnxGraph(load_graph(file))).eval()
+    torch.testing.assert_close(network(x), module(x), rtol=1e-5, atol=1e-5)
+
+
 def check_symmetries(path, x, generator):
     """The claimed symmetries leave the function of the file as it is; its module computes what the file says."""
     params = scalegmn.from_onnx(path)

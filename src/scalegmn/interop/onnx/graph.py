@@ -125,8 +125,10 @@ class OnnxGraph:
             self._compute(place, operator, attributes, tuple(proto.input), outputs)
             return
         inputs = self._with_factors(operator, tuple(proto.input), attributes)
-        step = self._layer_with_bias(operator, inputs, outputs) or self._group_norm(
-            place, operator, inputs, outputs, attributes
+        step = (
+            self._layer_with_bias(operator, inputs, outputs)
+            or self._group_norm(place, operator, inputs, outputs, attributes)
+            or self._rms_norm(place, operator, inputs, outputs)
         )
         if step is None:
             node = Node(attributes, tuple(self.constant(name) for name in inputs))
@@ -240,6 +242,60 @@ class OnnxGraph:
             outputs,
         )
 
+    def _rms_norm(self, place: str, operator: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Step | None:
+        """The RMS norm that exporters spell as x / sqrt(mean(x^2) + epsilon); None: it is none."""
+        if operator not in ("Mul", "Div"):
+            return None
+        for x, other in (inputs, inputs[::-1]) if operator == "Mul" else (inputs,):
+            root = self._unwrapped(other)
+            if operator == "Mul":
+                inverse = self.producers.get(root)
+                if inverse is None or inverse.operator not in ("Reciprocal", "Div"):
+                    continue
+                above = self.constant(inverse.inputs[0]) if inverse.operator == "Div" else torch.ones(1)
+                if above is None or above.numel() != 1 or above.item() != 1:
+                    continue
+                root = self._unwrapped(inverse.inputs[-1])
+            found = self._mean_of_squares(root, self._unwrapped(x))
+            if found is not None:
+                node = Node({"epsilon": found[1], "axes": found[0]}, ())
+                return Step(place, "RMSNormalization", OperatorStep(rms_norm_of_values, node), (x,), outputs)
+        return None
+
+    def _mean_of_squares(self, root: str, x: str) -> tuple[int, float] | None:
+        """Over how many of the last axes `root` is sqrt(mean(x^2) + epsilon), and epsilon; None: it is not."""
+        steps: list[Step] = []
+        for operators in (("Sqrt",), ("Add",), ("ReduceMean",), ("Pow", "Mul")):
+            step = self.producers.get(root)
+            if step is None or step.operator not in operators:
+                return None
+            computed = [self._unwrapped(name) for name in step.inputs if name and self.constant(name) is None]
+            if len({*computed}) != 1:
+                return None
+            steps.append(step)
+            root = computed[0]
+        _, added, mean, square = steps
+        epsilon, exponent = (
+            [value for name in step.inputs if (value := self.constant(name)) is not None] for step in (added, square)
+        )
+        is_square = not exponent if square.operator == "Mul" else [item.item() for item in exponent] == [2]
+        rank = self.value(mean.inputs[0]).ndim
+        kept = self.value(mean.outputs[0]).shape
+        if root != x or not is_square or epsilon[0].numel() != 1 or len(kept) != rank:
+            return None
+        shape = self.value(mean.inputs[0]).shape
+        axes = sorted(axis for axis in range(rank) if kept[axis] != shape[axis])
+        is_last = bool(axes) and axes == [*range(rank - len(axes), rank)]
+        return (len(axes), epsilon[0].item()) if is_last else None
+
+    def _unwrapped(self, name: str) -> str:
+        """The value that casts and identities hand on."""
+        step = self.producers.get(name)
+        while step is not None and step.operator in ("Cast", "CastLike", "Identity", "Dropout"):
+            name = step.inputs[0]
+            step = self.producers.get(name)
+        return name
+
     # Activations
 
     def _is_activation(
@@ -321,6 +377,11 @@ class OnnxGraph:
 def _matmul_with_bias(node: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W + b."""
     return functional.linear(x, weight.mT, bias)
+
+
+def rms_norm_of_values(node: Node, x: Tensor) -> Tensor:
+    """An RMS norm without scale over the last axes."""
+    return functional.rms_norm(x, x.shape[-node.get("axes") :], None, node.get("epsilon"))
 
 
 def group_norm_of_values(node: Node, x: Tensor, scale: Tensor) -> Tensor:

@@ -177,6 +177,7 @@ for _name, _function in {
     "Erf": torch.erf,
     "Neg": torch.neg,
     "Sqrt": torch.sqrt,
+    "Reciprocal": torch.reciprocal,
     "Not": torch.logical_not,
     "IsNaN": torch.isnan,
 }.items():
@@ -186,8 +187,7 @@ for _name, _function in {
 @onnx_operator("LeakyRelu")
 def leaky_relu(node: Node, x: Tensor) -> Tensor:
     """max(x, alpha x)."""
-    slope = float(str(np.float32(node.get("alpha", 0.01))))  # the shortest number that is this one in single precision
-    return functional.leaky_relu(x, slope)
+    return functional.leaky_relu(x, node.get("alpha", 0.01))
 
 
 @onnx_operator("Gelu")
@@ -212,6 +212,22 @@ def softmax(node: Node, x: Tensor) -> Tensor:
 def log_softmax(node: Node, x: Tensor) -> Tensor:
     """Log-probabilities, the network's output."""
     return functional.log_softmax(x, node.get("axis", -1))
+
+
+@onnx_operator("Attention")
+def attention(node: Node, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *past: Any) -> Tensor:
+    """softmax(q k^T scale + mask) v of each head; heads stand beside each other in inputs with three axes."""
+    heads = node.get("q_num_heads", query.shape[1]), node.get("kv_num_heads", key.shape[1])
+    if heads[0] != heads[1]:
+        raise ValueError(f"{heads[0]} heads of queries and {heads[1]} of keys, expected equally many")
+    if node.get("softcap", 0.0) != 0 or any(item is not None for item in past):
+        raise ValueError("softcap or past keys, expected none")
+    is_flat = query.ndim == 3
+    if is_flat:
+        query, key, value = (x.unflatten(-1, (heads[0], -1)).transpose(1, 2) for x in (query, key, value))
+    causal, scale = bool(node.get("is_causal", 0)), node.get("scale")
+    result = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale)
+    return result.transpose(1, 2).flatten(2) if is_flat else result
 
 
 # Arithmetic
@@ -321,19 +337,19 @@ def pad(node: Node, x: Tensor, pads: Tensor | None = None, value: Any = None, ax
 
 @onnx_operator("Resize")
 def resize(node: Node, x: Tensor, region: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
-    """More or fewer positions of images."""
+    """More or fewer positions of images or sequences."""
     mode, factors = node.get("mode", "nearest"), node.constants[2] if len(node.constants) > 2 else None
     shape = node.ints("sizes", 3)
-    if mode not in ("nearest", "linear") or x.ndim != 4:
-        raise ValueError(f"mode: found {mode} of {x.ndim - 2} axes, expected nearest or linear of images")
+    if mode not in ("nearest", "linear") or x.ndim not in (3, 4):
+        raise ValueError(f"mode: found {mode} of {x.ndim - 2} axes, expected nearest or linear, of one or two")
     if not shape:
         if factors is None:
             raise ValueError("neither sizes nor scales are constant")
         shape = [int(size * factor) for size, factor in zip(x.shape, factors.tolist(), strict=True)]
     if mode == "nearest":
-        return functional.interpolate(x, shape[-2:])
+        return functional.interpolate(x, shape[2:])
     aligned = node.get("coordinate_transformation_mode", "half_pixel") == "align_corners"
-    return functional.interpolate(x, shape[-2:], mode="bilinear", align_corners=aligned)
+    return functional.interpolate(x, shape[2:], mode="linear" if x.ndim == 3 else "bilinear", align_corners=aligned)
 
 
 # Views

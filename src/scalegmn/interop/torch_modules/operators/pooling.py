@@ -14,6 +14,7 @@ FAMILY = "pooling and resizing"
 POSITION_AXES = {
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"), 1),
     **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), 2),
+    **dict.fromkeys(("upsample_nearest1d", "upsample_linear1d"), 1),
     **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), 2),
 }
 """Operation -> over how many of the last axes it works."""
