@@ -1,4 +1,4 @@
-"""How a block of edges is worked through: at once, or in pieces that stay in cache."""
+"""How messages of a block of edges are computed: of all edges at once, or in chunks that stay in cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class EdgeInputs(NamedTuple):
     """What it reads besides, [R or 1, S or 1, ...] or, of sparse blocks, E rows."""
 
     def tensors(self) -> list[Tensor | None]:
-        """All that may have gradients."""
+        """All tensors that may have gradients."""
         edges = self.edges
         ends = [end for update in edges.updates for end in (update.senders, update.receivers)]
         extra = self.extra.values if isinstance(self.extra, GatheredRows) else self.extra
@@ -47,7 +47,7 @@ class EdgeInputs(NamedTuple):
         return EdgeInputs(edges, senders, receivers, extra)
 
     def parts(self, num_edges: int) -> list[list[EdgeInputs]]:
-        """See `Edges.parts`."""
+        """The inputs of chunks, see `Edges.parts`."""
         rows = self.edges.parts(num_edges, self.senders, self.receivers, self.extra)
         return [[EdgeInputs(*part) for part in parts] for parts in rows]
 
@@ -62,10 +62,10 @@ Shape = Callable[[Edges], torch.Size]
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """How a block of edges is worked through: at once, or in pieces that stay in cache.
+    """Whether messages of a block of edges are computed at once, or in chunks that stay in cache.
 
     Attributes:
-        num_edges: edges in a piece, whose intermediate results are not kept for the backward pass but computed again;
+        num_edges: edges in a chunk, whose intermediate results are not kept for the backward pass but computed again;
             None: all of them, and everything is kept.
         materialize: keep updated edge features; else the updates are done again wherever they are read, with new
             dropout inside their MLPs.
@@ -76,7 +76,7 @@ class ChunkPlan:
 
     @classmethod
     def plan(cls, num_edges: int, edge_bytes: int, num_kept: int, device: torch.device) -> ChunkPlan:
-        """All at once where what the backward pass needs fits the budget, else in pieces of half of `tensor_bytes`.
+        """All at once where what the backward pass needs fits the budget, else in chunks of half of `tensor_bytes`.
 
         Args:
             num_edges: edges of all networks.
@@ -97,7 +97,7 @@ class ChunkPlan:
         """What a function gives to the receivers of a block, [B, R, D] or [R, D].
 
         Args:
-            function: called for each piece.
+            function: called for each chunk.
             inputs: what it reads, the whole block.
             parameters: other tensors with gradients that it reads.
         """
@@ -118,13 +118,13 @@ class ChunkPlan:
 def _features(
     edges: Edges, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
 ) -> Tensor:
-    """The features of a piece of a block."""
+    """The features of a chunk of a block."""
     return edges.features()
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A function to apply piece by piece."""
+    """A function that is applied to a block chunk by chunk."""
 
     function: EdgeFunction
     shape: Shape
@@ -133,25 +133,25 @@ class _Work:
 
     def cut(self, rows: Tensor, parts: Sequence[Sequence[EdgeInputs]]) -> list[Tensor]:
         """The rows of the result that belong to each part."""
-        pieces = []
+        chunks = []
         for some, row in zip(parts, rows.split([self.shape(row[0].edges)[0] for row in parts]), strict=True):
             columns = [self.shape(part.edges)[1] for part in some] if len(some) > 1 else [row.shape[1]]
-            pieces += row.split(columns, dim=1)
-        return pieces
+            chunks += row.split(columns, dim=1)
+        return chunks
 
 
 class CheckpointedChunks(torch.autograd.Function):
-    """A function piece by piece, of which only the inputs are kept: pieces are computed again for their gradients.
+    """Applies a function chunk by chunk and keeps only its inputs: the backward pass computes each chunk again.
 
-    As `torch.utils.checkpoint` of every piece, but results and gradients are written where they belong: all that a
-    piece allocates is free again after it, and the next finds the same memory. Anything that stayed would leave holes
-    that the tensors of pieces do not fit. It has no second derivatives, and hooks on parameters see the gradient of
-    each piece.
+    It does what `torch.utils.checkpoint` does for every chunk, but writes results and gradients into tensors of the
+    whole block. So all memory that a chunk allocates is free before the next chunk starts, which then gets the same
+    memory; tensors that stayed would fragment it. There are no second derivatives, and hooks on parameters are called
+    with the gradient of each chunk.
     """
 
     @staticmethod
     def forward(ctx: Any, work: _Work, *tensors: Tensor | None) -> Tensor:
-        """Tensors are those of the inputs and the parameters."""
+        """The function of the whole block; `tensors` are those of the inputs, then the parameters."""
         inputs = work.inputs
         device = inputs.edges.values.device
         ctx.work = replace(work, inputs=inputs.holding([None] * len(inputs.tensors())))
@@ -160,22 +160,22 @@ class CheckpointedChunks(torch.autograd.Function):
         ctx.cpu_state, (ctx.devices, ctx.states) = torch.get_rng_state(), get_device_states(inputs.edges.values)
         ctx.save_for_backward(*tensors)
         parts = inputs.parts(work.num_edges)
-        result, pieces = None, []
+        result, chunks = None, []
         with _autocast(ctx):
             for index, part in enumerate(chain(*parts)):
-                piece = work.function(*part)
+                chunk = work.function(*part)
                 if result is None:
                     lead = work.shape(inputs.edges)
-                    result = piece.new_empty(*lead, *piece.shape[len(lead) :])
-                    pieces = work.cut(result, parts)
-                pieces[index].copy_(piece)
+                    result = chunk.new_empty(*lead, *chunk.shape[len(lead) :])
+                    chunks = work.cut(result, parts)
+                chunks[index].copy_(chunk)
         assert result is not None  # a block has at least one part
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of all inputs and parameters that need one."""
+        """The gradients of all inputs and parameters that need one."""
         work, tensors, needed = ctx.work, ctx.saved_tensors, ctx.needs_input_grad[1:]
         sums = [
             torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if need else x
@@ -188,7 +188,7 @@ class CheckpointedChunks(torch.autograd.Function):
         with torch.random.fork_rng(ctx.devices):
             torch.set_rng_state(ctx.cpu_state)
             set_device_states(ctx.devices, ctx.states)
-            for part, of_part, own in zip(chain(*parts), chain(*of_parts), gradients, strict=True):
+            for part, of_part, of_result in zip(chain(*parts), chain(*of_parts), gradients, strict=True):
                 leaves = [
                     x if x is None else x.detach().requires_grad_(need)
                     for x, need in zip(part.tensors(), needed, strict=False)  # the inputs come first
@@ -199,16 +199,16 @@ class CheckpointedChunks(torch.autograd.Function):
                     continue
                 wanted = [*compress(leaves, needed), *parameters]
                 totals = [*compress(of_part.tensors(), needed), *of_parameters]
-                found = torch.autograd.grad(result, wanted, own, allow_unused=True)
-                for total, one in zip(totals, found, strict=True):
-                    if one is not None:
-                        total += one
+                new = torch.autograd.grad(result, wanted, of_result, allow_unused=True)
+                for total, added in zip(totals, new, strict=True):
+                    if added is not None:
+                        total += added
         of_all = zip(sums, tensors, needed, strict=True)
         return None, *(total.to(x.dtype) if need else None for total, x, need in of_all)
 
 
 def _autocast(ctx: Any) -> torch.autocast:
-    """As around the call, but without a cache of casts: before torch's pull request 165068 those made without gradients
-    were given to who needs them."""
+    """The mixed precision of the forward pass, without a cache of casts: before PyTorch's pull request 165068 the cache
+    gave casts that were made without gradients to operations that need gradients."""
     enabled, dtype = ctx.autocast
     return torch.autocast(ctx.device, dtype, enabled, cache_enabled=False)

@@ -1,7 +1,7 @@
 """Edge features of one block of a parameter graph, and how a block is worked through.
 
 A block is dense (`DenseEdges`: all edges between two layers of nodes, of networks of one architecture) or sparse
-(`SparseEdges`: edges of any networks, one by one). Modules read both alike.
+(`SparseEdges`: a list of edges of any networks). Modules read both in the same way.
 
 Shape letters: B networks, R receivers, S senders, E edges, T edge types, D features, K raw values per edge.
 """
@@ -160,8 +160,8 @@ class Edges(ABC):
     def parts(
         self, num_edges: int, senders: Tensor | None, receivers: Tensor | None, extra: Tensor | GatheredRows | None
     ) -> Sequence[Sequence[tuple[Edges, Tensor | None, Tensor | None, Tensor | GatheredRows | None]]]:
-        """The block in parts of about so many edges, with what each reads of senders, of receivers and besides: parts
-        of some networks (outer list) and of some receivers (inner list)."""
+        """Cuts the block into parts of about `num_edges` edges: of some networks (outer list) and of some receivers
+        (inner list). Each comes with the rows of senders and receivers, and the `extra` rows, that it reads."""
 
     @abstractmethod
     def _of_edges(self, x: Tensor) -> Tensor | GatheredRows:
@@ -249,7 +249,7 @@ class DenseEdges(Edges):
         assert not isinstance(extra, GatheredRows)  # as `of_senders` and `of_receivers`
         num_networks, num_receivers, num_senders = self.values.shape[:3]
         networks = max(1, num_edges // (num_receivers * num_senders))
-        # what is done once per sender and piece should not outweigh what is done per edge
+        # work that a part does once per sender should cost less than its work per edge
         width = min(num_receivers, max(4, num_edges // num_senders))
         sent: Sequence[Tensor | None] = [None] * num_networks if senders is None else senders.split(networks)
         received: Sequence[Tensor] = () if receivers is None else receivers.split(networks)
@@ -267,7 +267,7 @@ class DenseEdges(Edges):
         ]
 
     def split(self, networks: int, receivers: int) -> list[list[DenseEdges]]:
-        """The block in parts of so many networks (outer list) and receivers (inner list)."""
+        """Cuts the block into parts of `networks` networks (outer list) and `receivers` receivers (inner list)."""
 
         def parts(tensor: Tensor) -> list[tuple[Tensor, ...]]:
             return [part.split(receivers, dim=1) for part in tensor.split(networks)]
@@ -298,7 +298,7 @@ class DenseEdges(Edges):
 
 @dataclass(frozen=True)
 class EdgeIndex:
-    """From which row to which row edges go, one by one.
+    """The rows of the sender and of the receiver of each edge.
 
     Attributes:
         sender: [E] long.
@@ -339,7 +339,11 @@ class EdgeIndex:
         return ByTypes.of(self.type)
 
     def parts(self, num_edges: int) -> list[tuple[slice, slice, EdgeIndex]]:
-        """Parts of about so many edges, each with all edges of its receivers: which edges, and which receivers."""
+        """Cuts the edges into parts of about `num_edges`, each with all edges of its receivers.
+
+        Returns:
+            Per part, its edges, its receivers, and its index.
+        """
         starts = nn.functional.pad(self.receiver.bincount(minlength=self.num_receivers).cumsum(0), (1, 0)).cpu()
         last = max(self.num_edges, num_edges)
         cuts = torch.searchsorted(starts, torch.arange(num_edges, last, num_edges)).unique()

@@ -194,7 +194,7 @@ def _messages(
     receivers: Tensor | None,
     positions: Tensor | GatheredRows | None,
 ) -> Tensor:
-    """What the receivers of a piece of a block get, [B, R, d] or [R, d]."""
+    """What the receivers of a chunk of a block get, [B, R, d] or [R, d]."""
     return receive(message, aggregator, edges, senders, receivers, positions)
 
 

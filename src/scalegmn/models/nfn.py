@@ -42,13 +42,13 @@ class NFNConfig(ModelConfig):
     """Channels after each layer; with output parameters, one more layer follows."""
 
     num_frequencies: int = 128
-    """Gaussian Fourier features of each weight and bias: so many sines and cosines; 0: none."""
+    """Number of Gaussian Fourier features of each weight and bias, a sine and a cosine each; 0: none."""
 
     fourier_scale: float = 10.0
     """Standard deviation of their frequencies."""
 
     num_bands: int = 0
-    """Sinusoidal positions of inputs and outputs: so many bands; 0: none."""
+    """Number of bands of the sinusoidal positions of inputs and outputs; 0: no positions."""
 
     max_frequency: float = 10.0
     """Twice the largest frequency of the bands."""

@@ -30,7 +30,7 @@ class ProbeGenConfig(ModelConfig):
     supports_multiple_architectures = True
 
     num_probes: int = 128
-    """EdgeInputs sent through each network."""
+    """Inputs sent through each network."""
 
     generator: Literal["deep_linear", "none"] = "deep_linear"
     """deep_linear: probes are learned codes that went through linear layers in a row; none: they are learned themselves

@@ -231,14 +231,14 @@ class NeuronLayer(nn.Module):
 
 
 class HiddenNeuronLayer(nn.Module):
-    """The linear layer that is equivariant to permutations of hidden neurons, "HNP" (NFN, section 2.2), less two terms.
+    """The linear layer that is equivariant to permutations of hidden neurons, "HNP" (NFN, section 2.2), less one term.
 
     Weights between hidden layers have the maps of `NeuronLayer`. Inputs and outputs do not permute, so each hidden
     neuron has one vector of all its weights in W_1 or W_L: vec W_1[i], vec W_L[:, j], channels before inputs or
     outputs. W_1' = C_1 kappa_1 + G_1 g, kappa_1 = [vec W_1[i], mean of W_2 over receivers, b_1]; W_L' = R_L rho_L + G_L
     g, rho_L = [vec W_L[:, j], mean of W_{L-1} over senders]; b_L' = H_L g. rho_2 and kappa_{L-1} also hold vec W_1[i]
     and vec W_L[:, j] (for L = 2: rho_L and kappa_1 do), and g also holds the means of vec W_1 and vec W_L over hidden
-    neurons, and b_L. As published, rho_L lacks b_{L-1}, and b_L' reads only g.
+    neurons, and b_L. As published, rho_L lacks b_{L-1}, the missing term.
 
     Args:
         layout: n = (n_0, ..., n_L), L > 1.

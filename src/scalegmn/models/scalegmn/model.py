@@ -397,7 +397,7 @@ class ScaleGMN(Metanetwork):
         return alike and spec.is_chain and not spec.residuals and not mixed
 
     def networks_at_once(self, device: torch.device) -> int:
-        """As in `Metanetwork`, and so few that `chunks` leaves their edges in one piece."""
+        """As in `Metanetwork`, and at most as many as `chunks` runs at once."""
         whole = kept_bytes(device) // (self.feature_bytes * self._num_kept)
         return max(1, min(super().networks_at_once(device), whole))
 

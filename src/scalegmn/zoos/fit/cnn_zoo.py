@@ -203,8 +203,11 @@ def _merge(recipe: CnnRecipe, shards: Shards, images: Images, device: str) -> No
 
 
 def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
-    """The chosen images as the networks see them, in [-1, 1]; those that test are the source's own, or a fifth. A
-    source's own validation set is left out where it has a test set, and else tests."""
+    """The chosen images with values in [-1, 1], and which of them train and test the networks.
+
+    The test images are the source's test set; without one, its validation set; without either, a fifth of the images.
+    Where the source has both sets, the validation set is left out.
+    """
     rows = choose_images(images, recipe.num_images)
     pixels = images.take(rows).permute(0, 3, 1, 2)
     if recipe.grey:

@@ -59,7 +59,7 @@ class InrRecipe(Recipe):
     """Decoupled weight decay."""
 
     target_psnr: float | None = None
-    """A network stops where its fit reaches so many dB; null: all steps."""
+    """In dB; a network stops at the first step at which its fit reaches it. null: all steps."""
 
     init: Literal["independent", "shared"] = "independent"
     """independent: every network has its own initial weights; shared: all images of one view start from the same. Both

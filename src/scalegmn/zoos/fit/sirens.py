@@ -24,11 +24,11 @@ class Descent:
     """How networks are fitted.
 
     Attributes:
-        steps: at most so many per network.
+        steps: the largest number of steps of a network.
         lr: learning rate at the start; falls to zero as a cosine over `steps`.
         optimizer: adamw (betas 0.9 and 0.999, epsilon 1e-8) or sgd (no momentum).
         weight_decay: decoupled, times the learning rate.
-        target_psnr: a network stops at the first step at which its fit has so many dB; None: all steps.
+        target_psnr: in dB; a network stops at the first step at which its fit reaches it. None: all steps.
     """
 
     steps: int
@@ -115,7 +115,7 @@ class SirenFit:
                 scale = self.spec.layers[index - 1].w0
 
     def update(self, step: int, descent: Descent) -> None:
-        """Step number `step`, counted from 0, down the gradients."""
+        """A step of the optimizer, number `step` from 0."""
         lr = descent.lr * (1 + math.cos(math.pi * step / descent.steps)) / 2
         if descent.weight_decay:
             self.flat.mul_(1 - lr * descent.weight_decay)
@@ -130,7 +130,7 @@ class SirenFit:
         self.flat.addcdiv_(self.mean, self.scratch, value=-lr * correction / (1 - first ** (step + 1)))
 
     def run(self, descent: Descent) -> Fitted:
-        """Fits all networks; one that is finished costs nothing from then on."""
+        """Fits all networks; a finished network takes no part in later steps."""
         matrices = [torch.empty_like(matrix) for matrix in self.matrices]
         mse, steps = self.flat.new_empty(len(self.rows)), torch.empty_like(self.rows)
         limit = -1.0 if descent.target_psnr is None else 10 ** (-descent.target_psnr / 10)
@@ -186,7 +186,7 @@ def fit_sirens(
         params, points, targets: see `SirenFit`; on the CPU.
         descent: how they are fitted.
         device: `cpu`, or a GPU such as `cuda:0`.
-        on_done: told how many more networks are fitted.
+        on_done: called with the number of networks that have been fitted since the call before.
     """
     size = len(params) if device.startswith("cuda") else networks_per_core(params.spec, len(points))
 
