@@ -279,6 +279,15 @@ def test_splits_of_windows(tmp_path, generator):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize(("path", "reason"), [("", "Is a directory"), ("a\0b/c.pth", "null byte")])
+def test_splits_that_name_no_files(tmp_path, generator, path, reason):
+    write_fmnist(tmp_path, generator)
+    splits = json.loads((tmp_path / "splits.json").read_text())
+    (tmp_path / "splits.json").write_text(json.dumps({**splits, "val": {"path": [path]}}))
+    with pytest.raises(ValueError, match=rf"^'.*is no file that can be read \(.*{reason}.*\); leave it out of the spl"):
+        open_data(DataConfig(str(tmp_path), "labeled_fashion_mnist_inr"))
+
+
 def test_class_names_of_published_datasets(tmp_path, generator):
     write_fmnist(tmp_path / "fmnist", generator)
     write_cifar(tmp_path / "cifar", generator)

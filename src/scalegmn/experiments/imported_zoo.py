@@ -53,12 +53,23 @@ class Table:
             raise ValueError(f"{path}: no such file") from None
         except UnicodeDecodeError:
             raise ValueError(f"{path}: not a text in UTF-8 or UTF-16, expected a CSV file") from None
+        try:
+            return cls._parsed(path, text)
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a CSV file ({error})") from None
+
+    @classmethod
+    def _parsed(cls, path: Path, text: str) -> Table:
+        """The table in a text; raises ValueError, or csv.Error."""
         first = text.partition("\n")[0]
         separator = max(",;\t", key=first.count)
         header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
         expected = f"expected name, label or score, and perhaps {', '.join(COLUMNS[3:])}"
         if "name" not in header or not {"label", "score"} & {*header}:
             raise ValueError(f"{path}: found the columns {', '.join(header) or 'none'}, {expected}")
+        twice = [name for name in COLUMNS if header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}: found {header.count(twice[0])} columns {twice[0]}, expected one")
         rows = []
         reader = csv.reader(io.StringIO(text), delimiter=separator)
         next(reader)

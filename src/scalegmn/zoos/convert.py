@@ -173,6 +173,8 @@ def _file_identity(path: Path) -> str:
             content += file.read(EDGE)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; get it again, or leave it out of the splits") from None
+    except (OSError, ValueError) as error:  # a folder, or a name with characters that no file has
+        raise ValueError(f"{str(path)!r} is no file that can be read ({error}); leave it out of the splits") from None
     return hashlib.sha256(size.to_bytes(8, "little") + content).hexdigest()[:12]
 
 
