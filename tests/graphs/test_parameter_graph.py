@@ -36,7 +36,7 @@ def test_two_small_networks_by_hand():
     )
     graph = ParameterGraph.from_params([small, deep], (1, 1), 3)
     assert graph.nodes.flatten().tolist() == [1, 1, 7, 9, 1, 1, 8, 10, 1, 1, 14, 15, 16]
-    assert graph.edges.flatten().tolist() == [1, 2, 5, 3, 4, 6, 11, 11, 12, 13]
+    assert graph.edges.dense().flatten().tolist() == [1, 2, 5, 3, 4, 6, 11, 11, 12, 13]
     assert graph.edge_index.tolist() == [[0, 1, 2, 4, 5, 6, 8, 9, 10, 11], [2, 2, 3, 6, 6, 7, 10, 10, 11, 12]]
     assert graph.network.tolist() == [0] * 4 + [1] * 4 + [2] * 5
     assert graph.num_networks == 3
@@ -58,9 +58,9 @@ def test_follows_the_specs(cnn_spec, random_params):
     assert torch.equal(graph.edge_index, torch.cat([e + o for e, o in zip(expected, offsets, strict=True)], 1))
     blocks = params[0].edge_features()
     assert torch.equal(
-        graph.edges[: 2 * cnn_spec.num_edges], torch.cat([b.flatten(1, 2) for b in blocks], 1).flatten(0, 1)
+        graph.edges.dense()[: 2 * cnn_spec.num_edges], torch.cat([b.flatten(1, 2) for b in blocks], 1).flatten(0, 1)
     )
-    kernels = graph.edges[-6:].reshape(6, 5, 3)
+    kernels = graph.edges.dense()[-6:].reshape(6, 5, 3)
     assert torch.equal(kernels[:2, 1:3, :2], params[1].weights[0][0, :, 0])
     assert torch.equal(kernels[2:, 0, 0], params[1].weights[1].flatten())
     assert int((kernels != 0).sum()) == 2 * 4 + 4

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import architecture, traced
-from contract import assert_engine_computes_the_plain_form, build, error
+from contract import assert_engine_computes_the_plain_form, build, error, flat
 
+from scalegmn.engine import neural_graphs
+from scalegmn.graphs import edge_values
 from scalegmn.interop.torch_modules import from_module
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
@@ -96,6 +98,33 @@ def test_engine_computes_the_plain_form(symmetry, spec, direction, output, reado
     options = {"symmetry": symmetry, "direction": direction, "output": output, "readout": readout, "num_layers": 3}
     params = random_params(spec, 3, [1, 2, 1] if "hetero" in spec.symmetries else None)
     assert_engine_computes_the_plain_form(build(replace(SCALEGMN, normalize=False, **options), spec), [params])
+
+
+@pytest.mark.parametrize("output", ["vector", "parameters"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("name", "sizes"), [("grouped", {1, 9}), ("side by side", {1, 9})])
+def test_kernels_of_several_sizes(name, sizes, direction, output, monkeypatch):
+    """Edges of small and of large kernels are worked through apart where a table of both would be large."""
+    params = traced(name)[1].with_batch_norm_folded()
+    assert {block.values.shape[-1] for block in params.kernels()} == sizes
+    model = build(replace(HETERO, direction=direction, output=output), params.spec)
+    together = flat(model(params))
+    monkeypatch.setattr(edge_values, "LEAST_SAVED", 1)
+    torch.testing.assert_close(flat(model(params)), together, rtol=1e-10, atol=1e-12)
+    nets = [params, *([params.map(lambda tensor: 2 * tensor)] if output == "vector" else [])]
+    assert_engine_computes_the_plain_form(model, nets)
+
+
+@pytest.mark.parametrize("options", [{"num_frequencies": 0}, {"num_frequencies": 3}, {"encoder_layers": 2}], ids=str)
+@pytest.mark.parametrize("reverse", [True, False])
+def test_edges_are_encoded_in_chunks(options, reverse, monkeypatch):
+    params = traced("side by side")[1].with_batch_norm_folded()
+    config = replace(GNN, reverse_edges=reverse, pooling="mean", **options)
+    model = build(config, params.spec)
+    at_once = model(params)
+    monkeypatch.setattr(neural_graphs, "tensor_bytes", lambda device: 1000)
+    torch.testing.assert_close(model(params), at_once, rtol=1e-10, atol=1e-12)
+    assert_engine_computes_the_plain_form(model, [params, params.map(lambda tensor: 2 * tensor)])
 
 
 @pytest.mark.parametrize("direction", ["forward", "bidirectional"])

@@ -18,6 +18,9 @@ from scalegmn.engine.rows import GatheredRows, Rows
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
+Blocks = list[Sequence[Edges] | None]
+"""Per block, its edges in one or several parts; None: nothing reads them any more."""
+
 
 @dataclass(frozen=True)
 class LayerRun:
@@ -43,9 +46,9 @@ class LayerRun:
         layer: MessagePassingLayer,
         reads: LayerReads,
         nodes: list[Tensor],
-        edges: list[Edges | None],
-        backward_edges: list[Edges | None],
-    ) -> tuple[list[Tensor], list[Edges | None], list[Edges | None]]:
+        edges: Blocks,
+        backward_edges: Blocks,
+    ) -> tuple[list[Tensor], Blocks, Blocks]:
         """New nodes, edges and backward edges; sets of nodes that nothing reads stay as they were, such blocks are
         None.
 
@@ -80,7 +83,7 @@ class LayerRun:
         against: bool,
         nodes: list[Tensor],
         outgoing: list[Tensor],
-        blocks: list[Edges | None],
+        blocks: Blocks,
         messages: dict[int, list[Tensor]],
     ) -> None:
         """Appends what each set of nodes receives in one direction to its messages."""
@@ -95,20 +98,24 @@ class LayerRun:
                 received.append(torch.zeros_like(nodes[node_set]))
                 continue
             k = block_of[node_set]
-            block = blocks[k]
-            assert block is not None
-            positions = None
-            if layer.message_positions:
-                assert self.positions is not None
-                positions = (
-                    block.of_senders(join(self.positions, senders[k]))
-                    if layer.bidirectional
-                    else block.of_receivers(self.positions[node_set])
-                )
+            parts = blocks[k]
+            assert parts is not None
             receivers = None if message in receive else targets[node_set]
             function = partial(_messages, message, layer.aggregator)
-            inputs = EdgeInputs(block, join(sent, senders[k]), receivers, positions)
-            new = self.chunks.messages(function, inputs, message.parameters())
+            new: Tensor | None = None
+            for part in parts:
+                positions = None
+                if layer.message_positions:
+                    assert self.positions is not None
+                    positions = (
+                        part.of_senders(join(self.positions, senders[k]))
+                        if layer.bidirectional
+                        else part.of_receivers(self.positions[node_set])
+                    )
+                inputs = EdgeInputs(part, join(sent, senders[k]), receivers, positions)
+                messages_of_part = self.chunks.messages(function, inputs, message.parameters())
+                new = messages_of_part if new is None else new + messages_of_part
+            assert new is not None
             received.append(self._incoming(node_set, new, nodes[node_set]) if against else new)
             if residual is not None and node_set in connections:
                 others, ends = connections[node_set]
@@ -163,11 +170,11 @@ class LayerRun:
     def _update_edges(
         self,
         update: nn.Module,
-        old: list[Edges | None],
+        old: Blocks,
         chosen: Sequence[int],
         ends: Sequence[tuple[Sequence[int], int]],
         nodes: list[Tensor],
-    ) -> list[Edges | None]:
+    ) -> Blocks:
         """Blocks with an update more; `ends` per block, sets of the senders and that of the receivers."""
         node_sets = sorted({node_set for k in chosen for node_set in (*ends[k - 1][0], ends[k - 1][1])})
         sent: dict[int, Tensor] = {}
@@ -176,13 +183,15 @@ class LayerRun:
             as_ends = edge_ends(update, self.rows[together[0]]._replace(role="hidden"), join(nodes, together))
             for parts, rows in zip((sent, received), as_ends, strict=True):
                 parts.update(_split(rows, nodes, together))
-        new: list[Edges | None] = [None] * len(old)
+        new: Blocks = [None] * len(old)
         for k in chosen:
             block, (senders, receiver) = old[k - 1], ends[k - 1]
             assert block is not None
             pending = EdgeUpdate(update, updated_edges, join(sent, senders), received[receiver])
-            block = replace(block, updates=(*block.updates, pending))
-            new[k - 1] = block.holding(self.chunks.features(block)) if self.chunks.materialize else block
+            updated = [replace(part, updates=(*part.updates, pending)) for part in block]
+            if self.chunks.materialize:
+                updated = [part.holding(self.chunks.features(part)) for part in updated]
+            new[k - 1] = updated
         return new
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scalegmn.engine.edges import EdgeIndex, sum_rows
+from scalegmn.engine.edges import EdgeIndex, Edges, sum_rows
 from scalegmn.engine.rows import Rows
+from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
 
@@ -74,12 +75,27 @@ class Direction(NamedTuple):
     order: Tensor
     """[E] long, the place in the graph of each sorted edge."""
 
-    blocks: list[EdgeIndex]
-    """Senders and receivers in each block of `BY_ROLE`; rows are numbered within their sets of nodes."""
+    parts: list[tuple[EdgeIndex, ...]]
+    """Senders and receivers in each block of `BY_ROLE`, in parts of kernels of about one size; rows are numbered within
+    their sets of nodes."""
+
+    @property
+    def all_parts(self) -> list[EdgeIndex]:
+        """Those of all blocks."""
+        return [part for block in self.parts for part in block]
+
+    def by_block(self, parts: Sequence[Edges]) -> list[Sequence[Edges] | None]:
+        """What belongs to the parts of all blocks -> per block."""
+        remaining = iter(parts)
+        return [[next(remaining) for _ in block] for block in self.parts]
 
     def split(self, edges: Tensor) -> tuple[Tensor, ...]:
-        """Values per edge in the graph's order, [E, ...] -> sorted, per block."""
-        return edges.index_select(0, self.order).split([block.num_edges for block in self.blocks])
+        """Values per edge in the graph's order, [E, ...] -> sorted, per part."""
+        return edges.index_select(0, self.order).split([part.num_edges for part in self.all_parts])
+
+    def split_values(self, edges: EdgeValues) -> list[EdgeValues]:
+        """The same of raw features."""
+        return edges.split(self.order, [part.num_edges for part in self.all_parts])
 
 
 class RoleRows:
@@ -121,26 +137,34 @@ class RoleRows:
         """Values per node in the graph's order, [N, ...] -> sorted, per role [n, ...]."""
         return list(nodes.index_select(0, self.order).split(self.sizes))
 
-    def direction(self, against: bool) -> Direction:
-        """The edges by receiver or, for messages against them, by sender."""
+    def direction(self, against: bool, kinds: Tensor | None = None) -> Direction:
+        """The edges by receiver or, for messages against them, by sender; `kinds` [E] long, ascending from 0, tells
+        which are in one part."""
         graph = self.graph
         sender, receiver = graph.edge_index.flip(0) if against else graph.edge_index
-        order = self.rank[receiver].argsort()
+        kinds = torch.zeros_like(receiver) if kinds is None else kinds
+        num_kinds = int(kinds.max()) + 1
+        part = num_kinds * graph.role[receiver] + kinds
+        order = (part * len(self.rank) + self.rank[receiver]).argsort()
         sender, receiver = sender[order], receiver[order]
         types = graph.edge_type[order] if self.typed else torch.zeros_like(order)
-        counts = self._counts(self.kind[receiver])
         starts = [0, self.sizes[0], self.sizes[0] + self.sizes[1]]
         first_sender = starts[1] if against else starts[0]
-        blocks, start = [], 0
+        sizes = part.bincount(minlength=num_kinds * len(ROLES)).tolist()
+        blocks: list[tuple[EdgeIndex, ...]] = []
+        start = 0
         for role in (0, 1) if against else (1, 2):
-            stop = start + sum(counts[role])
-            edges, start = slice(start, stop), stop
-            ends = self.rank[sender[edges]] - first_sender, self.rank[receiver[edges]] - starts[role]
-            rows = self._rows(ROLES[role], counts[role], None)
-            contexts = None
-            if self.with_ends:
-                contexts = EdgeContext(self.context[receiver[edges]], self.context[sender[edges]])
-            blocks.append(EdgeIndex(*ends, types[edges], self.sizes[role], rows, contexts))
+            parts = []
+            of_role = sizes[num_kinds * role : num_kinds * (role + 1)]
+            for size in [size for size in of_role if size] or [0]:
+                edges, start = slice(start, start + size), start + size
+                ends = self.rank[sender[edges]] - first_sender, self.rank[receiver[edges]] - starts[role]
+                rows = self._rows(ROLES[role], self._counts(self.kind[receiver[edges]])[role], None)
+                contexts = None
+                if self.with_ends:
+                    contexts = EdgeContext(self.context[receiver[edges]], self.context[sender[edges]])
+                parts.append(EdgeIndex(*ends, types[edges], self.sizes[role], rows, contexts))
+            blocks.append(tuple(parts))
         return Direction(order, blocks)
 
     def residuals(self, against: bool) -> dict[int, Tensor]:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.chunks import ChunkPlan
-from scalegmn.engine.edges import DenseEdges, Edges, SparseEdges, linear_by_type
-from scalegmn.engine.layers import LayerRun
+from scalegmn.engine.edges import DenseEdges, SparseEdges, linear_by_type
+from scalegmn.engine.layers import Blocks, LayerRun
 from scalegmn.engine.layout import BY_ROLE, Direction, LayerReads, Layout, RoleRows, inverse
 from scalegmn.engine.messages import receive, updated_edges
 from scalegmn.engine.modules import run
 from scalegmn.engine.readouts import read
 from scalegmn.engine.rows import Rows
+from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.networks.features import Kernels, padded
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
 from scalegmn.nn.message_passing import MessagePassingLayer
@@ -102,7 +104,7 @@ class MessagePassingModel(Protocol):
         """What the nodes of a graph belong to."""
         ...
 
-    def reciprocal_edges(self, params: NetParams) -> Sequence[Tensor]:
+    def reciprocal_kernels(self, params: NetParams) -> Sequence[Kernels]:
         """Per block, the raw edge features that messages against the edges read."""
         ...
 
@@ -168,15 +170,16 @@ def _run_chains(
             maps = model.node_types.rows(model.node_position_map.table)
             nodes = [torch.einsum("...d,...od->...o", x, m) for x, m in zip(nodes, maps, strict=True)]
     edges = _chain_edges(model, model.edge_linear, raw, rows)
-    backward_edges: list[Edges | None] = []
+    backward_edges: Blocks = []
     if model.bidirectional:
         against = edges
         if model.backward_edge_linear is not None:
-            against = _chain_edges(model, model.backward_edge_linear, model.reciprocal_edges(params), rows)
-        backward_edges = [_flipped(block, lower) for block, lower in zip(against, rows[:-1], strict=True)]
+            inverted = [padded(*block, spec.edge_dim) for block in model.reciprocal_kernels(params)]
+            against = _chain_edges(model, model.backward_edge_linear, inverted, rows)
+        backward_edges = [[_flipped(block, lower)] for block, lower in zip(against, rows[:-1], strict=True)]
     chunks = model.chunks(len(params) * spec.num_edges, params.biases[0].device)
     layers = LayerRun(Layout.by_layer(spec.roles), rows, positions, chunks)
-    blocks: list[Edges | None] = list(edges)
+    blocks: Blocks = [[block] for block in edges]
     for layer, (reads, _) in zip(model.layers, model.reads, strict=True):
         nodes, blocks, backward_edges = layers.layer(layer, reads, nodes, blocks, backward_edges)
     if model.readout is not None:
@@ -227,10 +230,10 @@ def _flipped(block: DenseEdges, receivers: Rows) -> DenseEdges:
     return DenseEdges(values, matrix, shift, receivers=receivers, sender_role=block.rows.role)
 
 
-def _features(chunks: ChunkPlan, blocks: Sequence[Edges | None]) -> list[Tensor]:
+def _features(chunks: ChunkPlan, blocks: Blocks) -> list[Tensor]:
     """The features of blocks."""
-    chosen = [block for block in blocks if block is not None]
-    return [chunks.features(block) if block.updates else block.values for block in chosen]
+    parts = [part for block in blocks if block is not None for part in block]
+    return [chunks.features(part) if part.updates else part.values for part in parts]
 
 
 # Networks of any architectures
@@ -259,19 +262,18 @@ def run_graph(
         if model.node_position_map is not None:
             table = model.node_position_map.table
             nodes = [linear_by_type(x, table, own) for x, own in zip(nodes, types, strict=True)]
-    along = rows.direction(against=False)
+    sums = all(layer.aggregator == "add" for layer in model.layers)  # means are of all edges together
+    kinds = graph.edges.kinds() if sums else None
+    along = rows.direction(against=False, kinds=kinds)
     edges = _graph_edges(model, model.edge_linear, graph.edges, along, along)
-    backward_edges: list[Edges | None] = []
+    backward_edges: Blocks = []
     if model.bidirectional:
         raw, linear = graph.edges, model.edge_linear
         if model.backward_edge_linear is not None:
-            inverted = [
-                torch.cat([block.flatten(1, 2) for block in model.reciprocal_edges(params)], 1).flatten(0, 1)
-                for params in nets
-            ]
-            raw, linear = torch.cat(inverted), model.backward_edge_linear
-        backward_edges = _graph_edges(model, linear, raw, along, rows.direction(against=True))
-    chunks = model.chunks(len(graph.edges), graph.edges.device)
+            raw = EdgeValues.of_networks(map(model.reciprocal_kernels, nets), raw.width)
+            linear = model.backward_edge_linear
+        backward_edges = _graph_edges(model, linear, raw, along, rows.direction(against=True, kinds=kinds))
+    chunks = model.chunks(graph.edges.num_edges, graph.nodes.device)
     residuals = [rows.residuals(against) for against in (False, True)]
     layers = LayerRun(BY_ROLE, rows.rows, positions, chunks, residuals)
     for layer, (_, reads) in zip(model.layers, model.reads, strict=True):
@@ -292,9 +294,9 @@ def _has_fast_form(layer: MessagePassingLayer) -> bool:
 
 
 def _graph_edges(
-    model: MessagePassingModel, linear: nn.Linear, raw: Tensor, along: Direction, towards: Direction
-) -> list[Edges | None]:
-    """A_e weight of raw features [E, K], with positional embeddings.
+    model: MessagePassingModel, linear: nn.Linear, raw: EdgeValues, along: Direction, towards: Direction
+) -> Blocks:
+    """A_e weight of raw features, with positional embeddings; each part is as wide as its own largest kernel.
 
     Args:
         model: the model.
@@ -303,23 +305,36 @@ def _graph_edges(
         along: the edges by receiver.
         towards: the direction of the blocks.
     """
-    matrix: Tensor | None = linear.weight[None]
-    shift: Tensor | None = None
-    if model.edge_positions is not None:
-        table, mapped = model.edge_positions.table, model.edge_position_map
-        if model.edge_position_net is not None:
-            features = [
-                run(model.edge_position_net, block.rows, x, table.index_select(0, block.type))
-                for block, x in zip(along.blocks, along.split(linear(raw)), strict=True)
-            ]
-            if mapped is not None:
-                types = [block.type for block in along.blocks]
-                features = [linear_by_type(x, mapped.table, t) for x, t in zip(features, types, strict=True)]
-            raw, matrix = torch.cat(features).index_select(0, inverse(along.order)), None
-        elif model.adds_edge_positions:
-            shift = table
-        else:
-            matrix = table[..., None] * linear.weight
+    if model.edge_positions is not None and model.edge_position_net is not None:
+        features = _positioned(model, model.edge_position_net, linear, raw, along)
+        parts = zip(towards.split(features), towards.all_parts, strict=True)
+        return towards.by_block([SparseEdges(values, incidence=incidence) for values, incidence in parts])
+    edges = []
+    for block, incidence in zip(towards.split_values(raw), towards.all_parts, strict=True):
+        places = block.places
+        weight, shift = linear.weight[:, places.to(linear.weight.device)], None
+        matrix = weight[None]
+        if model.edge_positions is not None and model.adds_edge_positions:
+            shift = model.edge_positions.table
+        elif model.edge_positions is not None:
+            mapped = model.edge_position_map
+            matrix = model.edge_positions.table[..., None] * weight
             matrix = matrix if mapped is None else mapped.table @ matrix
-    blocks = zip(towards.split(raw), towards.blocks, strict=True)
-    return [SparseEdges(values, matrix, shift, incidence=incidence) for values, incidence in blocks]
+        edges.append(SparseEdges(block.at(places), matrix, shift, incidence=incidence))
+    return towards.by_block(edges)
+
+
+def _positioned(
+    model: MessagePassingModel, net: nn.Module, linear: nn.Linear, raw: EdgeValues, along: Direction
+) -> Tensor:
+    """The equivariant net of (A_e weight, P), [E, D] in the graph's order."""
+    assert model.edge_positions is not None
+    table, mapped = model.edge_positions.table, model.edge_position_map
+    types = [part.type for part in along.all_parts]
+    features = [
+        run(net, part.rows, values.linear(linear.weight), table.index_select(0, part.type))
+        for part, values in zip(along.all_parts, along.split_values(raw), strict=True)
+    ]
+    if mapped is not None:
+        features = [linear_by_type(x, mapped.table, t) for x, t in zip(features, types, strict=True)]
+    return torch.cat(features).index_select(0, inverse(along.order))

@@ -8,18 +8,22 @@ Shape letters: B networks, N nodes, E edges, R receivers, S senders, d and d_e w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, starmap
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from scalegmn.engine.memory import tensor_bytes
+from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.graphs.probes import probe_features
 from scalegmn.networks import HETERO, NetParams, NetSpec
-from scalegmn.nn.fourier import Encoder
-from scalegmn.nn.neural_graph import NeuralGraphFeatures, linear_as_kernel, middle_of
+from scalegmn.nn.fourier import Encoder, FourierFeatures
+from scalegmn.nn.neural_graph import NeuralGraphFeatures, middle_of
 
 
 class DenseEdges(NamedTuple):
@@ -244,21 +248,27 @@ def _sorted_edges(
     features: NeuralGraphFeatures, graph: ParameterGraph, places: Tensor, nodes: Sequence[slice]
 ) -> list[SortedEdges]:
     """All edges to each of some consecutive nodes; `places` [N] is where the nodes of the graph are."""
-    raw = linear_as_kernel(graph.edges, graph.linear, features.kernel)
     unweighted = torch.cat([graph.residuals, graph.attention], dim=1)
-    raw = torch.cat([raw, middle_of(features.kernel, raw).expand(unweighted.shape[1], -1)])
-    index = places[torch.cat([graph.edge_index, unweighted], dim=1)]
-    if features.reverse_edges:
-        none = torch.zeros_like(raw)
-        raw = torch.cat([torch.cat([raw, none, raw], dim=1), torch.cat([none, raw, raw], dim=1)])
-        index = torch.cat([index, index.flip(0)], dim=1)
+    index = torch.cat([graph.edge_index, unweighted], dim=1)
+    index = places[torch.cat([index, index.flip(0)], dim=1) if features.reverse_edges else index]
     order = index[1].argsort(stable=True)
-    encoded = encode_then_linear(features.weight_encoder, features.edge_linear, raw[order])
+    one = middle_of(features.kernel, graph.nodes)
+    weights = graph.edges.moved(0, int(one.argmax()))
+    encoded = torch.cat(
+        [
+            rows
+            for slabs in ([[0, 2], [1, 2]] if features.reverse_edges else [[0]])
+            for rows in (
+                _encoded(features, weights, slabs),
+                _encoded(features, EdgeValues.same(one), slabs).expand(unweighted.shape[1], -1),
+            )
+        ]
+    )[order]
     if features.linear_encoder is not None:
         linear = order.argsort()[: len(graph.linear)][graph.linear]
-        weights = graph.edges[graph.linear, :1]
+        values = graph.edges.linear(torch.eye(1, graph.edges.width).to(graph.nodes))[graph.linear]
         encoded = encoded.index_copy(
-            0, linear, encode_then_linear(features.linear_encoder, features.edge_linear, weights)
+            0, linear, encode_then_linear(features.linear_encoder, features.edge_linear, values)
         )
     degrees = torch.split(index[1].bincount(minlength=len(places)), [part.stop - part.start for part in nodes])
     sizes = [int(of_nodes.sum()) for of_nodes in degrees]
@@ -270,6 +280,35 @@ def _sorted_edges(
         strict=True,
     )
     return list(starmap(SortedEdges, parts))
+
+
+def _encoded(features: NeuralGraphFeatures, edges: EdgeValues, slabs: Sequence[int]) -> Tensor:
+    """`NeuralGraphFeatures.edges` of kernels w, [E, d_e]: of raw features that have w at the `slabs` among the K
+    components each, and zeros elsewhere. Large graphs are encoded in chunks, again in the backward pass."""
+    encoder, after = features.weight_encoder, features.edge_linear
+    *inner, last = (cast("nn.Linear", layer) for layer in encoder.linears)
+    linears = [*((layer.weight, layer.bias) for layer in inner), (after.weight @ last.weight, after(last.bias))]
+    fourier = encoder.fourier if isinstance(encoder.fourier, FourierFeatures) else None
+    first = linears[0][0] if fourier is None else 2 * math.pi * fourier.frequencies
+    matrix = first.unflatten(1, (-1, edges.width))[:, slabs].sum(1)
+
+    def encode(chunk: EdgeValues) -> Tensor:
+        x = chunk.linear(matrix)
+        if fourier is not None:
+            x = nn.functional.linear(torch.cat([x.cos(), x.sin()], dim=-1), *linears[0])
+        else:
+            x = x + linears[0][1]
+        for weight, bias in linears[1:]:
+            x = nn.functional.linear(nn.functional.silu(x), weight, bias)
+        return x
+
+    size = tensor_bytes(matrix.device) // (2 * len(matrix) * matrix.element_size())
+    if edges.num_edges <= size:
+        return encode(edges)
+    order = torch.arange(edges.num_edges, device=matrix.device)
+    sizes = [len(chunk) for chunk in order.split(size)]
+    rows = [checkpoint(encode, chunk, use_reentrant=False) for chunk in edges.split(order, sizes)]
+    return torch.cat(rows)
 
 
 def _activations(features: NeuralGraphFeatures, params: NetParams) -> Tensor:

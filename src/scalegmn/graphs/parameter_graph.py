@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 
@@ -27,7 +29,7 @@ class ParameterGraph:
 
     Attributes:
         nodes: [N, 1] raw node features: biases; `NetSpec.input_value` for input nodes.
-        edges: [E, K] raw edge features: kernels centred in the largest one, flattened, zeros around; the weight of a
+        edges: of [E, K] raw edge features: kernels centred in the largest one, flattened, zeros around; the weight of a
             linear layer in component 0.
         edge_index: [2, E] long, rows sender and receiver.
         network: [N] long, the network of a node, 0..G-1.
@@ -49,7 +51,7 @@ class ParameterGraph:
     """
 
     nodes: Tensor
-    edges: Tensor
+    edges: EdgeValues
     edge_index: Tensor
     network: Tensor
     num_networks: int
@@ -103,7 +105,7 @@ class ParameterGraph:
 
         return cls(
             nodes=torch.cat([torch.cat(params.node_features(), dim=1).flatten(0, 1) for params in nets]),
-            edges=torch.cat([_edge_features(params, kernel) for params in nets]),
+            edges=EdgeValues.of_networks([params.kernels(kernel) for params in nets], math.prod(kernel)),
             edge_index=shifted("edge_index"),
             network=torch.arange(sum(sizes)).repeat_interleave(num_nodes).to(device),
             num_networks=sum(sizes),
@@ -201,8 +203,3 @@ def _scalar_group(spec: NetSpec, hetero: str, groups: dict[ScalarGroup, int]) ->
         if role != "hidden":
             layer.fill_(first)
     return torch.cat(layers)
-
-
-def _edge_features(params: NetParams, kernel: tuple[int, int]) -> Tensor:
-    """[B E, K], network by network."""
-    return torch.cat([block.flatten(1, 2) for block in params.edge_features(kernel)], dim=1).flatten(0, 1)

@@ -332,7 +332,7 @@ def _raw_edges(graph: ParameterGraph, features: NeuralGraphFeatures) -> tuple[Te
         Raw features [E', R]; which edges have the encoder of linear layers [E']; senders and receivers [2, E'].
     """
     unweighted = torch.cat([graph.residuals, graph.attention], dim=1)
-    weights = graph.edges
+    weights = graph.edges.dense()
     if features.linear_encoder is None:
         weights = linear_as_kernel(weights, graph.linear, features.kernel)
     raw = torch.cat([weights, middle_of(features.kernel, weights).expand(unweighted.shape[1], -1)])

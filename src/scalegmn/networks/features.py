@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,25 @@ def node_features(params: NetParams) -> list[Tensor]:
     return [layer[..., None] for layer in nodes]
 
 
+class Kernels(NamedTuple):
+    """The raw features of one block of edges, without the zeros around kernels."""
+
+    values: Tensor
+    """[B, n_l, n_{l-1}, k]; [B, n_l, n_{l-1} / groups, k] of layers with groups."""
+
+    places: Tensor
+    """[k] long, the components that they fill among those of the largest kernel, ascending."""
+
+
+def kernels(params: NetParams, kernel: tuple[int, int] | None = None) -> list[Kernels]:
+    """`edge_features`, each block as wide as its own kernels."""
+    places = _kernel_slots(params.spec, kernel or params.spec.kernel)
+    weights = params.with_batch_norm_folded().weights
+    return [
+        Kernels(weight.reshape(*weight.shape[:3], -1), filled) for weight, filled in zip(weights, places, strict=True)
+    ]
+
+
 def edge_features(params: NetParams, kernel: tuple[int, int] | None = None) -> list[Tensor]:
     """Raw edge features, per block [B, n_l, n_{l-1}, K]; [B, n_l, n_{l-1} / groups, K] of layers with groups.
 
@@ -36,15 +55,16 @@ def edge_features(params: NetParams, kernel: tuple[int, int] | None = None) -> l
         params: B networks.
         kernel: the largest kernel (kh, kw), of K values; None: the largest of these networks.
     """
-    kernel = kernel or params.spec.kernel
-    edge_dim, edges = math.prod(kernel), []
-    for weight, slots in zip(params.with_batch_norm_folded().weights, _kernel_slots(params.spec, kernel), strict=True):
-        values = weight.reshape(*weight.shape[:3], -1)
-        if len(slots) < edge_dim:
-            padded = values.new_zeros(*values.shape[:3], edge_dim)
-            values = padded.index_copy_(3, slots.to(values.device), values)
-        edges.append(values)
-    return edges
+    edge_dim = math.prod(kernel or params.spec.kernel)
+    return [padded(*block, edge_dim) for block in kernels(params, kernel)]
+
+
+def padded(values: Tensor, places: Tensor, width: int) -> Tensor:
+    """[..., k] -> [..., width], with component i at `places[i]` and zeros elsewhere."""
+    if len(places) == width:
+        return values
+    zeros = values.new_zeros(*values.shape[:-1], width)
+    return zeros.index_copy_(-1, places.to(values.device), values)
 
 
 def parameters_of(

@@ -216,6 +216,10 @@ class NetParams:
         """Raw edge features, per block [B, n_l, n_{l-1}, K], see `features.edge_features`."""
         return features.edge_features(self, kernel)
 
+    def kernels(self, kernel: tuple[int, int] | None = None) -> list[features.Kernels]:
+        """Raw edge features, each block as wide as its own kernels, see `features.kernels`."""
+        return features.kernels(self, kernel)
+
     @classmethod
     def from_features(
         cls, spec: NetSpec, nodes: Sequence[Tensor], edges: Sequence[Tensor], activation: Tensor | None = None

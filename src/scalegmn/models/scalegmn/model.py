@@ -15,12 +15,14 @@ from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.layout import LayerReads
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.engine.model import ChainTypes, run_chains, run_graph
+from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
 from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
 from scalegmn.models.visibility import Visibility, residual_connections
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks.features import Kernels
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
@@ -278,10 +280,10 @@ class ScaleGMN(Metanetwork):
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
         x = self.embed_nodes(context, graph, p, probes)
-        edge = backward_edge = self.embed_edges(context, graph, self.edge_linear(graph.edges))
+        edge = backward_edge = self.embed_edges(context, graph, graph.edges.linear(self.edge_linear.weight))
         if self.backward_edge_linear is not None:
-            inverted = [_rows(self.reciprocal_edges(params)) for params in nets]
-            backward_edge = self.embed_edges(context, graph, self.backward_edge_linear(torch.cat(inverted)))
+            inverted = EdgeValues.of_networks(map(self.reciprocal_kernels, nets), graph.edges.width)
+            backward_edge = self.embed_edges(context, graph, inverted.linear(self.backward_edge_linear.weight))
         for layer in self.layers:
             x, edge, backward_edge = layer(context, graph.edge_index, graph.residuals, x, edge, backward_edge, p)
         if self.readout is None:
@@ -351,11 +353,13 @@ class ScaleGMN(Metanetwork):
         element = scale_to_canonical(params)
         return element.act(params), element
 
-    def reciprocal_edges(self, params: NetParams) -> list[Tensor]:
-        """w / ||w||^2 of each block's raw edge features, [B, n_l, n_{l-1}, K]."""
-        blocks = params.edge_features(self.spec.kernel)
+    def reciprocal_kernels(self, params: NetParams) -> list[Kernels]:
+        """w / ||w||^2 of each block's kernels."""
         floors = [_RECIPROCAL_FLOOR * incoming_norm(params, layer) for layer in range(params.spec.num_layers)]
-        return [reciprocal(block, floor[..., None, None]) for block, floor in zip(blocks, floors, strict=True)]
+        return [
+            block._replace(values=reciprocal(block.values, floor[..., None, None]))
+            for block, floor in zip(params.kernels(self.spec.kernel), floors, strict=True)
+        ]
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
         """Role, scalar group and network of the nodes of a graph."""
@@ -434,11 +438,6 @@ def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
     outside = any(residual.source < 0 if against else residual.receiver == last for residual in spec.residuals)
     ends = {"input" if against else "output"} if outside else set()
     return ends | {"hidden"} if spec.residuals else ends
-
-
-def _rows(blocks: Sequence[Tensor]) -> Tensor:
-    """[B, n_l, n_{l-1}, K] per block -> [B E, K], network by network."""
-    return torch.cat([block.flatten(1, 2) for block in blocks], dim=1).flatten(0, 1)
 
 
 def _by_layer(spec: NetSpec, num_networks: int, x: Tensor, edge: Tensor) -> tuple[list[Tensor], list[Tensor]]:
