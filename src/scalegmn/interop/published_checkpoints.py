@@ -71,11 +71,12 @@ _UNUSED = r"^gnn\.readout\.(phi|aggr)\."
 """Published parameters that no output depends on, besides those of branches and edges that nothing reads."""
 
 _COMBINED = r"^(weight|bias)_scale\.|^positional_embeddings(_edge)?\.(final_linear\.weight|linears)$"
-"""Published parameters that are combined to one of ours."""
+"""Published parameters of which several become one parameter of our model."""
 
 
 def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
-    """Names in our model for a translated name: one per branch that serves the role, none where the layer lacks it."""
+    """The names in our model of a parameter with a translated name: one per branch for the role, none where the layer
+    has no such module."""
     parts = re.split(r"\.(hidden|input|output)\.", name, maxsplit=1)
     if len(parts) == 1:
         yield name
@@ -102,8 +103,8 @@ def _branches(name: str, model: ScaleGMN) -> Iterator[str]:
 def load_published_checkpoint(scalegmn_args: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ScaleGMN:
     """A ScaleGMN with the parameters of a published checkpoint, in evaluation mode and the checkpoint's dtype.
 
-    The model computes what the published one does, which is not always quite symmetric: `exact=False` in
-    `translate_config`.
+    The model computes what the published one does, which keeps some symmetries only approximately (`exact=False` in
+    `translate_config`).
 
     Args:
         scalegmn_args: the `scalegmn_args` section of the published configuration, with its `layer_layout`.
@@ -154,7 +155,7 @@ def _input_spec(scalegmn_args: Mapping[str, Any]) -> NetSpec:
 
 
 def _fused_scales(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The editing scalars, one parameter per layer in published checkpoints, as one tensor per kind."""
+    """The factors of changes: one parameter per layer in published checkpoints, one tensor for all layers in ours."""
     return {
         f"{kind}_scales": torch.stack([state_dict[f"{kind}_scale.{index}"].reshape(()) for index in range(count)])
         for kind in ("weight", "bias")
@@ -163,7 +164,7 @@ def _fused_scales(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _position_maps(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The maps after positional embeddings, in published checkpoints a shared one, one per type or both in a row."""
+    """The maps after positional embeddings: a shared one, one per type, or both, one after the other."""
     maps = {}
     for kind, published in (("node", "positional_embeddings"), ("edge", "positional_embeddings_edge")):
         shared = state_dict.get(f"{published}.final_linear.weight")
