@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from readings import assert_read
 from torch import nn
 from torch.nn import functional
 
@@ -27,10 +28,10 @@ class Written(nn.Module):
         return self.written(self, *args, **kwargs)
 
 
-def read(forward, shape=(5, 3), **sizes):
+def read(forward, shape=(5, 3), strict=False, **sizes):
     torch.manual_seed(0)
     module, x = Written(forward, **sizes).double().eval(), torch.randn(shape, dtype=torch.float64)
-    return module, x, from_module(module, x)
+    return module, x, from_module(module, x, strict=strict)
 
 
 def assert_exact(module, x, params, generator):
@@ -101,9 +102,9 @@ def test_bounds(generator):
         assert_exact(module, x, params, generator)
     assert_exact(*read(lambda m, x: m.c(torch.tanh(m.a(x))).clamp(0, 1)), generator)
     with pytest.raises(ValueError, match="only a network's output may have"):
-        read(lambda m, x: m.c(m.a(x).clamp(-2, 3)))
+        read(lambda m, x: m.c(m.a(x).clamp(-2, 3)), strict=True)
     with pytest.raises(ValueError, match=r"module \(Written\): the layer that was read gives other values"):
-        read(lambda m, x: m.c(functional.elu(m.a(x), alpha=0.5)))
+        read(lambda m, x: m.c(functional.elu(m.a(x), alpha=0.5)), strict=True)
 
 
 BESIDE = {
@@ -164,7 +165,7 @@ SCORES = {
     "a softmax over queries": (lambda m, s: s.softmax(-2), "another function than one softmax"),
     "slopes that differ by head": (
         lambda m, s: (s + slopes(s)).softmax(-1),
-        r"\(\w+\): neurons of this layer do not have",
+        "meet constants that differ by head",
     ),
 }
 
@@ -173,8 +174,16 @@ SCORES = {
 def test_scores_that_see_more_than_queries_and_keys_are_refused(name):
     change, message = SCORES[name]
     with pytest.raises(ValueError, match=message) as error:
-        read(attention(change), (2, 5, 3), w=(18, 6), p=(60,))
+        read(attention(change), (2, 5, 3), w=(18, 6), p=(60,), strict=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_that_see_more_than_queries_and_keys_are_pinned(name, generator):
+    module, x, params = read(attention(SCORES[name][0]), (2, 5, 3), w=(18, 6), p=(60,))
+    assert_read(module, x, generator)
+    assert not params.spec.layers[0].pinned  # what queries, keys and values read
+    assert any(layer.pinned for layer in params.spec.layers)
 
 
 def test_masks_and_scales_are_no_parameters(generator):
@@ -194,14 +203,14 @@ def wrong_rule(monkeypatch, name, rule):
 def test_a_gate_that_is_taken_for_nothing_is_found_by_its_symmetries(monkeypatch):
     wrong_rule(monkeypatch, "mul", lambda call, x, y: x)
     with pytest.raises(ValueError, match=r"a \(Linear\): neurons of this layer do not have the symmetries") as error:
-        read(lambda m, x: m.c(m.a(x) * torch.sigmoid(functional.linear(x, m.w))))
+        read(lambda m, x: m.c(m.a(x) * torch.sigmoid(functional.linear(x, m.w))), strict=True)
     assert "please report it" in str(error.value)
 
 
 def test_another_activation_is_found_by_its_values(monkeypatch):
     monkeypatch.setitem(activations.ACTIVATIONS, "tanh", "sigmoid")
     with pytest.raises(ValueError, match=r"module \(Written\): the layer that was read gives other values"):
-        read(lambda m, x: m.c(torch.tanh(m.a(x))))
+        read(lambda m, x: m.c(torch.tanh(m.a(x))), strict=True)
 
 
 def test_unforeseen_errors_are_one_line_and_ask_for_a_report(monkeypatch):
@@ -210,7 +219,7 @@ def test_unforeseen_errors_are_one_line_and_ask_for_a_report(monkeypatch):
 
     wrong_rule(monkeypatch, "tanh", rule)
     with pytest.raises(ValueError, match=r"^Written: module \(Written\): IndexError: out of range; .*report it$"):
-        read(lambda m, x: m.c(torch.tanh(m.a(x))))
+        read(lambda m, x: m.c(torch.tanh(m.a(x))), strict=True)
 
 
 def test_the_module_and_random_numbers_stay_as_they_are():
@@ -224,7 +233,7 @@ def test_the_module_and_random_numbers_stay_as_they_are():
 
 def test_dropout_that_is_never_off_is_refused():
     with pytest.raises(ValueError, match="dropout draws random numbers when the module evaluates"):
-        read(lambda m, x: m.c(functional.dropout(torch.relu(m.a(x)))))
+        read(lambda m, x: m.c(functional.dropout(torch.relu(m.a(x)))), strict=True)
 
 
 # What exports insert
@@ -258,7 +267,7 @@ def test_what_the_output_does_not_depend_on_is_left_out():
 
 def test_errors_of_export_print_nothing(capfd):
     with pytest.raises(ValueError, match="cannot be exported"):
-        read(lambda m, x: m.c(m.b(m.a(x))) if x.sum() > 0 else m.c(m.a(x)))
+        read(lambda m, x: m.c(m.b(m.a(x))) if x.sum() > 0 else m.c(m.a(x)), strict=True)
     assert capfd.readouterr() == ("", "")
 
 
@@ -280,8 +289,14 @@ def test_refusals_are_one_line(name):
     if name == "float8":
         module.a.weight = nn.Parameter(module.a.weight.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(ValueError, match=message) as error:
-        from_module(module, torch.randn(5, 3))
+        from_module(module, torch.randn(5, 3), strict=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"float8"}))
+def test_what_a_strict_reading_refuses_is_pinned(name, generator):
+    module, x, _ = read(REFUSED[name][0])
+    assert_read(module, x, generator)
 
 
 def test_positions_of_zeros_and_of_the_input(generator):
@@ -333,9 +348,9 @@ def test_one_of_several_outputs():
 
     module, x = Written(heads), torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"found 2: choose one by output=\.\.\., one of 'policy', 'value'"):
-        from_module(module, x)
+        from_module(module, x, strict=True)
     with pytest.raises(ValueError, match=r"output: found 'q', expected one of 'policy', 'value'"):
-        from_module(module, x, output="q")
+        from_module(module, x, output="q", strict=True)
     assert str(from_module(module, x, output="policy").spec) == "MLP [3, 6, 2] (relu)"
     params = from_module(module, x, output="value")
     assert params.spec.layout == (3, 6, 6)

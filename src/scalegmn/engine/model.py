@@ -47,7 +47,7 @@ class ChainTypes(nn.Module):
         shift = partial(
             shift_types_to_depth,
             num_types=spec.num_node_types,
-            num_outputs=spec.layout[-1],
+            num_last=spec.layout[-1] + spec.num_places,
             num_more=num_more,
         )
         return cls(list(map(shift, spec.node_types)))
@@ -58,7 +58,7 @@ class ChainTypes(nn.Module):
         shift = partial(
             shift_types_to_depth,
             num_types=spec.num_edge_types,
-            num_outputs=spec.layout[-1],
+            num_last=spec.layout[-1],
             num_more=num_more,
         )
         return cls(list(map(shift, spec.edge_types)))

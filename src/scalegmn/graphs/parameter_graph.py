@@ -36,7 +36,8 @@ class ParameterGraph:
         num_networks: G.
         num_inputs: n_0.
         role: [N] long, index into `ROLES`. Besides a network's inputs, of types below n_0, constant ones are inputs.
-        node_type: [N] long: n_0 types of input nodes, one per hidden layer, n_L of output nodes.
+        node_type: [N] long: n_0 types of input nodes, one per hidden layer, n_L of output nodes, one per place of
+            pinned nodes (`parameter_indices.has_places`).
         edge_type: [E] long: n_0 types of edges from input nodes, those between hidden layers, n_L of edges to output
             nodes. Types of outputs come after those of as many hidden layers as the model reads.
         linear: [E] bool, whether an edge is of a linear layer; else of a convolution.
@@ -152,7 +153,7 @@ def _renumbered(index: Tensor, items: Sequence[object], others: Sequence[object]
 def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     """The indices of one network; of a mixed batch, a row for each of the spec's activations."""
     sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
-    later = max_hidden_layers - (spec.num_node_types - spec.layout[0] - num_outputs)
+    later = max_hidden_layers - spec.num_hidden_layers
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
     node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
@@ -164,7 +165,7 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     return _Indices(
         edge_index=spec.edge_index,
         role=torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
-        node_type=shift_types_to_depth(node_type, spec.num_node_types, num_outputs, later),
+        node_type=shift_types_to_depth(node_type, spec.num_node_types, num_outputs + spec.num_places, later),
         edge_type=shift_types_to_depth(edge_type, spec.num_edge_types, num_outputs, later),
         linear=torch.cat(linear),
         activation=torch.stack([_activation(spec, name, activations) for name in of_networks]),
@@ -176,9 +177,10 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     )
 
 
-def shift_types_to_depth(types: Tensor, num_types: int, num_outputs: int, num_more: int) -> Tensor:
-    """Types of nodes or edges, of any shape, in the numbering of networks with `num_more` more hidden layers."""
-    return types + num_more * (types >= num_types - num_outputs)
+def shift_types_to_depth(types: Tensor, num_types: int, num_last: int, num_more: int) -> Tensor:
+    """Types of nodes or edges, of any shape, in the numbering of networks with `num_more` more hidden layers; the last
+    `num_last` types are of no hidden layer."""
+    return types + num_more * (types >= num_types - num_last)
 
 
 def _activation(spec: NetSpec, hetero: str, names: Sequence[str]) -> Tensor:
@@ -199,7 +201,10 @@ def _scalar_group(spec: NetSpec, hetero: str, groups: dict[ScalarGroup, int]) ->
             layers[spec.node_layers[index][1]][coupled.channels] = groups.setdefault(group, len(groups))
     hidden = [layer for layer, role in zip(layers, spec.roles, strict=True) if role == "hidden"]
     first = int(hidden[0][0]) if hidden else groups.setdefault(TRIVIAL, len(groups))
-    for layer, role in zip(layers, spec.roles, strict=True):
+    for index, layer in enumerate(spec.layers):
+        if layer.pinned:
+            layers[spec.node_layers[index][1]].fill_(groups.setdefault(TRIVIAL, len(groups)))
+    for nodes, role in zip(layers, spec.roles, strict=True):
         if role != "hidden":
-            layer.fill_(first)
+            nodes.fill_(first)
     return torch.cat(layers)

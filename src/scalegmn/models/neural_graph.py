@@ -154,7 +154,7 @@ class NeuralGraphModel(Metanetwork):
             config.linear_encoder,
             config.activation_embedding,
         )
-        sizes = (node_dim, edge_dim, spec.layout, spec.kernel, max_layers - 1)
+        sizes = (node_dim, edge_dim, spec.layout, spec.kernel, max_layers - 1, spec.num_places)
         self.graph = NeuralGraphFeatures(options, *sizes, not_built_in(_hidden_activations(spec)))
         self.readout: MLP | None = None
         if not config.changes_parameters:
@@ -183,10 +183,12 @@ class NeuralGraphModel(Metanetwork):
             not 1 <= depth <= most
             or (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
             or (max(a - b for a, b in zip(spec.kernel, kernel, strict=True)) > 0)
+            or spec.num_places > own.num_places
         ):
             raise ValueError(
                 f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of 1 to {most} "
-                f"hidden layers (max_hidden_layers) and kernels up to {kernel[0]}x{kernel[1]}, found {spec}"
+                f"hidden layers (max_hidden_layers), kernels up to {kernel[0]}x{kernel[1]} and pinned layers of up to "
+                f"{own.num_places} neurons, found {spec}"
             )
         by_layer = {
             "num_probes": self.graph.points is not None,

@@ -46,6 +46,19 @@ class CoupledChannels(NamedTuple):
         return int(self.channels.stop - self.channels.start)
 
 
+class UnequalBlocks(ValueError):
+    """Layers of a class of which some are cut into blocks, and others have other channels.
+
+    Args:
+        layers: of the class.
+        problem: the message.
+    """
+
+    def __init__(self, layers: Sequence[int], problem: str) -> None:
+        super().__init__(problem)
+        self.layers = tuple(layers)
+
+
 def residuals(spec: NetSpec) -> tuple[Residual, ...]:
     """The residual connections, by receiver."""
     return tuple(
@@ -66,7 +79,7 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
     (groups, heads) stay together. In the order of first layer, then channel.
 
     Raises:
-        ValueError: some layers of a class are cut into blocks and others have other channels; names the first.
+        UnequalBlocks: some layers of a class are cut into blocks and others have other channels; names the first.
     """
     links = list(residuals(spec))
     for index, layer in enumerate(spec.layers):
@@ -80,9 +93,10 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
     for channels in _classes(spec, links):
         num_blocks = math.lcm(*(count for layer in channels.layers for count in counts.get(layer, ())))
         if num_blocks > 1 and any(spec.width(layer) != channels.channels.stop for layer in channels.layers):
-            raise ValueError(
+            raise UnequalBlocks(
+                channels.layers,
                 f"layer {channels.layers[0]}: its channels are cut into {num_blocks} blocks (groups or heads), but it "
-                f"is coupled to layers {channels.layers[1:]}; expected equal widths of all"
+                f"is coupled to layers {channels.layers[1:]}; expected equal widths of all",
             )
         classes.append(channels._replace(num_blocks=num_blocks))
     return tuple(classes)
@@ -94,7 +108,8 @@ def scaling_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
 
 
 def _classes(spec: NetSpec, links: Sequence[Residual]) -> tuple[CoupledChannels, ...]:
-    """The components of channels that links join, without those of the input and the output, which stay."""
+    """The components of channels that links join, without those of the input, the output and pinned layers, which
+    stay."""
     layers = range(-1, spec.num_layers)
     ranges: dict[tuple[int, ...], slice] = {}
     for start, stop in pairwise(sorted({0, *map(spec.width, layers)})):
@@ -105,7 +120,7 @@ def _classes(spec: NetSpec, links: Sequence[Residual]) -> tuple[CoupledChannels,
                 component |= dict.fromkeys(both, both)
         for members in {tuple(sorted(members)) for members in component.values()}:
             ranges[members] = slice(ranges[members].start if members in ranges else start, stop)
-    fixed = {-1, spec.num_layers - 1}
+    fixed = {-1, spec.num_layers - 1, *(index for index, layer in enumerate(spec.layers) if layer.pinned)}
     classes = (CoupledChannels(members, channels) for members, channels in ranges.items() if not fixed & set(members))
     return tuple(sorted(classes, key=lambda channels: (channels.layers[0], channels.channels.start)))
 
@@ -114,7 +129,7 @@ def _block_counts(spec: NetSpec) -> dict[int, set[int]]:
     """Layer -> into how many blocks groups, heads and group norms cut its channels."""
     counts: dict[int, set[int]] = {}
     for index, layer in enumerate(spec.layers):
-        cuts = [(spec.sender(index), layer.norm_groups)]
+        cuts = [(spec.sender(index), layer.norm_groups), (index, layer.blocks)]
         if layer.groups > 1 and not layer.is_diagonal:
             cuts += [(spec.sender(index), layer.groups), (index, layer.groups)]
         if layer.attention is not None:
@@ -127,8 +142,8 @@ def _block_counts(spec: NetSpec) -> dict[int, set[int]]:
 
 
 def block_order(spec: NetSpec) -> dict[int, int]:
-    """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay: blocks of the input and
-    of the output, and of layers that are cut in two ways.
+    """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay: blocks of the input, of
+    the output and of pinned layers, of layers that are cut in two ways, and those that `LayerSpec.blocks` cuts.
 
     Both sides of a grouped convolution, and queries, keys and values, have one order of groups or heads.
     """
@@ -138,6 +153,8 @@ def block_order(spec: NetSpec) -> dict[int, int]:
             links.append((spec.sender(index), index))
         if layer.attention is not None:
             links.append((layer.attention[0], index))
+        if layer.blocks > 1:
+            links.append((-1, index))
     counts, movable = _block_counts(spec), set()
     for channels in spec.permutation_classes:
         links += [(channels.layers[0], layer) for layer in channels.layers]

@@ -59,6 +59,10 @@ def _check_sizes(index: int, layer: LayerSpec) -> None:
         _refuse(
             index, f"groups: found {layer.groups} of {layer.in_dim} and {layer.out_dim} channels, expected a divisor"
         )
+    if layer.blocks < 1 or layer.out_dim % layer.blocks:
+        _refuse(index, f"blocks: found {layer.blocks} of {layer.out_dim} channels, expected a divisor")
+    if layer.opaque and not layer.constant:
+        _refuse(index, "opaque: found true for a layer that reads others, expected constant inputs")
     if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups):
         _refuse(
             index, f"norm: found {layer.norm!r} of {layer.groups} groups, expected one of {NORMS}, channel by channel"

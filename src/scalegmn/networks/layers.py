@@ -40,6 +40,11 @@ class LayerSpec:
         tied: the earlier layer whose weights, transposed, this layer shares.
         maximum: layers that read it read the maximum of its values at several positions (max pooling), with which
             negative factors do not commute.
+        pinned: its neurons stay where they are, with scalars of 1, as inputs and outputs do: something that no layer
+            describes reads them.
+        opaque: its constant inputs are computed, from the network's input and from pinned neurons, by operations that
+            no layer describes.
+        blocks: its channels are cut into so many blocks, which stay; channels are permuted within each.
     """
 
     in_dim: int
@@ -60,6 +65,9 @@ class LayerSpec:
     attention: tuple[int, int, int] | None = None
     tied: int | None = None
     maximum: bool = False
+    pinned: bool = False
+    opaque: bool = False
+    blocks: int = 1
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -76,6 +84,8 @@ class LayerSpec:
             and self.tied is None
             and not self.maximum
             and not self.constant
+            and not self.pinned
+            and self.blocks == 1
             and not self.residual_after
             and self.groups == 1
         )

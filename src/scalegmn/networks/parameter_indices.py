@@ -36,11 +36,35 @@ def roles(spec: NetSpec) -> tuple[str, ...]:
 
 
 def node_types(spec: NetSpec) -> tuple[Tensor, ...]:
-    """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node. Constant
-    inputs of a layer have one type, as a hidden layer's nodes."""
+    """Per node layer, [n_l] long: a type per input node, one per hidden layer, one per output node, and one per place
+    in a layer for all that have places (`has_places`). Constant inputs of other layers have one type, as a hidden
+    layer's nodes."""
     num_inputs, num_outputs, num_hidden = spec.layout[0], spec.layout[-1], spec.num_hidden_layers
-    hidden = (torch.full((size,), num_inputs + index) for index, size in enumerate(spec.layout[1:-1]))
+    first = num_inputs + num_hidden + num_outputs
+    hidden = (
+        first + torch.arange(size) % MAX_PLACES if placed else torch.full((size,), num_inputs + index)
+        for index, (size, placed) in enumerate(zip(spec.layout[1:-1], has_places(spec)[1:-1], strict=True))
+    )
     return (torch.arange(num_inputs), *hidden, num_inputs + num_hidden + torch.arange(num_outputs))
+
+
+MAX_PLACES = 1024
+"""Places of nodes that types tell apart; further ones have the types of the first again."""
+
+
+def has_places(spec: NetSpec) -> tuple[bool, ...]:
+    """Per node layer, whether its nodes are not input or output, and no symmetry moves them: pinned neurons, their
+    constant inputs, and those that operations compute which no layer describes."""
+    placed = [False]
+    for layer in spec.layers:
+        placed += [layer.pinned or layer.opaque, layer.pinned] if layer.constant else [layer.pinned]
+    return (*placed[:-1], False)
+
+
+def num_places(spec: NetSpec) -> int:
+    """Types of nodes that have places: the largest number of nodes in a layer of them, at most `MAX_PLACES`."""
+    sizes = [size for size, placed in zip(spec.layout, has_places(spec), strict=True) if placed]
+    return min(max(sizes, default=0), MAX_PLACES)
 
 
 def edge_types(spec: NetSpec) -> tuple[Tensor, ...]:

@@ -103,7 +103,8 @@ class NetSpec:
     def __str__(self) -> str:
         activations = sorted({layer.activation for layer in self.layers[:-1]} | {*self.extra_activations})
         if not self.is_chain:
-            kinds = [name for name in ("norm", "attention") if any(getattr(layer, name) for layer in self.layers)]
+            names = ("norm", "attention", "pinned")
+            kinds = [name for name in names if any(getattr(layer, name) for layer in self.layers)]
             layers = ", ".join([f"{self.num_layers} layers", *kinds, f"{self.num_parameters:,} parameters"])
             return f"network of {layers} ({', '.join(activations)})"
         kind = "CNN" if self.is_cnn else "MLP"
@@ -121,7 +122,7 @@ class NetSpec:
         """Neurons or channels of a layer, -1 for the network's input."""
         if layer >= 0:
             return self.layers[layer].out_dim
-        readers = (reader for index, reader in enumerate(self.layers) if self.sender(index) == -1)
+        readers = (r for index, r in enumerate(self.layers) if self.sender(index) == -1 and not r.constant)
         return next(readers, self.layers[0]).in_dim
 
     @property
@@ -183,6 +184,7 @@ class NetSpec:
     node_layers = cached_property(parameter_indices.node_layers)
     roles = property(parameter_indices.roles)
     node_types = cached_property(parameter_indices.node_types)
+    num_places = cached_property(parameter_indices.num_places)
     edge_types = cached_property(parameter_indices.edge_types)
     edge_index = cached_property(parameter_indices.edge_index)
     residual_index = cached_property(parameter_indices.residual_index)
@@ -195,8 +197,8 @@ class NetSpec:
 
     @property
     def num_node_types(self) -> int:
-        """n_0 + (number of node layers between) + n_L."""
-        return self.layout[0] + self.num_hidden_layers + self.layout[-1]
+        """n_0 + (number of node layers between) + n_L + (places of pinned nodes)."""
+        return self.layout[0] + self.num_hidden_layers + self.layout[-1] + self.num_places
 
     @property
     def num_edge_types(self) -> int:

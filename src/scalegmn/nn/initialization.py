@@ -228,7 +228,7 @@ def start_odd(mlp: MLP) -> None:
 def zero_hidden_positions(positions: Tensor | None, spec: NetSpec) -> None:
     """Sets positional embeddings of hidden layers, between those of inputs and outputs, to 0."""
     if positions is not None:
-        positions[spec.layout[0] : -spec.layout[-1]] = 0
+        positions[spec.layout[0] : len(positions) - spec.layout[-1] - spec.num_places] = 0
 
 
 @balance.register

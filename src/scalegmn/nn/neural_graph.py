@@ -44,6 +44,7 @@ class NeuralGraphFeatures(nn.Module):
         layout: nodes per layer, n_0 to n_L, for probes.
         kernel: the largest kernel (kh, kw), of K values.
         max_hidden_layers: hidden layers for which P has rows.
+        num_places: places of pinned nodes, for which P has rows too.
         extra_activations: names, besides `EMBEDDED_ACTIVATIONS`, for which A has rows.
     """
 
@@ -55,6 +56,7 @@ class NeuralGraphFeatures(nn.Module):
         layout: Sequence[int],
         kernel: tuple[int, int],
         max_hidden_layers: int,
+        num_places: int = 0,
         extra_activations: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -70,7 +72,8 @@ class NeuralGraphFeatures(nn.Module):
         self.activations: nn.Parameter | None = None
         self.points: nn.Parameter | None = None
         if options.positions:
-            self.node_positions = nn.Parameter(torch.randn(layout[0] + layout[-1] + max_hidden_layers, node_dim))
+            num_types = layout[0] + layout[-1] + max_hidden_layers + num_places
+            self.node_positions = nn.Parameter(torch.randn(num_types, node_dim))
         self.embedded = (*EMBEDDED_ACTIVATIONS, *extra_activations)
         if options.activation_embedding:
             self.activations = nn.Parameter(torch.randn(len(self.embedded), node_dim))

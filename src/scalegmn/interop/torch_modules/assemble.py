@@ -10,60 +10,92 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.layers import TracedLayer
-from scalegmn.interop.torch_modules.trace import Trace
+from scalegmn.interop.torch_modules.trace import SOURCE, Trace
 from scalegmn.interop.torch_modules.values import Elements, Neurons
 from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.networks.coupling import UnequalBlocks
 
 
-def assemble(trace: Trace, result: Any) -> tuple[list[TracedLayer], NetSpec]:
+def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], NetSpec]:
     """The layers as they are in the spec, in order, the output last, and the spec.
 
     Args:
         trace: the layers that were found.
-        result: the value that the module returns.
+        results: the values that the module returns.
 
     Raises:
-        ValueError: the output is not that of one layer, or parameters are shared in a way that no spec describes.
+        ValueError: the trace is strict, and the output is not that of one layer, or parameters are shared in a way that
+            no spec describes.
     """
-    _move_output_last(trace, result)
-    layers = list(_side_by_side_resolved(trace, list(_cut_for_attention(trace))))
+    _choose_output(trace, results)
+    layers = list(_side_by_side_resolved(trace, _values_after_keys(list(_cut(trace)))))
+    if not layers:
+        raise ValueError("expected a module with weights, found none that its output depends on")
     layer_of = {neuron: index for index, layer in enumerate(layers) for neuron in layer.nodes.tolist()}
     if trace.input is not None:
         layer_of |= dict.fromkeys(trace.input.tolist(), -1)
-    tied = _tied_layers(layers)
-    specs = (_layer_spec(index, layer, layer_of, tied.get(index)) for index, layer in enumerate(layers))
-    return layers, NetSpec(tuple(specs))
+    tied = _tied_layers(trace, layers)
+    while True:
+        specs = (_layer_spec(trace, layers, index, layer_of, tied.get(index)) for index in range(len(layers)))
+        try:
+            return layers, NetSpec(tuple(specs))
+        except UnequalBlocks as error:
+            if trace.is_strict:
+                raise
+            for index in error.layers:
+                trace.pin_neurons(layers[index].nodes, str(error))
 
 
-def _move_output_last(trace: Trace, result: Any) -> None:
-    """Puts the layer that the module returns at the end; raises ValueError where there is no such layer."""
-    if not isinstance(result, Neurons):
-        raise ValueError("expected a module that returns a layer's output, found another value; return a tensor of one")
-    if result.factor != 1 and not result.is_output and trace.can_settle(result):
+def _choose_output(trace: Trace, results: Sequence[Any]) -> None:
+    """Puts the layer that the module returns at the end; pins what else it returns, or refuses it."""
+    result = results[0]
+    if isinstance(result, Neurons) and result.factor != 1 and not result.is_output and trace.can_settle(result):
         result = trace.settled(result)
+    problem = _output_problem(trace, result) if len(results) == 1 else "it returns several tensors"
+    if not problem:
+        last = trace.layer_of(result.ids.flatten()[0])
+        trace.layers.append(trace.layers.pop(last))
+    elif trace.is_strict:
+        raise ValueError(problem)
+    else:
+        trace.place = "the output"
+        trace.pin([item for value in results for item in (value if isinstance(value, list) else [value])], problem)
+    if trace.layers:
+        trace.layers[-1].options |= {"activation": "identity", "w0": 1.0}  # no symmetry moves outputs
+
+
+def _output_problem(trace: Trace, result: Any) -> str:
+    """What is wrong with a value as the output of the last layer; nothing where it is one."""
+    if not isinstance(result, Neurons):
+        return "expected a module that returns a layer's output, found another value; return a tensor of one"
     neurons = set(result.ids.unique().tolist())
     owners = {trace.layer_of(neuron) for neuron in neurons}
     last = max(owners)
     if len(owners) > 1 or last < 0 or neurons != set(trace.layers[last].nodes.tolist()):
-        raise ValueError("expected a module that returns all outputs of one layer, found a part, or several layers")
+        return "expected a module that returns all outputs of one layer, found a part, or several layers"
     if trace.is_read(trace.layers[last].nodes):
-        raise ValueError(f"{trace.layers[last].place}: other layers read the layer whose output the module returns")
-    trace.layers.append(trace.layers.pop(last))
-    trace.layers[-1].options |= {"activation": "identity", "w0": 1.0}  # no symmetry moves outputs
+        return f"{trace.layers[last].place}: other layers read the layer whose output the module returns"
+    return ""
 
 
-def _layer_spec(index: int, layer: TracedLayer, layer_of: dict[int, int], tied: int | None) -> LayerSpec:
+def _layer_spec(
+    trace: Trace, layers: Sequence[TracedLayer], index: int, layer_of: dict[int, int], tied: int | None
+) -> LayerSpec:
     """The spec of a layer.
 
     Args:
-        index: its place.
-        layer: the layer.
+        trace: knows which neurons are pinned.
+        layers: all of them.
+        index: the layer's place.
         layer_of: neuron -> layer, -1 for the input.
         tied: the layer whose weight is the transpose of this one's.
     """
+    layer = layers[index]
     options = dict(layer.options)
     if options.get("activation") in ("relu", "leaky_relu"):
         options.pop("maximum", None)  # maxima commute with positive scalars
+    if index < len(layers) - 1 and bool(trace.is_pinned(layer.nodes).any()):
+        options["pinned"] = True
     if layer.reads is not None:
         reads = layer_of[int(layer.reads[0])]
         options["reads"] = None if reads == index - 1 else reads
@@ -78,19 +110,25 @@ def _layer_spec(index: int, layer: TracedLayer, layer_of: dict[int, int], tied: 
     if layer.reads is not None:
         in_dim = len(layer.reads)
     else:
-        assert layer.weight is not None, "constant inputs have weights"
-        in_dim = layer.weight.index.shape[1]
+        in_dim = options.get("groups", 1) * (1 if layer.weight is None else layer.weight.index.shape[1])
     return LayerSpec(in_dim, len(layer.nodes), bias=layer.bias is not None, **options)
+
+
+def _pin_or_refuse(trace: Trace, layer: TracedLayer, problem: str, *nodes: Tensor) -> None:
+    """Pins neurons for what is wrong with a layer; a strict trace refuses it."""
+    if trace.is_strict:
+        raise ValueError(f"{layer.place}: {problem}")
+    for numbers in nodes:
+        trace.pin_neurons(numbers, f"{layer.place}: {problem}")
 
 
 # Shared parameters
 
 
-def _tied_layers(layers: Sequence[TracedLayer]) -> dict[int, int]:
+def _tied_layers(trace: Trace, layers: Sequence[TracedLayer]) -> dict[int, int]:
     """Layer -> the earlier layer whose weight is the transpose of its own.
 
-    Raises:
-        ValueError: layers share parameters in another way.
+    Layers that share parameters in another way are pinned, with what they read, or refused.
     """
     tied: dict[int, int] = {}
     users: dict[str, list[tuple[int, Elements]]] = {}
@@ -98,64 +136,118 @@ def _tied_layers(layers: Sequence[TracedLayer]) -> dict[int, int]:
         for elements in (layer.weight, layer.bias, *(layer.statistics or ())):
             if elements is None:
                 continue
-            used = _used(elements)
-            if int(used.sum()) < elements.index.numel():
-                problem = f"{elements.name} is one parameter in several places of a layer"
-                raise ValueError(f"{layer.place}: {problem}, expected each element once")
+            moved = [layer.nodes] if layer.reads is None else [layer.nodes, layer.reads]
+            if _has_duplicates(elements.index):
+                problem = f"{elements.name} is one parameter in several places of a layer, expected each element once"
+                _pin_or_refuse(trace, layer, problem, *moved)
             for first, other in users.get(elements.name, ()):
-                both = _used(other)
-                size = min(len(used), len(both))
-                if bool((used[:size] & both[:size]).any()):
-                    if elements.scale != other.scale or not _is_transposed(layer, elements, layers[first], other):
-                        kind = "weights" if elements is layer.weight else "parameters"
-                        problem = f"its {kind} are also those of {layers[first].place}"
-                        raise ValueError(f"{layer.place}: {problem}; only a weight and its transpose may be shared")
+                if not elements.shares(other):
+                    continue
+                earlier = layers[first]
+                if elements.scale == other.scale and layer.is_transposed(elements, earlier, other):
                     tied[index] = first
+                    continue
+                kind = "weights" if elements is layer.weight else "parameters"
+                problem = f"its {kind} are also those of {earlier.place}; only a weight and its transpose may be shared"
+                moved += [earlier.nodes] if earlier.reads is None else [earlier.nodes, earlier.reads]
+                _pin_or_refuse(trace, layer, problem, *moved)
             users.setdefault(elements.name, []).append((index, elements))
     return tied
 
 
-def _used(elements: Elements) -> Tensor:
-    """Which elements of a parameter are used, up to the last of them."""
-    index = elements.index
+def _has_duplicates(index: Tensor) -> bool:
+    """Whether a position in a parameter occurs twice."""
     used = torch.zeros(int(index.max()) + 1 if index.numel() else 0, dtype=torch.bool)
     used[index.flatten()] = True
-    return used
+    return int(used.sum()) < index.numel()
 
 
-def _is_transposed(layer: TracedLayer, own: Elements, earlier: TracedLayer, other: Elements) -> bool:
-    """Whether a layer's parameter is the weight of a linear layer, and its transpose that of an earlier one."""
-    pairs = ((layer, own), (earlier, other))
-    are_linear = all(
-        elements is owner.weight and owner.reads is not None and elements.index.ndim == 2 for owner, elements in pairs
-    )
-    return are_linear and torch.equal(own.index, other.index.mT)
+# Parts of layers
 
 
-# Attention
+def _cut(trace: Trace) -> Iterator[TracedLayer]:
+    """The layers, those that compute several of queries, keys and values, or pinned neurons beside others, cut into a
+    layer for each. Where that cannot be, the neurons are pinned."""
+    owner = {number: layer for layer in trace.layers for number in layer.nodes.tolist()}
+    aligned = _aligned(trace)
+    is_cuttable = {id(layer): _is_cuttable(trace, layer, aligned) for layer in trace.layers}
+    parts: dict[int, list[Tensor]] = {id(layer): [] for layer in trace.layers}
 
+    def is_part(nodes: Tensor) -> bool:
+        layer = owner[int(nodes[0])]
+        if any(owner[number] is not layer for number in nodes.tolist()):
+            return False
+        return is_cuttable[id(layer)] or torch.equal(nodes, layer.nodes)
 
-def _cut_for_attention(trace: Trace) -> Iterator[TracedLayer]:
-    """The layers, those that compute several of queries, keys and values cut into a layer for each."""
-    part_of = {neuron: part for part, nodes in enumerate(trace.attended) for neuron in nodes.tolist()}
+    for queries, keys, values in trace.attended:
+        layer = owner[int(values[0])]
+        if all(map(is_part, (queries, keys, values))):
+            for nodes in (queries, keys, values):
+                parts[id(owner[int(nodes[0])])].append(nodes)
+        else:
+            problem = "queries, keys or values are a part of a layer with groups or an addition"
+            _pin_or_refuse(trace, layer, problem, queries, keys, values)
+            layer.options["attention"].pop(int(values[0]))
+    for first, (nodes, _) in list(trace.blocks.items()):
+        layer = owner[first]
+        if is_part(nodes):
+            parts[id(layer)].append(nodes)
+        else:
+            problem = "values that are mixed over positions are a part of a layer with groups or an addition"
+            _pin_or_refuse(trace, layer, problem, nodes)
+            del trace.blocks[first]
     for layer in trace.layers:
-        numbers = layer.nodes.tolist()
-        parts = [trace.attended[part] for part in sorted({part_of[n] for n in numbers if n in part_of})]
-        if not parts:
-            yield layer
-            continue
-        if layer.residual is not None or layer.options.get("groups", 1) > 1:
-            raise ValueError(f"{layer.place}: queries, keys or values of a layer with groups or an addition")
-        rest = [number for number in numbers if number not in part_of]
-        if rest:
-            parts.append(torch.tensor(rest))
-        place = {number: index for index, number in enumerate(numbers)}
-        for nodes in parts:
-            options = dict(layer.options)
-            attention, first = options.pop("attention", {}), int(nodes[0])
-            if first in attention:
-                options["attention"] = {first: attention[first]}
+        yield from _parts_of(trace, layer, parts[id(layer)], is_cuttable[id(layer)])
+
+
+def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
+    """The layers, those of values behind those of their queries and keys."""
+    ordered: list[TracedLayer] = []
+    waiting: list[tuple[set[int], TracedLayer]] = []
+    known: set[int] = set()
+    for layer in layers:
+        needed = {int(nodes[0]) for q, k, _ in layer.options.get("attention", {}).values() for nodes in (q, k)}
+        waiting.append((needed, layer))
+        while ready := next((item for item in waiting if item[0] <= known), None):
+            waiting.remove(ready)
+            ordered.append(ready[1])
+            known.add(int(ready[1].nodes[0]))
+    return [*ordered, *(layer for _, layer in waiting)]
+
+
+def _parts_of(trace: Trace, layer: TracedLayer, parts: Sequence[Tensor], is_cuttable: bool) -> Iterator[TracedLayer]:
+    """A layer in parts: given ones and, of its other neurons, pinned ones and others."""
+    numbers = layer.nodes.tolist()
+    inside = {number for nodes in parts for number in nodes.tolist()}
+    rest = torch.tensor([number for number in numbers if number not in inside], dtype=torch.long)
+    is_pinned = trace.is_pinned(rest)
+    others = [rest[is_pinned], rest[~is_pinned]] if is_cuttable else [rest]
+    place = {number: index for index, number in enumerate(numbers)}
+    attention = layer.options.get("attention", {})
+    for nodes in [*parts, *(nodes for nodes in others if len(nodes))]:
+        first = int(nodes[0])
+        options = {key: value for key, value in layer.options.items() if key != "attention"}
+        if first in attention:
+            options["attention"] = {first: attention[first]}
+        if first in trace.blocks:
+            options["blocks"] = trace.blocks[first][1]
+        if torch.equal(nodes, layer.nodes):
+            yield replace(layer, options=options)
+        else:
             yield layer.rows(torch.tensor([place[number] for number in nodes.tolist()]), nodes, options=options)
+
+
+def _aligned(trace: Trace) -> set[int]:
+    """Neurons that a layer reads channel by channel, or that are added to others."""
+    sets = [layer.residual for layer in trace.layers]
+    sets += [layer.reads for layer in trace.layers if layer.options.get("groups", 1) > 1]
+    return {number for nodes in sets if nodes is not None for number in nodes.tolist()}
+
+
+def _is_cuttable(trace: Trace, layer: TracedLayer, aligned: set[int]) -> bool:
+    """Whether some neurons of a layer can be a layer of their own."""
+    is_alone = layer.residual is None and layer.options.get("groups", 1) == 1 and not trace.is_shared(layer)
+    return is_alone and not any(number in aligned for number in layer.nodes.tolist())
 
 
 # Layers that read several layers
@@ -163,17 +255,40 @@ def _cut_for_attention(trace: Trace) -> Iterator[TracedLayer]:
 
 def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
     """The layers, those that read several layers side by side replaced by a layer for each: by summands or, where the
-    layer reads channel by channel, by parts."""
+    layer reads channel by channel, by parts. What cannot be read so is pinned, and read as opaque."""
     owners: dict[int, Tensor] = {}  # neuron -> all neurons of its layer
-    if trace.input is not None:
-        owners |= dict.fromkeys(trace.input.tolist(), trace.input)
+    for nodes in (trace.input, *trace.sources):
+        if nodes is not None:
+            owners |= dict.fromkeys(nodes.tolist(), nodes)
     for layer in layers:
-        for nodes in (layer.reads, layer.residual):
-            if nodes is not None:
-                _check_order(layer, nodes, owners)
-        for part in _parts(trace, layer, owners):
+        try:
+            for nodes in (layer.reads, layer.residual):
+                if nodes is not None:
+                    _check_order(layer, nodes, owners)
+            parts = _parts(trace, layer, owners)
+        except _Unresolved as error:
+            read = [nodes for nodes in (layer.reads, layer.residual) if nodes is not None]
+            _pin_or_refuse(trace, layer, str(error), *read)
+            if layer.residual is not None:
+                _pin_or_refuse(trace, layer, str(error), layer.nodes)
+            parts = [replace(layer, residual=None)]
+            if layer.reads is not None:
+                parts = [_reading_opaque(trace, parts[0])]
+        for part in parts:
             owners |= dict.fromkeys(part.nodes.tolist(), part.nodes)
-            yield part
+            is_opaque = part.reads is not None and trace.layer_of(part.reads[0]) == SOURCE
+            yield _reading_opaque(trace, part) if is_opaque else part
+
+
+class _Unresolved(ValueError):
+    """A layer that reads several layers in a way that no spec describes."""
+
+
+def _reading_opaque(trace: Trace, layer: TracedLayer) -> TracedLayer:
+    """A layer that reads what it reads as constant inputs; channel by channel, its neurons stay."""
+    if layer.options.get("groups", 1) > 1:
+        trace.pin_neurons(layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
+    return replace(layer, reads=None, options={**layer.options, "constant": True, "opaque": True})
 
 
 def _parts(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> list[TracedLayer]:
@@ -182,16 +297,16 @@ def _parts(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> list[
     known = [] if reads is None else [owners[neuron] for neuron in reads.tolist() if neuron in owners]
     sources = list({id(nodes): nodes for nodes in known}.values())
     if len(sources) == 1 and is_dense and layer.weight is not None:
-        return [replace(_summands(trace, layer, sources)[0], residual=layer.residual)]
+        return _summands(trace, layer, sources)
     if reads is None or len(sources) < 2:
         return [layer]
-    if layer.residual is None and is_dense:
+    if is_dense and not (layer.residual is not None and layer.options.get("residual_after")):
         return _summands(trace, layer, sources)
-    if layer.residual is None and layer.options.get("norm", "batch") == "batch":
+    if layer.residual is None and layer.options.get("norm", "batch") == "batch" and len(layer.nodes) == len(reads):
         places = torch.arange(len(reads)).split([*map(len, sources)])
         parts = [layer.rows(place, layer.nodes[place], reads=reads[place]) for place in places]
         return [replace(part, options={**part.options, "groups": len(part.nodes)}) for part in parts]
-    raise ValueError(f"{layer.place}: reads several layers side by side, and has groups or an addition")
+    raise _Unresolved("reads several layers side by side, and has groups or an addition")
 
 
 def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> list[TracedLayer]:
@@ -205,12 +320,21 @@ def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> li
         weight = layer.weight
         if columns != list(range(len(column))):
             weight = replace(weight, index=weight.index[:, columns])
-        part = replace(layer, reads=nodes, weight=weight, residual=summands[-1].nodes if summands else None)
+        residual = summands[-1].nodes if summands else layer.residual
+        part = replace(layer, reads=nodes, weight=weight, residual=residual)
         if nodes is not sources[-1]:
-            options = {**layer.options, "activation": "identity"}
-            part = replace(part, nodes=trace.number_neurons(len(layer.nodes), -2), bias=None, options=options)
+            names = ("attention", "maximum", "blocks", "residual_after")
+            options = {key: value for key, value in layer.options.items() if key not in names}
+            options["activation"] = "identity"
+            part = replace(part, nodes=trace.number_neurons(len(layer.nodes), PART), bias=None, options=options)
+            if bool(trace.is_pinned(layer.nodes).any()):
+                trace.pin_neurons(part.nodes, layer.pinned_by)
         summands.append(part)
     return summands
+
+
+PART = -3
+"""In place of a layer, of the neurons of summands."""
 
 
 def _check_order(layer: TracedLayer, nodes: Tensor, owners: dict[int, Tensor]) -> None:
@@ -219,4 +343,6 @@ def _check_order(layer: TracedLayer, nodes: Tensor, owners: dict[int, Tensor]) -
     is_whole = sum(map(len, known.values())) in (0, len(nodes))
     is_aligned = nodes is layer.residual or layer.options.get("groups", 1) > 1
     if not is_whole or (is_aligned and known and not torch.equal(torch.cat(list(known.values())), nodes)):
-        raise ValueError(f"{layer.place}: reads a part of a layer, or its channels in another order")
+        raise _Unresolved("reads a part of a layer, or its channels in another order")
+    if nodes is layer.residual and len(known) != 1:
+        raise _Unresolved("several layers side by side are added to a layer")

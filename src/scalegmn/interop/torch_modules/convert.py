@@ -19,10 +19,13 @@ _READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[TracedLayer], Ne
 """Module -> what identifies its architecture and input, and its layers and spec, for `to_module`."""
 
 
-def from_module(module: nn.Module, example_input: ExampleInput, output: int | str | None = None) -> NetParams:
+def from_module(
+    module: nn.Module, example_input: ExampleInput, output: int | str | None = None, strict: bool = False
+) -> NetParams:
     """The parameters of a module, as a batch of one network; its batch norms as they evaluate.
 
-    docs/architectures.md lists the layers and operations that are known. What is read is verified: layer by layer the
+    docs/architectures.md lists the layers and operations that are known. The neurons and parameters that others read
+    are pinned: they are part of the network, and no symmetry moves them. What is read is verified: layer by layer the
     values that the module computes are compared with those of the layers that were read, and random elements of the
     symmetries that the spec claims must leave the module's outputs unchanged.
 
@@ -31,13 +34,16 @@ def from_module(module: nn.Module, example_input: ExampleInput, output: int | st
         example_input: the input that it is called with; several inputs in order, or by name. Images [B, C, height,
             width], vectors [B, n], sequences [B, T, d] or, for embeddings, whole numbers [B, T]. Beside inputs of
             floating point numbers, or beside a first of whole numbers, others (masks, positions) are constants.
-        output: which output of a module with several counts: its place in a tuple or list, or its name.
+        output: which output of a module with several counts: its place in a tuple or list, or its name; all, if it is
+            not given.
+        strict: refuses what would be pinned.
 
     Raises:
-        ValueError: a parameter graph cannot represent an operation; names it and its place in the module.
+        ValueError: the module cannot be exported, or, if `strict`, has an operation that no layer describes; names it
+            and its place in the module.
     """
     plain = without_parametrizations(module)
-    layers, spec = trace_module(plain, example_input, output)
+    layers, spec = trace_module(plain, example_input, output, strict)
     _READINGS[module] = (_signature(plain, example_input, output), layers, spec)
     return read_parameters(named_tensors(plain), layers, spec)
 
@@ -63,7 +69,7 @@ def to_module(
     signature = _signature(plain, example_input, output)
     known, layers, spec = _READINGS.get(module, (None, [], None))
     if known != signature or spec is None:
-        layers, spec = trace_module(plain, example_input, output)
+        layers, spec = trace_module(plain, example_input, output, is_strict=False)
         _READINGS[module] = (signature, layers, spec)
     written = copy.deepcopy(plain) if plain is module else plain
     write_parameters(params, written, layers, spec)

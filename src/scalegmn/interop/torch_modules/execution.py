@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def compute(node: torch.fx.Node, args: Any, kwargs: Any, dtype: torch.dtype) -> 
 def execute(
     program: torch.export.ExportedProgram, tensors: Mapping[str, Any], inputs: Mapping[str, Any], dtype: torch.dtype
 ) -> Tensor:
-    """The output of an exported program.
+    """The outputs of an exported program, see `joined`.
 
     Args:
         program: of `program.export`.
@@ -48,6 +49,31 @@ def execute(
         inputs: what is given to the placeholders of inputs, by their names.
         dtype: of all floating point numbers.
     """
+    with seeded():
+        return _executed(program, tensors, inputs, dtype)
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Makes random numbers the same every time, and leaves the generators as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def joined(outputs: Sequence[Any]) -> Tensor:
+    """All numbers of a module's outputs in one tensor; a single output as it is."""
+    tensors = [output for output in outputs if isinstance(output, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return torch.cat([tensor.reshape(-1) for tensor in floating or tensors])
+
+
+def _executed(
+    program: torch.export.ExportedProgram, tensors: Mapping[str, Any], inputs: Mapping[str, Any], dtype: torch.dtype
+) -> Tensor:
+    """The operations of `execute`."""
     names, values = tensor_names(program), {}
     last_use = {source: node for node in program.graph.nodes for source in node.all_input_nodes}
     for node in program.graph.nodes:
@@ -56,7 +82,7 @@ def execute(
         elif node.op == "get_attr":
             values[node] = as_dtype(operator.attrgetter(node.target)(program.graph_module), dtype)
         elif node.op == "output":
-            return values[node.args[0][0]]
+            return joined([values[result] for result in node.args[0]])
         else:
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = compute(node, args, kwargs, dtype)

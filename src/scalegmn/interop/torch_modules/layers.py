@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.values import Elements
@@ -37,6 +38,9 @@ class TracedLayer:
     """How many activations and additions it has had so far."""
 
     is_activated: bool = False
+    pinned_by: str = ""
+    """What reads its neurons that no layer describes, and where."""
+
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `LayerSpec`."""
 
@@ -49,6 +53,22 @@ class TracedLayer:
             and self.weight is not None
             and "attention" not in self.options
         )
+
+    def copy(self) -> TracedLayer:
+        """A layer whose changes leave this one as it is."""
+        options = dict(self.options)
+        if "attention" in options:
+            options["attention"] = dict(options["attention"])
+        return replace(self, options=options)
+
+    def is_transposed(self, own: Elements, earlier: TracedLayer, other: Elements) -> bool:
+        """Whether a parameter is the weight of this linear layer, and its transpose that of an earlier one."""
+        pairs = ((self, own), (earlier, other))
+        are_linear = all(
+            elements is owner.weight and owner.reads is not None and elements.index.ndim == 2
+            for owner, elements in pairs
+        )
+        return are_linear and torch.equal(own.index, other.index.mT)
 
     def rows(self, place: Tensor | slice, nodes: Tensor, **changes: Any) -> TracedLayer:
         """Some neurons of the layer, as a layer of their own."""

@@ -24,13 +24,13 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
     weights = [tensors[layer.weight.name].detach() for layer in layers if layer.weight is not None]
     if not weights:
         raise ValueError("expected a module with weights, found none that its output depends on")
-    dtypes = {weight.dtype for weight in weights}
-    reference = weights[0].to(functools.reduce(torch.promote_types, dtypes))
+    dtypes = {weight.real.dtype if weight.is_complex() else weight.dtype for weight in weights}
+    reference = flattened(weights[0]).to(functools.reduce(torch.promote_types, dtypes))
 
     def read(elements: Elements | None, shape: tuple[int, ...], fill: float) -> Tensor:
         if elements is None:
             return reference.new_full((1, *shape), fill)
-        values = tensors[elements.name].detach().reshape(-1)[elements.index].reshape(1, *shape).to(reference)
+        values = flattened(tensors[elements.name].detach())[elements.index].reshape(1, *shape).to(reference)
         return values if elements.scale == 1 else values * elements.scale
 
     pairs = list(zip(layers, spec.layers, strict=True))
@@ -84,8 +84,9 @@ def written_tensors(
         name, index = elements.name, elements.index.reshape(-1)
         if name not in new:
             new[name] = tensors[name].detach().clone(memory_format=torch.contiguous_format)
-            is_written[name] = torch.zeros(new[name].numel(), dtype=torch.bool)
-        flat, values = new[name].view(-1), values.reshape(-1).to(new[name])
+            is_written[name] = torch.zeros(flattened(new[name]).numel(), dtype=torch.bool)
+        flat = flattened(new[name])
+        values = values.reshape(-1).to(flat)
         if elements.scale != 1:  # what is there already stays to the bit
             values = torch.where(flat[index] * elements.scale == values, flat[index], values / elements.scale)
         again = is_written[name][index]
@@ -107,6 +108,11 @@ def written_tensors(
                 put(elements, row)
     same = {id(tensors[name]): tensor for name, tensor in new.items()}  # shared ones under each of their names
     return {name: same.get(id(tensor), tensor) for name, tensor in tensors.items()}
+
+
+def flattened(tensor: Tensor) -> Tensor:
+    """All numbers of a parameter, real and imaginary parts of complex ones, sharing its memory where they can."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

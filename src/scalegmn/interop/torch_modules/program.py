@@ -30,13 +30,16 @@ _ASSERTIONS = (
 """Operations that `torch.export` inserts, and that compute nothing."""
 
 
-def export(module: nn.Module, example_input: ExampleInput, output: int | str | None = None) -> Any:
-    """The program of a module as it evaluates, in a plain form, that returns one tensor.
+def export(
+    module: nn.Module, example_input: ExampleInput, output: int | str | None = None, is_strict: bool = True
+) -> Any:
+    """The program of a module as it evaluates, in a plain form, that returns tensors alone.
 
     Args:
         module: the network; it is neither changed nor trained.
         example_input: what it is called with.
-        output: which of several outputs counts: its place, or its name.
+        output: which of several outputs counts: its place, or its name; None: all.
+        is_strict: whether there must be a single one.
 
     Raises:
         ValueError: the module has no graph, or no such output.
@@ -61,8 +64,9 @@ def export(module: nn.Module, example_input: ExampleInput, output: int | str | N
         for submodule in training:
             submodule.training = True
     _inline_contexts(program.graph_module)
-    _choose_output(program, output)
+    _choose_output(program, output, is_strict)
     _remove_dead_code(program.graph_module.graph)
+    _merge_equal(program.graph_module.graph)
     return program
 
 
@@ -174,8 +178,8 @@ def _inline_contexts(module: torch.fx.GraphModule) -> None:
         graph.erase_node(node)
 
 
-def _choose_output(program: torch.export.ExportedProgram, output: int | str | None) -> None:
-    """Makes the graph return a single tensor."""
+def _choose_output(program: torch.export.ExportedProgram, output: int | str | None, is_strict: bool) -> None:
+    """Makes the graph return tensors alone: a single one if `is_strict`."""
     node = next(node for node in program.graph.nodes if node.op == "output")
     specs = program.graph_signature.output_specs
     results = [item for spec, item in zip(specs, node.args[0], strict=True) if spec.kind == OutputKind.USER_OUTPUT]
@@ -191,10 +195,27 @@ def _choose_output(program: torch.export.ExportedProgram, output: int | str | No
         structure = structure[output]
     tensors = [results[place] for place in _pytree.tree_leaves(structure)]
     tensors = [item for item in tensors if isinstance(item, torch.fx.Node)]
-    if len(tensors) != 1:
+    if not tensors or (is_strict and len(tensors) > 1):
         found = f"expected a module that returns one tensor, found {len(tensors)}"
         raise ValueError(f"{found}: choose one by output=..., one of {choices}" if choices else found)
-    node.args = ((tensors[0],),)
+    node.args = (tuple(tensors),)
+
+
+def _merge_equal(graph: torch.fx.Graph) -> None:
+    """Makes operations that are applied twice to the same values one, unless memory is changed in place somewhere."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    schemas = [getattr(node.target, "_schema", None) for node in calls]
+    if any(schema is not None and schema.is_mutable for schema in schemas):
+        return
+    first: dict[str, torch.fx.Node] = {}
+    for node in calls:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        key = repr((str(node.target), node.args, node.kwargs))
+        same = first.setdefault(key, node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
 
 
 def _remove_dead_code(graph: torch.fx.Graph) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,31 +19,45 @@ from scalegmn.interop.torch_modules.execution import (
     execute,
     generic_input,
     generic_tensors,
+    joined,
+    seeded,
     tensor_names,
 )
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
-from scalegmn.interop.torch_modules.trace import Trace
+from scalegmn.interop.torch_modules.trace import Refusal, Trace
 from scalegmn.interop.torch_modules.values import (
     FILLS,
     PREPARED,
     Elements,
     NetworkInput,
     Neurons,
+    Opaque,
     is_prepared_by,
     is_traced,
 )
 from scalegmn.interop.torch_modules.verification import verify_symmetries
 from scalegmn.networks import NetSpec
 
-_CHANGED = object()
-"""In place of a value whose memory has been changed through another one."""
+READS_OPAQUE = (
+    *("linear", "addmm", "conv1d", "conv2d", "matmul", "mm", "bmm", "mv", "cat", "concat", "concatenate"),
+    *("batch_norm", "layer_norm", "rms_norm", "group_norm"),
+)
+"""Operations whose layers may read what no layer describes."""
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """In place of a value whose memory has been changed through another one."""
+
+    values: tuple[Any, ...]
+    """What the memory depends on."""
 
 
 def trace_module(
-    module: nn.Module, example_input: ExampleInput, output: int | str | None = None
+    module: nn.Module, example_input: ExampleInput, output: int | str | None = None, is_strict: bool = True
 ) -> tuple[list[TracedLayer], NetSpec]:
     """The layers of a module, with the parameters that each reads, and the spec of its architecture.
 
@@ -54,26 +68,33 @@ def trace_module(
         module: the network; it is neither changed nor trained.
         example_input: the input that it is called with.
         output: which of several outputs counts.
+        is_strict: whether an operation that no layer describes is refused; else the neurons that it reads are pinned.
 
     Raises:
         ValueError: the module cannot be exported, has an operation that a parameter graph cannot represent, or computes
             something else than what was read; names the first layer that differs.
     """
-    trace = Trace()
+    trace = Trace(is_strict)
     try:
-        program = export(module, example_input, output)
+        program = export(module, example_input, output, is_strict)
         reader = GraphReader(program, trace)
-        layers, spec = assemble(trace, reader.read())
+        with seeded():
+            results = reader.read()
+        layers, spec = assemble(trace, results)
         trace.place = ""
         reader.verify(layers, spec)
     except ValueError:
         raise
     except Exception as error:  # a mistake of this package, as those of the module's code are found by the export
         place = f"{trace.place}: " if trace.place else ""
-        text = (str(error).strip().splitlines() or [""])[0]
-        problem = f"{type(error).__name__}: {text}; this is not foreseen, please report it"
-        raise ValueError(f"{type(module).__name__}: {place}{problem}") from error
+        raise ValueError(f"{type(module).__name__}: {place}{_unforeseen(error)}; please report it") from error
     return layers, spec
+
+
+def _unforeseen(error: Exception) -> str:
+    """What a mistake of this package looks like."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}; this is not foreseen"
 
 
 class GraphReader:
@@ -96,8 +117,8 @@ class GraphReader:
         self._inputs: dict[str, Any] = {}
         self._output: Tensor | None = None
 
-    def read(self) -> Any:
-        """The value that the module returns."""
+    def read(self) -> list[Any]:
+        """The values that the module returns."""
         self._start()
         for node in self._program.graph.nodes:
             if node.op == "placeholder":
@@ -106,12 +127,21 @@ class GraphReader:
                 constant = operator.attrgetter(node.target)(self._program.graph_module)
                 self._values[node] = self._actual[node] = as_dtype(constant, self._dtype)
             elif node.op == "output":
-                (result,) = node.args[0]
-                self._output = self._actual[result]
-                return self._values[result]
+                self._output = joined([self._actual[result] for result in node.args[0]])
+                return [self._returned(result) for result in node.args[0]]
             else:
                 self._read_call(node)
         raise AssertionError("a graph has an output")
+
+    def _returned(self, node: torch.fx.Node) -> Any:
+        """A value that the module returns."""
+        value = self._values[node]
+        if isinstance(value, _Changed):
+            if self._trace.is_strict:
+                self._trace.refuse("the module returns a value that has been changed in place through another one")
+            self._trace.pin(value.values, "its memory is changed in place through another value")
+            return _opaque(self._actual[node])
+        return value
 
     def verify(self, layers: list[TracedLayer], spec: NetSpec) -> None:
         """Raises ValueError unless the module's operations keep the symmetries of the spec."""
@@ -158,22 +188,68 @@ class GraphReader:
         """Finds the value of an operation, and marks those whose memory it changes."""
         trace, name, values = self._trace, operation(node), self._values
         trace.place = _place(node)
+        for read in node.all_input_nodes:
+            if isinstance(values[read], _Changed):
+                if trace.is_strict:
+                    trace.refuse("a value shares memory with one that has been changed in place")
+                trace.pin(values[read].values, "its memory is changed in place through another value")
+                values[read] = _opaque(self._actual[read])
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if any(leaf is _CHANGED for leaf in _pytree.tree_leaves((args, kwargs))):
-            trace.refuse("a value shares memory with one that has been changed in place")
-        if _is_random(node):
+        if _is_random(node) and trace.is_strict:
             trace.refuse(f"{name} draws random numbers when the module evaluates")
-        value = self._call(node, name.rstrip("_"), args, kwargs)
-        self._actual[node] = self._compute(node)
-        values[node] = self._with_actual(value, self._actual[node])
-        is_changing = name.endswith("_") and not name.endswith("__")
-        if is_changing or name in VIEWS or name in UNCHANGED:
-            source = node.args[0]
-            assert isinstance(source, torch.fx.Node)
+        values[node] = self._value(node, name.rstrip("_"), args, kwargs)
+        changed = _changed_argument(node)
+        source = changed or node.args[0] if node.args else None
+        if isinstance(source, torch.fx.Node) and (changed or _is_view(node)):
             self._memory[node] = self._memory.get(source, source)
-            if is_changing and is_traced(values[source]):
-                shared = [other for other in values if self._memory.get(other, other) is self._memory[node]]
-                values |= dict.fromkeys(shared, _CHANGED) | dict.fromkeys((node, source), values[node])
+            if changed and (is_traced(values[source]) or is_traced(values[node])):
+                for other in [other for other in values if self._memory.get(other, other) is self._memory[node]]:
+                    if other not in (node, source):
+                        before = values[other]
+                        known = before.values if isinstance(before, _Changed) else (before,)
+                        values[other] = _Changed((*known, values[node]))
+                values[source] = values[node]
+
+    def _value(self, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation returns, by its operator's rule; else, unless the trace is strict, `Opaque`, where all
+        neurons and parameters that it reads are pinned."""
+        trace, problem = self._trace, ""
+        leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
+        restore = trace.saved(leaves)
+        is_computed = False
+        is_drawn = _is_random(node) and name not in FILLS and bool(leaves)
+        if _is_rounded(node) and not trace.is_strict:
+            is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
+        for pinned in () if is_drawn else self._attempts(name, leaves):
+            reads = _as_opaque((args, kwargs), self._actual, (node.args, node.kwargs)) if pinned else (args, kwargs)
+            try:
+                value = self._call(node, name, *reads)
+                if not is_computed:
+                    self._actual[node] = self._compute(node)
+                    is_computed = True
+                value = self._with_actual(value, self._actual[node])
+            except Exception as error:
+                if trace.is_strict:
+                    raise
+                problem = problem or (error.problem if isinstance(error, Refusal) else _unforeseen(error))
+                restore()
+            else:
+                if pinned:
+                    trace.pin([leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
+                return value
+        if not is_computed:
+            self._actual[node] = self._compute(node)
+        trace.pin(leaves, problem or f"{name} of what no layer describes")
+        return _opaque(self._actual[node])
+
+    def _attempts(self, name: str, leaves: Sequence[Any]) -> tuple[bool, ...]:
+        """How to read an operation: as it is, and with all activations pinned."""
+        is_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
+        if self._trace.is_strict or not leaves:
+            return (False,)
+        if name not in READS_OPAQUE:
+            return () if is_opaque else (False,)
+        return (False, True) if any(not isinstance(leaf, Elements | Opaque) for leaf in leaves) else (False,)
 
     def _compute(self, node: torch.fx.Node) -> Any:
         """What the module computes here."""
@@ -182,6 +258,7 @@ class GraphReader:
 
     def _call(self, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation returns: None where all its arguments are constants, else by its operator's rule."""
+        self._trace.claimed = None
         leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
         is_shape_alone = name in FILLS or (name in (*VIEWS, *UNCHANGED) and isinstance(args[0], Tensor))
         if not leaves or is_shape_alone:
@@ -230,6 +307,14 @@ def _is_random(node: torch.fx.Node) -> bool:
     return share != 0
 
 
+def _is_rounded(node: torch.fx.Node) -> bool:
+    """Whether an operation makes floating point numbers of 64 bits shorter: in double precision, what is claimed holds
+    to 1e-9."""
+    dtypes = [getattr(item.meta.get("val"), "dtype", None) for item in (node, *node.all_input_nodes)]
+    is_short = dtypes[0] in (torch.float32, torch.float16, torch.bfloat16)
+    return is_short and torch.float64 in dtypes[1:]
+
+
 def _is_read_elsewhere(node: torch.fx.Node) -> bool:
     """Whether others read what an operation reads, or what that is a view or a multiple of."""
     source = node.args[0] if node.args else None
@@ -240,6 +325,41 @@ def _is_read_elsewhere(node: torch.fx.Node) -> bool:
             return False
         source = next((item for item in source.args if isinstance(item, torch.fx.Node)), None)
     return False
+
+
+def _changed_argument(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The argument whose memory an operation changes."""
+    schema = getattr(node.target, "_schema", None)
+    for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.fx.Node):
+            return value
+    return None
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    """Whether the result of an operation may share memory with its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    is_alias = schema is not None and any(result.alias_info is not None for result in schema.returns)
+    return is_alias or operation(node) in (*VIEWS, *UNCHANGED)
+
+
+def _opaque(actual: Any) -> Any:
+    """What no layer describes, as a value: tensors of floating point numbers and others alike."""
+    if isinstance(actual, list | tuple):
+        return [_opaque(item) for item in actual]
+    return Opaque(actual) if isinstance(actual, Tensor) else actual
+
+
+def _as_opaque(reads: Any, actual: Mapping[torch.fx.Node, Any], nodes: Any) -> Any:
+    """Arguments of an operation with activations as `Opaque`; parameters stay."""
+    flat, structure = _pytree.tree_flatten(reads, is_leaf=is_traced)
+    sources, _ = _pytree.tree_flatten(nodes)
+    pairs = zip(flat, sources, strict=True)
+    new = [
+        Opaque(actual[source]) if is_traced(value) and not isinstance(value, Elements) else value
+        for value, source in pairs
+    ]
+    return _pytree.tree_unflatten(new, structure)
 
 
 def _cloned(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -10,23 +10,56 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.layers import TracedLayer
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, is_constant_along, size_along
+from scalegmn.interop.torch_modules.values import (
+    Elements,
+    NetworkInput,
+    Neurons,
+    Opaque,
+    Scores,
+    compact,
+    is_constant_along,
+    size_along,
+)
+
+SOURCE = -2
+"""In place of a layer, of the numbers for elements of what no layer describes."""
+
+
+class Refusal(ValueError):
+    """An operation that no layer describes.
+
+    Args:
+        place: where in the module it is.
+        problem: what is wrong.
+    """
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}; docs/architectures.md lists what can be read")
+        self.problem = problem
 
 
 class Trace:
     """The layers of a network, found operation by operation.
 
     Operators (`interop.torch_modules.operators`) read and change it; `assemble.assemble` turns it into a `NetSpec`.
+
+    Args:
+        is_strict: whether what no layer describes is refused; else the neurons that it reads are pinned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_strict: bool = True) -> None:
+        self.is_strict = is_strict
         self.layers: list[TracedLayer] = []
         self.place = ""
         """Where in the module the operation at hand is, for messages."""
         self.input: Tensor | None = None
         """[n_0] numbers of the input's neurons, once a layer has read the input."""
-        self.attended: list[Tensor] = []
-        """Neurons of queries, keys and values, one entry for each."""
+        self.attended: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Neurons of queries, keys and values of each attention."""
+        self.blocks: dict[int, tuple[Tensor, int]] = {}
+        """First neuron -> those of values that are mixed over positions, and into how many blocks they are cut."""
+        self.sources: list[Tensor] = []
+        """Numbers for the channels of what no layer describes, that layers read."""
         self.tensors: Mapping[str, Tensor] = {}
         """Parameters and buffers by name, for the check of what is read."""
         self.claimed: Tensor | None = None
@@ -34,10 +67,13 @@ class Trace:
         self._entry = torch.empty(0, dtype=torch.long)  # element of the input -> its neuron
         self._layer_of: list[int] = []  # neuron -> layer, -1 for the input
         self._is_read = torch.zeros(0, dtype=torch.bool)
+        self._is_pinned = torch.zeros(0, dtype=torch.bool)
+        self._users: dict[str, list[tuple[int, Elements]]] = {}  # parameter -> layers that have it
+        self._named: list[str] = []  # the names added to _users, in order
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raises ValueError for an operation that a parameter graph cannot represent."""
-        raise ValueError(f"{self.place}: {problem}; docs/architectures.md lists what can be read")
+        """Raises `Refusal` for an operation that no layer describes."""
+        raise Refusal(self.place, problem)
 
     # Neurons
 
@@ -45,7 +81,8 @@ class Trace:
         """Numbers for new neurons of a layer."""
         first = len(self._layer_of)
         self._layer_of += [layer] * size
-        self._is_read = torch.cat([self._is_read, torch.zeros(size, dtype=torch.bool)])
+        new = torch.zeros(size, dtype=torch.bool)
+        self._is_read, self._is_pinned = torch.cat([self._is_read, new]), torch.cat([self._is_pinned, new])
         return torch.arange(first, first + size)
 
     def layer_of(self, neuron: int | Tensor) -> int:
@@ -78,6 +115,139 @@ class Trace:
     def is_read(self, nodes: Tensor) -> bool:
         """Whether a layer, an addition or attention reads one of these neurons."""
         return bool(self._is_read[nodes].any())
+
+    # What no layer describes
+
+    def saved(self, values: Sequence[Any]) -> Callable[[], None]:
+        """A function that takes back what an operation on these values has changed."""
+        owners: set[int] = set()
+        for value in values:
+            if isinstance(value, Neurons):
+                owners |= {layer for layer in value.versions if layer >= 0}
+            elif isinstance(value, Scores):
+                owners |= {self.layer_of(nodes.flatten()[0]) for nodes in (value.queries, value.keys)}
+        copies = {owner: self.layers[owner].copy() for owner in owners if owner >= 0}
+        counts = len(self.layers), len(self.attended), len(self._named), len(self._layer_of), len(self.sources)
+        masks = self._is_read.clone(), self._is_pinned.clone()
+        reads_input = any(isinstance(value, NetworkInput) for value in values)
+        entry = self._entry.clone() if reads_input and self.input is None else None
+        had_input, blocks = self.input is not None, dict(self.blocks)
+
+        def restore() -> None:
+            del self.layers[counts[0] :], self.attended[counts[1] :], self._layer_of[counts[3] :]
+            del self.sources[counts[4] :]
+            self.blocks = dict(blocks)
+            for name in self._named[counts[2] :]:
+                self._users[name].pop()
+            del self._named[counts[2] :]
+            for owner, layer in copies.items():
+                self.layers[owner] = layer.copy()
+            self._is_read, self._is_pinned = masks[0].clone(), masks[1].clone()
+            if not had_input:
+                self.input = None
+            if entry is not None:
+                self._entry = entry.clone()
+            self.claimed = None
+
+        return restore
+
+    def pin(self, values: Sequence[Any], problem: str) -> None:
+        """Pins all neurons that something reads which no layer describes, and the parameters that it reads.
+
+        Args:
+            values: what it reads.
+            problem: what it is.
+        """
+        reason = f"{self.place}: {problem}"
+        for value in values:
+            if isinstance(value, Neurons):
+                self.pin_neurons(value.ids, reason)
+            elif isinstance(value, Scores):
+                self.pin_neurons(value.queries, reason)
+                self.pin_neurons(value.keys, reason)
+            elif isinstance(value, Elements) and not value.is_buffer:
+                self._pin_parameter(value, reason)
+
+    def pin_neurons(self, nodes: Tensor, reason: str) -> None:
+        """Pins neurons, given by their numbers in any shape; those of the input stay anyway."""
+        numbers = torch.zeros_like(self._is_pinned)
+        numbers[compact(nodes)] = True
+        self._is_pinned |= numbers
+        self._is_read |= numbers
+        for owner in {self._layer_of[number] for number in numbers.nonzero()[:, 0].tolist()}:
+            if owner >= 0 and not self.layers[owner].pinned_by:
+                self.layers[owner].pinned_by = reason
+
+    def is_pinned(self, nodes: Tensor) -> Tensor:
+        """[n] bool, which of these neurons are pinned."""
+        return self._is_pinned[nodes]
+
+    def _pin_parameter(self, elements: Elements, reason: str) -> None:
+        """Pins the neurons of all layers that have elements of a parameter, and those that they read; elements that no
+        layer has become a layer of pinned neurons with constant inputs."""
+        used = torch.zeros(self.tensors[elements.name].numel(), dtype=torch.bool)
+        index = compact(elements.index)
+        used[index.flatten()] = True
+        is_once = int(used.sum()) == index.numel()
+        for user, other in self._users.get(elements.name, ()):
+            if bool(used[other.index.flatten()].any()):
+                self.pin_layer(self.layers[user], reason)
+                used[other.index.flatten()] = False
+                is_once = False
+        if not used.any():
+            return
+        index = index.squeeze() if is_once else used.nonzero()[:, 0]
+        index = index.reshape(-1, 1) if index.ndim < 2 else index.flatten(1)
+        if self.tensors[elements.name].is_complex():  # real and imaginary parts
+            index = torch.stack([2 * index, 2 * index + 1], -1).flatten(1)
+        options = {"constant": True}
+        layer = self.new_layer(len(index), None, replace(elements, index=index, scale=1.0), options=options)
+        self.layers.append(layer)
+        self._users.setdefault(elements.name, []).append((len(self.layers) - 1, elements))
+        self._named.append(elements.name)
+        self.pin_neurons(layer.nodes, reason)
+
+    def pin_layer(self, layer: TracedLayer, reason: str) -> None:
+        """Pins the neurons of a layer, and those that it reads."""
+        layer.pinned_by = layer.pinned_by or reason
+        self.pin_neurons(layer.nodes, reason)
+        if layer.reads is not None:
+            self.pin_neurons(layer.reads, reason)
+
+    def own_parameters(self, index: int, layer: TracedLayer) -> None:
+        """Notes the parameters of a layer; refuses those that another layer has too, but for the transpose of a linear
+        layer's weight."""
+        for elements in (layer.weight, layer.bias, *(layer.statistics or ())):
+            if elements is None:
+                continue
+            if self.tensors and self.tensors[elements.name].is_complex():
+                self.refuse(f"{elements.name} has complex numbers")
+            users = self._users.setdefault(elements.name, [])
+            for first, other in users:
+                if first != index and elements.shares(other):
+                    earlier = self.layers[first]
+                    is_same = elements.scale == other.scale and layer.is_transposed(elements, earlier, other)
+                    if not is_same or len(users) > 1:
+                        kind = "weights" if elements is layer.weight else "parameters"
+                        problem = f"its {kind} are also those of {earlier.place}"
+                        self.refuse(f"{problem}; only a weight and its transpose may be shared")
+            if not any(first == index and other is elements for first, other in users):
+                users.append((index, elements))
+                self._named.append(elements.name)
+
+    def is_shared(self, layer: TracedLayer) -> bool:
+        """Whether another layer has the parameters of a layer too."""
+        parts = [elements for elements in (layer.weight, layer.bias) if elements is not None]
+        return any(
+            other is not elements and elements.shares(other)
+            for elements in parts
+            for _, other in self._users.get(elements.name, ())
+        )
+
+    def refuse_sources(self, value: Neurons) -> None:
+        """Refuses what lies beside something that no layer describes, where a layer alone may stand."""
+        if SOURCE in value.versions:
+            self.refuse("channels of layers lie beside others that no layer computes")
 
     # What is read, evaluated
 
@@ -140,7 +310,15 @@ class Trace:
             self.refuse("a layer is read both before and after its activation or an addition")
 
     def as_neurons(self, value: Any, axis: int) -> Neurons:
-        """The neurons that a layer reads, with channels along an axis; elements of the input become neurons."""
+        """The neurons that a layer reads, with channels along an axis; elements of the input, and of what no layer
+        describes, become neurons."""
+        if isinstance(value, Opaque):
+            size = value.value.shape[axis]
+            shape = [1] * value.value.ndim
+            shape[axis] = size
+            nodes = self.number_neurons(size, SOURCE)
+            self.sources.append(nodes)
+            return Neurons(nodes.reshape(shape).expand_as(value.value), {SOURCE: 0}, value=value.value)
         if isinstance(value, Neurons):
             self.check_current(value)
             return self.settled(value)
@@ -183,6 +361,7 @@ class Trace:
 
     def output_of(self, layer: TracedLayer, axis: int, shape: Sequence[int]) -> Neurons:
         """Adds a layer; returns its output, with channels along an axis."""
+        self.own_parameters(len(self.layers), layer)
         self.layers.append(layer)
         if layer.reads is not None:
             self.mark_read(layer.reads)
@@ -211,6 +390,7 @@ class Trace:
         """x + y as a residual connection into one of the two layers, one that has none yet."""
         for value in (x, y):
             self.check_current(value)
+            self.refuse_sources(value)
         x, y = self.settled(x), self.settled(y)
         x, y = (replace(value, ids=value.ids.expand(*shape)) for value in (x, y))
         axis = self.channel_axis(x)
@@ -246,6 +426,7 @@ class Trace:
             layer = self.layers[owner]
             if layer.version == 0 and torch.equal(self.channels_along(neurons, axis), layer.nodes):
                 layer.bias, layer.version = replace(elements, index=elements.index.flatten()), 1
+                self.own_parameters(owner, layer)
                 self.claim_sum(neurons.value, self.read(layer.bias), axis)
                 return replace(neurons, versions={owner: 1})
         return self.add(neurons, self.constant_layer(elements, neurons), shape)

@@ -25,6 +25,15 @@ class Elements:
     scale: float = 1.0
     """What the module multiplies the elements by before it uses them."""
 
+    def shares(self, other: Elements) -> bool:
+        """Whether elements are those of another one, too."""
+        if self.name != other.name:
+            return False
+        size = 1 + max((int(part.index.max()) for part in (self, other) if part.index.numel()), default=0)
+        used = torch.zeros(size, dtype=torch.bool)
+        used[self.index.flatten()] = True
+        return bool(used[other.index.flatten()].any())
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -71,10 +80,19 @@ class Scores:
     is_softmaxed: bool = False
 
 
+@dataclass(frozen=True)
+class Opaque:
+    """What an operation computes that no layer describes, from the input, constants, pinned neurons and pinned
+    parameters: no symmetry moves it."""
+
+    value: Any = None
+    """What the module computes, for the input of the check."""
+
+
 PREPARED = NetworkInput(torch.empty(0))
 """In place of what is computed from the input without parameters, until it is known."""
 
-TRACED = (Elements, Neurons, NetworkInput, Scores)
+TRACED = (Elements, Neurons, NetworkInput, Scores, Opaque)
 
 
 def is_traced(value: Any) -> bool:
@@ -86,7 +104,10 @@ PREPARING = ("linear", "matmul", "mm", "bmm", "add", "sub", "mul", "div", "rsub"
 """Operations that prepare the input where all else that they read is fixed."""
 
 
-FILLS = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty")
+FILLS = (
+    *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "new_empty"),
+    *("rand_like", "randn_like", "randint_like"),
+)
 """Operations that read nothing but shapes."""
 
 
@@ -115,10 +136,10 @@ def is_constant_along(ids: Tensor, axis: int) -> bool:
     """Whether the neurons are the same at all places along an axis."""
     if ids.shape[axis] == 1 or ids.stride(axis) == 0:
         return True
-    return bool((_compact(ids) == _compact(ids).narrow(axis, 0, 1)).all())
+    return bool((compact(ids) == compact(ids).narrow(axis, 0, 1)).all())
 
 
-def _compact(ids: Tensor) -> Tensor:
+def compact(ids: Tensor) -> Tensor:
     """The first element only along each axis that is broadcast."""
     for axis, stride in enumerate(ids.stride()):
         if stride == 0:

@@ -190,11 +190,12 @@ class ScaleGMN(Metanetwork):
             (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
             or not least <= depth <= self.max_hidden
             or max(a - b for a, b in zip(spec.kernel, own.kernel, strict=True)) > 0
+            or spec.num_places > own.num_places
         ):
             raise ValueError(
                 f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of {least} to "
-                f"{self.max_hidden} hidden layers (max_hidden_layers) and kernels up to "
-                f"{own.kernel[0]}x{own.kernel[1]}, found {spec}"
+                f"{self.max_hidden} hidden layers (max_hidden_layers), kernels up to "
+                f"{own.kernel[0]}x{own.kernel[1]} and pinned layers of up to {own.num_places} neurons, found {spec}"
             )
         if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
             raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")

@@ -67,6 +67,7 @@ def activated(call: Call, name: str, value: Any) -> Neurons | NetworkInput:
     if not isinstance(value, Neurons):
         trace.refuse(f"{name} is applied to a value that is not a layer's output")
     trace.check_current(value)
+    trace.refuse_sources(value)
     owners = list(value.versions)
     if owners == [-1]:
         trace.refuse(f"{name} is applied to the network's input")

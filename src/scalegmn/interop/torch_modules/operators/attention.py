@@ -31,12 +31,25 @@ def with_constants(call: Call, *values: Any) -> Scores:
         if isinstance(value, Neurons) or (isinstance(value, Elements) and not value.is_buffer):
             kind = "a parameter" if isinstance(value, Elements) else "a layer's output"
             call.trace.refuse(f"attention scores meet {kind}, expected constant masks and scales")
+        if len(scores[0].queries) > 1 and not _is_same_for_heads(call, value):
+            call.trace.refuse("attention scores meet constants that differ by head")
     return scores[0]
+
+
+def _is_same_for_heads(call: Call, value: Any) -> bool:
+    """Whether a constant is the same for all heads, which lie along the third axis from the end."""
+    if isinstance(value, Elements):
+        value = call.trace.read(value)
+    tensor = value.value if isinstance(value, NetworkInput) else value
+    if not isinstance(tensor, Tensor) or tensor.ndim < 3 or tensor.shape[-3] == 1:
+        return True
+    return bool((tensor == tensor.narrow(-3, 0, 1)).all())
 
 
 def heads_of(call: Call, neurons: Neurons) -> Tensor:
     """[heads, channels] of a value [..., T, channels]."""
     call.trace.check_current(neurons)
+    call.trace.refuse_sources(neurons)
     if not is_constant_along(neurons.ids, -2):
         call.trace.refuse("two activations are multiplied over positions, expected over the channels of each head")
     rows = neurons.ids.select(-2, 0).flatten(0, -2).tolist()
@@ -55,8 +68,8 @@ def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
     for nodes in (queries.flatten(), keys.flatten(), heads.flatten()):
         if trace.is_read(nodes):
             trace.refuse("queries, keys or values of attention are read elsewhere too")
-        trace.attended.append(nodes)
         trace.mark_read(nodes)
+    trace.attended.append((queries.flatten(), keys.flatten(), heads.flatten()))
     place = trace.layer_of(heads[0, 0])
     attention = trace.layers[place].options.setdefault("attention", {})
     attention[int(heads[0, 0])] = (queries.flatten(), keys.flatten(), len(heads))

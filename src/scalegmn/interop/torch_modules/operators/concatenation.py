@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInput, Neurons
+from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInput, Neurons, Opaque
 
 
 @operator("concatenation", "cat", "concat", "concatenate")
@@ -18,6 +18,9 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
     """Channels of several layers, or of the input, side by side, or one layer's channels at more positions."""
     trace = call.trace
     neurons = [value for value in values if isinstance(value, Neurons)]
+    is_opaque = any(isinstance(value, Opaque) for value in values)
+    if is_opaque and not neurons:
+        trace.refuse("what no layer computes is concatenated")
     if not neurons:
         if all(isinstance(value, NetworkInput) for value in values):
             return replace(values[0], index=torch.cat([value.index for value in values], axis))
@@ -25,8 +28,13 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
             return PREPARED
         trace.refuse("parameters are concatenated, expected values of layers")
     if axis % neurons[0].ids.ndim != trace.channel_axis(neurons[0]):
+        if is_opaque:
+            trace.refuse("positions are concatenated with what no layer computes")
         return concatenate_positions(call, values, axis)
-    parts = [trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput) else None for value in values]
+    parts = [
+        trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput | Opaque) else None
+        for value in values
+    ]
     versions: dict[int, int] = {}
     for part in parts:
         if part is None:

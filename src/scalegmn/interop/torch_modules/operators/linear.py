@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, is_number
+from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Opaque, is_number
 
 FAMILY = "layers with a weight"
 
@@ -109,7 +109,7 @@ def matmul(call: Call, x: Any, y: Any) -> Any:
     """x W with a parameter W; products of two activations are attention."""
     if isinstance(y, Elements) and y.index.ndim == 2:
         return weighted_layer(call, x, -1, replace(y, index=y.index.mT), None)
-    if isinstance(y, Elements) and y.index.ndim == 1 and isinstance(x, Neurons | NetworkInput):
+    if isinstance(y, Elements) and y.index.ndim == 1 and isinstance(x, Neurons | NetworkInput | Opaque):
         return single_neuron(call, x, replace(y, index=y.index[None]))
     return multiply_values(call, x, y)
 

@@ -1,0 +1,47 @@
+"""Whether a module is read exactly: the checks that all readings share."""
+
+import copy
+
+import torch
+
+from scalegmn.interop.torch_modules import from_module, to_module
+from scalegmn.networks import NetSpec
+from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
+
+
+def outputs(module, x):
+    """All numbers that a module returns."""
+    with torch.no_grad():
+        result = module(x)
+    results = result.values() if isinstance(result, dict) else result if isinstance(result, tuple) else [result]
+    return torch.cat([item.flatten() for item in results if isinstance(item, torch.Tensor)])
+
+
+def assert_exact(module, x, params, generator):
+    """Back to the bit; group elements and canonical forms leave the outputs."""
+    y = outputs(module, x)
+    assert torch.equal(outputs(to_module(params, module, x), x), y)
+    moved = [GroupElement.sample(params, generator).act(params), PhaseShift.sample(params, generator).act(params)]
+    for other in (*moved, canonicalize_phase(params), canonicalize_scale(params)):
+        torch.testing.assert_close(outputs(to_module(other, module, x), x), y, rtol=1e-9, atol=1e-9)
+
+
+def assert_complete(module, x, params, generator):
+    """A module with all other parameters, read and written into this one, is that module."""
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    others = from_module(other, x)
+    assert others.spec == params.spec
+    assert torch.equal(outputs(to_module(others, module, x), x), outputs(other, x))
+
+
+def assert_read(module, x, generator):
+    """Exact, complete, with a spec that comes back from its dictionary."""
+    params = from_module(module, x)
+    assert_exact(module, x, params, generator)
+    assert_complete(module, x, params, generator)
+    assert NetSpec.from_dict(params.spec.to_dict()) == params.spec
+    return params
