@@ -72,7 +72,8 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
     """Which hidden neurons must be permuted together; those that may not be permuted at all are in no class.
 
     A residual connection adds channel c to channel c; a normalisation layer or a depthwise convolution reads one
-    channel for each; attention multiplies channel c of queries and of keys; a tied layer has the columns of another
+    channel for each, as layers do that are `coupled` to others; attention multiplies channel c of queries and of keys;
+    a tied layer has the columns of another
     one's rows: the two have one permutation. So channel c of all layers that are so joined, among those that have
     a channel c, is one component. Two components can be exchanged if and only if they consist of the same layers;
     these are one class, and their channels are a range, since layers only drop out as c grows. Blocks of channels
@@ -85,6 +86,7 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
     for index, layer in enumerate(spec.layers):
         if layer.is_diagonal and not layer.constant:
             links.append(Residual(spec.sender(index), index, layer.out_dim))
+        links += [Residual(source, index, layer.out_dim) for source in layer.coupled or ()]
         if layer.attention is not None:
             query, key, _ = layer.attention
             links.append(Residual(key, query, spec.layers[query].out_dim))
@@ -201,13 +203,16 @@ def layers_without_scalars(spec: NetSpec) -> frozenset[int]:
 
 def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
     """Layers that layer and group norms read, whose mean and variance mix channels; layers without weights, and what
-    those that are no norms read."""
+    those that are no norms read; those that say so (`LayerSpec.unscaled`)."""
     read = {
         spec.sender(index)
         for index, layer in enumerate(spec.layers)
         if layer.norm in ("layer", "group") or (layer.norm is None and not layer.affine)
     }
-    return frozenset(read | {index for index, layer in enumerate(spec.layers) if not layer.affine})
+    coupled = {source for layer in spec.layers for source in layer.coupled or ()}
+    return frozenset(
+        read | coupled | {index for index, layer in enumerate(spec.layers) if not layer.affine or layer.unscaled}
+    )
 
 
 def class_symmetry(

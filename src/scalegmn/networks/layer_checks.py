@@ -46,6 +46,9 @@ def check_layer(spec: NetSpec, index: int) -> None:
                 f"attention: found {heads} heads for queries and keys of widths {sorted(widths)} and values of width "
                 f"{layer.out_dim}, expected equal widths of queries and keys, all divisible by the heads",
             )
+    for source in layer.coupled or ():
+        if spec.width(source) != layer.out_dim:
+            _refuse(index, f"coupled: layer {source} has {spec.width(source)} neurons, expected {layer.out_dim}")
     added = spec.layers[layer.residual] if spec.is_chain and layer.residual not in (None, -1) else layer
     if (layer.kernel is None) != (added.kernel is None):
         _refuse(index, f"residual: found {layer.residual}, but only one of the two layers is a convolution")
@@ -61,6 +64,8 @@ def _check_sizes(index: int, layer: LayerSpec) -> None:
         )
     if layer.blocks < 1 or layer.out_dim % layer.blocks:
         _refuse(index, f"blocks: found {layer.blocks} of {layer.out_dim} channels, expected a divisor")
+    if layer.coupled is not None and layer.affine:
+        _refuse(index, "coupled: found for a layer with weights, expected affine false")
     if layer.opaque and not layer.constant:
         _refuse(index, "opaque: found true for a layer that reads others, expected constant inputs")
     if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups):
@@ -74,6 +79,7 @@ def _check_sources(index: int, layer: LayerSpec) -> None:
     sources = {"reads": layer.reads, "residual": layer.residual, "tied": layer.tied}
     if layer.attention is not None:
         sources |= {"query": layer.attention[0], "key": layer.attention[1]}
+    sources |= {f"coupled {place}": source for place, source in enumerate(layer.coupled or ())}
     for name, source in sources.items():
         lowest = -1 if name in ("reads", "residual") else 0
         if source is not None and source not in range(lowest, index):

@@ -44,6 +44,9 @@ class LayerSpec:
             describes reads them.
         opaque: its constant inputs are computed, from the network's input and from pinned neurons, by operations that
             no layer describes.
+        coupled: it has no weights, and is computed channel by channel, alike for all, from the layer that it reads and
+            from these earlier ones, by operations that no activation describes; None: it is not.
+        unscaled: no scalar but 1 commutes with what reads it.
         blocks: its channels are cut into so many blocks, which stay; channels are permuted within each.
     """
 
@@ -68,6 +71,8 @@ class LayerSpec:
     pinned: bool = False
     opaque: bool = False
     blocks: int = 1
+    coupled: tuple[int, ...] | None = None
+    unscaled: bool = False
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -86,6 +91,8 @@ class LayerSpec:
             and not self.constant
             and not self.pinned
             and self.blocks == 1
+            and self.coupled is None
+            and not self.unscaled
             and not self.residual_after
             and self.groups == 1
         )

@@ -82,8 +82,8 @@ class NetSpec:
         layers = []
         for layer in content["layers"]:
             options: dict[str, Any] = dict(layer)
-            for key in ("kernel", "attention"):
-                if options.get(key):
+            for key in ("kernel", "attention", "coupled"):
+                if options.get(key) is not None:
                     options[key] = tuple(options[key])
             layers.append(LayerSpec(**options))
         return cls(tuple(layers), tuple(content.get("extra_activations", ())))

@@ -265,13 +265,15 @@ def is_sine(params: NetParams) -> Tensor:
 
 def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
     """Half-turns per hidden layer; none where something else than weights reads the neuron, where the maximum of its
-    values is read, of pinned neurons, and where a residual connection is added after the activation."""
+    values is read, of pinned neurons, without a bias, where no scalar commutes with what reads the neuron, and where a
+    residual connection is added after the activation."""
     for source, receiver, channels in spec.residuals:
         for layer in {source} | ({receiver} if spec.layers[receiver].residual_after else set()):
             if layer in range(len(turns)):
                 turns[layer][:, :channels] = 0
     for index, layer in enumerate(spec.layers):
-        if (layer.maximum or layer.pinned) and index < len(turns):
+        is_bound = layer.maximum or layer.pinned or layer.unscaled or not layer.bias
+        if is_bound and index < len(turns):
             turns[index].zero_()
         for reads in (*(layer.attention or ())[:2], *([spec.sender(index)] if layer.norm else [])):
             if reads >= 0:

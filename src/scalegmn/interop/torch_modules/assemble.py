@@ -28,6 +28,7 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
             no spec describes.
     """
     _choose_output(trace, results)
+    _remove_unread(trace)
     layers = list(_side_by_side_resolved(trace, _values_after_keys(list(_cut(trace)))))
     if not layers:
         raise ValueError("expected a module with weights, found none that its output depends on")
@@ -78,6 +79,21 @@ def _output_problem(trace: Trace, result: Any) -> str:
     return ""
 
 
+def _remove_unread(trace: Trace) -> None:
+    """Removes layers without weights that no layer reads: those of operations that others of their kind follow."""
+    kept: list[TracedLayer] = []
+    read: set[int] = {number for triple in trace.attended for nodes in triple for number in nodes.tolist()}
+    read |= {number for nodes, _ in trace.blocks.values() for number in nodes.tolist()}
+    for layer in reversed(trace.layers):
+        if layer.coupled is not None and kept and not read & set(layer.nodes.tolist()):
+            continue
+        kept.append(layer)
+        for nodes in (layer.reads, layer.residual, *(layer.coupled or ())):
+            if nodes is not None:
+                read |= set(nodes.tolist())
+    trace.layers[:] = reversed(kept)
+
+
 def _layer_spec(
     trace: Trace, layers: Sequence[TracedLayer], index: int, layer_of: dict[int, int], tied: int | None
 ) -> LayerSpec:
@@ -101,6 +117,10 @@ def _layer_spec(
         options["reads"] = None if reads == index - 1 else reads
     if layer.residual is not None:
         options["residual"] = layer_of[int(layer.residual[0])]
+    if layer.coupled is not None:
+        options["coupled"] = tuple(layer_of[int(nodes[0])] for nodes in layer.coupled)
+    if trace.is_aligned(layer.nodes) and not options.get("pinned") and index < len(layers) - 1:
+        options["unscaled"] = True
     attention = options.pop("attention", None)
     if attention:
         ((queries, keys, heads),) = attention.values()
@@ -169,21 +189,29 @@ def _cut(trace: Trace) -> Iterator[TracedLayer]:
     """The layers, those that compute several of queries, keys and values, or pinned neurons beside others, cut into a
     layer for each. Where that cannot be, the neurons are pinned."""
     owner = {number: layer for layer in trace.layers for number in layer.nodes.tolist()}
-    aligned = _aligned(trace)
-    is_cuttable = {id(layer): _is_cuttable(trace, layer, aligned) for layer in trace.layers}
+    sets, sets_of = _read_together(trace)
     parts: dict[int, list[Tensor]] = {id(layer): [] for layer in trace.layers}
 
     def is_part(nodes: Tensor) -> bool:
         layer = owner[int(nodes[0])]
-        if any(owner[number] is not layer for number in nodes.tolist()):
+        if torch.equal(nodes, layer.nodes):
+            return _fits(nodes, parts[id(layer)])
+        numbers = set(nodes.tolist())
+        if any(owner[number] is not layer for number in numbers) or not _is_cuttable(trace, layer):
             return False
-        return is_cuttable[id(layer)] or torch.equal(nodes, layer.nodes)
+        together = {place for number in numbers for place in sets_of.get(number, ())}
+        return all(sets[place] <= numbers for place in together) and _fits(nodes, parts[id(layer)])
+
+    def take(nodes: Tensor) -> None:
+        known = parts[id(owner[int(nodes[0])])]
+        if not any(torch.equal(nodes, part) for part in known):
+            known.append(nodes)
 
     for queries, keys, values in trace.attended:
         layer = owner[int(values[0])]
         if all(map(is_part, (queries, keys, values))):
             for nodes in (queries, keys, values):
-                parts[id(owner[int(nodes[0])])].append(nodes)
+                take(nodes)
         else:
             problem = "queries, keys or values are a part of a layer with groups or an addition"
             _pin_or_refuse(trace, layer, problem, queries, keys, values)
@@ -191,13 +219,25 @@ def _cut(trace: Trace) -> Iterator[TracedLayer]:
     for first, (nodes, _) in list(trace.blocks.items()):
         layer = owner[first]
         if is_part(nodes):
-            parts[id(layer)].append(nodes)
+            take(nodes)
         else:
             problem = "values that are mixed over positions are a part of a layer with groups or an addition"
             _pin_or_refuse(trace, layer, problem, nodes)
             del trace.blocks[first]
+    for nodes in trace.parts:
+        if int(nodes[0]) not in owner:  # of a layer that nothing reads
+            continue
+        if is_part(nodes):
+            take(nodes)
+        else:
+            problem = "channels that meet others are a part of a layer that cannot be cut"
+            _pin_or_refuse(trace, owner[int(nodes[0])], problem, nodes)
     for layer in trace.layers:
-        yield from _parts_of(trace, layer, parts[id(layer)], is_cuttable[id(layer)])
+        inside = {number for nodes in parts[id(layer)] for number in nodes.tolist()}
+        rest = torch.tensor([number for number in layer.nodes.tolist() if number not in inside], dtype=torch.long)
+        pinned = rest[trace.is_pinned(rest)]
+        is_cut = 0 < len(pinned) < len(rest) and is_part(pinned)
+        yield from _parts_of(trace, layer, parts[id(layer)], rest, is_cut)
 
 
 def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
@@ -215,13 +255,20 @@ def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
     return [*ordered, *(layer for _, layer in waiting)]
 
 
-def _parts_of(trace: Trace, layer: TracedLayer, parts: Sequence[Tensor], is_cuttable: bool) -> Iterator[TracedLayer]:
-    """A layer in parts: given ones and, of its other neurons, pinned ones and others."""
+def _fits(nodes: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether neurons are one of the parts of a layer, or in none of them."""
+    if any(torch.equal(nodes, part) for part in parts):
+        return True
+    return not {number for part in parts for number in part.tolist()} & set(nodes.tolist())
+
+
+def _parts_of(
+    trace: Trace, layer: TracedLayer, parts: Sequence[Tensor], rest: Tensor, is_cut: bool
+) -> Iterator[TracedLayer]:
+    """A layer in parts: given ones and, if `is_cut`, of its other neurons pinned ones and others."""
     numbers = layer.nodes.tolist()
-    inside = {number for nodes in parts for number in nodes.tolist()}
-    rest = torch.tensor([number for number in numbers if number not in inside], dtype=torch.long)
     is_pinned = trace.is_pinned(rest)
-    others = [rest[is_pinned], rest[~is_pinned]] if is_cuttable else [rest]
+    others = [rest[is_pinned], rest[~is_pinned]] if is_cut else [rest]
     place = {number: index for index, number in enumerate(numbers)}
     attention = layer.options.get("attention", {})
     for nodes in [*parts, *(nodes for nodes in others if len(nodes))]:
@@ -237,17 +284,23 @@ def _parts_of(trace: Trace, layer: TracedLayer, parts: Sequence[Tensor], is_cutt
             yield layer.rows(torch.tensor([place[number] for number in nodes.tolist()]), nodes, options=options)
 
 
-def _aligned(trace: Trace) -> set[int]:
-    """Neurons that a layer reads channel by channel, or that are added to others."""
-    sets = [layer.residual for layer in trace.layers]
-    sets += [layer.reads for layer in trace.layers if layer.options.get("groups", 1) > 1]
-    return {number for nodes in sets if nodes is not None for number in nodes.tolist()}
+def _read_together(trace: Trace) -> tuple[list[set[int]], dict[int, list[int]]]:
+    """Sets of neurons that a layer reads channel by channel, or that are added to others; neuron -> places of those
+    that it is in."""
+    tensors = [layer.residual for layer in trace.layers]
+    tensors += [layer.reads for layer in trace.layers if layer.options.get("groups", 1) > 1]
+    tensors += [nodes for layer in trace.layers for nodes in layer.coupled or ()]
+    sets = [set(nodes.tolist()) for nodes in tensors if nodes is not None]
+    places: dict[int, list[int]] = {}
+    for place, numbers in enumerate(sets):
+        for number in numbers:
+            places.setdefault(number, []).append(place)
+    return sets, places
 
 
-def _is_cuttable(trace: Trace, layer: TracedLayer, aligned: set[int]) -> bool:
+def _is_cuttable(trace: Trace, layer: TracedLayer) -> bool:
     """Whether some neurons of a layer can be a layer of their own."""
-    is_alone = layer.residual is None and layer.options.get("groups", 1) == 1 and not trace.is_shared(layer)
-    return is_alone and not any(number in aligned for number in layer.nodes.tolist())
+    return layer.residual is None and layer.options.get("groups", 1) == 1 and not trace.is_shared(layer)
 
 
 # Layers that read several layers
@@ -262,12 +315,13 @@ def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Itera
             owners |= dict.fromkeys(nodes.tolist(), nodes)
     for layer in layers:
         try:
-            for nodes in (layer.reads, layer.residual):
+            for nodes in (layer.reads, layer.residual, *(layer.coupled or ())):
                 if nodes is not None:
                     _check_order(layer, nodes, owners)
             parts = _parts(trace, layer, owners)
         except _Unresolved as error:
-            read = [nodes for nodes in (layer.reads, layer.residual) if nodes is not None]
+            everything = (layer.reads, layer.residual, *(layer.coupled or ()))
+            read = [nodes for nodes in everything if nodes is not None]
             _pin_or_refuse(trace, layer, str(error), *read)
             if layer.residual is not None:
                 _pin_or_refuse(trace, layer, str(error), layer.nodes)
@@ -288,7 +342,7 @@ def _reading_opaque(trace: Trace, layer: TracedLayer) -> TracedLayer:
     """A layer that reads what it reads as constant inputs; channel by channel, its neurons stay."""
     if layer.options.get("groups", 1) > 1:
         trace.pin_neurons(layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
-    return replace(layer, reads=None, options={**layer.options, "constant": True, "opaque": True})
+    return replace(layer, reads=None, coupled=None, options={**layer.options, "constant": True, "opaque": True})
 
 
 def _parts(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> list[TracedLayer]:
@@ -341,8 +395,8 @@ def _check_order(layer: TracedLayer, nodes: Tensor, owners: dict[int, Tensor]) -
     """Refuses a part of a layer, and, where channels stand for channels, another order than the layer's."""
     known = {id(owners[neuron]): owners[neuron] for neuron in nodes.tolist() if neuron in owners}
     is_whole = sum(map(len, known.values())) in (0, len(nodes))
-    is_aligned = nodes is layer.residual or layer.options.get("groups", 1) > 1
+    is_aligned = nodes is not layer.reads or layer.options.get("groups", 1) > 1 or layer.coupled is not None
     if not is_whole or (is_aligned and known and not torch.equal(torch.cat(list(known.values())), nodes)):
         raise _Unresolved("reads a part of a layer, or its channels in another order")
-    if nodes is layer.residual and len(known) != 1:
-        raise _Unresolved("several layers side by side are added to a layer")
+    if (nodes is not layer.reads or layer.coupled is not None) and len(known) != 1:
+        raise _Unresolved("several layers side by side are added to a layer, or meet its channels")

@@ -41,6 +41,10 @@ class TracedLayer:
     pinned_by: str = ""
     """What reads its neurons that no layer describes, and where."""
 
+    coupled: tuple[Tensor, ...] | None = None
+    """Of what an operation computes alike for all channels: numbers of further neurons that it reads, in the order of
+    those that the layer reads."""
+
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `LayerSpec`."""
 

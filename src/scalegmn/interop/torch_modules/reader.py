@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.assemble import assemble
+from scalegmn.interop.torch_modules.channelwise import as_layer, computed_alike
 from scalegmn.interop.torch_modules.execution import (
     as_dtype,
     check_dtype,
@@ -25,6 +26,7 @@ from scalegmn.interop.torch_modules.execution import (
 )
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
+from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
 from scalegmn.interop.torch_modules.trace import Refusal, Trace
@@ -46,6 +48,15 @@ READS_OPAQUE = (
     *("batch_norm", "layer_norm", "rms_norm", "group_norm"),
 )
 """Operations whose layers may read what no layer describes."""
+
+
+MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
+"""Operations that mix the positions of an argument, channel by channel -> its place."""
+
+AS_IT_IS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "alike", "as layers", "mixed", "opaque"
+"""Ways to read an operation: by its operator's rule; as one that computes each channel alike; by its rule, with what is
+computed from layers as layers without weights; as one that mixes positions, with all but its last argument pinned; by
+its rule, with all activations pinned."""
 
 
 @dataclass(frozen=True)
@@ -220,10 +231,9 @@ class GraphReader:
         is_drawn = _is_random(node) and name not in FILLS and bool(leaves)
         if _is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
-        for pinned in () if is_drawn else self._attempts(name, leaves):
-            reads = _as_opaque((args, kwargs), self._actual, (node.args, node.kwargs)) if pinned else (args, kwargs)
+        for way in () if is_drawn else self._attempts(name, leaves):
             try:
-                value = self._call(node, name, *reads)
+                value = self._read_as(way, node, name, args, kwargs)
                 if not is_computed:
                     self._actual[node] = self._compute(node)
                     is_computed = True
@@ -234,22 +244,61 @@ class GraphReader:
                 problem = problem or (error.problem if isinstance(error, Refusal) else _unforeseen(error))
                 restore()
             else:
-                if pinned:
+                if way == OPAQUE:
                     trace.pin([leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
+                elif way == MIXED:
+                    trace.pin([leaf for leaf in leaves if leaf is not args[MIXES[name]]], problem)
                 return value
         if not is_computed:
             self._actual[node] = self._compute(node)
         trace.pin(leaves, problem or f"{name} of what no layer describes")
         return _opaque(self._actual[node])
 
-    def _attempts(self, name: str, leaves: Sequence[Any]) -> tuple[bool, ...]:
-        """How to read an operation: as it is, and with all activations pinned."""
-        is_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
+    def _attempts(self, name: str, leaves: Sequence[Any]) -> list[str]:
+        """In which ways to try to read an operation."""
         if self._trace.is_strict or not leaves:
-            return (False,)
-        if name not in READS_OPAQUE:
-            return () if is_opaque else (False,)
-        return (False, True) if any(not isinstance(leaf, Elements | Opaque) for leaf in leaves) else (False,)
+            return [AS_IT_IS]
+        has_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
+        neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
+        ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
+        if neurons and name not in READS_OPAQUE:
+            ways.append(ALIKE)
+        if neurons and (not has_opaque or name in READS_OPAQUE):
+            ways.append(AS_LAYERS)
+        if name in MIXES:
+            ways.append(MIXED)
+        if name in READS_OPAQUE and any(not isinstance(leaf, Elements | Opaque) for leaf in leaves):
+            ways.append(OPAQUE)
+        return ways
+
+    def _read_as(self, way: str, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of an operation that is read in one of the ways of `_attempts`."""
+        trace = self._trace
+        nodes = (node.args, node.kwargs)
+        if way == ALIKE:
+            actual = torch.fx.map_arg(nodes, self._actual.__getitem__)
+            return computed_alike(trace, node.target, args, kwargs, actual, node.meta["val"])
+        if way == AS_LAYERS:
+            is_new = False
+
+            def as_layers(value: Any) -> Any:
+                nonlocal is_new
+                if not isinstance(value, Neurons) or not trace.is_derived(value):
+                    return value
+                is_new = True
+                return as_layer(trace, value)
+
+            args, kwargs = _pytree.tree_map(as_layers, (args, kwargs), is_leaf=is_traced)
+            if not is_new:
+                trace.refuse("no value is computed from others of its layer")
+        if way == OPAQUE:
+            args, kwargs = _as_opaque((args, kwargs), self._actual, nodes)
+        if way == MIXED:
+            place = MIXES[name]
+            if any(leaf is args[place] for leaf in args[:place]) or not isinstance(args[place], Neurons):
+                trace.refuse("a product of a value with itself")
+            return mixed_over_positions(trace, args[place], node.meta["val"].shape)
+        return self._call(node, name, args, kwargs)
 
     def _compute(self, node: torch.fx.Node) -> Any:
         """What the module computes here."""

@@ -68,6 +68,9 @@ class Trace:
         self._layer_of: list[int] = []  # neuron -> layer, -1 for the input
         self._is_read = torch.zeros(0, dtype=torch.bool)
         self._is_pinned = torch.zeros(0, dtype=torch.bool)
+        self._is_aligned = torch.zeros(0, dtype=torch.bool)
+        self.parts: list[Tensor] = []
+        """Neurons that operations read which compute each channel alike, one entry for each."""
         self._users: dict[str, list[tuple[int, Elements]]] = {}  # parameter -> layers that have it
         self._named: list[str] = []  # the names added to _users, in order
 
@@ -83,6 +86,7 @@ class Trace:
         self._layer_of += [layer] * size
         new = torch.zeros(size, dtype=torch.bool)
         self._is_read, self._is_pinned = torch.cat([self._is_read, new]), torch.cat([self._is_pinned, new])
+        self._is_aligned = torch.cat([self._is_aligned, new])
         return torch.arange(first, first + size)
 
     def layer_of(self, neuron: int | Tensor) -> int:
@@ -128,7 +132,7 @@ class Trace:
                 owners |= {self.layer_of(nodes.flatten()[0]) for nodes in (value.queries, value.keys)}
         copies = {owner: self.layers[owner].copy() for owner in owners if owner >= 0}
         counts = len(self.layers), len(self.attended), len(self._named), len(self._layer_of), len(self.sources)
-        masks = self._is_read.clone(), self._is_pinned.clone()
+        masks, num_parts = (self._is_read.clone(), self._is_pinned.clone(), self._is_aligned.clone()), len(self.parts)
         reads_input = any(isinstance(value, NetworkInput) for value in values)
         entry = self._entry.clone() if reads_input and self.input is None else None
         had_input, blocks = self.input is not None, dict(self.blocks)
@@ -142,7 +146,8 @@ class Trace:
             del self._named[counts[2] :]
             for owner, layer in copies.items():
                 self.layers[owner] = layer.copy()
-            self._is_read, self._is_pinned = masks[0].clone(), masks[1].clone()
+            self._is_read, self._is_pinned, self._is_aligned = (mask.clone() for mask in masks)
+            del self.parts[num_parts:]
             if not had_input:
                 self.input = None
             if entry is not None:
@@ -172,6 +177,12 @@ class Trace:
         """Pins neurons, given by their numbers in any shape; those of the input stay anyway."""
         numbers = torch.zeros_like(self._is_pinned)
         numbers[compact(nodes)] = True
+        for owner in {self._layer_of[number] for number in numbers.nonzero()[:, 0].tolist()}:
+            if owner >= 0 and self.layers[owner].coupled is not None:
+                layer = self.layers[owner]
+                assert layer.reads is not None, "it reads other layers"
+                for part in (layer.reads, *layer.coupled):
+                    self.pin_neurons(part[numbers[layer.nodes]], reason)
         self._is_pinned |= numbers
         self._is_read |= numbers
         for owner in {self._layer_of[number] for number in numbers.nonzero()[:, 0].tolist()}:
@@ -234,6 +245,78 @@ class Trace:
             if not any(first == index and other is elements for first, other in users):
                 users.append((index, elements))
                 self._named.append(elements.name)
+
+    # What is computed alike for all channels
+
+    def is_derived(self, value: Neurons) -> bool:
+        """Whether a value is another than what its layers compute at the end, but the same function for all
+        channels."""
+        if value.is_output:
+            return value.is_uniform
+        return value.factor != 1 or any(
+            layer >= 0 and self.layers[layer].version != version for layer, version in value.versions.items()
+        )
+
+    def aligned_channels(self, values: Sequence[Neurons], ids: Sequence[Tensor], axes: Sequence[int]) -> list[Tensor]:
+        """[n] neurons of each of several values that stand in the same places, each with one of each other value.
+
+        Args:
+            values: the values.
+            ids: their neurons, in one shape.
+            axes: those along which they differ.
+        """
+        for value in values:
+            self.refuse_sources(value)
+            if -1 in value.versions or (value.is_output and not value.is_uniform):
+                self.refuse("channels of a layer meet those of the input, or constants that differ by channel")
+        rows = []
+        for item in ids:
+            for axis in range(item.ndim):
+                if axis not in axes:
+                    item = item.narrow(axis, 0, 1)
+            rows.append(item.reshape(-1))
+        columns = list(torch.stack(rows).unique(dim=1))
+        if any(len(column.unique()) < len(column) for column in columns):
+            self.refuse("channels meet in an unknown order")
+        for column in columns:
+            if len({self.layer_of(neuron) for neuron in column.tolist()}) > 1:
+                self.refuse("an operation on several layers side by side")
+        return columns
+
+    def without_coupled(self, columns: Sequence[Tensor]) -> list[Tensor]:
+        """The neurons of layers with weights that aligned neurons are computed from, each once."""
+        sources: list[Tensor] = []
+        for column in columns:
+            layer = self.layers[self.layer_of(column[0])]
+            nodes = [column]
+            if layer.coupled is not None and layer.bias is None and layer.residual is None:
+                place = torch.zeros(int(layer.nodes.max()) + 1, dtype=torch.long)
+                place[layer.nodes] = torch.arange(len(layer.nodes))
+                assert layer.reads is not None
+                nodes = [part[place[column]] for part in (layer.reads, *layer.coupled)]
+            sources += [part for part in nodes if not any(torch.equal(part, other) for other in sources)]
+        numbers = torch.cat(sources)
+        if len(numbers.unique()) < len(numbers):
+            self.refuse("channels of one layer meet in another order")
+        return sources
+
+    def mark_aligned(self, nodes: Tensor) -> None:
+        """Notes that an operation reads these neurons that computes each channel alike: no scalar commutes with it."""
+        self._is_aligned[nodes] = True
+        self.mark_read(nodes)
+        if not any(torch.equal(nodes, part) for part in self.parts if part[0] == nodes[0]):
+            self.parts.append(nodes)
+
+    def is_aligned(self, nodes: Tensor) -> bool:
+        """Whether an operation reads one of these neurons that computes each channel alike."""
+        return bool(self._is_aligned[nodes].any())
+
+    def add_layer(self, layer: TracedLayer) -> None:
+        """Adds a layer to the network."""
+        self.own_parameters(len(self.layers), layer)
+        self.layers.append(layer)
+        if layer.reads is not None:
+            self.mark_read(layer.reads)
 
     def is_shared(self, layer: TracedLayer) -> bool:
         """Whether another layer has the parameters of a layer too."""
@@ -361,10 +444,7 @@ class Trace:
 
     def output_of(self, layer: TracedLayer, axis: int, shape: Sequence[int]) -> Neurons:
         """Adds a layer; returns its output, with channels along an axis."""
-        self.own_parameters(len(self.layers), layer)
-        self.layers.append(layer)
-        if layer.reads is not None:
-            self.mark_read(layer.reads)
+        self.add_layer(layer)
         view = [1] * len(shape)
         view[axis] = len(layer.nodes)
         return Neurons(layer.nodes.reshape(view).expand(*shape), {len(self.layers) - 1: 0})
@@ -399,7 +479,9 @@ class Trace:
         def is_free(value: Neurons, along: Tensor) -> bool:
             (owner, *others) = value.versions
             is_whole = not others and owner >= 0 and torch.equal(along, self.layers[owner].nodes)
-            return is_whole and self.layers[owner].residual is None and not self.is_read(along)
+            if not is_whole or self.layers[owner].coupled is not None:
+                return False
+            return self.layers[owner].residual is None and not self.is_read(along)
 
         receivers = [pair for pair in ((y, second, first), (x, first, second)) if is_free(*pair[:2])]
         receivers.sort(key=lambda pair: -max(pair[0].versions))

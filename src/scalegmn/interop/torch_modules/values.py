@@ -51,6 +51,9 @@ class Neurons:
     is_output: bool = False
     """Whether a softmax or an offset has been applied, after which no layer may read the value."""
 
+    is_uniform: bool = False
+    """Whether what has been applied to an output is the same for all channels."""
+
     value: Tensor | None = None
     """The outputs of the neurons, without the factor, for the parameters and the input of the check."""
 

@@ -53,7 +53,7 @@ def bound(call: Call, value: Any, *args: Any, **kwargs: Any) -> Neurons | Networ
     is_used = isinstance(value, Neurons) and any(call.trace.is_activated(owner) for owner in value.versions)
     if not isinstance(value, Neurons) or (name and not is_used and not value.is_output):
         return activated(call, name or call.name, value)
-    return replace(value, is_output=True)
+    return replace(value, is_output=True, is_uniform=value.is_uniform or not value.is_output)
 
 
 _BOUND_KEYS = (("min", "min_val"), ("max", "max_val"))

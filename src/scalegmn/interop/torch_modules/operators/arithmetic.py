@@ -43,7 +43,8 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     if any(value.is_output for value in neurons):
         if not (others and is_constant(others[0])):
             trace.check_current(next(value for value in neurons if value.is_output))
-        return neurons[0]
+        is_uniform = neurons[0].is_uniform and bool(others) and is_number(others[0])
+        return replace(neurons[0], is_uniform=is_uniform)
     if not others:
         result = trace.add(x, y, call.shape)
     elif isinstance(others[0], Elements):
@@ -54,7 +55,7 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     elif is_number(others[0]) and float(others[0]) == 0:  # Python's sum
         return neurons[0]
     else:
-        return replace(neurons[0], is_output=True)
+        return replace(neurons[0], is_output=True, is_uniform=is_number(others[0]))
     terms = [value.value * value.factor for value in (*neurons, *others) if value.value is not None]
     trace.claimed = sum(terms[1:], terms[0]) if len(terms) == 2 else None
     return result
@@ -86,7 +87,7 @@ def multiply(call: Call, x: Any, y: Any) -> Any:
         return with_constants(call, x, y)
     for value, other in ((x, y), (y, x)):
         if isinstance(value, Neurons) and value.is_output and is_constant(other):
-            return value
+            return replace(value, is_uniform=value.is_uniform and is_number(other))
         if isinstance(value, Neurons | Elements) and is_number(other):
             factor = float(other)
             if isinstance(value, Elements):
@@ -115,7 +116,7 @@ def divide(call: Call, x: Any, y: Any, rounding_mode: str | None = None) -> Any:
     if isinstance(x, Scores):
         return with_constants(call, x, y)
     if isinstance(x, Neurons) and x.is_output and is_constant(y):
-        return x
+        return replace(x, is_uniform=x.is_uniform and is_number(y))
     if not isinstance(x, Neurons | Elements) or is_traced(y):
         prepared(call, x, y)
     if not is_number(y):

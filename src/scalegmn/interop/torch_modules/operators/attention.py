@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import (
     Elements,
     NetworkInput,
@@ -76,6 +78,31 @@ def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
     return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*call.shape))
 
 
+def mixed_over_positions(trace: Trace, values: Neurons, shape: Sequence[int]) -> Neurons:
+    """Sums of a layer's values at several positions, with weights that no symmetry moves: channels stay channels, and
+    their blocks stay where they are, as their weights may differ.
+
+    Args:
+        trace: the layers so far.
+        values: [..., S, channels].
+        shape: of the result.
+    """
+    trace.check_current(values)
+    trace.refuse_sources(values)
+    if -1 in values.versions or values.ids.ndim < 2 or not is_constant_along(values.ids, -2):
+        trace.refuse("a matrix product over channels, with what no layer computes")
+    rows = torch.tensor(list(dict.fromkeys(map(tuple, values.ids.select(-2, 0).flatten(0, -2).tolist()))))
+    nodes = rows.flatten()
+    if len(nodes.unique()) < len(nodes) or len({trace.layer_of(node) for node in nodes.tolist()}) > 1:
+        trace.refuse("values of several layers, or of channels in several blocks, are mixed")
+    if len(rows) > 1:
+        known, blocks = trace.blocks.setdefault(int(nodes[0]), (nodes, len(rows)))
+        if blocks != len(rows) or not torch.equal(known, nodes):
+            trace.refuse("values are mixed in several blocks")
+    trace.mark_read(nodes)
+    return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*shape))
+
+
 def multiply_values(call: Call, x: Any, y: Any) -> Any:
     """A product of two activations: of queries and keys, or of attention weights and values."""
     if isinstance(x, Neurons) and isinstance(y, Neurons):
@@ -107,7 +134,10 @@ def softmax(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
         call.trace.refuse("a softmax of a value that is not a layer's output")
     if x.factor != 1:
         x = call.trace.settled(x)
-    return replace(x, is_output=True)
+    axis = (args[0] if args else kwargs["dim"]) % x.ids.ndim
+    varying = {other for other in range(x.ids.ndim) if not is_constant_along(x.ids, other)}
+    is_uniform = (x.is_uniform or not x.is_output) and (varying <= {axis} or axis not in varying)
+    return replace(x, is_output=True, is_uniform=is_uniform)
 
 
 @operator(FAMILY, "masked_fill", reads_input=False)

@@ -1,0 +1,175 @@
+"""Operations that compute each channel alike, from the same channel of one or several layers.
+
+Elementwise functions of any kind, products of gates, softmaxes and norms that are written out: whatever they are, they
+commute with permutations of the channels, if these are the same for all layers that are read. So they become layers
+without weights, that are coupled to what they read (`LayerSpec.coupled`). Functions of all channels that do not depend
+on their order (means, maxima) are invariant. No scalar commutes with any of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from scalegmn.interop.torch_modules.trace import Trace
+from scalegmn.interop.torch_modules.values import Elements, Neurons, Opaque, Scores, is_constant_along, is_traced
+
+ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
+"""Operations that keep the shape: along channels the first four treat all alike; along positions all do."""
+
+OF_ALL = (
+    *("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "var_mean"),
+    *("max", "min"),
+)
+"""Operations that reduce an axis, and do not depend on the order of what they reduce."""
+
+
+def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: Any, result: Any) -> Any:
+    """The value of an operation that computes each channel alike, or that is the same for all orders of channels.
+
+    Args:
+        trace: the layers so far.
+        function: the operation (aten).
+        args: its arguments, with traced values.
+        kwargs: its named arguments.
+        actual: (args, kwargs) as the module has them.
+        result: an example of what it returns.
+
+    Raises:
+        Refusal: the operation is of no such kind.
+    """
+    name = str(function).split(".")[1].rstrip("_")
+    leaves, _ = _pytree.tree_flatten((args, kwargs), is_leaf=is_traced)
+    values, _ = _pytree.tree_flatten(actual)
+    operands = [
+        (leaf, value) for leaf, value in zip(leaves, values, strict=True) if is_traced(leaf) or isinstance(leaf, Tensor)
+    ]
+    if name in ALONG_AN_AXIS or name in OF_ALL:
+        (neurons, _), *others = operands
+        if others or not isinstance(neurons, Neurons):
+            trace.refuse(f"{name} of several values")
+        axes = _axes(function, args, kwargs, neurons.ids.ndim)
+        if name in OF_ALL:
+            return _reduced(trace, name, neurons, axes, result)
+        return _along(trace, name, neurons, axes)
+    if torch.Tag.pointwise not in getattr(function, "tags", ()) or not isinstance(result, Tensor):
+        trace.refuse(f"{function} is not a known operator")
+    return elementwise(trace, operands, result.shape)
+
+
+def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> Neurons:
+    """A function of aligned values, element by element.
+
+    Args:
+        trace: the layers so far.
+        operands: traced values and constants, with what the module computes for them.
+        shape: of the result.
+    """
+    ids = [leaf.ids.expand(*shape) for leaf, _ in operands if isinstance(leaf, Neurons)]
+    if not ids or any(isinstance(leaf, Scores) for leaf, _ in operands):
+        trace.refuse("an operation on what no layer computes")
+    axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
+    parts = [leaf for leaf, _ in operands if isinstance(leaf, Neurons)]
+    for leaf, value in operands:
+        if isinstance(leaf, Neurons):
+            continue
+        is_same = not isinstance(value, Tensor) or all(is_constant_along(value.expand(*shape), axis) for axis in axes)
+        if isinstance(leaf, Elements) and not leaf.is_buffer:
+            if is_same and leaf.index.numel() == 1:
+                trace.pin([leaf], "a parameter that all channels have")
+                continue
+            constants = trace.constant_layer(leaf, replace(parts[0], ids=ids[0]))
+            parts.append(constants)
+            ids.append(constants.ids.expand(*shape))
+        elif not is_same:
+            trace.refuse("channels of a layer meet values that differ by channel")
+    columns = trace.aligned_channels(parts, ids, axes)
+    return _coupled(trace, columns, ids[0], axes)
+
+
+def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequence[int]) -> Neurons:
+    """A layer without weights that is coupled to what it reads.
+
+    Args:
+        trace: the layers so far.
+        columns: [n] neurons of each layer that is read, in one order.
+        ids: neurons of the first of them, in the shape of the result.
+        axes: those along which they differ.
+    """
+    sources = trace.without_coupled(columns)
+    for nodes in sources:
+        trace.mark_aligned(nodes)
+    size = len(columns[0])
+    options = {"groups": size, "affine": False}
+    layer = trace.new_layer(size, sources[0], None, is_activated=True, options=options, coupled=tuple(sources[1:]))
+    number = torch.zeros(int(columns[0].max()) + 1, dtype=torch.long)
+    number[columns[0]] = layer.nodes
+    trace.add_layer(layer)
+    new = ids
+    for axis in range(ids.ndim):
+        if axis not in axes:
+            new = new.narrow(axis, 0, 1)
+    return Neurons(number[new].expand(*ids.shape), {len(trace.layers) - 1: 0})
+
+
+def as_layer(trace: Trace, neurons: Neurons) -> Neurons:
+    """A value of a layer, whatever has been done to all its channels alike, as a layer without weights."""
+    value = None if neurons.value is None else neurons.value * neurons.factor
+    return replace(elementwise(trace, [(neurons, value)], neurons.ids.shape), value=value)
+
+
+def _axes(function: Any, args: Any, kwargs: Any, ndim: int) -> list[int]:
+    """The axes that an operation works along; all, if it names none."""
+    given = dict(zip((argument.name for argument in function._schema.arguments), args, strict=False)) | kwargs
+    axes = given.get("dim")
+    axes = range(ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
+    return sorted({axis % ndim for axis in axes})
+
+
+def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Neurons:
+    """An operation along an axis of positions, or a softmax over all channels."""
+    varying = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+    is_over_channels = bool(set(axes) & set(varying))
+    if is_over_channels and (varying != list(axes) or "softmax" not in name):
+        trace.refuse(f"{name} over channels")
+    columns = trace.aligned_channels([neurons], [neurons.ids], varying)
+    if is_over_channels:
+        _check_all(trace, columns[0], neurons.ids, axes)
+    return _coupled(trace, columns, neurons.ids, varying)
+
+
+def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], result: Any) -> Any:
+    """A function of positions, channel by channel, or of all channels, whatever their order."""
+    varying = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+    columns = trace.aligned_channels([neurons], [neurons.ids], varying)
+    results = list(result) if isinstance(result, list | tuple) else [result]
+    if set(varying) <= set(axes):
+        _check_all(trace, columns[0], neurons.ids, varying)
+        if name in ("max", "min") and len(results) > 1:
+            trace.refuse(f"{name} over channels, with the channel that has it")
+        for nodes in trace.without_coupled(columns):
+            trace.mark_aligned(nodes)
+        new: list[Any] = [Opaque()] * len(results)
+    else:
+        if set(varying) & set(axes):
+            trace.refuse(f"{name} over some channels")
+        ids = neurons.ids
+        for axis in sorted(axes, reverse=True):
+            ids = ids.narrow(axis, 0, 1) if results[0].ndim == ids.ndim else ids.select(axis, 0)
+        left = [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
+        new = [_coupled(trace, columns, ids, left) for _ in results]
+    return new if isinstance(result, list | tuple) else new[0]
+
+
+def _check_all(trace: Trace, nodes: Tensor, ids: Tensor, axes: Sequence[int]) -> None:
+    """Refuses an operation over channels that are not all different."""
+    size = 1
+    for axis in axes:
+        size *= ids.shape[axis]
+    if size != len(nodes):
+        trace.refuse("an operation over channels of which some occur twice")
