@@ -33,6 +33,7 @@ __all__ = [
     "from_state_dict",
     "load",
     "open_zoo",
+    "read",
     "to_module",
     "write_zoo",
 ]
@@ -50,6 +51,7 @@ _HOMES = {
     "from_state_dict": "interop.state_dicts",
     "load": "experiments.trained",
     "open_zoo": "zoos.zoo_format",
+    "read": "interop.torch_modules",
     "to_module": "interop.torch_modules",
     "write_zoo": "zoos.zoo_format",
 }

@@ -95,3 +95,14 @@ def test_every_command_explains_itself(name, tmp_path, monkeypatch, capsys):
 
 def test_version(tmp_path, monkeypatch, capsys):
     assert run_command(["--version"], tmp_path, monkeypatch, capsys)[1].startswith("scalegmn ")
+
+
+def test_inspect_shows_how_a_module_is_read(tmp_path, monkeypatch, capsys):
+    def run(*words):
+        return run_command(["inspect", *words], tmp_path, monkeypatch, capsys)
+
+    code, shown, _ = run("factories:resnet", "--input_shape", "1,3,8,8")
+    assert code == 0
+    assert "of the hidden neurons" in shown
+    assert_refused(run("factories:nothing", "--input_shape", "1,3"), "factories:nothing: AttributeError")
+    assert_refused(run("factories:resnet", "--input_shape", "1,x"), "--input_shape: found 1,x")

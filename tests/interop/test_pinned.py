@@ -1,11 +1,14 @@
 """What no layer describes is pinned: the network is complete, its claimed group is smaller, and never wrong."""
 
+import math
+
 import pytest
 import torch
 from readings import assert_read
 from torch import nn
 from torch.nn import functional
 
+import scalegmn
 from scalegmn.interop.torch_modules import from_module, to_module
 from scalegmn.models import NGGNNConfig, NGTConfig, ScaleGMNConfig, StatNNConfig
 from scalegmn.networks import NetParams
@@ -171,3 +174,109 @@ def test_functional_attention_with_relative_positions(generator):
     module, x, params = read(forward, (2, 5, 3))
     assert_read(module, x, generator)
     assert not params.spec.layers[0].pinned
+
+
+# Operations that compute each channel alike
+
+
+def rms(h, weight):
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * weight
+
+
+ALIKE = {
+    "a gate": lambda m, x: m.c(torch.sigmoid(m.a(x)) * functional.linear(x, m.w[:, :3])),
+    "a gated linear unit": lambda m, x: functional.linear(functional.glu(m.a(x)), m.c.weight[:, :3]),
+    "SwiGLU": lambda m, x: (lambda h: m.c(functional.silu(m.b(h)) * functional.linear(h, m.w)))(torch.relu(m.a(x))),
+    "halves of a layer": lambda m, x: (lambda h: functional.linear(h[0] * h[1].tanh(), m.c.weight[:, :3]))(
+        m.a(x).chunk(2, -1)
+    ),
+    "gelu written out": lambda m, x: (
+        lambda h: m.c(0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))))
+    )(m.a(x)),
+    "a root mean square norm": lambda m, x: m.c(torch.relu(m.b(rms(m.a(x), m.w[0])))),
+    "a layer norm": lambda m, x: (
+        lambda h: m.c((h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, correction=0) + 1e-5).sqrt())
+    )(m.a(x)),
+    "squeeze and excite": lambda m, x: (lambda h: m.c(h * torch.sigmoid(m.b(h.mean(1, keepdim=True)))))(
+        torch.relu(m.a(x))
+    ),
+    "a slope per channel": lambda m, x: m.c(functional.prelu(m.a(x), m.w[0])),
+    "a temperature": lambda m, x: m.c(torch.tanh(m.a(x) / m.w[0, 0])),
+    "a maximum of two": lambda m, x: (lambda h: m.c(torch.maximum(h, m.b(h))))(torch.tanh(m.a(x))),
+    "a softmax over channels": lambda m, x: m.c(m.a(x).softmax(-1)),
+    "an elementwise function": lambda m, x: m.c(torch.special.erf(m.a(x))),
+    "an offset": lambda m, x: m.c(torch.relu(m.b(m.a(x)) + 1.5)),
+    "a value before and after": lambda m, x: (lambda h: m.c(torch.sin(h)) + functional.linear(h, m.w[:2]))(m.a(x)),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_operations_that_compute_channels_alike(name, generator):
+    shape = (2, 5, 3) if name == "squeeze and excite" else (5, 3)
+    module, x, params = read(ALIKE[name], shape)
+    assert_read(module, x, generator)
+    hidden = [layer for layer in params.spec.layers[:-1] if layer.affine and not layer.constant]
+    assert any(not layer.pinned for layer in hidden)
+    moved = {index for item in params.spec.permutation_classes for index in item.layers}
+    assert 0 in moved
+
+
+def test_a_gate_takes_no_scalars(generator):
+    module, x, params = read(ALIKE["SwiGLU"])
+    tied = next(item for item in params.spec.permutation_classes if len(item.layers) > 1)
+    assert len(tied.layers) == 3  # gate, value, and their product
+    scaled = GroupElement.sample(params, generator, permute=False)
+    assert all(bool((scaled.scales[layer] == 1).all()) for layer in tied.layers)
+    wrong = params.replace(weights=tuple(w.flip(1) if i == tied.layers[0] else w for i, w in enumerate(params.weights)))
+    assert (to_module(wrong, module, x)(x) - module(x)).abs().max() > 1e-3  # the gate alone
+
+
+def test_channels_that_differ_are_pinned(generator):
+    weights = torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
+    for forward in (
+        lambda m, x: m.c(torch.relu(m.a(x)) * weights + 1),
+        lambda m, x: (lambda h: m.c(h * h.flip(-1)))(torch.relu(m.a(x))),
+        lambda m, x: m.c(torch.relu(m.a(x)).cumsum(-1)),
+        lambda m, x: m.c((torch.relu(m.a(x)) + weights).square()),
+    ):
+        module, x, params = read(forward)
+        assert_read(module, x, generator)
+        assert params.spec.layers[0].pinned
+
+
+def test_values_that_are_mixed_over_positions_keep_their_channels(generator):
+    def forward(m, x):
+        h = torch.relu(m.a(x))
+        q, k = (functional.linear(h, part).unflatten(-1, (2, 3)).transpose(1, 2) for part in (m.w, m.w))
+        v = m.b(h).unflatten(-1, (2, 3)).transpose(1, 2)
+        scores = torch.relu(q.sort(-1).values @ k.sort(-1).values.mT)
+        return m.c((scores @ v).transpose(1, 2).flatten(2))
+
+    module, x, params = read(forward, (2, 5, 3))
+    assert_read(module, x, generator)
+    (values,) = [layer for layer in params.spec.layers if layer.blocks > 1]
+    assert values.blocks == 2
+    assert not values.pinned
+    (wrong,) = [index for index, layer in enumerate(params.spec.layers) if layer is values]
+    order = torch.tensor([3, 4, 5, 0, 1, 2])
+    weights, biases = list(params.weights), list(params.biases)
+    weights[wrong], biases[wrong] = weights[wrong][:, order], biases[wrong][:, order]
+    weights[-1] = weights[-1][:, :, order]
+    other = to_module(params.replace(weights=tuple(weights), biases=tuple(biases)), module, x)
+    assert (other(x) - module(x)).abs().max() > 1e-3  # heads as a whole
+
+
+def test_numbers_of_64_bits_that_are_rounded(generator):
+    module, x, params = read(lambda m, x: m.c(torch.relu(m.b(m.a(x).float().square().double()))))
+    assert_read(module, x, generator)
+    assert [layer.pinned for layer in params.spec.layers[:2]] == [True, False]
+
+
+def test_a_reading_tells_what_moves(pinned):
+    module, x, params = pinned
+    reading = scalegmn.read(module, x)
+    assert reading.params.spec == params.spec
+    assert [layer.state for layer in reading.layers] == ["free", "pinned", "free", "output"]
+    assert "aten.sort" in reading.layers[1].reason
+    assert reading.neurons_moved == pytest.approx(13 / 18)
+    assert "72.2% of the hidden neurons" in str(reading)

@@ -18,6 +18,7 @@ SCALEGMN = Group(
         "predict": "apply a trained model to networks in files",
         "export": "write a trained model as a bundle, one folder to pass on",
         "symmetry": "measure which symmetries a model keeps",
+        "inspect": "show how a module of your own is read: its layers, and which neurons move",
         "compare": "train several models on one zoo, over seeds, and compare results and costs",
         "sweep": "search hyper-parameters by their validation results",
         "report": "write one HTML page about several runs",

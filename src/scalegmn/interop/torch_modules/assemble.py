@@ -27,9 +27,8 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
         ValueError: the trace is strict, and the output is not that of one layer, or parameters are shared in a way that
             no spec describes.
     """
-    _choose_output(trace, results)
-    _remove_unread(trace)
-    layers = list(_side_by_side_resolved(trace, _values_after_keys(list(_cut(trace)))))
+    found = _without_unread(trace, _output_last(trace, results))
+    layers = list(_side_by_side_resolved(trace, _values_after_keys(list(_cut(trace, found)))))
     if not layers:
         raise ValueError("expected a module with weights, found none that its output depends on")
     layer_of = {neuron: index for index, layer in enumerate(layers) for neuron in layer.nodes.tolist()}
@@ -39,30 +38,38 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
     while True:
         specs = (_layer_spec(trace, layers, index, layer_of, tied.get(index)) for index in range(len(layers)))
         try:
-            return layers, NetSpec(tuple(specs))
+            spec = NetSpec(tuple(specs))
+            break
         except UnequalBlocks as error:
             if trace.is_strict:
                 raise
             for index in error.layers:
                 trace.pin_neurons(layers[index].nodes, str(error))
+    for layer in layers:
+        layer.pinned_by = trace.reason(layer.nodes)
+    return layers, spec
 
 
-def _choose_output(trace: Trace, results: Sequence[Any]) -> None:
-    """Puts the layer that the module returns at the end; pins what else it returns, or refuses it."""
+def _output_last(trace: Trace, results: Sequence[Any]) -> list[TracedLayer]:
+    """The layers, that which the module returns at the end; pins what else it returns, or refuses it."""
     result = results[0]
     if isinstance(result, Neurons) and result.factor != 1 and not result.is_output and trace.can_settle(result):
         result = trace.settled(result)
     problem = _output_problem(trace, result) if len(results) == 1 else "it returns several tensors"
+    last = len(trace.layers) - 1
     if not problem:
         last = trace.layer_of(result.ids.flatten()[0])
-        trace.layers.append(trace.layers.pop(last))
     elif trace.is_strict:
         raise ValueError(problem)
     else:
         trace.place = "the output"
         trace.pin([item for value in results for item in (value if isinstance(value, list) else [value])], problem)
-    if trace.layers:
-        trace.layers[-1].options |= {"activation": "identity", "w0": 1.0}  # no symmetry moves outputs
+        last = len(trace.layers) - 1
+    layers = list(trace.layers)
+    if layers:
+        layers.append(layers.pop(last))
+        layers[-1].options |= {"activation": "identity", "w0": 1.0}  # no symmetry moves outputs
+    return layers
 
 
 def _output_problem(trace: Trace, result: Any) -> str:
@@ -79,19 +86,19 @@ def _output_problem(trace: Trace, result: Any) -> str:
     return ""
 
 
-def _remove_unread(trace: Trace) -> None:
-    """Removes layers without weights that no layer reads: those of operations that others of their kind follow."""
+def _without_unread(trace: Trace, layers: Sequence[TracedLayer]) -> list[TracedLayer]:
+    """The layers without those that nothing reads of operations which compute channels alike."""
     kept: list[TracedLayer] = []
     read: set[int] = {number for triple in trace.attended for nodes in triple for number in nodes.tolist()}
     read |= {number for nodes, _ in trace.blocks.values() for number in nodes.tolist()}
-    for layer in reversed(trace.layers):
+    for layer in reversed(layers):
         if layer.coupled is not None and kept and not read & set(layer.nodes.tolist()):
             continue
         kept.append(layer)
         for nodes in (layer.reads, layer.residual, *(layer.coupled or ())):
             if nodes is not None:
                 read |= set(nodes.tolist())
-    trace.layers[:] = reversed(kept)
+    return kept[::-1]
 
 
 def _layer_spec(
@@ -185,12 +192,12 @@ def _has_duplicates(index: Tensor) -> bool:
 # Parts of layers
 
 
-def _cut(trace: Trace) -> Iterator[TracedLayer]:
+def _cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
     """The layers, those that compute several of queries, keys and values, or pinned neurons beside others, cut into a
     layer for each. Where that cannot be, the neurons are pinned."""
-    owner = {number: layer for layer in trace.layers for number in layer.nodes.tolist()}
-    sets, sets_of = _read_together(trace)
-    parts: dict[int, list[Tensor]] = {id(layer): [] for layer in trace.layers}
+    owner = {number: layer for layer in layers for number in layer.nodes.tolist()}
+    sets, sets_of = _read_together(layers)
+    parts: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
 
     def is_part(nodes: Tensor) -> bool:
         layer = owner[int(nodes[0])]
@@ -232,7 +239,7 @@ def _cut(trace: Trace) -> Iterator[TracedLayer]:
         else:
             problem = "channels that meet others are a part of a layer that cannot be cut"
             _pin_or_refuse(trace, owner[int(nodes[0])], problem, nodes)
-    for layer in trace.layers:
+    for layer in layers:
         inside = {number for nodes in parts[id(layer)] for number in nodes.tolist()}
         rest = torch.tensor([number for number in layer.nodes.tolist() if number not in inside], dtype=torch.long)
         pinned = rest[trace.is_pinned(rest)]
@@ -284,12 +291,12 @@ def _parts_of(
             yield layer.rows(torch.tensor([place[number] for number in nodes.tolist()]), nodes, options=options)
 
 
-def _read_together(trace: Trace) -> tuple[list[set[int]], dict[int, list[int]]]:
+def _read_together(layers: Sequence[TracedLayer]) -> tuple[list[set[int]], dict[int, list[int]]]:
     """Sets of neurons that a layer reads channel by channel, or that are added to others; neuron -> places of those
     that it is in."""
-    tensors = [layer.residual for layer in trace.layers]
-    tensors += [layer.reads for layer in trace.layers if layer.options.get("groups", 1) > 1]
-    tensors += [nodes for layer in trace.layers for nodes in layer.coupled or ()]
+    tensors = [layer.residual for layer in layers]
+    tensors += [layer.reads for layer in layers if layer.options.get("groups", 1) > 1]
+    tensors += [nodes for layer in layers for nodes in layer.coupled or ()]
     sets = [set(nodes.tolist()) for nodes in tensors if nodes is not None]
     places: dict[int, list[int]] = {}
     for place, numbers in enumerate(sets):
@@ -382,7 +389,7 @@ def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> li
             options["activation"] = "identity"
             part = replace(part, nodes=trace.number_neurons(len(layer.nodes), PART), bias=None, options=options)
             if bool(trace.is_pinned(layer.nodes).any()):
-                trace.pin_neurons(part.nodes, layer.pinned_by)
+                trace.pin_neurons(part.nodes, trace.reason(layer.nodes))
         summands.append(part)
     return summands
 

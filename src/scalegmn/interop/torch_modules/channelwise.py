@@ -22,6 +22,12 @@ from scalegmn.interop.torch_modules.values import Elements, Neurons, Opaque, Sco
 ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
 """Operations that keep the shape: along channels the first four treat all alike; along positions all do."""
 
+POINTWISE = (
+    *("special_erf", "special_erfc", "special_expm1", "special_expit", "special_sinc", "special_xlogy", "hardswish"),
+    *("log_sigmoid", "divide", "multiply", "subtract", "rsub", "negative", "where", "masked_fill", "copysign", "prelu"),
+)
+"""Elementwise operations without PyTorch's tag for them."""
+
 OF_ALL = (
     *("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "var_mean"),
     *("max", "min"),
@@ -57,9 +63,26 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         if name in OF_ALL:
             return _reduced(trace, name, neurons, axes, result)
         return _along(trace, name, neurons, axes)
-    if torch.Tag.pointwise not in getattr(function, "tags", ()) or not isinstance(result, Tensor):
+    if name == "glu" and isinstance(operands[0][0], Neurons):
+        ((neurons, value),) = operands
+        (axis,) = _axes(function, (args[0], *(args[1:] or (-1,))), kwargs, neurons.ids.ndim)
+        halves = zip(neurons.ids.chunk(2, axis), value.chunk(2, axis), strict=True)
+        operands = [(replace(neurons, ids=ids, value=half), half) for ids, half in halves]
+    elif torch.Tag.pointwise not in getattr(function, "tags", ()) and name not in POINTWISE:
         trace.refuse(f"{function} is not a known operator")
+    if not isinstance(result, Tensor):
+        trace.refuse(f"{function} returns several values")
+    if name == "prelu":
+        operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
     return elementwise(trace, operands, result.shape)
+
+
+def _along_second_axis(slope: Any, value: Tensor, ndim: int) -> tuple[Any, Tensor]:
+    """The slopes of a PReLU, a number or one per channel, so that they broadcast."""
+    shape = [-1 if axis == 1 else 1 for axis in range(ndim)] if value.numel() > 1 else [1] * ndim
+    if isinstance(slope, Elements):
+        slope = replace(slope, index=slope.index.reshape(shape))
+    return slope, value.reshape(shape)
 
 
 def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> Neurons:

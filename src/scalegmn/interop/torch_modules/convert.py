@@ -13,6 +13,7 @@ from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
 from scalegmn.interop.torch_modules.program import ExampleInput, without_parametrizations
 from scalegmn.interop.torch_modules.reader import trace_module
+from scalegmn.interop.torch_modules.reading import Reading
 from scalegmn.networks import NetParams, NetSpec
 
 _READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[TracedLayer], NetSpec]] = weakref.WeakKeyDictionary()
@@ -42,10 +43,20 @@ def from_module(
         ValueError: the module cannot be exported, or, if `strict`, has an operation that no layer describes; names it
             and its place in the module.
     """
+    return read(module, example_input, output, strict).params
+
+
+def read(
+    module: nn.Module, example_input: ExampleInput, output: int | str | None = None, strict: bool = False
+) -> Reading:
+    """What `from_module` reads, with what was recognised and which neurons are free, tied or pinned, and why.
+
+    `print(scalegmn.read(module, x))` shows a line for each layer. Arguments and errors as of `from_module`.
+    """
     plain = without_parametrizations(module)
     layers, spec = trace_module(plain, example_input, output, strict)
     _READINGS[module] = (_signature(plain, example_input, output), layers, spec)
-    return read_parameters(named_tensors(plain), layers, spec)
+    return Reading.of(read_parameters(named_tensors(plain), layers, spec), layers)
 
 
 def to_module(

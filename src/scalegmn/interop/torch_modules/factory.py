@@ -27,11 +27,20 @@ def from_factory(name: str, input_shape: tuple[int, ...] | None) -> NetParams:
     """
     if input_shape is None:
         raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
+    module = module_of_factory(name)
+    try:
+        return from_module(module, torch.zeros(input_shape))
+    except Exception as error:  # whatever the user's code leads to
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
+
+
+def module_of_factory(name: str) -> nn.Module:
+    """The module that the user's own code makes, as it evaluates; arguments and errors as of `from_factory`."""
     place, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(place), attribute)
-        module = factory if isinstance(factory, nn.Module) else factory()
-        return from_module(module.eval(), torch.zeros(input_shape))
+        module: nn.Module = factory if isinstance(factory, nn.Module) else factory()
+        return module.eval()
     except Exception as error:  # whatever the user's code leads to
         raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
 

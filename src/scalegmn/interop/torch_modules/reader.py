@@ -332,8 +332,10 @@ class GraphReader:
             return [self._with_actual(*pair) for pair in zip(value, actual, strict=True)]
         if isinstance(value, NetworkInput):
             return self._prepared(actual) if value is PREPARED else replace(value, value=actual)
-        if not isinstance(value, Neurons) or value.is_output:
+        if not isinstance(value, Neurons):
             return value
+        if value.is_output:
+            return replace(value, value=actual / value.factor)
         if claimed is not None:
             self._trace.compare(actual, claimed * value.factor)
         return replace(value, value=actual if value.factor == 1 else actual / value.factor)

@@ -71,6 +71,7 @@ class Trace:
         self._is_aligned = torch.zeros(0, dtype=torch.bool)
         self.parts: list[Tensor] = []
         """Neurons that operations read which compute each channel alike, one entry for each."""
+        self._reasons: dict[int, str] = {}  # layer -> what pins its neurons
         self._users: dict[str, list[tuple[int, Elements]]] = {}  # parameter -> layers that have it
         self._named: list[str] = []  # the names added to _users, in order
 
@@ -186,8 +187,11 @@ class Trace:
         self._is_pinned |= numbers
         self._is_read |= numbers
         for owner in {self._layer_of[number] for number in numbers.nonzero()[:, 0].tolist()}:
-            if owner >= 0 and not self.layers[owner].pinned_by:
-                self.layers[owner].pinned_by = reason
+            self._reasons.setdefault(owner, reason)
+
+    def reason(self, nodes: Tensor) -> str:
+        """What pins the neurons of a layer, if anything does."""
+        return self._reasons.get(self.layer_of(nodes[0]), "")
 
     def is_pinned(self, nodes: Tensor) -> Tensor:
         """[n] bool, which of these neurons are pinned."""
@@ -220,7 +224,6 @@ class Trace:
 
     def pin_layer(self, layer: TracedLayer, reason: str) -> None:
         """Pins the neurons of a layer, and those that it reads."""
-        layer.pinned_by = layer.pinned_by or reason
         self.pin_neurons(layer.nodes, reason)
         if layer.reads is not None:
             self.pin_neurons(layer.reads, reason)

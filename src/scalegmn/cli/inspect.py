@@ -1,0 +1,28 @@
+"""`scalegmn inspect FACTORY --input_shape SHAPE`: how a module is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from scalegmn.cli.arguments import Arguments
+from scalegmn.interop.torch_modules import module_of_factory, parse_shape, read
+
+
+def run(words: Sequence[str]) -> None:
+    """Prints the layers of a module, and which neurons are free, tied or pinned."""
+    parser = Arguments("scalegmn inspect", "Show how a module is read: its layers, and which of their neurons move.")
+    parser.add_argument("factory", metavar="FACTORY", help="your code that makes the module, package.module:factory")
+    parser.add_argument("--input_shape", required=True, metavar="SHAPE", help="of an input, such as 1,3,32,32")
+    parser.add_argument("--words", type=int, metavar="N", help="the input consists of whole numbers below N")
+    values = parser.read(words)
+    if values.words is not None and values.words < 1:
+        raise ValueError(f"--words: found {values.words}, expected at least 1")
+    shape = parse_shape(values.input_shape)
+    assert shape is not None, "it is required"
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(shape, generator=generator)
+    if values.words is not None:
+        example = torch.randint(values.words, shape, generator=generator)
+    print(read(module_of_factory(values.factory), example))
