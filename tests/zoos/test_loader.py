@@ -96,6 +96,12 @@ UNREAD = [
 ]
 
 
+def test_a_zoo_in_place_of_published_files(config):
+    """With the published configuration, which names the files of the layout."""
+    files = {"data_path": "w.npy", "metrics_path": "m.csv.gz", "layout_path": "l.csv", "idcs_file": "s.csv"}
+    assert len(open_data(DataConfig(config.dataset_path, "cifar10", **files))) == 20
+
+
 @pytest.mark.parametrize(("dataset", "settings", "message"), UNREAD)
 def test_settings_that_a_dataset_has_no_use_for(config, dataset, settings, message):
     path = config.dataset_path

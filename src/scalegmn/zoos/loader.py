@@ -15,7 +15,7 @@ from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
-from scalegmn.zoos.registry import unread_settings
+from scalegmn.zoos.registry import FILE_SETTINGS, unread_settings
 from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
 
 BLOCK = 2048
@@ -123,7 +123,7 @@ def open_data(config: DataConfig) -> Zoo:
             another layout.
     """
     if is_zoo(config.root):
-        problems = unread_settings(config, (), f"the zoo {config.root}")
+        problems = unread_settings(config, FILE_SETTINGS, f"the zoo {config.root}")
         if problems:
             raise ValueError("; ".join(problems))
         zoo = open_zoo(config.root)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from scalegmn.zoos.loader import DataConfig
 
 
-LAYOUT_SETTINGS = (
-    *("split_path", "split_points", "extra_aug"),
-    *("data_path", "metrics_path", "layout_path", "idcs_file"),
-)
+FILE_SETTINGS = ("data_path", "metrics_path", "layout_path", "idcs_file")
+"""The settings of `data` that name a file of one layout; a zoo in place of this layout holds all of it."""
+
+LAYOUT_SETTINGS = ("split_path", "split_points", "extra_aug", *FILE_SETTINGS)
 """The settings of `data` that only some layouts have a use for."""
 
 
@@ -38,7 +38,7 @@ class Dataset(ABC):
     """A dataclass of the dataset's own options, all with defaults: the mapping `data.dataset_args`."""
 
     settings: ClassVar[Collection[str]] = LAYOUT_SETTINGS
-    """Those of `LAYOUT_SETTINGS` that it reads; the others are refused."""
+    """Those of `LAYOUT_SETTINGS` that may be set; the others are refused."""
 
     def __init__(self, name: str, description: str) -> None:
         self.name, self.description = name, description
@@ -63,18 +63,18 @@ class Dataset(ABC):
         return None if self.options is None else self.options(**config.dataset_args)
 
 
-def unread_settings(config: DataConfig, read: Collection[str], what: str) -> list[str]:
-    """A sentence for each of `LAYOUT_SETTINGS` that is set and that nothing reads.
+def unread_settings(config: DataConfig, allowed: Collection[str], what: str) -> list[str]:
+    """A sentence for each of `LAYOUT_SETTINGS` that is set and may not be.
 
     Args:
         config: the settings.
-        read: those that are read.
+        allowed: those that may be set.
         what: what does not read the others.
     """
     problems = []
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.name in LAYOUT_SETTINGS and item.name not in read and value != item.default:
+        if item.name in LAYOUT_SETTINGS and item.name not in allowed and value != item.default:
             default = "null" if item.default is None else item.default
             key = f"data.{item.name}"
             problems.append(f"{key}: found {value}, but {what} does not read it; leave it out (--{key} {default})")
@@ -118,7 +118,7 @@ class ConvertedDataset(Dataset):
 class ZooFolder(Dataset):
     """A zoo in the format of this package, which has its own splits."""
 
-    settings = ()
+    settings = FILE_SETTINGS
 
     def open(self, config: DataConfig) -> Zoo:
         """The zoo.
