@@ -140,7 +140,7 @@ def test_configs_hold_differences_and_reasons(path):
 def test_defaults_are_the_published_mnist_model():
     config = read_config(["--conf", str(ROOT / "configs/mnist_cls/scalegmn_bidir.yml")])
     model = config.model_config
-    assert (model.hidden_dim, model.num_layers, model.symmetry, model.readout) == (128, 4, "sign", "last_layer")
+    assert (model.hidden_dim, model.num_layers, model.symmetry, model.readout) == (128, 4, "sign", None)
     assert (model.direction, model.dropout, model.skip_connections) == ("bidirectional", 0.2, False)
     assert model.message.positions
     assert model.update.positions
@@ -352,7 +352,7 @@ def test_build_model(tmp_path):
     model = build_model(conf, ["scalegmn_args.symmetry=permutation", "--scalegmn_args.hidden_dim=8"], spec)
     assert (model.config.symmetry, model.config.hidden_dim) == ("permutation", 8)
     config = read_config(["--conf", str(conf)])
-    assert build_model(config, spec=spec).config == config.model_config
+    assert build_model(config, spec=spec).config == config.model_config.with_readout(spec)
     (tmp_path / "mlp.yml").write_text("model: mlp\n")
     assert isinstance(build_model(tmp_path / "mlp.yml", spec=spec), FlatMLP)
     with pytest.raises(ValueError, match="no folders mnist_png_training"):
