@@ -55,7 +55,7 @@ def read(
     """
     plain = without_parametrizations(module)
     layers, spec = trace_module(plain, example_input, output, strict)
-    _READINGS[module] = (_signature(plain, example_input, output), layers, spec)
+    _READINGS[module] = (_signature(module, example_input, output), layers, spec)
     return Reading.of(read_parameters(named_tensors(plain), layers, spec), layers)
 
 
@@ -77,7 +77,7 @@ def to_module(
             the module shares them.
     """
     plain = without_parametrizations(module)
-    signature = _signature(plain, example_input, output)
+    signature = _signature(module, example_input, output)
     known, layers, spec = _READINGS.get(module, (None, [], None))
     if known != signature or spec is None:
         layers, spec = trace_module(plain, example_input, output, is_strict=False)
