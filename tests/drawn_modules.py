@@ -1,4 +1,4 @@
-"""Modules drawn at random from a grammar of the operations that can be read."""
+"""Modules drawn at random from a grammar of operations that layers describe, and of others."""
 
 import random
 
@@ -156,6 +156,40 @@ class DrawnModule(nn.Module):
         self.step(form, forms[form])
         return dim
 
+    def draw_product(self, dim):
+        layer, (name, function) = self.new_layer(dim, dim), self.new_activation()
+        form = self.draw.choice(("a gate", "a gate of its own", "a product with a learned number", "a maximum"))
+        number = self.new_parameter(1)
+        forms = {
+            "a gate": lambda m, h, x: h * function(layer(m)(h)),
+            "a gate of its own": lambda m, h, x: function(h) * h,
+            "a product with a learned number": lambda m, h, x: h * number(m),
+            "a maximum": lambda m, h, x: torch.maximum(h, layer(m)(h)),
+        }
+        self.step(f"{form} with {name}", forms[form])
+        return dim
+
+    def draw_slice(self, dim):
+        size = self.draw.randint(1, dim)
+        self.step(f"the first {size} channels", lambda m, h, x: h[:, :size])
+        return size
+
+    def draw_unknown(self, dim):
+        layer = self.new_layer(dim, dim)
+        form = self.draw.choice(("sorted", "cumulated", "a norm", "used twice", "reversed", "a softmax", "einsum"))
+        weight = self.new_parameter(dim)
+        forms = {
+            "sorted": lambda m, h, x: h.sort(1).values,
+            "cumulated": lambda m, h, x: h.cumsum(1),
+            "a norm": lambda m, h, x: h / (h.square().mean(1, keepdim=True) + 0.1).sqrt(),
+            "used twice": lambda m, h, x: layer(m)(torch.tanh(layer(m)(h))),
+            "reversed": lambda m, h, x: h * h.flip(1),
+            "a softmax": lambda m, h, x: h.softmax(1),
+            "einsum": lambda m, h, x: torch.einsum("bc...,c->bc...", h, weight(m).flatten()),
+        }
+        self.step(form, forms[form])
+        return dim
+
     def draw_dead(self, dim):
         layer = self.new_layer(dim, dim)
         self.step("an unused layer", lambda m, h, x: (layer(m)(h), h)[1])
@@ -173,6 +207,9 @@ KINDS = (
     "scaling",
     "offset",
     "reshape",
+    "product",
+    "slice",
+    "unknown",
     "dead",
 )
 

@@ -1,4 +1,4 @@
-"""Random modules are read exactly, or refused in one line."""
+"""Random modules are read exactly; a strict reading refuses in one line what it does not read."""
 
 import pytest
 import torch
@@ -9,16 +9,17 @@ from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.groups import GroupElement
 
 
-def is_read(seed):
-    """Whether a module can be read; asserts that it is read exactly, or refused in one line that says what is wrong."""
+def is_free(seed):
+    """Whether a strict reading reads a module; asserts that it is read exactly, and else refused in one line."""
     module, x = drawn_module(seed)
+    is_free, params = True, from_module(module, x)
     try:
-        params = from_module(module, x)
+        assert from_module(module, x, strict=True).spec == params.spec, (seed, module.steps)
     except ValueError as error:
         message = str(error)
         assert "\n" not in message, message
         assert "report" not in message, (seed, module.steps, message)
-        return False
+        is_free = False
     with torch.no_grad():
         y = module(x)
         assert torch.equal(to_module(params, module, x)(x), y), (seed, module.steps)
@@ -28,13 +29,13 @@ def is_read(seed):
         if params.spec.is_chain and not params.spec.is_cnn:
             difference = (evaluate(params, x)[0] - y).abs().max() / y.abs().max()
             assert difference < 1e-6, (seed, module.steps, difference)
-    return True
+    return is_free
 
 
 def test_drawn_modules():
-    assert sum(map(is_read, range(40))) >= 15
+    assert sum(map(is_free, range(40))) >= 8
 
 
 @pytest.mark.slow
 def test_many_drawn_modules():
-    assert sum(map(is_read, range(1000, 1500))) >= 200
+    assert sum(map(is_free, range(1000, 1500))) >= 100

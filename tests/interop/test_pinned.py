@@ -280,3 +280,38 @@ def test_a_reading_tells_what_moves(pinned):
     assert "aten.sort" in reading.layers[1].reason
     assert reading.neurons_moved == pytest.approx(13 / 18)
     assert "72.2% of the hidden neurons" in str(reading)
+
+
+KINDS = {
+    "transposed convolutions": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.ConvTranspose2d(6, 5, 4, 2, 1), nn.Tanh()),
+            nn.ConvTranspose2d(5, 1, 3),
+        ),
+        (2, 2, 6, 6),
+    ),
+    "along one axis": (
+        lambda: nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.ConvTranspose1d(6, 3, 2), nn.ReplicationPad1d(1)),
+        (2, 2, 7),
+    ),
+    "volumes": (
+        lambda: nn.Sequential(
+            *(nn.Conv3d(2, 6, 2), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(6, 4, 2), nn.ReLU()),
+            *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)),
+        ),
+        (2, 2, 5, 5, 5),
+    ),
+    "instance norms": (
+        lambda: nn.Sequential(nn.Conv2d(2, 6, 3), nn.InstanceNorm2d(6, affine=True), nn.ReLU(), nn.Conv2d(6, 3, 1)),
+        (2, 2, 6, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_layers_are_free(name, generator):
+    make, shape = KINDS[name]
+    module, x = drawn(make, 0), torch.randn(shape, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert not any(layer.pinned for layer in params.spec.layers)
+    assert from_module(module, x, strict=True).spec == params.spec

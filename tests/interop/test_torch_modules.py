@@ -281,8 +281,7 @@ UNKNOWN = [
     (Twice(), (2, 3), r"inner \(Linear\): its weights are also those of inner \(Linear\)"),
     (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
     (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), (2, 3), r"1 \(PReLU\): aten.prelu"),
-    (nn.Sequential(nn.ConvTranspose2d(3, 4, 2)), (2, 3, 4, 4), r"0 \(ConvTranspose2d\): aten.conv_transpose2d"),
-    (nn.Sequential(nn.Conv3d(3, 4, 2)), (2, 3, 4, 4, 4), r"0 \(Conv3d\): aten.conv3d"),
+    (nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2)), (2, 4, 4, 4), "a transposed convolution with groups"),
     (nn.LSTM(3, 4), (5, 2, 3), "found 3: choose one by output="),
     (
         nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),

@@ -44,8 +44,9 @@ from scalegmn.interop.torch_modules.verification import verify_symmetries
 from scalegmn.networks import NetSpec
 
 READS_OPAQUE = (
-    *("linear", "addmm", "conv1d", "conv2d", "matmul", "mm", "bmm", "mv", "cat", "concat", "concatenate"),
-    *("batch_norm", "layer_norm", "rms_norm", "group_norm"),
+    *("linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("matmul", "mm", "bmm", "mv", "cat", "concat", "concatenate"),
+    *("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"),
 )
 """Operations whose layers may read what no layer describes."""
 

@@ -62,8 +62,10 @@ def weighted_layer(
         trace.claimed = evaluate(x, trace.read(weight), trace.read_if_any(bias))
     if index.ndim == 3:
         index = index.unsqueeze(2)  # a convolution along one axis
+    if index.ndim == 5:
+        index = index.flatten(3)  # a convolution over volumes
     if index.ndim not in (2, 4):
-        trace.refuse("a convolution over volumes, expected one over images or sequences")
+        trace.refuse("weights with more axes than those of a convolution over volumes")
     options = {"groups": groups, "kernel": tuple(index.shape[2:]) or None}
     layer = trace.new_layer(len(index), reads, replace(weight, index=index), bias=bias, options=options)
     return trace.output_of(layer, axis, call.shape)
@@ -93,7 +95,7 @@ def addmm(call: Call, bias: Any, x: Any, weight: Any, *, beta: float = 1, alpha:
     return weighted_layer(call, x, -1, weight, bias)
 
 
-@operator(FAMILY, "conv1d", "conv2d")
+@operator(FAMILY, "conv1d", "conv2d", "conv3d")
 def convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Neurons:
     """A convolution of any stride, padding and dilation."""
     groups = options.get("groups", rest[3] if len(rest) > 3 else 1)
@@ -102,6 +104,23 @@ def convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, *
     return weighted_layer(
         call, x, 1, weight, bias, groups, lambda x, weight, bias: call.function(x, weight, bias, *rest, **options)
     )
+
+
+@operator(FAMILY, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Neurons:
+    """A transposed convolution without groups, whose weight is [in, out, ...]."""
+    if options.get("groups", rest[3] if len(rest) > 3 else 1) != 1:
+        call.trace.refuse("a transposed convolution with groups")
+    if isinstance(weight, Elements):
+        weight = replace(weight, index=weight.index.transpose(0, 1))
+        if len(call.shape) != weight.index.ndim:
+            call.trace.refuse("a convolution reads an input without a batch axis; call the module with a batch of one")
+
+    def evaluate(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = call.function(x, weight.transpose(0, 1), bias, *rest, **options)
+        return result
+
+    return weighted_layer(call, x, 1, weight, bias, evaluate=evaluate)
 
 
 @operator(FAMILY, "matmul", "mm", "bmm", "mv")

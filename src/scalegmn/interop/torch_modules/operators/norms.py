@@ -84,6 +84,15 @@ def batch_norm(call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: 
     return norm_layer(call, x, 1, "batch", weight, bias, (mean, variance), epsilon=epsilon)
 
 
+@operator(FAMILY, "instance_norm")
+def instance_norm(call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> Neurons:
+    """A norm of each channel over its positions, as one over groups of one channel."""
+    reads_input, _, epsilon, _ = rest
+    if not reads_input:
+        return norm_layer(call, x, 1, "batch", weight, bias, (mean, variance), epsilon=epsilon)
+    return norm_layer(call, x, 1, "group", weight, bias, epsilon=epsilon, norm_groups=call.shape[1])
+
+
 @operator(FAMILY, "layer_norm")
 def layer_norm(
     call: Call, x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, epsilon: float = 1e-5, *_: Any

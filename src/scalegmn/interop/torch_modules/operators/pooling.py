@@ -15,7 +15,10 @@ POSITION_AXES = {
     **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"), 1),
     **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), 2),
     **dict.fromkeys(("upsample_nearest1d", "upsample_linear1d"), 1),
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d"), 2),
+    **dict.fromkeys(("adaptive_max_pool1d", "upsample_nearest1d", "upsample_linear1d"), 1),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"), 2),
+    **dict.fromkeys(("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d"), 3),
+    **dict.fromkeys(("upsample_nearest3d", "upsample_trilinear3d"), 3),
 }
 """Operation -> over how many of the last axes it works."""
 
@@ -43,7 +46,10 @@ def pool(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
     return [pooled, None] if isinstance(call.result, list | tuple) else pooled
 
 
-@operator(FAMILY, "pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d")
+PADS = ("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d")
+
+
+@operator(FAMILY, "pad", "constant_pad_nd", *PADS, "replication_pad3d")
 def pad(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
     """More positions, which hold zeros or repeat others."""
     fill = [number for number in (*args[1:], kwargs.get("value")) if is_number(number)]
