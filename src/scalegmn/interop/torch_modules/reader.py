@@ -232,7 +232,10 @@ class GraphReader:
         is_drawn = _is_random(node) and name not in FILLS and bool(leaves)
         if _is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
-        for way in () if is_drawn else self._attempts(name, leaves):
+        ways = [] if is_drawn else self._attempts(name, leaves)
+        if ALIKE in ways and "softmax" in name and _is_read_by_others(node):
+            ways.sort(key=[ALIKE, AS_IT_IS, AS_LAYERS].index)
+        for way in ways:
             try:
                 value = self._read_as(way, node, name, args, kwargs)
                 if not is_computed:
@@ -357,6 +360,14 @@ def _is_random(node: torch.fx.Node) -> bool:
     options |= dict(zip(options, node.args, strict=False)) | node.kwargs
     share = options.get("dropout_p", options.get("p", 1)) if options.get("train", True) else 0
     return share != 0
+
+
+def _is_read_by_others(node: torch.fx.Node) -> bool:
+    """Whether other operations than views read a value, not the module's output alone."""
+    views = (*VIEWS, *UNCHANGED)
+    return any(
+        user.op != "output" and (operation(user) not in views or _is_read_by_others(user)) for user in node.users
+    )
 
 
 def _is_rounded(node: torch.fx.Node) -> bool:

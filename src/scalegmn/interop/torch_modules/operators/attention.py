@@ -134,10 +134,7 @@ def softmax(call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
         call.trace.refuse("a softmax of a value that is not a layer's output")
     if x.factor != 1:
         x = call.trace.settled(x)
-    axis = (args[0] if args else kwargs["dim"]) % x.ids.ndim
-    varying = {other for other in range(x.ids.ndim) if not is_constant_along(x.ids, other)}
-    is_uniform = (x.is_uniform or not x.is_output) and (varying <= {axis} or axis not in varying)
-    return replace(x, is_output=True, is_uniform=is_uniform)
+    return replace(x, is_output=True, is_uniform=False)
 
 
 @operator(FAMILY, "masked_fill", reads_input=False)
