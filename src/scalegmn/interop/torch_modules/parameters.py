@@ -82,15 +82,16 @@ def written_tensors(
 
     def put(elements: Elements, values: Tensor) -> None:
         name, index = elements.name, elements.index.reshape(-1)
-        if name not in new:
+        is_new = name not in new
+        if is_new:
             new[name] = tensors[name].detach().clone(memory_format=torch.contiguous_format)
             is_written[name] = torch.zeros(flattened(new[name]).numel(), dtype=torch.bool)
         flat = flattened(new[name])
         values = values.reshape(-1).to(flat)
         if elements.scale != 1:  # what is there already stays to the bit
             values = torch.where(flat[index] * elements.scale == values, flat[index], values / elements.scale)
-        again = is_written[name][index]
-        if not torch.equal(flat[index[again]], values[again]):
+        again = torch.empty(0) if is_new else is_written[name][index]
+        if again.any() and not torch.equal(flat[index[again]], values[again]):
             raise ValueError(f"{name}: several layers share it, expected equal values")
         flat[index] = values
         is_written[name][index] = True
