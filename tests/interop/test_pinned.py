@@ -111,6 +111,16 @@ def test_the_same_operations_twice_are_one():
     assert str(params.spec) == str(read(lambda m, x: m.c(6 * torch.tanh(m.a(x)).sort().values))[2].spec)
 
 
+def test_outputs_that_are_no_real_numbers():
+    def scores_and_class(self, x):
+        scores = self.c(torch.relu(self.a(x)))
+        return scores, scores.argmax(-1)
+
+    assert read(scores_and_class)[2].spec.num_layers == 2
+    with pytest.raises(ValueError, match="expected a module that returns real numbers, found int64: return its scores"):
+        read(lambda self, x: scores_and_class(self, x)[1])
+
+
 def test_several_outputs(generator):
     module, x, _ = read(lambda m, x: (m.c(torch.relu(m.a(x))), m.b(torch.relu(m.a(x)))))
     assert_read(module, x, generator)

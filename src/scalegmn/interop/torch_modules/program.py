@@ -195,6 +195,10 @@ def _choose_output(program: torch.export.ExportedProgram, output: int | str | No
         structure = structure[output]
     tensors = [results[place] for place in _pytree.tree_leaves(structure)]
     tensors = [item for item in tensors if isinstance(item, torch.fx.Node)]
+    types = sorted({str(item.meta["val"].dtype).removeprefix("torch.") for item in tensors})
+    tensors = [item for item in tensors if item.meta["val"].is_floating_point() or item.meta["val"].is_complex()]
+    if types and not tensors:
+        raise ValueError(f"expected a module that returns real numbers, found {', '.join(types)}: return its scores")
     if not tensors or (is_strict and len(tensors) > 1):
         found = f"expected a module that returns one tensor, found {len(tensors)}"
         raise ValueError(f"{found}: choose one by output=..., one of {choices}" if choices else found)
