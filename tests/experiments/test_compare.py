@@ -209,16 +209,17 @@ def test_wrong_settings(home, compare):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_shipped_comparisons(path, monkeypatch):
-    """Each has runs of all models that a folder of configurations has, for the whole of a zoo."""
+    """Each has runs of models of one folder of configurations; of digits, all of them."""
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith("#")
     content = yaml.safe_load(path.read_text())
-    content |= {"tune": {key: values[:1] for key, values in content["tune"].items()}}
+    content |= {"tune": {key: values[:1] for key, values in content.get("tune", {}).items()}}
     runs = plan(CompareConfig(**content))
     assert len(runs) == len(content["models"]) * len(content["seeds"])
     files = {ROOT / entry["conf"] for entry in content["models"].values()}
     folder = next(iter(files)).parent
-    assert files == {file for file in folder.glob("*.yml") if "relu" not in file.stem and "tanh" not in file.stem}
+    shipped = {file for file in folder.glob("*.yml") if "relu" not in file.stem and "tanh" not in file.stem}
+    assert files == shipped if path.stem != "mnist" else files < shipped
     assert {run.config.train_args.seed for run in runs} == set(content["seeds"])
 
 
