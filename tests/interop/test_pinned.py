@@ -210,6 +210,12 @@ ALIKE = {
     "squeeze and excite": lambda m, x: (lambda h: m.c(h * torch.sigmoid(m.b(h.mean(1, keepdim=True)))))(
         torch.relu(m.a(x))
     ),
+    "a gate that all channels meet": lambda m, x: m.c(
+        torch.relu(m.a(x)) * torch.sigmoid(functional.linear(x, m.w[:1, :3]))
+    ),
+    "weights of a mean": lambda m, x: (
+        lambda h: m.c((functional.linear(h, m.w[:1]).softmax(1) * h).sum(1, keepdim=True))
+    )(torch.relu(m.a(x))),
     "a slope per channel": lambda m, x: m.c(functional.prelu(m.a(x), m.w[0])),
     "a temperature": lambda m, x: m.c(torch.tanh(m.a(x) / m.w[0, 0])),
     "a maximum of two": lambda m, x: (lambda h: m.c(torch.maximum(h, m.b(h))))(torch.tanh(m.a(x))),
@@ -222,13 +228,22 @@ ALIKE = {
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_operations_that_compute_channels_alike(name, generator):
-    shape = (2, 5, 3) if name == "squeeze and excite" else (5, 3)
+    shape = (2, 5, 3) if name in ("squeeze and excite", "weights of a mean") else (5, 3)
     module, x, params = read(ALIKE[name], shape)
     assert_read(module, x, generator)
     hidden = [layer for layer in params.spec.layers[:-1] if layer.affine and not layer.constant]
     assert any(not layer.pinned for layer in hidden)
     moved = {index for item in params.spec.permutation_classes for index in item.layers}
     assert 0 in moved
+
+
+def test_a_gate_of_one_channel_is_pinned_alone(generator):
+    module, x, params = read(ALIKE["a gate that all channels meet"])
+    assert [layer.out_dim for layer in params.spec.layers if layer.pinned] == [1]
+    (tied,) = params.spec.permutation_classes
+    assert len(tied.layers) == 2  # what the gate multiplies, and the product
+    wrong = params.replace(weights=(-params.weights[0], *params.weights[1:]))
+    assert (to_module(wrong, module, x)(x) - module(x)).abs().max() > 1e-3
 
 
 def test_a_gate_takes_no_scalars(generator):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from scalegmn.interop.torch_modules import from_module, to_module
+from scalegmn.interop.torch_modules.program import export, operation
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.networks.scalar_groups import SCALES
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
@@ -397,3 +398,64 @@ def test_padding_keeps_channels(generator):
     module[2] = nn.ConstantPad2d(2, 0.5)
     with pytest.raises(ValueError, match=r"2 \(ConstantPad2d\): padding with another number than 0"):
         from_module(module, x, strict=True)
+
+
+EINSUMS = (
+    *("bi,oi->bo", "oi,bi->bo", "bti,io->bto", "bti,oi->bot", "io,bti->bto", "bhqd,bhkd->bhqk", "bhqk,bhkd->bqhd"),
+    *("bqhd,bkhd->bhqk", "bthd,hdf->btf", "bti,hid->bhtd", "nbh,nho->nbo", "btd,tde->bte", "bchw,oc->bohw"),
+    *("kbt,dbt->bdk", "ab,bc->ca", "b h i , h o -> b i o", "bik,oik->bo", "...i,oi->...o", "...id,...jd->...ij"),
+    *("...ij,...jd->i...d", "b...,bo->o..."),
+)
+
+
+@pytest.mark.parametrize(
+    "equation", [*EINSUMS, "bi,bj->bij", "bi,bi->b", "bii,bo->bo", "bi,oi", "ij,j->i", "bcd,dc->b"]
+)
+def test_einsums_are_matrix_products(equation, generator):
+    class Einsum(nn.Module):
+        def forward(self, x, y):
+            return torch.einsum(equation, x, y)
+
+    sizes = {letter: 2 + place % 5 for place, letter in enumerate("abcdefhijknoqtw")}
+    terms = equation.replace(" ", "").split("->")[0].replace("...", "ht").split(",")
+    values = tuple(
+        torch.randn([sizes[letter] for letter in term], generator=generator, dtype=torch.float64) for term in terms
+    )
+    program = export(Einsum(), values)
+    (result,) = torch.fx.Interpreter(program.graph_module).run(*values)
+    assert torch.allclose(result, Einsum()(*values), rtol=0, atol=1e-12)
+    names = {operation(node) for node in program.graph.nodes if node.op == "call_function"}
+    assert ("einsum" in names) != (equation in EINSUMS)
+
+
+def test_einsums_that_broadcast_stay(generator):
+    class Einsum(nn.Module):
+        def forward(self, x, y):
+            return torch.einsum("bi,oi->bo", x, y)
+
+    values = torch.randn(3, 1, generator=generator), torch.randn(4, 5, generator=generator)
+    program = export(Einsum(), values)
+    (result,) = torch.fx.Interpreter(program.graph_module).run(*values)
+    assert torch.allclose(result, Einsum()(*values))
+
+
+class EinsumAttention(nn.Module):
+    """Attention of two heads as einsums, whose queries, keys and values lie side by side for each head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(torch.relu(self.embed(x))).unflatten(-1, (2, 3, 4)).unbind(-2)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+        return self.out(torch.einsum("bhqk,bkhd->bqhd", scores, v).flatten(2))
+
+
+def test_attention_written_as_einsums(generator):
+    torch.manual_seed(0)
+    module, x = EinsumAttention().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
+    assert_read(module, x, generator)
+    spec = from_module(module, x, strict=True).spec
+    assert len(spec.layers) == 5
+    assert {index for item in spec.permutation_classes for index in item.layers} == {0, 1, 2, 3}

@@ -93,11 +93,15 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
         operands: traced values and constants, with what the module computes for them.
         shape: of the result.
     """
-    ids = [leaf.ids.expand(*shape) for leaf, _ in operands if isinstance(leaf, Neurons)]
-    if not ids or any(isinstance(leaf, Scores) for leaf, _ in operands):
-        trace.refuse("an operation on what no layer computes")
-    axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
     parts = [leaf for leaf, _ in operands if isinstance(leaf, Neurons)]
+    if not parts or any(isinstance(leaf, Scores) for leaf, _ in operands):
+        trace.refuse("an operation on what no layer computes")
+    single = [leaf for leaf in parts if _varying(leaf.ids) == []]
+    if len(single) < len(parts):  # a gate of one channel, that all channels of the others meet
+        parts = [leaf for leaf in parts if _varying(leaf.ids)]
+        trace.pin(single, "a neuron that all channels meet")
+    ids = [leaf.ids.expand(*shape) for leaf in parts]
+    axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
     for leaf, value in operands:
         if isinstance(leaf, Neurons):
             continue
@@ -140,6 +144,11 @@ def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequenc
     return Neurons(number[new].expand(*ids.shape), {len(trace.layers) - 1: 0})
 
 
+def _varying(ids: Tensor) -> list[int]:
+    """The axes along which neurons differ."""
+    return [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
+
+
 def as_layer(trace: Trace, neurons: Neurons) -> Neurons:
     """A value of a layer, whatever has been done to all its channels alike, as a layer without weights."""
     value = None if neurons.value is None else neurons.value * neurons.factor
@@ -156,7 +165,7 @@ def _axes(function: Any, args: Any, kwargs: Any, ndim: int) -> list[int]:
 
 def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Neurons:
     """An operation along an axis of positions, or a softmax over all channels."""
-    varying = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+    varying = _varying(neurons.ids)
     is_over_channels = bool(set(axes) & set(varying))
     if is_over_channels and (varying != list(axes) or "softmax" not in name):
         trace.refuse(f"{name} over channels")
@@ -168,7 +177,7 @@ def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Ne
 
 def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], result: Any) -> Any:
     """A function of positions, channel by channel, or of all channels, whatever their order."""
-    varying = [axis for axis in range(neurons.ids.ndim) if not is_constant_along(neurons.ids, axis)]
+    varying = _varying(neurons.ids)
     columns = trace.aligned_channels([neurons], [neurons.ids], varying)
     results = list(result) if isinstance(result, list | tuple) else [result]
     if set(varying) <= set(axes):
@@ -184,7 +193,7 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         ids = neurons.ids
         for axis in sorted(axes, reverse=True):
             ids = ids.narrow(axis, 0, 1) if results[0].ndim == ids.ndim else ids.select(axis, 0)
-        left = [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
+        left = _varying(ids)
         new = [_coupled(trace, columns, ids, left) for _ in results]
     return new if isinstance(result, list | tuple) else new[0]
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def export(
         for submodule in training:
             submodule.training = True
     _inline_contexts(program.graph_module)
+    _spell_out_einsums(program.graph)
     _choose_output(program, output, is_strict)
     _remove_dead_code(program.graph_module.graph)
     _merge_equal(program.graph_module.graph)
@@ -176,6 +178,75 @@ def _inline_contexts(module: torch.fx.GraphModule) -> None:
         else:
             node.replace_all_uses_with(results)
         graph.erase_node(node)
+
+
+def _spell_out_einsums(graph: torch.fx.Graph) -> None:
+    """Writes einsums of two values as matrix products of permuted ones."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operation(node) != "einsum" or len(node.args[1]) != 2:
+            continue
+        equation, (x, y) = node.args[0].replace(" ", ""), node.args[1]
+        with graph.inserting_before(node):
+            result = _as_product(graph, node, equation, x, y)
+        if result is not None:
+            node.replace_all_uses_with(result)
+            graph.erase_node(node)
+
+
+def _as_product(
+    graph: torch.fx.Graph, node: torch.fx.Node, equation: str, x: torch.fx.Node, y: torch.fx.Node
+) -> torch.fx.Node | None:
+    """An einsum of two values as a matrix product; None if it is none, such as a trace, or an outer product."""
+    ndims = [value.meta["val"].ndim for value in (x, y)]
+    terms, _, out = equation.partition("->")
+    left, right = terms.split(",")
+    dots = {ndim - len(term) + 3 for term, ndim in zip((left, right), ndims, strict=True) if "..." in term}
+    if "->" not in equation or len(dots) > 1:
+        return None
+    names = "".join(map(chr, range(ord("\u03b1"), ord("\u03b1") + sum(dots))))  # no letters of an equation
+    left, right, out = (part.replace("...", names) for part in (left, right, out))
+    shapes = {
+        (*item,) for term, value in ((left, x), (right, y)) for item in zip(term, value.meta["val"].shape, strict=True)
+    }
+    sizes = dict(shapes)
+    if len(sizes) < len(shapes) or any(len({*part}) < len(part) for part in (left, right, out)):
+        return None  # broadcast, or diagonals
+    if {*left} - {*right} - {*out} or {*right} - {*left} - {*out}:
+        return None
+    batch = [letter for letter in out if letter in left and letter in right]
+    summed = [letter for letter in left if letter in right and letter not in out]
+    rows, columns = ([letter for letter in out if letter in term and letter not in batch] for term in (left, right))
+    if not rows or not columns or not summed:
+        return None
+    is_other_way = (not batch and len(columns) > 1) or out.startswith("".join(columns))
+    if out != "".join(batch + rows + columns) and is_other_way:
+        left, right, x, y, rows, columns = right, left, y, x, columns, rows  # what a layer reads comes first
+
+    def call(function: Any, *args: Any) -> torch.fx.Node:
+        new = graph.call_function(function, args)
+        new.meta = {**node.meta, "val": function(*torch.fx.map_arg(args, lambda arg: arg.meta["val"]))}
+        return new
+
+    def arranged(value: torch.fx.Node, term: str, *groups: list[str]) -> torch.fx.Node:
+        """The value with its batch first, then an axis for each group of letters (one for each letter of rows that no
+        batch precedes)."""
+        order = [term.index(letter) for letter in (*batch, *(letter for group in groups for letter in group))]
+        if order != sorted(order):
+            value = call(torch.ops.aten.permute.default, value, order)
+        if all(len(group) == 1 or (group is rows and not batch) for group in groups):
+            return value
+        shape = [sizes[letter] for letter in batch]
+        for group in groups:
+            lengths = [sizes[letter] for letter in group]
+            shape += lengths if group is rows and not batch else [math.prod(lengths)]
+        return call(torch.ops.aten.reshape.default, value, shape)
+
+    result = call(torch.ops.aten.matmul.default, arranged(x, left, rows, summed), arranged(y, right, summed, columns))
+    letters = batch + rows + columns
+    if result.meta["val"].ndim != len(letters):
+        result = call(torch.ops.aten.reshape.default, result, [sizes[letter] for letter in letters])
+    order = [letters.index(letter) for letter in out]
+    return result if order == sorted(order) else call(torch.ops.aten.permute.default, result, order)
 
 
 def _choose_output(program: torch.export.ExportedProgram, output: int | str | None, is_strict: bool) -> None:
