@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_refused(random_params):
     deep = config_of("scale", "forward", max_hidden_layers=3).build(relu[0]).double()
     assert model(nets_of([mlp([2, 9, 1, 2], ["relu"])], random_params)).shape == (2, 10)  # other widths
     refused = [
-        (model, relu[1], r"of 2 to 2 hidden layers \(max_hidden_layers\) .*found MLP \[2, 3, 2\]"),
+        (model, relu[1], r"of 2 to 2 hidden layers \(max_hidden_layers\).*found MLP \[2, 3, 2\]"),
         (model, relu[2], r"of 2 to 2 hidden layers"),
         (deep, mlp([2, 1, 1, 1, 1, 2], ["relu"]), r"of 1 to 3 hidden layers"),
         (deep, relu[3], r"from 2 to 2"),

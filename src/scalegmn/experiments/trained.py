@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from scalegmn.experiments.config import Config, config_file, read_config_file
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.visibility import PartlySeen
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.reporting.words import counted
 from scalegmn.symmetry.canonicalize import TO_CANONICAL
@@ -81,15 +83,14 @@ def load_model(config: ModelConfig, run: Path, spec: NetSpec) -> Metanetwork:
     """
     data = read_summary(run)["data"]
     expected = NetSpec.from_dict(data["spec"])
-    if data["architectures"] > 1:
-        model = config.build_within(expected)
-    else:
-        trained, given = (
-            (each.num_layers, each.layout[0], each.layout[-1], each.kernel) for each in (expected, spec)
-        )  # hidden layers may be wider
-        if given != trained:
-            raise ValueError(f"{run} was trained on {expected}, and cannot read {spec}")
-        model = config.build(spec)
+    trained, given = (
+        (each.num_layers, each.layout[0], each.layout[-1], each.kernel) for each in (expected, spec)
+    )  # hidden layers may be wider
+    if data["architectures"] == 1 and given != trained:
+        raise ValueError(f"{run} was trained on {expected}, and cannot read {spec}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PartlySeen)  # training has warned, and the model card says it
+        model = config.build_within(expected) if data["architectures"] > 1 else config.build(spec)
     load_checkpoint(weights_file(run), model)
     return model.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,11 @@ from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
 from scalegmn.zoos.registry import FILE_SETTINGS, unread_settings
 from scalegmn.zoos.zoo_format import Zoo, in_single, is_zoo, open_zoo
+
+
+class UnreadSetting(UserWarning):
+    """A setting is for another layout of data."""
+
 
 BLOCK = 2048
 """Networks that are read at once; larger batches are read whole."""
@@ -116,16 +122,15 @@ class DataConfig:
 
 def open_data(config: DataConfig) -> Zoo:
     """The zoo of a configuration. A dataset in another layout is converted unless it has been; a zoo is opened as it
-    is, whatever `dataset` says.
+    is, whatever `dataset` says; settings that are for another layout, such as those of a published configuration, are
+    warned of.
 
     Raises:
-        ValueError: there is none, or a file of it is missing, refused or damaged; or it is a zoo, and a setting is for
-            another layout.
+        ValueError: there is none, or a file of it is missing, refused or damaged.
     """
     if is_zoo(config.root):
-        problems = unread_settings(config, FILE_SETTINGS, f"the zoo {config.root}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        for problem in unread_settings(config, FILE_SETTINGS, f"the zoo {config.root}"):
+            warnings.warn(problem, UnreadSetting, stacklevel=2)
         zoo = open_zoo(config.root)
     else:
         zoo = DATASETS[config.dataset].open(config)
