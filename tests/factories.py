@@ -44,6 +44,11 @@ def digits():
     return drawn(nn.Sequential(*layers))
 
 
+def bag():
+    """Of words."""
+    return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+
+
 def number():
     return 7
 

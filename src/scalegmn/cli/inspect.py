@@ -25,4 +25,9 @@ def run(words: Sequence[str]) -> None:
     example = torch.randn(shape, generator=generator)
     if values.words is not None:
         example = torch.randint(values.words, shape, generator=generator)
-    print(read(module_of_factory(values.factory), example))
+    try:
+        print(read(module_of_factory(values.factory), example))
+    except ValueError as error:
+        if values.words is None and "indices" in str(error) and "Long" in str(error):
+            raise ValueError(f"{error}; for an input of whole numbers below N set --words N") from None
+        raise
