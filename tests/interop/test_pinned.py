@@ -246,6 +246,14 @@ def test_a_gate_of_one_channel_is_pinned_alone(generator):
     assert (to_module(wrong, module, x)(x) - module(x)).abs().max() > 1e-3
 
 
+def test_a_layer_reads_a_sum_of_all_channels(generator):
+    module, x, params = read(lambda m, x: functional.linear(torch.relu(m.a(x)).sum(-1, keepdim=True), m.w[:2, :1]))
+    assert_read(module, x, generator)
+    assert not params.spec.layers[0].pinned
+    assert params.spec.layers[-1].opaque
+    assert "not foreseen" not in str(scalegmn.read(module, x))
+
+
 def test_a_gate_takes_no_scalars(generator):
     module, x, params = read(ALIKE["SwiGLU"])
     tied = next(item for item in params.spec.permutation_classes if len(item.layers) > 1)

@@ -336,6 +336,8 @@ class GraphReader:
             return [self._with_actual(*pair) for pair in zip(value, actual, strict=True)]
         if isinstance(value, NetworkInput):
             return self._prepared(actual) if value is PREPARED else replace(value, value=actual)
+        if isinstance(value, Opaque):
+            return replace(value, value=actual)
         if not isinstance(value, Neurons):
             return value
         if value.is_output:
