@@ -122,7 +122,7 @@ def test_edges_are_encoded_in_chunks(options, reverse, monkeypatch):
     config = replace(GNN, reverse_edges=reverse, pooling="mean", **options)
     model = build(config, params.spec)
     at_once = model(params)
-    monkeypatch.setattr(neural_graphs, "tensor_bytes", lambda device: 1000)
+    monkeypatch.setattr(neural_graphs, "tensor_bytes", lambda device: 100)
     torch.testing.assert_close(model(params), at_once, rtol=1e-10, atol=1e-12)
     assert_engine_computes_the_plain_form(model, [params, params.map(lambda tensor: 2 * tensor)])
 

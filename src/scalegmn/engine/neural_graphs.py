@@ -25,6 +25,10 @@ from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder, FourierFeatures
 from scalegmn.nn.neural_graph import NeuralGraphFeatures, middle_of
 
+_CHUNK = 8
+"""Features that are encoded at once fill so many tensors that make full use of a device: fewer are not worth the second
+pass that chunks need."""
+
 
 class DenseEdges(NamedTuple):
     """The edges between two node layers in one direction: of weights between all nodes, of a residual connection
@@ -252,18 +256,12 @@ def _sorted_edges(
     index = torch.cat([graph.edge_index, unweighted], dim=1)
     index = places[torch.cat([index, index.flip(0)], dim=1) if features.reverse_edges else index]
     order = index[1].argsort(stable=True)
-    one = middle_of(features.kernel, graph.nodes)
-    weights = graph.edges.moved(0, int(one.argmax()))
-    encoded = torch.cat(
-        [
-            rows
-            for slabs in ([[0, 2], [1, 2]] if features.reverse_edges else [[0]])
-            for rows in (
-                _encoded(features, weights, slabs),
-                _encoded(features, EdgeValues.same(one), slabs).expand(unweighted.shape[1], -1),
-            )
-        ]
-    )[order]
+    middle = int(middle_of(features.kernel, graph.nodes).argmax())
+    weights = graph.edges.moved(0, middle)
+    edges = EdgeValues.joined([weights, EdgeValues.ones(unweighted.shape[1], middle, like=weights)])
+    if features.reverse_edges:
+        edges = EdgeValues.joined([edges.repeated((0, 2), 3), edges.repeated((1, 2), 3)])
+    encoded = _encoded(features, edges, order)
     if features.linear_encoder is not None:
         linear = order.argsort()[: len(graph.linear)][graph.linear]
         values = graph.edges.linear(torch.eye(1, graph.edges.width).to(graph.nodes))[graph.linear]
@@ -282,18 +280,23 @@ def _sorted_edges(
     return list(starmap(SortedEdges, parts))
 
 
-def _encoded(features: NeuralGraphFeatures, edges: EdgeValues, slabs: Sequence[int]) -> Tensor:
-    """`NeuralGraphFeatures.edges` of kernels w, [E, d_e]: of raw features that have w at the `slabs` among the K
-    components each, and zeros elsewhere. Large graphs are encoded in chunks, again in the backward pass."""
+def _encoded(features: NeuralGraphFeatures, edges: EdgeValues, order: Tensor) -> Tensor:
+    """`NeuralGraphFeatures.edges` of raw features [E, R] in another order, [E, d_e].
+
+    Large graphs are encoded in chunks, again in the backward pass.
+    """
     encoder, after = features.weight_encoder, features.edge_linear
     *inner, last = (cast("nn.Linear", layer) for layer in encoder.linears)
     linears = [*((layer.weight, layer.bias) for layer in inner), (after.weight @ last.weight, after(last.bias))]
     fourier = encoder.fourier if isinstance(encoder.fourier, FourierFeatures) else None
     first = linears[0][0] if fourier is None else 2 * math.pi * fourier.frequencies
-    matrix = first.unflatten(1, (-1, edges.width))[:, slabs].sum(1)
 
     def encode(chunk: EdgeValues) -> Tensor:
-        x = chunk.linear(matrix)
+        places = chunk.places.to(first.device)
+        if len(places) <= len(first):  # a table of raw features is no larger than what the map makes of it
+            x = nn.functional.linear(chunk.at(places), first[:, places])
+        else:
+            x = chunk.linear(first)
         if fourier is not None:
             x = nn.functional.linear(torch.cat([x.cos(), x.sin()], dim=-1), *linears[0])
         else:
@@ -302,13 +305,11 @@ def _encoded(features: NeuralGraphFeatures, edges: EdgeValues, slabs: Sequence[i
             x = nn.functional.linear(nn.functional.silu(x), weight, bias)
         return x
 
-    size = tensor_bytes(matrix.device) // (2 * len(matrix) * matrix.element_size())
-    if edges.num_edges <= size:
-        return encode(edges)
-    order = torch.arange(edges.num_edges, device=matrix.device)
-    sizes = [len(chunk) for chunk in order.split(size)]
-    rows = [checkpoint(encode, chunk, use_reentrant=False) for chunk in edges.split(order, sizes)]
-    return torch.cat(rows)
+    size = _CHUNK * tensor_bytes(first.device) // (2 * len(first) * first.element_size())
+    chunks = edges.split(order, [len(part) for part in order.split(size)])
+    if len(chunks) == 1:
+        return encode(chunks[0])
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _activations(features: NeuralGraphFeatures, params: NetParams) -> Tensor:

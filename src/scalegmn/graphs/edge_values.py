@@ -59,10 +59,33 @@ class EdgeValues:
         return cls(joined, num_edges, width)
 
     @classmethod
-    def same(cls, values: Tensor) -> EdgeValues:
-        """One edge with these values, [K]."""
-        row = torch.zeros(1, dtype=torch.long, device=values.device)
-        return cls({tuple(range(len(values))): _Part(row, values[None])}, 1, len(values))
+    def joined(cls, edges: Sequence[EdgeValues]) -> EdgeValues:
+        """The edges of several, one after the other."""
+        gathered: dict[tuple[int, ...], list[_Part]] = {}
+        start = 0
+        for item in edges:
+            for places, part in item._parts.items():
+                gathered.setdefault(places, []).append(part._replace(rows=part.rows + start))
+            start += item.num_edges
+        parts = {places: _Part(*map(torch.cat, zip(*of_places, strict=True))) for places, of_places in gathered.items()}
+        return cls(parts, start, edges[0].width)
+
+    @classmethod
+    def ones(cls, num_edges: int, place: int, like: EdgeValues) -> EdgeValues:
+        """Edges with 1 in one component."""
+        values = next(iter(like._parts.values())).values
+        rows = torch.arange(num_edges, device=values.device)
+        return cls({(place,): _Part(rows, values.new_ones(num_edges, 1))}, num_edges, like.width)
+
+    def repeated(self, slabs: Sequence[int], num_slabs: int) -> EdgeValues:
+        """The same values in some of `num_slabs` slabs of K components each: [E, num_slabs K]."""
+        parts = {
+            tuple(slab * self.width + place for slab in slabs for place in places): part._replace(
+                values=part.values.repeat(1, len(slabs))
+            )
+            for places, part in self._parts.items()
+        }
+        return EdgeValues(parts, self.num_edges, num_slabs * self.width)
 
     def moved(self, before: int, after: int) -> EdgeValues:
         """The same edges; of those that fill component `before` alone, the values are moved to component `after`."""
