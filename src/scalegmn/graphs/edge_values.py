@@ -55,8 +55,7 @@ class EdgeValues:
                 gathered.setdefault(tuple(block.places.tolist()), []).append(part)
                 start += size
             num_edges += num_networks * sum(sizes)
-        joined = {places: _Part(*map(torch.cat, zip(*parts, strict=True))) for places, parts in gathered.items()}
-        return cls(joined, num_edges, width)
+        return cls(_together(gathered), num_edges, width)
 
     @classmethod
     def joined(cls, edges: Sequence[EdgeValues]) -> EdgeValues:
@@ -67,8 +66,7 @@ class EdgeValues:
             for places, part in item._parts.items():
                 gathered.setdefault(places, []).append(part._replace(rows=part.rows + start))
             start += item.num_edges
-        parts = {places: _Part(*map(torch.cat, zip(*of_places, strict=True))) for places, of_places in gathered.items()}
-        return cls(parts, start, edges[0].width)
+        return cls(_together(gathered), start, edges[0].width)
 
     @classmethod
     def ones(cls, num_edges: int, place: int, like: EdgeValues) -> EdgeValues:
@@ -92,7 +90,7 @@ class EdgeValues:
         parts = dict(self._parts)
         alone = [part for part in (parts.pop((before,), None), parts.pop((after,), None)) if part is not None]
         if alone:
-            parts[(after,)] = _Part(*map(torch.cat, zip(*alone, strict=True)))
+            parts |= _together({(after,): alone})
         return EdgeValues(parts, self.num_edges, self.width)
 
     def linear(self, weight: Tensor) -> Tensor:
@@ -152,3 +150,8 @@ class EdgeValues:
     def dense(self) -> Tensor:
         """All components, [E, K]."""
         return self.at(torch.arange(self.width))
+
+
+def _together(parts: dict[tuple[int, ...], list[_Part]]) -> dict[tuple[int, ...], _Part]:
+    """Components -> all edges that fill these, one part after the other."""
+    return {places: _Part(*map(torch.cat, zip(*alike, strict=True))) for places, alike in parts.items()}

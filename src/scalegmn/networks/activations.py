@@ -41,9 +41,8 @@ class Activations(Registry[Activation]):
 
     def __init__(self) -> None:
         super().__init__("activation")
-        self._with_parameter: dict[
-            str, Activation
-        ] = {}  # those that were asked for: torch.compile cannot trace regexes
+        # those that were asked for: torch.compile cannot trace regexes
+        self._with_parameter: dict[str, Activation] = {}
 
     def find(self, name: str) -> Activation | None:
         """The activation of a name; None if there is none."""
