@@ -105,6 +105,7 @@ def test_inspect_shows_how_a_module_is_read(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "of the hidden neurons" in shown
     assert_refused(run("factories:nothing", "--input_shape", "1,3"), "factories:nothing: AttributeError")
+    assert_refused(run("factories.py", "--input_shape", "1,3"), "found factories.py, expected package.module:factory")
     assert_refused(run("factories:resnet", "--input_shape", "1,x"), "--input_shape: found 1,x")
     code, shown, _ = run("factories:bag", "--input_shape", "2,5", "--words", "9")
     assert code == 0

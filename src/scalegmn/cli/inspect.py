@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 
 from scalegmn.cli.arguments import Arguments
-from scalegmn.interop.torch_modules import module_of_factory, parse_shape, read
+from scalegmn.interop.torch_modules import FACTORY, module_of_factory, parse_shape, read
 
 
 def run(words: Sequence[str]) -> None:
@@ -17,6 +18,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--input_shape", required=True, metavar="SHAPE", help="of an input, such as 1,3,32,32")
     parser.add_argument("--words", type=int, metavar="N", help="the input consists of whole numbers below N")
     values = parser.read(words)
+    if not re.fullmatch(FACTORY, values.factory):
+        raise ValueError(f"FACTORY: found {values.factory}, expected package.module:factory")
     if values.words is not None and values.words < 1:
         raise ValueError(f"--words: found {values.words}, expected at least 1")
     shape = parse_shape(values.input_shape)
