@@ -113,6 +113,15 @@ def test_classifiers(tmp_path):
         assert torch.equal(flat[number].biases[1][0], module[3].bias)
 
 
+def test_labels_may_be_written_as_decimals(inrs):
+    """As pandas writes a column of whole numbers in which some are missing."""
+    folder, _ = inrs
+    (folder / "labels.csv").write_text("name,label\n" + "\n".join(f"net_{k},{k}.0" for k in range(12)))
+    assert command(folder, "nets", "--labels", "labels.csv", "--activation", "tanh").returncode == 0
+    zoo = open_zoo(folder / "zoo")
+    assert (zoo.columns["label"].tolist(), zoo.classes) == ([*range(12)], None)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

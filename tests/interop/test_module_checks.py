@@ -43,6 +43,14 @@ def assert_exact(module, x, params, generator):
             torch.testing.assert_close(to_module(moved, module, x)(x), y, rtol=1e-9, atol=1e-9)
 
 
+def test_values_that_are_not_finite_are_refused():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        module[2].bias[1] = math.nan
+    with pytest.raises(ValueError, match=r"^2\.bias: found NaN or infinity, expected finite numbers$"):
+        from_module(module, torch.zeros(1, 3))
+
+
 # Factors and offsets
 
 SCALED = {

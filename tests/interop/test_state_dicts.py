@@ -209,9 +209,18 @@ def test_several_orders_fit(tmp_path):
         read_network(tmp_path / "net.safetensors", ["fc_one", "fc_1"])
 
 
-def test_what_shapes_do_not_tell():
-    state = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).state_dict()
-    assert any("0: taken as a convolution; a transposed one" in note for note in stored_network(state).notes)
+@pytest.mark.parametrize(
+    ("module", "note"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), "a convolution; a transposed one"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 3)), "of one channel; a depthwise one"),
+        (nn.ModuleDict({"0": nn.Bilinear(3, 4, 5), "1": nn.Linear(5, 2)}), "along one axis; a bilinear layer"),
+    ],
+)
+def test_what_shapes_do_not_tell(module, note):
+    (found,) = stored_network(module.state_dict()).notes
+    assert found.startswith("0: taken as ")
+    assert note in found
 
 
 # Files

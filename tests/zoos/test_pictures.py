@@ -156,6 +156,13 @@ def test_a_split_of_folders(tmp_path, train, val, test):
     )
 
 
+def test_classes_without_training_pictures_are_said(tmp_path):
+    write(tmp_path, {"train/cat/1.png": grey(1), "train/dog/1.png": grey(2), "test/cats/1.png": grey(3)})
+    images = load_images("folder", tmp_path)
+    assert images.classes == ("cat", "cats", "dog")
+    assert images.notes[1] == f"{tmp_path}: no training picture of cats; check the names of the classes' folders"
+
+
 def test_a_split_without_classes(tmp_path):
     images = load_images("folder", write(tmp_path, {"train/1.png": grey(1), "val/1.png": grey(2)}))
     assert (images.labels.tolist(), images.classes, images.held_out) == ([0, 0], None, None)

@@ -96,10 +96,11 @@ class Table:
         return [row[name] for row in self.rows]
 
     def classes(self) -> tuple[Tensor, list[str] | None]:
-        """The class of each network, and the classes' names in their natural order; None where labels are numbers."""
+        """The class of each network, and the classes' names in their natural order; None where labels are numbers,
+        which some programs write as 1.0 instead of 1."""
         cells = self.column("label")
-        if all(re.fullmatch(r"\d{1,9}", cell) for cell in cells):
-            return torch.tensor([int(cell) for cell in cells]), None
+        if all(re.fullmatch(r"\d{1,9}(\.0*)?", cell) for cell in cells):
+            return torch.tensor([int(cell.partition(".")[0]) for cell in cells]), None
         names = sorted({*cells}, key=natural_order)
         return torch.tensor([names.index(cell) for cell in cells]), names
 

@@ -191,10 +191,21 @@ def stored_network(
             places = after.in_dim // before.out_dim
             shape = "x".join(map(str, _positions(places)))
             notes.append(f"{after.name} reads {before.out_dim} channels at {places} positions each, taken as {shape}")
+    return StoredNetwork(content, state, tuple(chain), (*notes, *_same_shapes(chain)))
+
+
+def _same_shapes(chain: Sequence[StoredLayer]) -> list[str]:
+    """What a layer was taken for where another kind has the same shapes, a sentence each."""
+    notes = []
     square = [layer.name for layer in chain if layer.weight.ndim > 2 and layer.in_dim == layer.out_dim > 1]
     if square:
         notes.append(f"{', '.join(square)}: taken as a convolution; a transposed one has the same shapes")
-    return StoredNetwork(content, state, tuple(chain), tuple(notes))
+    first = chain[0]
+    if first.weight.ndim > 2 and first.in_dim == 1 < first.out_dim:
+        notes.append(f"{first.name}: taken as a convolution of one channel; a depthwise one has the same shapes")
+    elif first.weight.ndim == 3:
+        notes.append(f"{first.name}: taken as a convolution along one axis; a bilinear layer has the same shapes")
+    return notes
 
 
 def state_dict_of(params: NetParams, row: int) -> dict[str, Tensor]:

@@ -109,6 +109,10 @@ def read_pictures(path: Path, background: str) -> Pictures:
         counts = Counter(split_of.values())
         sizes = ", ".join(f"{split} ({counted(counts[split], 'picture')})" for split in ORDER if counts[split])
         notes.append(f"{path}: found the folders of a split, {sizes}; networks are split as their pictures are")
+        trained = {class_of[name] for name in names if split_of[name] == "train"}
+        unseen = [name for name in classes if name in class_of.values() and name not in trained]
+        if unseen:
+            notes.append(f"{path}: no training picture of {', '.join(unseen)}; check the names of the classes' folders")
     return Pictures(
         np.stack([pictures[name] for name in names]),
         np.array([classes.index(class_of[name]) for name in names]),

@@ -51,9 +51,6 @@ def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
         raise ValueError(_in_words_of_the_file(str(error), network)) from None
     if layers[-1].is_activated:
         raise ValueError("the output has an activation; expected none: leave it out")
-    for index, (weight, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
-        if not (weight.isfinite().all() and bias.isfinite().all()):
-            raise ValueError(f"layer {index}: a weight or bias is NaN or infinite")
     return params
 
 

@@ -20,6 +20,9 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
         tensors: parameters and buffers of a module of the traced architecture, see `named_tensors`.
         layers: the traced layers, in the order of the spec.
         spec: the architecture.
+
+    Raises:
+        ValueError: there are no weights, or a value is not finite; names the tensor.
     """
     weights = [tensors[layer.weight.name].detach() for layer in layers if layer.weight is not None]
     if not weights:
@@ -31,6 +34,8 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
         if elements is None:
             return reference.new_full((1, *shape), fill)
         values = flattened(tensors[elements.name].detach())[elements.index].reshape(1, *shape).to(reference)
+        if not values.isfinite().all():
+            raise ValueError(f"{elements.name}: found NaN or infinity, expected finite numbers")
         return values if elements.scale == 1 else values * elements.scale
 
     pairs = list(zip(layers, spec.layers, strict=True))
