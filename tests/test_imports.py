@@ -38,6 +38,7 @@ ROOMS = {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
         *("training", "experiments", ""),  # and the package itself, for its version
     },
+    "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},
     "__main__": {"cli"},
 }

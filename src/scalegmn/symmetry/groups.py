@@ -80,6 +80,11 @@ class GroupElement:
             tuple(1 / q.gather(1, p) for p, q in zip(self.permutations, self.scales, strict=True)),
         )
 
+    def contravariant(self) -> GroupElement:
+        """The element that acts on gradients (`act_on_changes`, `act_on_nodes`, `act_on_edges`) when this one acts on
+        parameters: the same permutations, and 1 / q, where chi(q) = q."""
+        return GroupElement(self.permutations, tuple(1 / q for q in self.scales))
+
     def act(self, params: NetParams) -> NetParams:
         """The transformed parameters: biases act as node features, weights as edge features."""
         return self._act(params, [layer.epsilon for layer in params.spec.layers])
