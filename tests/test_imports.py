@@ -34,9 +34,12 @@ ROOMS = {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
         "training",
     },
+    "explore": {
+        *("networks", "symmetry", "models", "reporting", "interop", "zoos", "tasks", "experiments"),
+    },
     "cli": {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
-        *("training", "experiments", ""),  # and the package itself, for its version
+        *("training", "experiments", "explore", ""),  # and the package itself, for its version
     },
     "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},
@@ -49,7 +52,7 @@ ONLY_IN = {
     "lightning": {"training"},
     "jsonargparse": {"configuration"},
     "optuna": {"experiments"},
-    "jinja2": {"experiments"},
+    "jinja2": {"experiments", "explore"},
     "onnx": {"interop"},
 }
 

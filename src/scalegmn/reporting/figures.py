@@ -255,3 +255,34 @@ def predictions(
         axes.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")
         axes.set(xlim=(0, 1), ylim=(0, 1))
     figure.savefig(path, dpi=120)
+
+
+def explanation(
+    path: Path, neurons: Sequence[np.ndarray], ranked: np.ndarray, random: np.ndarray, meaning: str
+) -> None:
+    """Contributions of hidden neurons, and the score while neurons are removed.
+
+    Args:
+        path: of the PNG.
+        neurons: per hidden layer, [n_l] contributions.
+        ranked: the score without the first 0, 1, ... neurons by contribution, [k + 1].
+        random: the same for random orders, [draws, k + 1].
+        meaning: what the score is.
+    """
+    figure = _figure(10, 3.6)
+    left, right = figure.subplots(1, 2)
+    start = 0
+    for number, values in enumerate(neurons):
+        left.bar(start + np.arange(len(values)), values, label=f"layer {number}")
+        start += len(values) + 1
+    left.axhline(0, color="grey", lw=0.8)
+    left.set(xlabel="hidden neuron", ylabel=f"contribution to the {meaning}", xticks=[])
+    left.legend()
+    removed = np.arange(len(ranked))
+    low, high = np.quantile(random, (0.1, 0.9), axis=0)
+    right.fill_between(removed, low, high, alpha=0.25, color="grey", lw=0, label="random, 10 to 90 %")
+    right.plot(removed, random.mean(0), color="grey", label="random, mean")
+    right.plot(removed, ranked, marker="o", ms=3, label="largest contribution first")
+    right.set(xlabel="neurons removed", ylabel=meaning)
+    right.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""Pages and explanations: what networks, zoos and trained models look like."""

@@ -1,0 +1,26 @@
+"""A small zoo of digit INRs and a run on it, trained once."""
+
+from types import SimpleNamespace
+
+import pytest
+from commands import run_here
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """`folder`, with `zoo` (digit INRs), `run` and `net`, network 7 as a file; made in seconds."""
+    folder = tmp_path_factory.mktemp("digits")
+    zoo = ["zoo", "inr", "--out=zoo", "--images=digits", "--num_images=300", "--views=4", "--hidden=[8,8]", "--w0=6", "--lr=1e-2"]
+    (folder / "run.yml").write_text(
+        "data: {dataset_path: zoo}\nbatch_size: 32\nscalegmn_args: {hidden_dim: 16, num_probes: 16, normalize: true}\n"
+        "train_args: {num_epochs: 12}\n"
+        "optimization: {optimizer_args: {lr: 3e-3}, scheduler_args: {warmup_steps: 20, decay: cosine}}\n"
+    )
+    for words in (
+        [*zoo, "--steps=120"],
+        ["train", "classification", "--conf", "run.yml", "--run_dir=run"],
+        ["zoo", "export", "zoo", "--network=7", "--out=net.pth"],
+    ):
+        done = run_here("-m", "scalegmn", *words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return SimpleNamespace(folder=folder, zoo=folder / "zoo", run=folder / "run", net=folder / "net.pth")
