@@ -41,6 +41,7 @@ ROOMS = {
         *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
         *("training", "experiments", "explore", ""),  # and the package itself, for its version
     },
+    "optimizers": {"registry", "networks", "symmetry", "nn", "models", "zoos"},
     "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},
     "__main__": {"cli"},

@@ -128,7 +128,8 @@ def test_both_streams_are_exact_for_any_weights(activation, random_params, gener
     spec, element = params.spec, GroupElement.sample(params, generator)
     two_streams = backward_scalegmn(spec)
     if activation == "tanh":
-        two_streams = type(two_streams)(two_streams.group, StreamWidths((1, 1, 1), (1, 1, 1)), 3, 4, (4,)).double()
+        widths = StreamWidths((1, 1, 1), (1, 1, 1))
+        two_streams = type(two_streams)(two_streams.group, widths, 3, 4, True, (4,)).double()
     random_weights(two_streams)
     graph, moved = two_streams(raw_streams(params, x, target)), two_streams(raw_streams(element.act(params), x, target))
     back = element.contravariant()

@@ -65,6 +65,7 @@ _ROOMS = (
     "engine",
     "models",
     "zoos",
+    "optimizers",
     "tasks",
     "training",
     "interop",

@@ -171,7 +171,7 @@ def backward_scalegmn(spec: NetSpec) -> StreamScaleGMN:
     activation = _activation(spec)
     dims, group = (4, 4), ACTIVATIONS[activation].group
     widths = StreamWidths((1, 1, 1), (1, 1, 1))
-    model = StreamScaleGMN(group, widths, 3, 2 * spec.num_layers + 1, dims, "relu", False).double()
+    model = StreamScaleGMN(group, widths, 3, 2 * spec.num_layers + 1, True, dims, "relu", False).double()
     for parameter in model.parameters():
         parameter.zero_()
     column = torch.tensor([[1.0], [0.0], [0.0]])
@@ -182,13 +182,13 @@ def backward_scalegmn(spec: NetSpec) -> StreamScaleGMN:
     to_state = torch.diag(torch.tensor([0.0, 0.0, 1.0]))
     eye = torch.eye(3)
     for layer in cast("Sequence[Any]", model.layers):
-        layer.node_linears[0].weight[:3] = to_state  # m = sum w_ij a_j
-        layer.node_linears[1].weight[:3] = to_state  # n = sum w_ij delta_i
-        layer.edge_linears[0].weight.copy_(torch.cat([eye, eye]))
+        for messages in (layer.covariant_along, layer.contravariant_against):  # sum w_ij a_j and sum w_ij delta_i
+            messages.node_linear.weight.copy_(to_state)
+            messages.edge_linear.weight.copy_(eye)
         update = layer.node_update
         update.covariant_linear.weight[:, BIAS] = 1
         update.covariant_linear.weight[[PRE, POST], 3 + POST] = 1
-        update.contravariant_linear.weight[POST, 3 + POST] = 1
+        update.contravariant_linear.weight[POST, 6 + POST] = 1
         # input nodes hold their value as b, so z = a = b; output nodes z = a = b + m, delta = z - t
         update.io_linear.weight[:3, BIAS] = 1
         update.io_linear.weight[[PRE, POST], 3 + POST] = 1

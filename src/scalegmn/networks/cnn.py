@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from scalegmn.networks.spec import NetSpec
 
 
 def evaluate_cnn(
-    params: NetParams, images: Tensor, stride: int = 2, padding: Literal["same", "valid"] = "same"
+    params: NetParams, images: Tensor, stride: int | Sequence[int] = 2, padding: Literal["same", "valid"] = "same"
 ) -> Tensor:
     """The outputs of B CNNs: x_l = sigma_l(W_l * x_{l-1} + b_l [+ x_s]), mean over positions, then linear layers.
 
@@ -21,8 +22,8 @@ def evaluate_cnn(
 
     Args:
         params: B networks of convolutions, then linear layers, if any.
-        images: [P, n_0, height, width], for all networks.
-        stride: of every convolution.
+        images: [P, n_0, height, width], for all networks, or [B, P, n_0, height, width].
+        stride: of every convolution, or one for each.
         padding: `same`: zeros around such that ceil(size / stride) positions remain, the odd one at the bottom and
             right, as in Keras; any kernel fits any image. `valid`: none, as in the published zoo.
 
@@ -37,7 +38,7 @@ def evaluate_cnn(
 
 
 def cnn_pre_activations(
-    params: NetParams, images: Tensor, stride: int = 2, padding: Literal["same", "valid"] = "same"
+    params: NetParams, images: Tensor, stride: int | Sequence[int] = 2, padding: Literal["same", "valid"] = "same"
 ) -> list[Tensor]:
     """What each layer of B CNNs computes before its activation, its mean over positions; as `evaluate_cnn` otherwise.
 
@@ -48,7 +49,7 @@ def cnn_pre_activations(
 
 
 def _cnn_layers(
-    params: NetParams, images: Tensor, stride: int, padding: Literal["same", "valid"]
+    params: NetParams, images: Tensor, stride: int | Sequence[int], padding: Literal["same", "valid"]
 ) -> tuple[list[Tensor], Tensor]:
     """`cnn_pre_activations` and `evaluate_cnn`."""
     spec, num_networks = params.spec, len(params)
@@ -56,17 +57,20 @@ def _cnn_layers(
     means: list[Tensor] = []
     sources = {residual.source for residual in spec.residuals}
     outputs: dict[int, Tensor] = {}  # of the sources
-    x = images  # [P, n_0, height, width], then [P, B n_l, height, width]
+    has_own_images = images.ndim == 5
+    strides = [stride] * num_convolutions if isinstance(stride, int) else stride
+    x = images.transpose(0, 1).flatten(1, 2) if has_own_images else images  # then [P, B n_l, height, width]
+    num_images = len(x)
     for index in range(num_convolutions):
         layer, weight, bias = spec.layers[index], params.weights[index], params.biases[index]
         if padding == "same":
-            top, bottom = same_padding(x.shape[2], weight.shape[3], stride)
-            left, right = same_padding(x.shape[3], weight.shape[4], stride)
+            top, bottom = same_padding(x.shape[2], weight.shape[3], strides[index])
+            left, right = same_padding(x.shape[3], weight.shape[4], strides[index])
             x = pad(x, (left, right, top, bottom))
-        # all networks read the same images, and each its own channels after that
-        groups = num_networks if index else 1
-        z = conv2d(x, weight.flatten(0, 1), bias.flatten(), stride, groups=groups)
-        by_network = z.reshape(len(images), num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
+        # where all networks read the same images, each reads its own channels after that
+        groups = num_networks if index or has_own_images else 1
+        z = conv2d(x, weight.flatten(0, 1), bias.flatten(), strides[index], groups=groups)
+        by_network = z.reshape(num_images, num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
         if layer.residual is not None:
             by_network = with_residual(by_network, outputs[layer.residual])
         means.append(by_network.mean((3, 4)))
@@ -74,7 +78,7 @@ def _cnn_layers(
         if index in sources:
             outputs[index] = by_network
         x = by_network.transpose(0, 1).flatten(1, 2)
-    pooled = x.mean((2, 3)).reshape(len(images), num_networks, -1).transpose(0, 1)  # [B, P, n_l]
+    pooled = x.mean((2, 3)).reshape(num_images, num_networks, -1).transpose(0, 1)  # [B, P, n_l]
     if num_convolutions == spec.num_layers:
         return means, pooled
     linear = linear_layers(params, pooled, num_convolutions)

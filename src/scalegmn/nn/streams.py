@@ -109,26 +109,29 @@ class PairFactors(nn.Module):
 
 
 class StreamNodeUpdate(nn.Module):
-    """x_i' = (W X_i) * g(X_i, Y_i, s_i),  y_i' = (V Y_i) * h(X_i, Y_i, s_i) with X = [x, m, l] and Y = [y, n, k].
+    """x_i' = (W X_i) * g(X_i, Y_i, s_i),  y_i' = (V Y_i) * h(X_i, Y_i, s_i) with X = [x, m, l] and Y = [y, k, n]; in
+    forward layers, X = [x, m] and Y = [y, k].
 
     Input and output nodes, whose q is 1, read both: x_i' = (W_io [X_i, Y_i]) * g_io, y_i' likewise.
 
     Args:
         dim: d.
+        num_parts: how many of x, m, l there are.
         build_invariant: builds the invariant map of hidden nodes.
         build_mlp: builds MLPs.
     """
 
-    def __init__(self, dim: int, build_invariant: BuildInvariant, build_mlp: BuildMLP) -> None:
+    def __init__(self, dim: int, num_parts: int, build_invariant: BuildInvariant, build_mlp: BuildMLP) -> None:
         super().__init__()
-        self.covariant_linear = nn.Linear(3 * dim, dim, bias=False)
-        self.contravariant_linear = nn.Linear(3 * dim, dim, bias=False)
-        self.factors = PairFactors(3 * dim, dim, dim, build_invariant, build_mlp)
-        self.io_linear = nn.Linear(6 * dim, 2 * dim, bias=False)
-        self.io_factors = build_mlp(7 * dim, 2 * dim)
+        width = num_parts * dim
+        self.covariant_linear = nn.Linear(width, dim, bias=False)
+        self.contravariant_linear = nn.Linear(width, dim, bias=False)
+        self.factors = PairFactors(width, dim, dim, build_invariant, build_mlp)
+        self.io_linear = nn.Linear(2 * width, 2 * dim, bias=False)
+        self.io_factors = build_mlp(2 * width + dim, 2 * dim)
 
     def forward(self, graph: StreamGraph, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """X and Y of all nodes, [B, N, 3 d] -> x' and y' [B, N, d]."""
+        """X and Y of all nodes, [B, N, num_parts d] -> x' and y' [B, N, d]."""
         s, hidden = graph.nodes.invariant, graph.hidden
         parts = []
         for rows in (slice(0, hidden.start), slice(hidden.stop, None)):
@@ -191,52 +194,72 @@ class StreamEdgeUpdate(nn.Module):
         return edges
 
 
-class StreamLayer(nn.Module):
-    """One round of messages and updates on both streams:
-
-    m_i = sum_j (A x_j) * (B e_ij),  l_j = sum_i (A' x_i) * (B' f_ij),  covariant: along the edges, against them;
-    n_j = sum_i (A y_i) * (B e_ij),  k_i = sum_j (A' y_j) * (B' f_ij),  contravariant: against the edges, along them,
-
-    with A and B of their own for each, then `StreamNodeUpdate` and `StreamEdgeUpdate`. n is the step of
-    back-propagation, m that of evaluation. No message against an edge needs 1 / w.
+class StreamMessages(nn.Module):
+    """sum_j (A v_j) * (B w_ij) of every receiver i, or sum_i (A v_i) * (B w_ij) of every sender j.
 
     Args:
         dim: d.
-        build_invariant: builds the invariant map of hidden nodes.
-        build_mlp: builds MLPs.
-        mean: divide m and k by the number of a layer's inputs, n and l by that of its outputs.
+        against: from receivers to senders.
+        mean: averages rather than sums.
     """
 
-    def __init__(self, dim: int, build_invariant: BuildInvariant, build_mlp: BuildMLP, mean: bool = False) -> None:
+    def __init__(self, dim: int, against: bool, mean: bool) -> None:
         super().__init__()
-        self.mean = mean
-        self.node_linears = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in range(2))
-        self.edge_linears = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in range(2))
-        self.node_update = StreamNodeUpdate(dim, build_invariant, build_mlp)
+        self.against, self.mean = against, mean
+        self.node_linear = nn.Linear(dim, dim, bias=False)
+        self.edge_linear = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, nodes: Tensor, edges: Sequence[Tensor], layout: Sequence[int]) -> Tensor:
+        """v [B, N, d] and w, per block [B, n_l, n_{l-1}, d] -> [B, N, d]; zero where nothing arrives."""
+        layers = self.node_linear(nodes).split(layout, dim=1)
+        equation = "bid,bijd->bjd" if self.against else "bjd,bijd->bid"
+        sent = layers[1:] if self.against else layers[:-1]
+        received = []
+        for x, w in zip(sent, edges, strict=True):
+            messages = torch.einsum(equation, x, self.edge_linear(w))
+            received.append(messages / x.shape[1] if self.mean else messages)
+        nothing = torch.zeros_like(layers[-1 if self.against else 0])
+        return torch.cat([*received, nothing] if self.against else [nothing, *received], dim=1)
+
+
+class StreamLayer(nn.Module):
+    """One round of messages and updates on both streams:
+
+    m_i = sum_j (A x_j) * (B e_ij),  l_j = sum_i (A x_i) * (B f_ij),  covariant: along the edges, against them;
+    k_i = sum_j (A y_j) * (B f_ij),  n_j = sum_i (A y_i) * (B e_ij),  contravariant: along the edges, against them,
+
+    with A and B of their own for each, then `StreamNodeUpdate` and `StreamEdgeUpdate`. m is the step of evaluation, n
+    that of back-propagation. No message against an edge needs 1 / w. A forward layer has m and k alone.
+
+    Args:
+        dim: d.
+        bidirectional: whether there are messages against the edges.
+        build_invariant: builds the invariant map of hidden nodes.
+        build_mlp: builds MLPs.
+        mean: messages are averages rather than sums.
+    """
+
+    def __init__(
+        self, dim: int, bidirectional: bool, build_invariant: BuildInvariant, build_mlp: BuildMLP, mean: bool = False
+    ) -> None:
+        super().__init__()
+        self.bidirectional = bidirectional
+        self.covariant_along = StreamMessages(dim, False, mean)
+        self.contravariant_along = StreamMessages(dim, False, mean)
+        if bidirectional:
+            self.covariant_against = StreamMessages(dim, True, mean)
+            self.contravariant_against = StreamMessages(dim, True, mean)
+        self.node_update = StreamNodeUpdate(dim, 3 if bidirectional else 2, build_invariant, build_mlp)
         self.edge_update = StreamEdgeUpdate(dim, build_invariant, build_mlp)
 
     def forward(self, graph: StreamGraph) -> StreamGraph:
         """The graph with new covariant and contravariant features."""
         x, y, s = graph.nodes
-        messages = self.messages(graph)
-        m, l_, n, k = (torch.cat(parts, dim=1) for parts in messages)
-        new_x, new_y = self.node_update(graph, torch.cat([x, m, l_], dim=-1), torch.cat([y, n, k], dim=-1))
+        e, f, _ = zip(*graph.edges, strict=True)
+        covariant = [x, self.covariant_along(x, e, graph.layout)]
+        contravariant = [y, self.contravariant_along(y, f, graph.layout)]
+        if self.bidirectional:
+            covariant.append(self.covariant_against(x, f, graph.layout))
+            contravariant.append(self.contravariant_against(y, e, graph.layout))
+        new_x, new_y = self.node_update(graph, torch.cat(covariant, dim=-1), torch.cat(contravariant, dim=-1))
         return StreamGraph(Streams(new_x, new_y, s), self.edge_update(graph, x, y), graph.layout)
-
-    def messages(self, graph: StreamGraph) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """m, l, n and k of the nodes of each layer, [B, n_l, d]; zero where nothing arrives."""
-        x, y, _ = graph.nodes
-        x_along, x_against = self.node_linears[0](x).chunk(2, dim=-1)
-        y_against, y_along = self.node_linears[1](y).chunk(2, dim=-1)
-        senders = [features.split(graph.layout, dim=1) for features in (x_along, x_against, y_against, y_along)]
-        empty = [torch.zeros_like(layer) for layer in senders[0]]
-        m, l_, n, k = list(empty), list(empty), list(empty), list(empty)
-        for index, (e, f, _) in enumerate(graph.edges):
-            e_along, e_against = self.edge_linears[0](e).chunk(2, dim=-1)
-            f_against, f_along = self.edge_linears[1](f).chunk(2, dim=-1)
-            num_senders, num_receivers = (graph.layout[index], graph.layout[index + 1]) if self.mean else (1, 1)
-            m[index + 1] = torch.einsum("bjd,bijd->bid", senders[0][index], e_along) / num_senders
-            k[index + 1] = torch.einsum("bjd,bijd->bid", senders[3][index], f_along) / num_senders
-            l_[index] = torch.einsum("bid,bijd->bjd", senders[1][index + 1], f_against) / num_receivers
-            n[index] = torch.einsum("bid,bijd->bjd", senders[2][index + 1], e_against) / num_receivers
-        return m, l_, n, k

@@ -34,6 +34,7 @@ class StreamScaleGMN(nn.Module):
         widths: of raw features.
         dim: d, the width of all features.
         num_layers: message passing layers.
+        bidirectional: whether messages go against the edges, too.
         mlp_dims: hidden widths of MLPs.
         mlp_activation: inside MLPs, as in `MLP`.
         mlp_layer_norm: a LayerNorm before each.
@@ -49,6 +50,7 @@ class StreamScaleGMN(nn.Module):
         widths: StreamWidths,
         dim: int,
         num_layers: int,
+        bidirectional: bool,
         mlp_dims: tuple[int, ...],
         mlp_activation: str = "silu",
         mlp_layer_norm: bool = True,
@@ -71,7 +73,7 @@ class StreamScaleGMN(nn.Module):
         self.node_linears = _embeddings(widths.nodes, dim)
         self.edge_linears = _embeddings(widths.edges, dim)
         self.roles = nn.Embedding(len(ROLES), dim)
-        layers = (StreamLayer(dim, invariant, mlp, mean) for _ in range(num_layers))
+        layers = (StreamLayer(dim, bidirectional, invariant, mlp, mean) for _ in range(num_layers))
         self.layers = nn.ModuleList(layers)
 
     def forward(self, graph: StreamGraph) -> StreamGraph:

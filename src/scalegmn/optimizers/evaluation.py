@@ -1,0 +1,125 @@
+"""Training curves of inner networks under any optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import process_time
+
+import torch
+from torch import Tensor
+
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.hand_designed import HandDesigned
+from scalegmn.optimizers.learned import LearnedOptimizer
+from scalegmn.optimizers.meta_gradients import Problem
+from scalegmn.optimizers.problems import InnerProblem
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How B networks trained.
+
+    Attributes:
+        losses: [B, T], on the batch of each step, before the step; infinite from where a network diverged.
+        parameters: [B, P], after the last step.
+        seconds: processor time.
+    """
+
+    losses: Tensor
+    parameters: Tensor
+    seconds: float
+
+    @property
+    def num_diverged(self) -> int:
+        """Networks whose loss was not finite."""
+        return int((~self.losses.isfinite()).any(1).sum())
+
+    def smoothed(self, width: int) -> Tensor:
+        """[B, T]: the mean of the last `width` losses at each step."""
+        sums = torch.cat([torch.zeros_like(self.losses[:, :1]), self.losses.double().cumsum(1).to(self.losses)], dim=1)
+        ends = torch.arange(1, self.losses.shape[1] + 1)
+        starts = (ends - width).clamp_min(0)
+        return (sums[:, ends] - sums[:, starts]) / (ends - starts)
+
+
+@torch.no_grad()
+def learned_curves(optimizer: LearnedOptimizer, problem: Problem, num_steps: int) -> Curves:
+    """The curves of a learned optimiser."""
+    began, params = process_time(), problem.params
+    flat, coordinates = params.flatten(), Coordinates(params.spec)
+    state, losses = optimizer.features.start(flat), []
+    alive = torch.ones(len(flat), dtype=torch.bool)
+    for step in range(num_steps):
+        loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
+        alive &= loss.isfinite() & gradients.isfinite().all(1)
+        losses.append(torch.where(alive, loss, torch.inf))
+        inputs, state = optimizer.inputs(params, flat, torch.where(alive[:, None], gradients, 0), state)
+        new = flat + optimizer(inputs, coordinates)
+        alive &= new.isfinite().all(1)
+        flat = torch.where(alive[:, None], new, flat)
+    return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
+
+
+@torch.no_grad()
+def hand_designed_curves(optimizer: HandDesigned, problem: Problem, num_steps: int, rates: Tensor) -> Curves:
+    """The curves of a hand-designed optimiser with learning rates [B]."""
+    began, flat = process_time(), problem.params.flatten()
+    state, losses = optimizer.start(flat), []
+    alive = torch.ones(len(flat), dtype=torch.bool)
+    for step in range(num_steps):
+        loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
+        alive &= loss.isfinite() & gradients.isfinite().all(1)
+        losses.append(torch.where(alive, loss, torch.inf))
+        new, state = optimizer.step(flat, torch.where(alive[:, None], gradients, 0), state, rates, num_steps)
+        alive &= new.isfinite().all(1)
+        flat = torch.where(alive[:, None], new, flat)
+    return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
+
+
+def adam_rates(like: Tensor) -> Tensor:
+    """The 20 learning rates .0005 j, j = 1..20."""
+    return 0.0005 * torch.arange(1, 21).to(like)
+
+
+def sgd_rates(like: Tensor) -> Tensor:
+    """20 learning rates from .001 to 1, in equal ratios."""
+    return torch.logspace(-3, 0, 20).to(like)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A hand-designed optimiser with the learning rate that is best at the end.
+
+    Attributes:
+        rate: the learning rate.
+        curves: of the networks, with it.
+    """
+
+    rate: float
+    curves: Curves
+
+
+def tuned(optimizer: HandDesigned, problem: InnerProblem, num_steps: int, width: int) -> Tuned:
+    """The best of 20 learning rates on a problem, by the mean over networks of the last `width` losses. All rates train
+    the same networks on the same images, one rate after the other."""
+    best: Tuned | None = None
+    for rate in (adam_rates if optimizer.kind == "adam" else sgd_rates)(torch.ones(())).tolist():
+        rates = torch.full((len(problem),), rate)
+        curves = hand_designed_curves(optimizer, problem, num_steps, rates)
+        if best is None or float(_final(curves, width)) < float(_final(best.curves, width)):
+            best = Tuned(rate, curves)
+    assert best is not None
+    return best
+
+
+def _final(curves: Curves, width: int) -> Tensor:
+    """The mean of the last losses over networks."""
+    return curves.losses[:, -width:].mean()
+
+
+def steps_to(curves: Curves, loss: float, width: int) -> int | None:
+    """The first step after which the mean over networks of the last `width` losses is at most `loss`; None: there is
+    none."""
+    means = curves.smoothed(width).mean(0)
+    reached = (means[width - 1 :] <= loss).nonzero()
+    return None if not len(reached) else int(reached[0]) + width

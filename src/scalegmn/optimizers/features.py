@@ -1,0 +1,138 @@
+"""What learned optimisers read of each parameter: its value, its gradient and momenta, encoded.
+
+Shape letters: B networks, P parameters, n numbers per parameter, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.registry import Registry
+
+ADAM_BETAS = (0.9, 0.999)
+"""Decays of the moments that rules read."""
+
+TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+"""tau of tanh(t / tau - 1)."""
+
+_CLIP = 10.0
+"""Numbers that are divided by their root mean square are cut off here."""
+
+
+class OptimizerState(NamedTuple):
+    """What an optimiser remembers of B networks."""
+
+    momenta: Tensor
+    """[B, P, M], one per decay of the features."""
+
+    first: Tensor
+    """[B, P], the mean of gradients, and"""
+
+    second: Tensor
+    """[B, P], that of their squares, with the decays `ADAM_BETAS`."""
+
+    steps: Tensor
+    """[B], how many steps each network has taken."""
+
+    def reset(self, rows: Tensor) -> OptimizerState:
+        """Without memory of the networks `rows`, [B] bool."""
+        kept = (~rows).to(self.first)
+        wide = kept[:, None]
+        return OptimizerState(
+            torch.where(rows[:, None, None], 0, self.momenta),
+            torch.where(rows[:, None], 0, self.first),
+            torch.where(wide == 0, 0, self.second),
+            self.steps * kept,
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> OptimizerState:  # type: ignore[override]  # rows, not fields
+        """The state of some networks."""
+        return OptimizerState(self.momenta[rows], self.first[rows], self.second[rows], self.steps[rows])
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Numbers and their encoding.
+
+    Attributes:
+        betas: decays of momenta.
+        averages: m <- beta m + (1 - beta) g; else m <- beta m + g.
+        num_odd: channels that change their sign with the parameter; they come first.
+        num_even: channels that stay.
+    """
+
+    betas: tuple[float, ...]
+    averages: bool
+    num_odd: int
+    num_even: int
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.num_odd + self.num_even
+
+    def start(self, parameters: Tensor) -> OptimizerState:
+        """The state before the first step."""
+        zeros = torch.zeros_like(parameters)
+        momenta = zeros[..., None].expand(*zeros.shape, len(self.betas)).clone()
+        return OptimizerState(momenta, zeros, zeros.clone(), zeros.new_zeros(len(zeros)))
+
+    def advanced(self, state: OptimizerState, gradient: Tensor) -> OptimizerState:
+        """The state after a gradient [B, P]."""
+        betas = gradient.new_tensor(self.betas)
+        weight = 1 - betas if self.averages else torch.ones_like(betas)
+        first, second = ADAM_BETAS
+        return OptimizerState(
+            state.momenta * betas + gradient[..., None] * weight,
+            state.first * first + gradient * (1 - first),
+            state.second * second + gradient.square() * (1 - second),
+            state.steps + 1,
+        )
+
+    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+        """[parameter, gradient, momenta] [B, P, n] and steps taken [B] -> channels [B, P, C], odd ones first."""
+        raise NotImplementedError
+
+
+class LogarithmicFeatures(FeatureSet):
+    """14 channels of Neural Graphs: (log|x| / 10, sign x) of each number if |x| >= e^-10, else (-1, e^10 x)
+    (Andrychowicz et al., 2016, https://arxiv.org/abs/1606.04474, appendix A); signs are odd, logarithms even."""
+
+    def __init__(self) -> None:
+        super().__init__((0.5, 0.9, 0.99, 0.999, 0.9999), averages=False, num_odd=7, num_even=7)
+
+    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+        """As in `FeatureSet`."""
+        size = numbers.abs()
+        large = size >= torch.e**-10
+        logarithm = torch.where(large, size.clamp_min(torch.e**-10).log() / 10, -1.0)
+        sign = torch.where(large, numbers.sign(), torch.e**10 * numbers)
+        return torch.cat([sign, logarithm], dim=-1)
+
+
+class NormalizedFeatures(FeatureSet):
+    """19 channels of UNF (Zhou et al., 2024, https://arxiv.org/abs/2402.05232): parameter, gradient and six averages of
+    gradients, each divided by its root mean square over the tensor and clipped, and tanh(t / tau - 1) for 11 tau."""
+
+    def __init__(self) -> None:
+        super().__init__((0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), True, num_odd=8, num_even=len(TIME_SCALES))
+
+    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+        """As in `FeatureSet`."""
+        sizes = coordinates.root_mean_squares(numbers)
+        tiny = torch.finfo(numbers.dtype).tiny ** 0.5
+        odd = (numbers / torch.where(sizes > tiny, sizes, 1)).clamp(-_CLIP, _CLIP)
+        time = torch.tanh(steps[:, None] / numbers.new_tensor(TIME_SCALES) - 1)
+        return torch.cat([odd, time[:, None].expand(-1, numbers.shape[1], -1)], dim=-1)
+
+
+FEATURES: Registry[FeatureSet] = Registry("feature set")
+"""Feature sets by name."""
+
+FEATURES.register("ng", LogarithmicFeatures())
+FEATURES.register("unf", NormalizedFeatures())

@@ -1,0 +1,191 @@
+"""Learned optimisers: features, a network, and a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.features import FEATURES, OptimizerState
+from scalegmn.optimizers.networks import (
+    CoordinateMLP,
+    NeuralGraphGNN,
+    NeuralGraphTransformer,
+    StreamOptimizer,
+    TensorLSTM,
+    UniversalNFN,
+    UpdateNetwork,
+)
+from scalegmn.optimizers.rules import RULES, Moments
+from scalegmn.registry import Registry
+from scalegmn.symmetry.canonicalize import scale_to_canonical
+
+
+@dataclass(frozen=True)
+class LearnedOptimizerConfig:
+    """A learned optimiser."""
+
+    network: str = "scalegmn"
+    """What reads the channels of all parameters: ff and mlp_lopt (an MLP of each parameter), lstm, nfn, ng_gnn, ng_t,
+    scalegmn_forward, scalegmn (bidirectional)."""
+
+    features: Literal["ng", "unf"] = "unf"
+    """The channels of a parameter: 14 of Neural Graphs, 19 of UNF."""
+
+    rule: Literal["ng", "mlp_lopt", "unf", "adam"] = "adam"
+    """How outputs change a parameter; adam: relative to Adam's step, which it is before training."""
+
+    canonical: bool | None = None
+    """Read and update networks whose positive scales are removed (each neuron of relu networks has incoming weights of
+    norm 1), and take the change back: the optimiser commutes with rescaling. null: for scalegmn alone."""
+
+    hidden_dim: int = 32
+    """Width d of the network."""
+
+    num_layers: int = 2
+    """Layers of networks on graphs."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.network not in UPDATE_NETWORKS:
+            problems.append(f"network: found {self.network!r}, expected one of {', '.join(UPDATE_NETWORKS)}")
+        for name in ("hidden_dim", "num_layers"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.network == "ng_t" and self.hidden_dim % 4:
+            problems.append(f"hidden_dim: found {self.hidden_dim}, expected a multiple of 4 heads")
+        if problems:
+            raise ValueError("; ".join(f"optimizer.{problem}" for problem in problems))
+
+    @property
+    def is_canonical(self) -> bool:
+        """`canonical`, or what null stands for."""
+        return self.network.startswith("scalegmn") if self.canonical is None else self.canonical
+
+    def build(self, spec: NetSpec) -> LearnedOptimizer:
+        """The optimiser for networks such as those of `spec`."""
+        return LearnedOptimizer(self, spec)
+
+
+class UpdateInputs(NamedTuple):
+    """What an optimiser reads in one step, in the networks' own coordinates."""
+
+    parameters: Tensor
+    """[B, P]."""
+
+    gradients: Tensor
+    """[B, P]."""
+
+    momenta: Tensor
+    """[B, P, M], with the gradients."""
+
+    first: Tensor
+    """[B, P]."""
+
+    second: Tensor
+    """[B, P]."""
+
+    steps: Tensor
+    """[B], from 1."""
+
+    units: Tensor
+    """[B, P]: a parameter divided by it, and a gradient times it, are those of the canonical network."""
+
+
+class LearnedOptimizer(nn.Module):
+    """p <- p + rule(network(features of all parameters)).
+
+    With `canonical`, all is done in the coordinates p / r, r_i the factor that takes a neuron of the canonical network
+    to that of the given one: gradients are multiplied by r, and the change is, too. So the optimiser commutes with
+    rescaling exactly: r of rescaled networks is q r.
+
+    Args:
+        config: the hyper-parameters.
+        spec: networks under training. It trains others, too: of other widths and depths, and with `nfn` of other
+            widths.
+    """
+
+    def __init__(self, config: LearnedOptimizerConfig, spec: NetSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.features = FEATURES[config.features]
+        self.network = UPDATE_NETWORKS[config.network](config, spec)
+        self.rule = RULES[config.rule]()
+
+    @property
+    def exact_symmetries(self) -> frozenset[str]:
+        """With which symmetries of networks of `spec` the optimiser commutes."""
+        scales = any(ACTIVATIONS[layer.activation].group.scales for layer in self.spec.layers[:-1])
+        return self.network.exact_symmetries | ({"scale"} if self.config.is_canonical and scales else set())
+
+    def networks_at_once(self, device: torch.device) -> int:
+        """All that there are: inner problems have one size, which the configuration chooses."""
+        return 2**31
+
+    def inputs(
+        self, params: NetParams, flat: Tensor, gradients: Tensor, state: OptimizerState
+    ) -> tuple[UpdateInputs, OptimizerState]:
+        """What `forward` reads in a step, and the state after it.
+
+        Args:
+            params: B networks, for their architecture.
+            flat: their parameters, [B, P].
+            gradients: [B, P].
+            state: before the step.
+        """
+        state = self.features.advanced(state, gradients)
+        units = torch.ones_like(flat)
+        if self.config.is_canonical:
+            element = scale_to_canonical(params.unflatten(flat)).inverse()
+            units = element.act_on_changes(params.unflatten(units)).flatten()
+        return UpdateInputs(flat, gradients, state.momenta, state.first, state.second, state.steps, units), state
+
+    def forward(self, inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
+        """The changes of all parameters, [B, P]."""
+        r = inputs.units
+        numbers = torch.cat(
+            [(inputs.parameters / r)[..., None], (inputs.gradients * r)[..., None], inputs.momenta * r[..., None]], -1
+        )
+        channels = self.features.encode(numbers, inputs.steps, coordinates)
+        moments = Moments(inputs.first * r, inputs.second * r.square(), inputs.steps)
+        changes: Tensor = r * self.rule(self.network(channels, coordinates), moments)
+        return changes
+
+
+def _ff(config: LearnedOptimizerConfig, spec: NetSpec) -> UpdateNetwork:
+    """Neural Graphs' FF: two hidden layers of twice the width."""
+    return CoordinateMLP(FEATURES[config.features], (2 * config.hidden_dim, 2 * config.hidden_dim))
+
+
+def _streams(config: LearnedOptimizerConfig, spec: NetSpec, bidirectional: bool) -> UpdateNetwork:
+    """ScaleGMN."""
+    features = FEATURES[config.features]
+    return StreamOptimizer(features, spec, config.hidden_dim, config.num_layers, bidirectional)
+
+
+BuildNetwork = Callable[[LearnedOptimizerConfig, NetSpec], UpdateNetwork]
+
+UPDATE_NETWORKS: Registry[BuildNetwork] = Registry("network of a learned optimiser")
+"""Name -> what builds a network."""
+
+UPDATE_NETWORKS.register("ff", _ff)
+UPDATE_NETWORKS.register(
+    "mlp_lopt", lambda config, spec: CoordinateMLP(FEATURES[config.features], (config.hidden_dim, config.hidden_dim))
+)
+UPDATE_NETWORKS.register("lstm", lambda config, spec: TensorLSTM(FEATURES[config.features], config.hidden_dim))
+UPDATE_NETWORKS.register("nfn", lambda config, spec: UniversalNFN(FEATURES[config.features], spec, config.hidden_dim))
+UPDATE_NETWORKS.register(
+    "ng_gnn",
+    lambda config, spec: NeuralGraphGNN(FEATURES[config.features], spec, config.hidden_dim, config.num_layers),
+)
+UPDATE_NETWORKS.register(
+    "ng_t",
+    lambda config, spec: NeuralGraphTransformer(FEATURES[config.features], spec, config.hidden_dim, config.num_layers),
+)
+UPDATE_NETWORKS.register("scalegmn_forward", lambda config, spec: _streams(config, spec, bidirectional=False))
+UPDATE_NETWORKS.register("scalegmn", lambda config, spec: _streams(config, spec, bidirectional=True))

@@ -1,0 +1,226 @@
+"""Gradients for the parameters of a learned optimiser: first-order, and by persistent evolution strategies.
+
+Shape letters: B inner networks, P parameters of each, D parameters of the optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.networks import NetParams
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.features import OptimizerState
+from scalegmn.optimizers.learned import LearnedOptimizer, UpdateInputs
+
+MAX_LOSS = 20.0
+"""An inner network with a larger loss, or one that is not finite, has diverged: it counts with this loss, and starts
+again."""
+
+
+class Problem(Protocol):
+    """B networks under training (`InnerProblem`); losses are also asked for more networks of the same architecture."""
+
+    @property
+    def params(self) -> NetParams:
+        """Before training."""
+        ...
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """What the losses of a step are of."""
+        ...
+
+    def losses(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """[B]."""
+        ...
+
+    def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B] and [B, P]."""
+        ...
+
+
+class MetaGradient(NamedTuple):
+    """The gradient of an outer step."""
+
+    loss: Tensor
+    """What is minimised, a scalar."""
+
+    gradients: list[Tensor]
+    """Of the optimiser's parameters, in their order."""
+
+    num_diverged: int
+    """Inner networks that diverged."""
+
+    def surrogate(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """A scalar with the value `loss` and these gradients, for a training loop that calls `backward`."""
+        product = sum((p * g).sum() for p, g in zip(parameters, self.gradients, strict=True))
+        assert isinstance(product, Tensor)
+        return self.loss.detach() + product - product.detach()
+
+
+def first_order(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> MetaGradient:
+    """The mean over steps of the gradient of the loss after a step, on the batch of the step (Kofinas et al., 2024):
+    the parameters and the optimiser's memory before the step are constants.
+
+    Args:
+        optimizer: the optimiser.
+        problem: B networks.
+        horizon: steps.
+    """
+    params, parameters = problem.params, list(optimizer.parameters())
+    start = params.flatten()
+    coordinates, flat, state = Coordinates(params.spec), start, optimizer.features.start(start)
+    total, num_diverged = start.new_zeros(()), 0
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for step in range(horizon):
+        batch = problem.batch(step)
+        _, inner = problem.losses_and_gradients(flat, batch)
+        diverged = ~inner.isfinite().all(1)
+        inputs, state = optimizer.inputs(params, flat, torch.where(diverged[:, None], 0, inner), state)
+        with torch.enable_grad():
+            changes = optimizer(inputs, coordinates)
+        new = flat + changes.detach()
+        losses, outer = problem.losses_and_gradients(new, batch)
+        diverged |= ~(losses < MAX_LOSS) | ~outer.isfinite().all(1) | ~new.isfinite().all(1)
+        outer = torch.where(diverged[:, None], 0, outer) / (len(flat) * horizon)
+        own = torch.autograd.grad(changes, parameters, outer, allow_unused=True)
+        for gradient, part in zip(gradients, own, strict=True):
+            if part is not None:
+                gradient += part
+        total = total + torch.where(diverged, MAX_LOSS, losses).mean() / horizon
+        num_diverged += int(diverged.sum())
+        flat, state = torch.where(diverged[:, None], start, new), state.reset(diverged)
+    return MetaGradient(total, gradients, num_diverged)
+
+
+class Population(NamedTuple):
+    """N inner networks, each trained twice side by side by optimisers that differ, between two outer steps."""
+
+    parameters: Tensor
+    """[2 N, P]: with +epsilon, then with -epsilon."""
+
+    state: OptimizerState
+    """Of 2 N networks."""
+
+    xi: Tensor
+    """[N, D], the sum of a network's perturbations since it started."""
+
+    before: Tensor
+    """[2 N], the loss at the end of the last window."""
+
+    @property
+    def age(self) -> Tensor:
+        """[N], steps since each started."""
+        return self.state.steps[: len(self.xi)]
+
+
+def persistent_evolution(
+    optimizer: LearnedOptimizer,
+    problem: Problem,
+    population: Population | None,
+    generator: torch.Generator,
+    window: int,
+    horizon: int,
+    sigma: float,
+    objective: str = "mean",
+    offset: Tensor | None = None,
+) -> tuple[MetaGradient, Population]:
+    """An estimate of the gradient by persistent evolution strategies (Vicol et al., 2021,
+    https://arxiv.org/abs/2112.13835): mean of (L_+ - L_-) xi / (2 sigma^2), where L are the losses of a window of steps
+    with parameters + and - epsilon, and xi is the sum of the epsilon of all windows since the inner network started.
+    Networks that have taken `horizon` steps, or have diverged, start again, with xi = 0, before the window.
+
+    Over the windows from start to horizon, the estimates add up to one of the gradient of the objective.
+
+    Args:
+        optimizer: the optimiser.
+        problem: N networks as they start.
+        population: after the window before; None: at the start.
+        generator: draws epsilon.
+        window: steps.
+        horizon: steps that each network is trained; a multiple of `window`.
+        sigma: standard deviation of epsilon.
+        objective: `mean`: the mean loss over all steps; `final`: the last loss, as the sum of its changes over windows.
+        offset: [N], the age that networks have at the start of the run, so that they do not all end together.
+    """
+    num_networks, params = len(problem.params), problem.params
+    start, coordinates = params.flatten(), Coordinates(params.spec)
+    parameters = dict(optimizer.named_parameters())
+    vector = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
+    if population is None:
+        twice = start.repeat(2, 1)
+        state = optimizer.features.start(twice)
+        if offset is not None:
+            state = state._replace(steps=offset.to(twice).repeat(2))
+        unknown = start.new_full((2 * num_networks,), torch.nan)
+        population = Population(twice, state, start.new_zeros(num_networks, len(vector)), unknown)
+    ended = (population.age >= horizon) | population.age.isnan()
+    both = ended.repeat(2)
+    flat = torch.where(both[:, None], start.repeat(2, 1), population.parameters)
+    state = population.state.reset(both)
+    state = state._replace(steps=torch.where(both, 0, state.steps))
+    before = torch.where(both, torch.nan, population.before)
+    epsilon = sigma * torch.randn(num_networks, len(vector), generator=generator, dtype=vector.dtype)
+    xi = torch.where(ended[:, None], 0, population.xi) + epsilon
+    perturbed = torch.cat([vector + epsilon, vector - epsilon])
+    update = _perturbed(optimizer, parameters, perturbed)
+    total, last, diverged = torch.zeros_like(before), before, torch.zeros_like(both)
+    for step in range(window):
+        images, labels = problem.batch(step)
+        losses, inner = problem.losses_and_gradients(flat, (torch.cat([images] * 2), torch.cat([labels] * 2)))
+        diverged |= ~(losses < MAX_LOSS) | ~inner.isfinite().all(1)
+        losses = torch.where(diverged, MAX_LOSS, losses)
+        inner = torch.where(diverged[:, None], 0, inner)
+        before = torch.where(before.isnan(), losses, before)
+        total, last = total + losses / window, losses
+        with torch.no_grad():
+            inputs, state = optimizer.inputs(params, flat, inner, state)
+            new = flat + update(inputs, coordinates)
+        flat = torch.where(diverged[:, None] | ~new.isfinite(), flat, new)
+    loss = total if objective == "mean" else last - before
+    share = window / horizon if objective == "mean" else 1.0
+    difference = share * (loss[:num_networks] - loss[num_networks:])
+    gradient = (difference[:, None] * xi).mean(0) / (2 * sigma**2)
+    shapes = [parameter.shape for parameter in parameters.values()]
+    parts = gradient.split([shape.numel() for shape in shapes])
+    either = diverged[:num_networks] | diverged[num_networks:]
+    steps = torch.where(either.repeat(2), torch.nan, state.steps)  # to start again
+    return (
+        MetaGradient(
+            last.mean() if objective == "final" else total.mean(),
+            [part.view(shape) for part, shape in zip(parts, shapes, strict=True)],
+            int(either.sum()),
+        ),
+        Population(flat, state._replace(steps=steps), xi, last),
+    )
+
+
+def _perturbed(
+    optimizer: LearnedOptimizer, parameters: dict[str, nn.Parameter], vectors: Tensor
+) -> Callable[[UpdateInputs, Coordinates], Tensor]:
+    """The optimiser with other parameters for each network, [B, D]: as many optimisers as networks."""
+    shapes = [parameter.shape for parameter in parameters.values()]
+    parts = vectors.split([shape.numel() for shape in shapes], dim=1)
+    rows = {name: part.reshape(-1, *shape) for name, part, shape in zip(parameters, parts, shapes, strict=True)}
+
+    def one(own: dict[str, Tensor], inputs: tuple[Tensor, ...], coordinates: Coordinates) -> Tensor:
+        given = UpdateInputs(*(tensor[None] for tensor in inputs))
+        changes: Tensor = torch.func.functional_call(optimizer, own, (given, coordinates))
+        return changes[0]
+
+    def update(inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
+        if optimizer.network.is_batched:
+            changes: Tensor = torch.func.vmap(one, in_dims=(0, 0, None))(rows, tuple(inputs), coordinates)
+            return changes
+        networks = range(len(vectors))
+        return torch.stack(
+            [
+                one({name: part[b] for name, part in rows.items()}, tuple(tensor[b] for tensor in inputs), coordinates)
+                for b in networks
+            ]
+        )
+
+    return update

@@ -1,0 +1,118 @@
+"""Inner problems: what they draw, what they measure."""
+
+import pytest
+import torch
+from torch import nn
+
+from scalegmn.interop.torch_modules import from_module
+from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.optimizers.evaluation import Curves, hand_designed_curves, steps_to, tuned
+from scalegmn.optimizers.hand_designed import HandDesigned
+from scalegmn.optimizers.problems import ImageData, InnerProblem, ProblemConfig, initialized
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return ImageData(ProblemConfig())
+
+
+def test_images_are_split_and_standardised(digits):
+    assert [len(digits.labels[split]) for split in ("train", "val", "test")] == [1294, 144, 359]
+    rows = torch.cat(list(digits.rows.values()))
+    assert rows.sort().values.tolist() == list(range(1797))
+    assert abs(float(digits.pixels["train"].mean())) < 1e-5
+    assert float(digits.pixels["train"].std()) == pytest.approx(1, abs=1e-3)
+    small = ImageData(ProblemConfig(image_size=4, kind="cnn"))
+    assert small.shape == (1, 4, 4)
+
+
+def test_losses_are_those_of_torch(digits):
+    config = ProblemConfig(hidden_dims=((7, 5),), batch_size=9)
+    problem = InnerProblem.draw(config, digits, 4, torch.Generator().manual_seed(0))
+    flat, (images, labels) = problem.params.flatten(), problem.batch(3)
+    losses, gradients = problem.losses_and_gradients(flat, (images, labels))
+    for index in range(4):
+        module = nn.Sequential(nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 10))
+        tensors = [t[index] for pair in zip(problem.params.weights, problem.params.biases, strict=True) for t in pair]
+        for parameter, tensor in zip(module.parameters(), tensors, strict=True):
+            parameter.data.copy_(tensor)
+        loss = nn.functional.cross_entropy(module(images[index]), labels[index])
+        loss.backward()
+        torch.testing.assert_close(losses[index], loss.detach())
+        expected = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+        torch.testing.assert_close(gradients[index], expected, rtol=1e-4, atol=1e-6)
+    loss, accuracy = problem.measure(flat, "val")
+    logits = module(digits.pixels["val"])
+    torch.testing.assert_close(loss[3], nn.functional.cross_entropy(logits, digits.labels["val"]).detach())
+    assert float(accuracy[3]) == pytest.approx(float((logits.argmax(1) == digits.labels["val"]).float().mean()))
+
+
+def test_slices_draw_what_the_whole_draws(digits):
+    problem = InnerProblem.draw(ProblemConfig(batch_size=5), digits, 6, torch.Generator().manual_seed(0))
+    whole, part = problem.batch(2), problem[2:4].batch(2)
+    assert torch.equal(whole[0][2:4], part[0])
+    assert torch.equal(whole[1][2:4], part[1])
+    assert not torch.equal(whole[1][0], whole[1][1])
+    assert not torch.equal(problem.batch(3)[1], whole[1])
+
+
+def test_draws_choose_among_architectures_activations_and_initialisations(digits):
+    config = ProblemConfig(
+        hidden_dims=((4,), (6, 5)), activations=("relu", "tanh"), initializations=("uniform", "he", "xavier")
+    )
+    generator = torch.Generator().manual_seed(0)
+    drawn = [InnerProblem.draw(config, digits, 2, generator) for _ in range(60)]
+    assert len({problem.params.spec for problem in drawn}) == 4
+    assert {bool((problem.params.biases[0] == 0).all()) for problem in drawn} == {True, False}
+    spec = drawn[0].params.spec
+    he = initialized(spec, 500, "he", generator).weights[0]
+    assert float(he.std()) == pytest.approx((2 / 64) ** 0.5, rel=0.02)
+
+
+def test_cnns_have_their_own_images_and_strides(generator, random_params):
+    layers = (LayerSpec(2, 4, (3, 3), "relu"), LayerSpec(4, 3, (3, 3), "relu"), LayerSpec(3, 2))
+    params = random_params(NetSpec(layers), 3)
+    images = torch.randn(3, 5, 2, 7, 7, generator=generator, dtype=torch.float64)
+    outputs = evaluate_cnn(params, images, (2, 1))
+    for index in range(3):
+        alone = evaluate_cnn(params[index : index + 1], images[index], (2, 1))
+        torch.testing.assert_close(outputs[index : index + 1], alone, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(outputs, evaluate_cnn(params, images, 2))
+
+
+def test_a_small_cnn_learns():
+    config = ProblemConfig(kind="cnn", hidden_dims=((8, 8),), batch_size=64)
+    problem = InnerProblem.draw(config, ImageData(config), 2, torch.Generator().manual_seed(0))
+    curves = hand_designed_curves(HandDesigned("adam"), problem, 60, torch.full((2,), 0.03))
+    assert curves.losses[:, -5:].mean() < 0.9 * curves.losses[:, :5].mean()
+
+
+def test_tuning_takes_the_best_rate_and_survives_divergence(digits):
+    config = ProblemConfig(hidden_dims=((8,),), batch_size=16)
+    problem = InnerProblem.draw(config, digits, 2, torch.Generator().manual_seed(0))
+    found = tuned(HandDesigned("sgd"), problem, 20, 5)
+    assert 0.01 < found.rate < 1
+    huge = hand_designed_curves(HandDesigned("sgd"), problem, 60, torch.tensor([1e38, 0.05]))
+    assert huge.num_diverged == 1
+    assert huge.losses[1].isfinite().all()
+
+
+def test_steps_to():
+    curves = Curves(torch.tensor([[4.0, 3, 2, 1, 0], [4.0, 3, 2, 1, 0]]), torch.zeros(2, 1), 0.0)
+    assert curves.smoothed(2).tolist()[0] == [4.0, 3.5, 2.5, 1.5, 0.5]
+    assert [steps_to(curves, loss, 2) for loss in (3.5, 1.5, 1.4, 0.1)] == [2, 4, 5, None]
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match=r"problem.images: found 'x', expected one of digits"):
+        ProblemConfig(images="x")
+    with pytest.raises(ValueError, match=r"problem.initializations: found \['y'\]"):
+        ProblemConfig(initializations=("y",))
+
+
+def test_inner_networks_are_those_of_modules():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    params = from_module(module, torch.randn(1, 3))
+    expected = torch.cat([parameter.flatten() for parameter in module.parameters()])
+    assert torch.equal(params.flatten()[0], expected.detach())
