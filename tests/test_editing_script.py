@@ -9,9 +9,11 @@ import torch
 from commands import run_here
 from onnx_files import chain, write_onnx
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import grey_dilation
 
 from scalegmn.networks import NetParams
 from scalegmn.networks.siren import render
+from scalegmn.zoos.images import load_digits_images
 from scalegmn.zoos.published.inrs import read_network
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
@@ -129,6 +131,48 @@ def test_files_and_folders(home, tmp_path):
     nowhere = predict(home, tmp_path / "nets")
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
     assert "--out: missing" in nowhere.stderr
+
+
+def test_heads(home, tmp_path):
+    """Each network becomes two; the mean of what they draw is what the run has measured, and files hold both."""
+    trained = edit(home, *SMALL, "--scalegmn_args.heads=2", "--run_dir=runs/heads", "--export_edited=data/heads")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines()[-1] == "data/heads: 160 edited networks, 2 for each"
+    source, found = open_zoo(home / "data/digits_inr"), open_zoo(home / "data/heads")
+    assert found.spec == source.spec
+    assert torch.equal(found.columns["head"], torch.arange(2).repeat(80))
+    assert torch.equal(found.columns["image"], source.columns["image"].repeat_interleave(2))
+    for split, rows in source.splits.items():
+        assert torch.equal(found.splits[split] // 2, rows.repeat_interleave(2))
+    drawn = render(found.params, 8, 8)
+    assert (drawn[::2] - drawn[1::2]).abs().amax((1, 2, 3)).min() > 1e-6
+    pixels = load_digits_images().pixels[source.columns["image"]]
+    targets = torch.from_numpy(grey_dilation(pixels.numpy(), size=(1, 3, 3, 1)))
+    errors = (drawn.unflatten(0, (80, 2)).mean(1) - targets).square().flatten(1).mean(1)
+    summary = json.loads((home / "runs/heads/summary.json").read_text())
+    assert errors[source.splits["test"]].mean().item() == pytest.approx(summary["test_loss"], rel=1e-4)
+    names = [f"net.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
+    torch.save(state_of(source, 3, names), tmp_path / "a.pth")
+    files = [f"{tmp_path}/out/a_head{head}.pth" for head in range(2)]
+    result = predict(home, tmp_path / "a.pth", "--out", tmp_path / "out", "--format=json", checkpoint="runs/heads")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)[0]["edited"] == files
+    for head, file in enumerate(files):
+        state = torch.load(file, weights_only=True)
+        for name, expected in state_of(found, 6 + head, names).items():
+            torch.testing.assert_close(state[name], expected, rtol=1e-4, atol=1e-5)
+    Path(files[0]).unlink()
+    again = predict(home, tmp_path / "a.pth", "--out", tmp_path / "out", checkpoint="runs/heads")
+    assert again.returncode == 2
+    assert again.stderr == f"error: {tmp_path}/a.pth: --out: {files[1]} exists already; choose another\n"
+    assert not Path(files[0]).exists()
+    words = "--checkpoint=runs/heads", f"--export_edited={tmp_path}/files", "--export_format=pth"
+    exported = edit(home, *words, conf=None)
+    assert exported.returncode == 0, exported.stderr
+    assert len(list((tmp_path / "files").iterdir())) == 160
+    state = torch.load(tmp_path / "files/net3_head1.pth", weights_only=True)
+    flat = torch.cat([tensor.flatten() for tensor in state.values()])
+    torch.testing.assert_close(flat, found.params[7:8].flatten()[0], rtol=1e-4, atol=1e-5)
 
 
 def test_files_of_other_networks_are_refused(home, tmp_path):

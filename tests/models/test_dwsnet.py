@@ -96,7 +96,7 @@ CONFIGS = [
     DWSNetConfig(hidden_dim=8, num_hidden=2, num_heads=4, full=True, batch_norm=False, num_readout_linears=2),
     DWSNetConfig(hidden_dim=9, num_hidden=1, set_layer="deep_set", num_heads=3, reduction="mean", num_linears=2),
     DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=1, output="parameters", normalize=False),
-    DWSNetConfig(hidden_dim=8, num_hidden=1, set_layer="deep_set", num_heads=1, output="parameters", out_scale=0.1),
+    DWSNetConfig(hidden_dim=8, num_hidden=1, set_layer="deep_set", num_heads=1, output="parameters", heads=2),
 ]
 
 

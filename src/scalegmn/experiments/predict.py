@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scalegmn.experiments.trained import TrainedModel
-from scalegmn.interop.network_files import InputOptions, Source, read_source
+from scalegmn.interop.network_files import InputOptions, Source, head_files, read_source
 from scalegmn.interop.state_dicts import read_network, state_dict_of
 from scalegmn.interop.tensor_files import write_tensors
 from scalegmn.networks import HETERO, NetParams, NetSpec
@@ -93,29 +93,36 @@ def _answer(
     out: Path | None,
     options: InputOptions,
 ) -> dict[str, Any]:
-    """The answer about one network of a batch; an edited network is written."""
+    """The answer about one network of a batch; an edited network is written, or those of all heads."""
     if isinstance(answers, NetParams):
         assert out is not None
-        return {"edited": str(write_edited(answers, row, source, out / source.target, options))}
+        heads = model.config.model_config.heads
+        of_heads = answers[row * heads : (row + 1) * heads]
+        paths = [str(path) for path in write_edited(of_heads, source, out / source.target, options)]
+        return {"edited": paths[0] if heads == 1 else paths}
     return model.task_class.answer_of(answers, row, model.summary["data"])
 
 
-def write_edited(edited: NetParams, row: int, source: Source, target: Path, options: InputOptions) -> Path:
-    """Writes one of B edited networks: a state dict with the keys, shapes and types of its source. With
-    `seq.<l>.weight` and `seq.<l>.bias` if the source is none, or its weights are computed from several entries.
+def write_edited(edited: NetParams, source: Source, target: Path, options: InputOptions) -> list[Path]:
+    """Writes the edited networks of one network, one per head of the model (`head_files`): a state dict with the keys,
+    shapes and types of its source. With `seq.<l>.weight` and `seq.<l>.bias` if the source is none, or its weights are
+    computed from several entries.
 
     Raises:
-        ValueError: the file exists.
+        ValueError: a file exists.
     """
-    if target.exists():
-        raise ValueError(f"{source.name}: --out: {target} exists already; choose another")
-    params = edited.to("cpu")[row : row + 1]
-    state = None
-    if source.is_state_dict:
-        state = read_network(Path(source.name), options.layers).with_parameters(params)
+    paths, params = head_files(target, len(edited)), edited.to("cpu")
+    for path in paths:
+        if path.exists():
+            raise ValueError(f"{source.name}: --out: {path} exists already; choose another")
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(target, state_dict_of(params, 0) if state is None else state)
-    return target
+    for head, path in enumerate(paths):
+        state = None
+        if source.is_state_dict:
+            network = read_network(Path(source.name), options.layers)
+            state = network.with_parameters(params[head : head + 1])
+        write_tensors(path, state_dict_of(params, head) if state is None else state)
+    return paths
 
 
 def differences(model: TrainedModel, params: NetParams) -> list[list[str]]:
@@ -159,12 +166,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     names = [name for name in rows[0] if name not in ("notes", "warnings", "probabilities")]
     cells = [[name.replace("_", " ") for name in names]]
-    cells += [[f"{v:.1%}" if isinstance(v, float) else str(v) for v in map(row.get, names)] for row in rows]
+    cells += [list(map(_cell, map(row.get, names))) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "".join(
         "  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]) + "\n"
         for first, *rest in cells
     )
+
+
+def _cell(value: Any) -> str:
+    """A value of a row; of several files those of the first and the last."""
+    if isinstance(value, list):
+        return f"{value[0]} ... {value[-1]}"
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
 def input_options(

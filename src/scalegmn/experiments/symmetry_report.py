@@ -127,7 +127,7 @@ def outputs_on(
         elements: g, for the networks of each architecture; None, or no elements at all: the identity.
 
     Returns:
-        One tensor [B, ...]; for changes of parameters, one per layer and kind.
+        One tensor [B, ...]; for changes of parameters, one per head, layer and kind.
     """
     read, passed = [], []
     for x, element in zip(params.parts, elements or [None] * len(params.parts), strict=True):
@@ -140,10 +140,10 @@ def outputs_on(
     output = model(MultiArchBatch.of(read))
     if isinstance(output, Tensor):
         return [output]
-    (own,), changes = passed, output
+    (own,), of_heads = passed, output.of_heads(len(read[0]))
     for last in reversed(own):
-        changes = last.inverse().act_on_changes(changes)
-    return [*changes.weights, *changes.biases]
+        of_heads = list(map(last.inverse().act_on_changes, of_heads))
+    return [tensor for changes in of_heads for tensor in (*changes.weights, *changes.biases)]
 
 
 @torch.no_grad()

@@ -101,7 +101,8 @@ class TrainedModel:
 
     - classification: the probabilities of the classes, [B, num_classes];
     - generalization: the predicted test accuracies, [B];
-    - editing: the edited networks, `NetParams`.
+    - editing: the edited networks, `NetParams`; of a model with k heads B k, those of one network side by side
+      (`NetParams.of_heads`), whose mean image is the edit.
 
     Args:
         run: folder of a finished run, or bundle.

@@ -56,6 +56,12 @@ class InputOptions:
     layers: tuple[str, ...] | None = None
 
 
+def head_files(path: Path, heads: int) -> list[Path]:
+    """The files of the networks that k heads make of one: `path`, or for several its name with `_head0` to
+    `_head<k - 1>`."""
+    return [path] if heads == 1 else [path.with_stem(f"{path.stem}_head{head}") for head in range(heads)]
+
+
 def find_sources(names: Sequence[str]) -> tuple[list[Source], list[str]]:
     """The networks that a command names, and what was passed over, a sentence per folder.
 

@@ -29,8 +29,9 @@ class Metanetwork(nn.Module):
     """A model whose input is a batch of networks.
 
     `model(NetParams)` gives [B, out_dim] or, with `output: parameters`, `NetParams` of the same shapes as the input:
-    the change of every weight and bias. `model([NetParams, ...])` and `model(MultiArchBatch)` give
-    [sum of B, out_dim], in order, for networks of several architectures, if the model reads them.
+    the change of every weight and bias; with k `heads`, k changes of each network, side by side (`NetParams.of_heads`).
+    `model([NetParams, ...])` and `model(MultiArchBatch)` give [sum of B, out_dim], in order, for networks of several
+    architectures, if the model reads them.
 
     Args:
         config: the hyper-parameters.
@@ -114,10 +115,10 @@ class Metanetwork(nn.Module):
         """Which parameters of networks of `spec` the output depends on. Here: all."""
         return Visibility.whole(spec)
 
-    def scaled(self, changes: NetParams) -> NetParams:
-        """Changes of parameters, each layer's times its learned factor (`ParametersHead`)."""
+    def joined_heads(self, of_heads: Sequence[NetParams]) -> NetParams:
+        """The changes of parameters, from those of each head, before each layer's learned factor (`ParametersHead`)."""
         assert isinstance(self.head, ParametersHead)
-        return self.head.scaled(self, changes)
+        return self.head.changes(self, of_heads)
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """Sets the normalisation of inputs and that of `statistics`, where the model has them, from batches of training
@@ -169,6 +170,10 @@ class ModelConfig:
     out_scale: float = 0.01
     """For parameters: the learned factor of each layer's changes starts here."""
 
+    heads: int = 1
+    """For parameters: k changes of each network; an edited image is the mean of those that the k changed networks
+    draw."""
+
     normalize: bool | None = None
     """Subtract from each layer's weights, and from its biases, their mean over the training split, and divide by their
     standard deviation; null: as the model was published."""
@@ -176,7 +181,7 @@ class ModelConfig:
     @property
     def head(self) -> Head:
         """What the model gives for each network."""
-        return ParametersHead(self.out_scale) if self.changes_parameters else VectorHead(self.out_dim)
+        return ParametersHead(self.out_scale, self.heads) if self.changes_parameters else VectorHead(self.out_dim)
 
     @property
     def changes_parameters(self) -> bool:
@@ -200,9 +205,11 @@ class ModelConfig:
 
     def wrong_numbers(self, counts: Sequence[str], probabilities: Sequence[str] = ()) -> list[str]:
         """One sentence per field (`section.field` inside sections) that is neither null nor a count from 1, or not a
-        probability below 1."""
+        probability below 1; also about `heads`."""
         problems = []
-        for name in counts:
+        if self.heads > 1 and not self.changes_parameters:
+            problems.append(f"heads: found {self.heads}, but a vector has one; use 1, or output parameters")
+        for name in ("heads", *counts):
             count = attrgetter(name)(self)
             if count is not None and count < 1:
                 problems.append(f"{name}: found {count}, expected at least 1")

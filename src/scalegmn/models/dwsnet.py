@@ -79,7 +79,9 @@ class DWSNetConfig(ModelConfig):
     @property
     def head(self) -> Head:
         """As in `ModelConfig`; changes have no learned factors where `out_scale` is 0."""
-        return ParametersHead(self.out_scale or None) if self.changes_parameters else VectorHead(self.out_dim)
+        return (
+            ParametersHead(self.out_scale or None, self.heads) if self.changes_parameters else VectorHead(self.out_dim)
+        )
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
@@ -217,7 +219,7 @@ class DWSNet(Metanetwork):
         super().__init__(config, spec, normalization)
         self.config = config
         editing = config.changes_parameters
-        dims = [1, *[config.hidden_dim] * config.num_hidden, 1 if editing else config.hidden_dim]
+        dims = [1, *[config.hidden_dim] * config.num_hidden, config.heads if editing else config.hidden_dim]
         heads = [*[config.num_heads] * config.num_hidden, 1]
         sizes = zip(dims[:-1], dims[1:], heads, strict=True)
         self.layers = nn.ModuleList(DWSLayer(config, spec.layout, *args) for args in sizes)
@@ -261,7 +263,7 @@ class DWSNet(Metanetwork):
                 tensors = [norm(x) for norm, x in zip(cast("nn.ModuleList", self.norms[index]), tensors, strict=True)]
             tensors = layer([self.dropout(torch.relu(x)) for x in tensors])
         if self.readout is None:
-            return self.scaled(self._changes(tensors, params))
+            return self.joined_heads([self._changes(tensors, params, head) for head in range(self.config.heads)])
         rows = (reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in tensors)
         output: Tensor = self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
         return output
@@ -273,9 +275,10 @@ class DWSNet(Metanetwork):
         weights = [first, *(weight.mT[..., None] for weight in middle), last.mT]
         return [*weights, *(bias[..., None] for bias in hidden), output]
 
-    def _changes(self, tensors: Sequence[Tensor], params: NetParams) -> NetParams:
-        """The inverse of `_tensors`."""
-        first, *middle, last = tensors[: self.spec.num_layers]
-        *hidden, output = tensors[self.spec.num_layers :]
+    def _changes(self, tensors: Sequence[Tensor], params: NetParams, head: int) -> NetParams:
+        """The inverse of `_tensors`, of one of the `heads` features."""
+        of_head = [tensor[..., head :: self.config.heads] for tensor in tensors]
+        first, *middle, last = of_head[: self.spec.num_layers]
+        *hidden, output = of_head[self.spec.num_layers :]
         weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
         return params.replace(weights=weights, biases=(*(bias[..., 0] for bias in hidden), output))

@@ -50,9 +50,9 @@ METANETWORKS.register(FlatMLPConfig.name, FlatMLPConfig)
 
 
 class FlatMLP(Metanetwork):
-    """Linear(D -> h), ReLU, then num_hidden times Linear(h -> h), [BatchNorm], ReLU, and Linear(h -> out_dim or D).
+    """Linear(D -> h), ReLU, then num_hidden times Linear(h -> h), [BatchNorm], ReLU, and Linear(h -> out_dim or k D).
 
-    D parameters in the order of `NetParams.flatten`.
+    D parameters in the order of `NetParams.flatten`, k heads.
 
     Args:
         config: the hyper-parameters; inputs are normalised unless `normalize` is false.
@@ -67,7 +67,8 @@ class FlatMLP(Metanetwork):
         for _ in range(config.num_hidden):
             norm = [FeatureBatchNorm(h)] if config.batch_norm else []
             layers += [nn.Linear(h, h), *norm, nn.ReLU(), Dropout(config.dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(h, d if config.changes_parameters else config.out_dim))
+        out_dim = config.heads * d if config.changes_parameters else config.out_dim
+        self.layers = nn.Sequential(*layers, nn.Linear(h, out_dim))
 
     def forward(self, params: NetParams) -> Tensor | NetParams:
         """B networks -> [B, out_dim], or changes of their parameters.
@@ -77,4 +78,6 @@ class FlatMLP(Metanetwork):
         """
         self.validate_spec(params.spec)
         output: Tensor = self.layers(self.normalized(params).flatten())
-        return self.scaled(params.unflatten(output)) if isinstance(self.head, ParametersHead) else output
+        if not isinstance(self.head, ParametersHead):
+            return output
+        return self.joined_heads([params.unflatten(rows) for rows in output.chunk(self.head.heads, dim=1)])

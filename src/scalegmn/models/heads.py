@@ -6,7 +6,8 @@ parameters of the model itself, so that checkpoints name them `weight_scales` an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -40,17 +41,21 @@ class VectorHead:
 
 @dataclass(frozen=True)
 class ParametersHead:
-    """A change of every weight and bias, equivariant: Delta W_l = alpha_l w_l and Delta b_l = beta_l u_l.
+    """k changes of every weight and bias, equivariant: Delta_i W_l = alpha_l w_l,i and Delta_i b_l = beta_l u_l,i.
 
-    The model computes w_l and u_l in the shapes of W_l and b_l; alpha_l and beta_l are learned factors, one per layer.
+    The model computes w_l,i and u_l,i, i = 1..k, in the shapes of W_l and b_l; alpha_l and beta_l are learned factors,
+    one per layer. With k > 1 what a network does after the change is the mean of what its k changed networks do (output
+    capacity expansion), which no single network of its size may be able to.
 
     Args:
         initial_scale: alpha_l and beta_l at the start; None: no factors.
+        heads: k.
     """
 
     output: ClassVar[str] = "parameters"
 
     initial_scale: float | None
+    heads: int
 
     def add_parameters(self, model: nn.Module, num_layers: int) -> None:
         """Adds alpha as `weight_scales` and beta as `bias_scales`, [L] each, to the model."""
@@ -58,12 +63,17 @@ class ParametersHead:
             model.weight_scales = nn.Parameter(torch.full((num_layers,), self.initial_scale))
             model.bias_scales = nn.Parameter(torch.full((num_layers,), self.initial_scale))
 
-    def scaled(self, model: nn.Module, changes: NetParams) -> NetParams:
-        """The changes w and u, each layer times its factor."""
+    def changes(self, model: nn.Module, of_heads: Sequence[NetParams]) -> NetParams:
+        """The changes of B networks, each layer times its factor: B k of them, those of one network side by side.
+
+        Args:
+            model: has the factors.
+            of_heads: w and u of each head, B networks.
+        """
+        changes = of_heads[0] if self.heads == 1 else NetParams.interleave(of_heads)
         if self.initial_scale is None:
             return changes
-        return replace(
-            changes,
+        return changes.replace(
             weights=_scaled(changes.weights, model.weight_scales),
             biases=_scaled(changes.biases, model.bias_scales),
         )

@@ -4,7 +4,7 @@ https://arxiv.org/abs/2403.12143)."""
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -161,8 +161,8 @@ class NeuralGraphModel(Metanetwork):
             num_read = spec.layout[-1] if config.pooling == "outputs" else 1
             self.readout = MLP(num_read * node_dim, head_dims, config.out_dim, "relu", layer_norm=False)
         else:
-            self.edge_readout = MLP(edge_dim, [edge_dim], 1, "relu", layer_norm=False)
-            self.node_readout = MLP(node_dim, [node_dim], 1, "relu", layer_norm=False)
+            self.edge_readout = MLP(edge_dim, [edge_dim], config.heads, "relu", layer_norm=False)
+            self.node_readout = MLP(node_dim, [node_dim], config.heads, "relu", layer_norm=False)
         self.validate_spec(spec)
 
     def _check_options(self, spec: NetSpec) -> None:
@@ -295,28 +295,31 @@ class NeuralGraphModel(Metanetwork):
         nodes: Tensor = self.node_readout(x[graph.role != ROLES.index("input")])
         edges: Tensor = self.edge_readout(e)
         sizes = [weight[0].numel() for weight in params.weights]
-        weights = torch.split(edges.reshape(len(params), -1), sizes, dim=1)
-        return self.changes(params, weights, nodes.reshape(len(params), -1, 1))
+        weights = torch.split(edges.unflatten(0, (len(params), -1)), sizes, dim=1)
+        return self.changes(params, weights, nodes.unflatten(0, (len(params), -1)))
 
     def changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor) -> NetParams:
         """Changes of parameters.
 
         Args:
             params: the networks.
-            weights: q_e(e) per layer, [B, n_l, n_{l-1}, 1] or flattened.
-            biases: q_v(x) of all nodes but inputs, [B, N - n_0, 1].
+            weights: q_e(e) per layer, [B, n_l, n_{l-1}, heads] or [B, n_l n_{l-1}, heads].
+            biases: q_v(x) of all nodes but inputs, [B, N - n_0, heads].
         """
-        by_layer = (change.reshape(weight.shape) for change, weight in zip(weights, params.weights, strict=True))
-        changes = replace(
-            params,
-            weights=tuple(by_layer),
-            biases=tuple(torch.split(biases[..., 0], list(params.spec.layout[1:]), dim=1)),
+        return self.joined_heads([self._changes(params, weights, biases, head) for head in range(self.config.heads)])
+
+    def _changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor, head: int) -> NetParams:
+        """Those of one head."""
+        pairs = zip(weights, params.weights, strict=True)
+        changes = params.replace(
+            weights=tuple(change[..., head].reshape(weight.shape) for change, weight in pairs),
+            biases=tuple(torch.split(biases[..., head], list(params.spec.layout[1:]), dim=1)),
         )
         if self.config.denormalize:
             assert self.normalization is not None
             new_weights, new_biases = self.normalization.inverse(changes.weights, changes.biases)
-            changes = replace(changes, weights=new_weights, biases=new_biases)
-        return self.scaled(changes)
+            changes = changes.replace(weights=new_weights, biases=new_biases)
+        return changes
 
 
 def _hidden_activations(spec: NetSpec) -> set[str]:

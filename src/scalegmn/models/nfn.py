@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -152,7 +153,7 @@ class NFN(Metanetwork):
             dim = width
         self.readout = None
         if config.changes_parameters:
-            self._add_layer(dim, 1)
+            self._add_layer(dim, config.heads)
             return
         self.pool = WeightSpacePool(self.kernels, config.pool == "HNP")
         positions = sum(self.kernels) + spec.num_layers
@@ -189,11 +190,18 @@ class NFN(Metanetwork):
         for layer in self.layers:
             features = layer(*features)
         if self.readout is None:
-            weights = (new.reshape(old.shape) for new, old in zip(features[0], params.weights, strict=True))
-            biases = (bias[..., 0] for bias in features[1])
-            return self.scaled(params.replace(weights=tuple(weights), biases=tuple(biases)))
+            heads = self.config.heads
+            weights = (new.chunk(heads, dim=-1) for new in features[0])
+            biases = (new.unbind(-1) for new in features[1])
+            of_heads = zip(zip(*weights, strict=True), zip(*biases, strict=True), strict=True)
+            return self.joined_heads([self._changes(params, *of_head) for of_head in of_heads])
         pooled = self.pool(*features)
         if self.config.append_statistics:
             pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
         output: Tensor = self.readout(pooled)
         return output
+
+    def _changes(self, params: NetParams, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> NetParams:
+        """Changes of one head, [B, n_l, n_{l-1}, F_l] and [B, n_l] per layer, in the shapes of the parameters."""
+        shaped = (new.reshape(old.shape) for new, old in zip(weights, params.weights, strict=True))
+        return params.replace(weights=tuple(shaped), biases=tuple(biases))

@@ -122,6 +122,17 @@ class NetParams:
             statistics=tuple(map(joined, columns)) or None,
         )
 
+    @classmethod
+    def interleave(cls, batches: Sequence[NetParams]) -> NetParams:
+        """The networks of k batches of B: the first of each batch, then the second of each; see `of_heads`."""
+        order = torch.arange(len(batches) * len(batches[0])).view(len(batches), -1)
+        return cls.cat(batches)[order.T.flatten()]
+
+    def of_heads(self, num_networks: int) -> list[NetParams]:
+        """The k batches of `num_networks` networks that `interleave` has joined, one for each head of a model."""
+        heads = len(self) // max(num_networks, 1)
+        return [self[head::heads] for head in range(heads)]
+
     def replace(self, **changes: Any) -> NetParams:
         """The same networks with other values of the named attributes, checked anew."""
         return dataclasses.replace(self, **changes)

@@ -29,17 +29,22 @@ RIDGE = 1e-3
 
 
 def edited(model: nn.Module, params: NetParams) -> NetParams:
-    """The edited networks theta + delta(theta)."""
+    """The edited networks theta + delta_i(theta) of each of a model's k heads: B k networks, `[i::k]` those of head i.
+
+    The edited image is the mean of the images that the k networks of one theta draw (output capacity expansion).
+    """
     changes: NetParams = model(params)
-    return params.replace(
-        weights=tuple(map(torch.add, params.weights, changes.weights)),
-        biases=tuple(map(torch.add, params.biases, changes.biases)),
+    heads = len(changes) // max(len(params), 1)
+    thetas = params if heads == 1 else NetParams.interleave([params] * heads)
+    return thetas.replace(
+        weights=tuple(map(torch.add, thetas.weights, changes.weights)),
+        biases=tuple(map(torch.add, thetas.biases, changes.biases)),
     )
 
 
 @torch.no_grad()
 def edit_stored(model: nn.Module, params: NetParams, removed: Sequence[str]) -> NetParams:
-    """Edits networks as they are stored: c^-1 (c theta + delta(c theta)), where c theta is canonical.
+    """Edits networks as they are stored: c^-1 (c theta + delta_i(c theta)), where c theta is canonical; see `edited`.
 
     Args:
         model: delta.
@@ -50,10 +55,11 @@ def edit_stored(model: nn.Module, params: NetParams, removed: Sequence[str]) -> 
     for name in removed:
         to_canonical.append(TO_CANONICAL[name](params))
         params = to_canonical[-1].act(params)
-    params = edited(model, params)
+    num_networks, params = len(params), edited(model, params)
+    of_heads = params.of_heads(num_networks)
     for element in reversed(to_canonical):
-        params = element.inverse().act(params)
-    return params
+        of_heads = list(map(element.inverse().act, of_heads))
+    return NetParams.interleave(of_heads)
 
 
 @register_task
@@ -78,7 +84,10 @@ class Editing(ZooTask):
     answers = (
         "Changes of a network's parameters, so that the image which an INR stores is edited (`{data.style_function}`)."
     )
-    limits = ("Edited networks keep their architecture and the names in their files, not their training loss.",)
+    limits = (
+        "Edited networks keep their architecture and the names in their files, not their training loss.",
+        "A model with k `heads` writes k networks for each; the edited image is the mean of the images that they draw.",
+    )
     output = "parameters"
     monitor = "loss"
     maximize = False
@@ -122,13 +131,14 @@ class Editing(ZooTask):
         return self.errors(edited(model, inputs), target).mean()
 
     def errors(self, params: NetParams, target: Tensor) -> Tensor:
-        """The mean squared error of each network's image, [B]."""
+        """The mean squared error of each image, [B], that B k networks draw together."""
         return (self.images_of(params, target) - target).square().flatten(1).mean(1)
 
     def images_of(self, params: NetParams, target: Tensor) -> Tensor:
-        """The images that INRs draw, in the size of targets [B, height, width, channels]."""
+        """The images that B k networks draw, each the mean of k; as large as targets [B, height, width, channels]."""
         height, width = target.shape[1:3]
-        return render(params, height, width, self.output_offset)
+        drawn = render(params, height, width, self.output_offset)
+        return drawn if len(params) == len(target) else drawn.unflatten(0, (len(target), -1)).mean(1)
 
     @torch.no_grad()
     def evaluate(

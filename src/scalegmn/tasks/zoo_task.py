@@ -130,7 +130,7 @@ class ZooTask(ABC):
             removed: the symmetries that canonical networks, which the model reads, have removed.
 
         Returns:
-            [B, ...]; or, where `output` is `parameters`, the edited networks.
+            [B, ...]; or, where `output` is `parameters`, the edited networks, B k of models with k heads.
         """
         return model(canonicalize(params, removed))
 

@@ -158,11 +158,11 @@ class ScaleGMN(Metanetwork):
         Args:
             parts: builds its modules.
             reads: what is read of it, by role.
-            gives_changes: whether its features are the changes of biases and weights: one number per bias, a kernel
-                per edge. So in the last layer of models with `output: parameters`.
+            gives_changes: whether its features are the changes of biases and weights: for each head one number per
+                bias, a kernel per edge. So in the last layer of models with `output: parameters`.
         """
         config, spec, d = self.config, self.spec, self.config.hidden_dim
-        node_dim, edge_dim = (1, spec.edge_dim) if gives_changes else (d, d)
+        node_dim, edge_dim = (config.heads, config.heads * spec.edge_dim) if gives_changes else (d, d)
         roles = {ROLES[role] for role in reads.nodes}
         reads_residuals = bool(roles & _residual_ends(spec, against=False))
         reads_reversed_residuals = self.bidirectional and bool(roles & _residual_ends(spec, against=True))
@@ -259,8 +259,15 @@ class ScaleGMN(Metanetwork):
             nodes, edges = _by_layer(spec, len(read[0]), nodes, edges)
         assert isinstance(nodes, list)
         assert isinstance(edges, list)
-        changes = NetParams.from_features(spec, nodes, edges, read[0].activation)
-        return self.scaled(changes if elements[0] is None else elements[0].inverse().act_on_changes(changes))
+        of_heads = zip(*([x.chunk(self.config.heads, dim=-1) for x in (*nodes, *edges)]), strict=True)
+        changes = [
+            NetParams.from_features(spec, features[: len(nodes)], features[len(nodes) :], read[0].activation)
+            for features in of_heads
+        ]
+        if elements[0] is not None:
+            back = elements[0].inverse()
+            changes = list(map(back.act_on_changes, changes))
+        return self.joined_heads(changes)
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """As in `Metanetwork`, and by what the values of probes are divided."""
@@ -275,7 +282,7 @@ class ScaleGMN(Metanetwork):
         self, nets: Sequence[NetParams], probes: Tensor | None = None, statistics: Sequence[Tensor] = ()
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
-        features of all nodes [N, 1] and of all edges [E, K], network by network; `probes` [N, d] are added to A_v
+        features of all nodes [N, k] and of all edges [E, k K], network by network; `probes` [N, d] are added to A_v
         bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
         graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
         context = self.graph_context(graph)
