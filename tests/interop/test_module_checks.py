@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from readings import assert_read
+from readings import assert_read, outputs
 from torch import nn
 from torch.nn import functional
 
@@ -191,7 +191,15 @@ def test_scores_that_see_more_than_queries_and_keys_are_pinned(name, generator):
     module, x, params = read(attention(SCORES[name][0]), (2, 5, 3), w=(18, 6), p=(60,))
     assert_read(module, x, generator)
     assert not params.spec.layers[0].pinned  # what queries, keys and values read
-    assert any(layer.pinned for layer in params.spec.layers)
+    assert not params.spec.reciprocal_layers
+    assert any(layer.pinned or layer.blocks == 2 for layer in params.spec.layers)  # heads stay
+    heads = torch.arange(6).view(1, 2, 3).flip(1).flatten()
+    values = max(index for index, layer in enumerate(params.spec.layers) if layer.blocks == 2 and layer.affine)
+    weights = list(params.weights)
+    weights[values] = weights[values][:, heads]
+    assert (
+        outputs(to_module(params.replace(weights=tuple(weights)), module, x), x) - outputs(module, x)
+    ).abs().max() > 1e-3
 
 
 def test_masks_and_scales_are_no_parameters(generator):

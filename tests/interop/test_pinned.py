@@ -87,8 +87,11 @@ def test_memory_that_is_changed_in_parts(generator):
 def test_a_layer_that_is_used_twice(generator):
     module, x, params = read(lambda m, x: m.c(torch.tanh(m.b(torch.tanh(m.b(torch.relu(m.a(x))))))))
     assert_read(module, x, generator)
-    assert sum(layer.in_dim == layer.out_dim == 6 for layer in params.spec.layers) == 1  # its parameters are there once
-    assert all(layer.pinned for layer in params.spec.layers[:2])
+    assert params.spec.layers[2].same_neurons == (1,)
+    assert [item.layers for item in params.spec.permutation_classes] == [(0, 1, 2)]  # both read what has one order
+    assert params.spec.class_symmetry(params.spec.scaling_classes[0]).symmetry == "permutation"  # of relu and tanh
+    with pytest.raises(ValueError, match="several layers share it"):
+        to_module(params.replace(weights=(*params.weights[:2], 2 * params.weights[2], params.weights[3])), module, x)
 
 
 def test_random_numbers(generator):

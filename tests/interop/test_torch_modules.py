@@ -182,15 +182,6 @@ class Gated(nn.Module):
         return self.last(self.value(x) * torch.sigmoid(self.gate(x)))
 
 
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.inner, self.last = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.last(torch.relu(self.inner(torch.relu(self.inner(self.first(x))))))
-
-
 class Raw(nn.Module):
     def __init__(self):
         super().__init__()
@@ -279,7 +270,11 @@ class Choosing(nn.Module):
 
 UNKNOWN = [
     (Gated(), (2, 3), r"module \(Gated\): an activation is multiplied by another value \(a gate\), expected"),
-    (Twice(), (2, 3), r"inner \(Linear\): its weights are also those of inner \(Linear\)"),
+    (
+        Written(lambda m, x: m.c(torch.relu(functional.linear(torch.relu(m.b(m.a(x))), m.b.weight.flip(0))))),
+        LINEAR,
+        r"module \(Written\): a part of its weights are also those of b \(Linear\)",
+    ),
     (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
     (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), (2, 3), r"1 \(PReLU\): aten.prelu"),
     (nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2)), (2, 4, 4, 4), "a transposed convolution with groups"),
@@ -300,10 +295,12 @@ UNKNOWN = [
     ),
     (
         Written(
-            lambda m, x: functional.linear(torch.relu(functional.linear(m.a(x), m.b.weight, m.p)), m.b.weight.t(), m.p)
+            lambda m, x: m.c(
+                functional.linear(torch.relu(functional.linear(x, m.a.weight, m.p)), m.b.weight, m.p.flip(0))
+            )
         ),
         LINEAR,
-        "its parameters are also those of",
+        "a part of its parameters are also those of",
     ),
     (
         Written(lambda m, x: m.c(torch.relu(functional.linear(x, m.p.expand(6, 3)))), parameter=(1, 3)),
@@ -311,9 +308,9 @@ UNKNOWN = [
         "p is one parameter in several places of a layer",
     ),
     (
-        Written(lambda m, x: m.c(m.b(torch.relu(m.b(m.a(x)))).mean((2, 3))), "image"),
+        Written(lambda m, x: m.c(functional.conv2d(m.b(m.a(x)), 2 * m.b.weight).mean((2, 3))), "image"),
         IMAGE,
-        "its weights are also those of b",
+        "a part of its weights are also those of b",
     ),
     (Written(lambda m, x: m.c((m.a(x) * m.p).mean((2, 3))), "image", (3,)), IMAGE, "multiplied by another value"),
     (

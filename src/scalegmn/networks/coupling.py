@@ -73,8 +73,8 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
 
     A residual connection adds channel c to channel c; a normalisation layer or a depthwise convolution reads one
     channel for each, as layers do that are `coupled` to others; attention multiplies channel c of queries and of keys;
-    a tied layer has the columns of another
-    one's rows: the two have one permutation. So channel c of all layers that are so joined, among those that have
+    a tied layer has the columns of another one's rows; a layer that is used twice has one order of rows, and one of
+    columns: the two have one permutation. So channel c of all layers that are so joined, among those that have
     a channel c, is one component. Two components can be exchanged if and only if they consist of the same layers;
     these are one class, and their channels are a range, since layers only drop out as c grows. Blocks of channels
     (groups, heads) stay together. In the order of first layer, then channel.
@@ -91,6 +91,7 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
             query, key, _ = layer.attention
             links.append(Residual(key, query, spec.layers[query].out_dim))
     links += [Residual(first, second, spec.width(first)) for first, second in transposed_pairs(spec)]
+    links += _same_neurons(spec)
     counts, classes = _block_counts(spec), []
     for channels in _classes(spec, links):
         num_blocks = math.lcm(*(count for layer in channels.layers for count in counts.get(layer, ())))
@@ -105,8 +106,21 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
 
 
 def scaling_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
-    """Which hidden neurons must have one scalar: those that residual connections join; see `permutation_classes`."""
-    return _classes(spec, residuals(spec))
+    """Which hidden neurons must have one scalar: those that residual connections join, and those that are the same at
+    another place; see `permutation_classes`."""
+    return _classes(spec, [*residuals(spec), *_same_neurons(spec)])
+
+
+def _same_neurons(spec: NetSpec) -> list[Residual]:
+    """Pairs of layers that `LayerSpec.same_neurons` names, and of those that they read."""
+    links = []
+    for index, layer in enumerate(spec.layers):
+        for source in layer.same_neurons:
+            links.append(Residual(source, index, layer.out_dim))
+            earlier, senders = spec.layers[source], (spec.sender(source), spec.sender(index))
+            if not (earlier.constant or layer.constant) and earlier.in_dim == layer.in_dim and len({*senders}) > 1:
+                links.append(Residual(min(senders), max(senders), layer.in_dim))
+    return links
 
 
 def _classes(spec: NetSpec, links: Sequence[Residual]) -> tuple[CoupledChannels, ...]:
@@ -207,11 +221,17 @@ def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
     read = {
         spec.sender(index)
         for index, layer in enumerate(spec.layers)
-        if layer.norm in ("layer", "group") or (layer.norm is None and not layer.affine)
+        if layer.norm in ("layer", "group") or (layer.norm is None and not layer.affine and not layer.is_zero)
     }
     coupled = {source for layer in spec.layers for source in layer.coupled or ()}
     return frozenset(
-        read | coupled | {index for index, layer in enumerate(spec.layers) if not layer.affine or layer.unscaled}
+        read
+        | coupled
+        | {
+            index
+            for index, layer in enumerate(spec.layers)
+            if (not layer.affine and not layer.is_zero) or layer.unscaled
+        }
     )
 
 

@@ -46,9 +46,10 @@ def check_layer(spec: NetSpec, index: int) -> None:
                 f"attention: found {heads} heads for queries and keys of widths {sorted(widths)} and values of width "
                 f"{layer.out_dim}, expected equal widths of queries and keys, all divisible by the heads",
             )
-    for source in layer.coupled or ():
-        if spec.width(source) != layer.out_dim:
-            _refuse(index, f"coupled: layer {source} has {spec.width(source)} neurons, expected {layer.out_dim}")
+    for name, together in (("coupled", layer.coupled or ()), ("same_neurons", layer.same_neurons)):
+        for source in together:
+            if spec.width(source) != layer.out_dim:
+                _refuse(index, f"{name}: layer {source} has {spec.width(source)} neurons, expected {layer.out_dim}")
     added = spec.layers[layer.residual] if spec.is_chain and layer.residual not in (None, -1) else layer
     if (layer.kernel is None) != (added.kernel is None):
         _refuse(index, f"residual: found {layer.residual}, but only one of the two layers is a convolution")
@@ -80,6 +81,7 @@ def _check_sources(index: int, layer: LayerSpec) -> None:
     if layer.attention is not None:
         sources |= {"query": layer.attention[0], "key": layer.attention[1]}
     sources |= {f"coupled {place}": source for place, source in enumerate(layer.coupled or ())}
+    sources |= {f"same_neurons {place}": source for place, source in enumerate(layer.same_neurons)}
     for name, source in sources.items():
         lowest = -1 if name in ("reads", "residual") else 0
         if source is not None and source not in range(lowest, index):

@@ -33,7 +33,7 @@ class LayerSpec:
         norm: one of `NORMS`: a normalisation layer, whose weight is the scale and whose bias is the shift.
         norm_groups: of a group norm.
         epsilon: what a normalisation layer adds to the variance.
-        affine: false: the weights are no parameters but ones.
+        affine: false: the weights are no parameters but ones; of constant inputs, zeros.
         bias: false: the biases are no parameters but zeros.
         attention: (query layer, key layer, heads): the layer computes the values v of a multi-head attention,
             softmax(q k^T) v, and layers that read it read the heads' results.
@@ -47,6 +47,8 @@ class LayerSpec:
         coupled: it has no weights, and is computed channel by channel, alike for all, from the layer that it reads and
             from these earlier ones, by operations that no activation describes; None: it is not.
         unscaled: no scalar but 1 commutes with what reads it.
+        same_neurons: earlier layers whose neurons are this layer's at another place or time, since they have weights or
+            biases of this one (a layer that is used twice), or are the state of a loop one step before.
         blocks: its channels are cut into so many blocks, which stay; channels are permuted within each.
     """
 
@@ -73,6 +75,7 @@ class LayerSpec:
     blocks: int = 1
     coupled: tuple[int, ...] | None = None
     unscaled: bool = False
+    same_neurons: tuple[int, ...] = ()
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -93,9 +96,15 @@ class LayerSpec:
             and self.blocks == 1
             and self.coupled is None
             and not self.unscaled
+            and not self.same_neurons
             and not self.residual_after
             and self.groups == 1
         )
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether its neurons are zeros: the state of a loop before the first step."""
+        return self.constant and not self.opaque and not self.affine
 
     @property
     def is_diagonal(self) -> bool:

@@ -104,11 +104,11 @@ def residual_index(spec: NetSpec) -> Tensor:
 
 def attention_index(spec: NetSpec) -> Tensor:
     """[2, C] long, rows sender and receiver: each query and each key of a head, and all values of this head; channels
-    of layers that are coupled to others, and of the layer that they are coupled to."""
+    of layers that are coupled to others, and of the layer that they are coupled to; the same neurons of two layers."""
     starts = _starts(spec)
     joined = [torch.empty(2, 0, dtype=torch.long)]
     for index, layer in enumerate(spec.layers):
-        for source in layer.coupled or ():
+        for source in (*(layer.coupled or ()), *layer.same_neurons):
             ends = torch.stack([starts[spec.node_layers[source][1]], starts[spec.node_layers[index][1]]])
             joined.append(ends[:, None] + torch.arange(layer.out_dim))
         if layer.attention is None:

@@ -82,7 +82,7 @@ class NetSpec:
         layers = []
         for layer in content["layers"]:
             options: dict[str, Any] = dict(layer)
-            for key in ("kernel", "attention", "coupled"):
+            for key in ("kernel", "attention", "coupled", "same_neurons"):
                 if options.get(key) is not None:
                     options[key] = tuple(options[key])
             layers.append(LayerSpec(**options))

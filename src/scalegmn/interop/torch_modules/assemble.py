@@ -34,7 +34,9 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
     layer_of = {neuron: index for index, layer in enumerate(layers) for neuron in layer.nodes.tolist()}
     if trace.input is not None:
         layer_of |= dict.fromkeys(trace.input.tolist(), -1)
-    tied = _tied_layers(trace, layers)
+    tied, used_again = _shared_parameters(trace, layers)
+    for index, earlier in used_again.items():
+        layers[index].same_neurons += tuple(layers[first].nodes for first in earlier)
     while True:
         specs = (_layer_spec(trace, layers, index, layer_of, tied.get(index)) for index in range(len(layers)))
         try:
@@ -90,12 +92,13 @@ def _without_unread(trace: Trace, layers: Sequence[TracedLayer]) -> list[TracedL
     """The layers without those that nothing reads of operations which compute channels alike."""
     kept: list[TracedLayer] = []
     read: set[int] = {number for triple in trace.attended for nodes in triple for number in nodes.tolist()}
+    read |= trace.kept
     read |= {number for nodes, _ in trace.blocks.values() for number in nodes.tolist()}
     for layer in reversed(layers):
         if layer.coupled is not None and kept and not read & set(layer.nodes.tolist()):
             continue
         kept.append(layer)
-        for nodes in (layer.reads, layer.residual, *(layer.coupled or ())):
+        for nodes in (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons):
             if nodes is not None:
                 read |= set(nodes.tolist())
     return kept[::-1]
@@ -126,6 +129,8 @@ def _layer_spec(
         options["residual"] = layer_of[int(layer.residual[0])]
     if layer.coupled is not None:
         options["coupled"] = tuple(layer_of[int(nodes[0])] for nodes in layer.coupled)
+    if layer.same_neurons:
+        options["same_neurons"] = tuple(dict.fromkeys(layer_of[int(nodes[0])] for nodes in layer.same_neurons))
     if trace.is_aligned(layer.nodes) and not options.get("pinned") and index < len(layers) - 1:
         options["unscaled"] = True
     attention = options.pop("attention", None)
@@ -152,12 +157,16 @@ def _pin_or_refuse(trace: Trace, layer: TracedLayer, problem: str, *nodes: Tenso
 # Shared parameters
 
 
-def _tied_layers(trace: Trace, layers: Sequence[TracedLayer]) -> dict[int, int]:
-    """Layer -> the earlier layer whose weight is the transpose of its own.
+def _shared_parameters(
+    trace: Trace, layers: Sequence[TracedLayer]
+) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
+    """Layer -> the earlier layer whose weight is the transpose of its own, and layer -> the earlier ones that have its
+    weight or bias, neuron by neuron.
 
     Layers that share parameters in another way are pinned, with what they read, or refused.
     """
     tied: dict[int, int] = {}
+    used_again: dict[int, tuple[int, ...]] = {}
     users: dict[str, list[tuple[int, Elements]]] = {}
     for index, layer in enumerate(layers):
         for elements in (layer.weight, layer.bias, *(layer.statistics or ())):
@@ -171,15 +180,23 @@ def _tied_layers(trace: Trace, layers: Sequence[TracedLayer]) -> dict[int, int]:
                 if not elements.shares(other):
                     continue
                 earlier = layers[first]
+                if layer.is_used_again(elements, earlier, other):
+                    if first not in (index, *used_again.get(index, ())):
+                        used_again[index] = (*used_again.get(index, ()), first)
+                    if (layer.reads is None) != (earlier.reads is None) and other is earlier.weight:
+                        fixed = [nodes for nodes in (layer.reads, earlier.reads) if nodes is not None]
+                        if elements is layer.weight:
+                            _pin_or_refuse(trace, layer, "its weights also read values that no layer describes", *fixed)
+                    break
                 if elements.scale == other.scale and layer.is_transposed(elements, earlier, other):
                     tied[index] = first
                     continue
                 kind = "weights" if elements is layer.weight else "parameters"
-                problem = f"its {kind} are also those of {earlier.place}; only a weight and its transpose may be shared"
+                problem = f"a part of its {kind} are also those of {earlier.place}, or a multiple of them"
                 moved += [earlier.nodes] if earlier.reads is None else [earlier.nodes, earlier.reads]
                 _pin_or_refuse(trace, layer, problem, *moved)
             users.setdefault(elements.name, []).append((index, elements))
-    return tied
+    return tied, used_again
 
 
 def _has_duplicates(index: Tensor) -> bool:
@@ -198,52 +215,77 @@ def _cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
     owner = {number: layer for layer in layers for number in layer.nodes.tolist()}
     sets, sets_of = _read_together(layers)
     parts: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
+    added_to: dict[int, list[TracedLayer]] = {}
+    for layer in layers:
+        for number in {int(nodes[0]) for nodes in _added(layer)}:
+            if number in owner:
+                added_to.setdefault(id(owner[number]), []).append(layer)
 
     def is_part(nodes: Tensor) -> bool:
         layer = owner[int(nodes[0])]
         if torch.equal(nodes, layer.nodes):
             return _fits(nodes, parts[id(layer)])
         numbers = set(nodes.tolist())
-        if any(owner[number] is not layer for number in numbers) or not _is_cuttable(trace, layer):
+        if any(owner.get(number) is not layer for number in numbers) or layer.options.get("groups", 1) > 1:
             return False
         together = {place for number in numbers for place in sets_of.get(number, ())}
         return all(sets[place] <= numbers for place in together) and _fits(nodes, parts[id(layer)])
 
-    def take(nodes: Tensor) -> None:
-        known = parts[id(owner[int(nodes[0])])]
-        if not any(torch.equal(nodes, part) for part in known):
-            known.append(nodes)
+    def with_added(nodes: Tensor) -> list[Tensor] | None:
+        """A part of a layer, with those of the layers that additions join to it; None where they are no parts."""
+        found: list[Tensor] = []
+        waiting = [nodes]
+        while waiting:
+            part = waiting.pop()
+            if any(torch.equal(part, other) for other in found):
+                continue
+            if int(part[0]) not in owner or not is_part(part):
+                return None
+            found.append(part)
+            layer = owner[int(part[0])]
+            if torch.equal(part, layer.nodes):
+                continue
+            place = _places(layer.nodes, part)
+            waiting += [nodes[place] for nodes in _added(layer)]
+            for other in added_to.get(id(layer), ()):
+                for nodes in _added(other):
+                    if owner.get(int(nodes[0])) is layer:
+                        waiting.append(other.nodes[_places(nodes, part)])
+        return found
+
+    def take(*selected: Tensor) -> bool:
+        """Makes neurons parts of their layers; false where they cannot be."""
+        found = [with_added(nodes) for nodes in selected]
+        for part in [part for group in found for part in group or ()] if None not in found else ():
+            known = parts[id(owner[int(part[0])])]
+            if not any(torch.equal(part, other) for other in known):
+                known.append(part)
+        return None not in found
 
     for queries, keys, values in trace.attended:
         layer = owner[int(values[0])]
-        if all(map(is_part, (queries, keys, values))):
-            for nodes in (queries, keys, values):
-                take(nodes)
-        else:
+        if not take(queries, keys, values):
             problem = "queries, keys or values are a part of a layer with groups or an addition"
             _pin_or_refuse(trace, layer, problem, queries, keys, values)
             layer.options["attention"].pop(int(values[0]))
     for first, (nodes, _) in list(trace.blocks.items()):
         layer = owner[first]
-        if is_part(nodes):
-            take(nodes)
-        else:
+        if not take(nodes):
             problem = "values that are mixed over positions are a part of a layer with groups or an addition"
             _pin_or_refuse(trace, layer, problem, nodes)
             del trace.blocks[first]
     for nodes in trace.parts:
         if int(nodes[0]) not in owner:  # of a layer that nothing reads
             continue
-        if is_part(nodes):
-            take(nodes)
-        else:
+        if not take(nodes):
             problem = "channels that meet others are a part of a layer that cannot be cut"
             _pin_or_refuse(trace, owner[int(nodes[0])], problem, nodes)
     for layer in layers:
         inside = {number for nodes in parts[id(layer)] for number in nodes.tolist()}
         rest = torch.tensor([number for number in layer.nodes.tolist() if number not in inside], dtype=torch.long)
         pinned = rest[trace.is_pinned(rest)]
-        is_cut = 0 < len(pinned) < len(rest) and is_part(pinned)
+        is_alone = layer.residual is None and not layer.same_neurons and not added_to.get(id(layer))
+        is_cut = 0 < len(pinned) < len(rest) and is_alone and is_part(pinned)
         yield from _parts_of(trace, layer, parts[id(layer)], rest, is_cut)
 
 
@@ -260,6 +302,17 @@ def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
             ordered.append(ready[1])
             known.add(int(ready[1].nodes[0]))
     return [*ordered, *(layer for _, layer in waiting)]
+
+
+def _added(layer: TracedLayer) -> list[Tensor]:
+    """Numbers of neurons of other layers in the order of a layer's own, which are cut as these are."""
+    return [*([] if layer.residual is None else [layer.residual]), *layer.same_neurons]
+
+
+def _places(nodes: Tensor, part: Tensor) -> Tensor:
+    """Where the neurons of a part are among others."""
+    place = {number: index for index, number in enumerate(nodes.tolist())}
+    return torch.tensor([place[number] for number in part.tolist() if number in place], dtype=torch.long)
 
 
 def _fits(nodes: Tensor, parts: Sequence[Tensor]) -> bool:
@@ -292,10 +345,8 @@ def _parts_of(
 
 
 def _read_together(layers: Sequence[TracedLayer]) -> tuple[list[set[int]], dict[int, list[int]]]:
-    """Sets of neurons that a layer reads channel by channel, or that are added to others; neuron -> places of those
-    that it is in."""
-    tensors = [layer.residual for layer in layers]
-    tensors += [layer.reads for layer in layers if layer.options.get("groups", 1) > 1]
+    """Sets of neurons that a layer reads channel by channel; neuron -> places of those that it is in."""
+    tensors = [layer.reads for layer in layers if layer.options.get("groups", 1) > 1]
     tensors += [nodes for layer in layers for nodes in layer.coupled or ()]
     sets = [set(nodes.tolist()) for nodes in tensors if nodes is not None]
     places: dict[int, list[int]] = {}
@@ -303,11 +354,6 @@ def _read_together(layers: Sequence[TracedLayer]) -> tuple[list[set[int]], dict[
         for number in numbers:
             places.setdefault(number, []).append(place)
     return sets, places
-
-
-def _is_cuttable(trace: Trace, layer: TracedLayer) -> bool:
-    """Whether some neurons of a layer can be a layer of their own."""
-    return layer.residual is None and layer.options.get("groups", 1) == 1 and not trace.is_shared(layer)
 
 
 # Layers that read several layers
@@ -322,17 +368,19 @@ def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Itera
             owners |= dict.fromkeys(nodes.tolist(), nodes)
     for layer in layers:
         try:
-            for nodes in (layer.reads, layer.residual, *(layer.coupled or ())):
+            for nodes in (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons):
                 if nodes is not None:
                     _check_order(layer, nodes, owners)
             parts = _parts(trace, layer, owners)
         except _Unresolved as error:
-            everything = (layer.reads, layer.residual, *(layer.coupled or ()))
+            everything = (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons)
             read = [nodes for nodes in everything if nodes is not None]
             _pin_or_refuse(trace, layer, str(error), *read)
             if layer.residual is not None:
                 _pin_or_refuse(trace, layer, str(error), layer.nodes)
-            parts = [replace(layer, residual=None)]
+            if layer.same_neurons:
+                _pin_or_refuse(trace, layer, str(error), layer.nodes)
+            parts = [replace(layer, residual=None, same_neurons=())]
             if layer.reads is not None:
                 parts = [_reading_opaque(trace, parts[0])]
         for part in parts:
@@ -387,7 +435,9 @@ def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> li
             names = ("attention", "maximum", "blocks", "residual_after")
             options = {key: value for key, value in layer.options.items() if key not in names}
             options["activation"] = "identity"
-            part = replace(part, nodes=trace.number_neurons(len(layer.nodes), PART), bias=None, options=options)
+            part = replace(
+                part, nodes=trace.number_neurons(len(layer.nodes), PART), bias=None, same_neurons=(), options=options
+            )
             if bool(trace.is_pinned(layer.nodes).any()):
                 trace.pin_neurons(part.nodes, trace.reason(layer.nodes))
         summands.append(part)

@@ -114,7 +114,9 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
             parts.append(constants)
             ids.append(constants.ids.expand(*shape))
         elif not is_same:
-            trace.refuse("channels of a layer meet values that differ by channel")
+            fixed = [axis for axis in axes if not is_constant_along(value.expand(*shape), axis)]
+            for item in ids:
+                _in_blocks(trace, item, axes, fixed)
     columns = trace.aligned_channels(parts, ids, axes)
     return _coupled(trace, columns, ids[0], axes)
 
@@ -128,20 +130,36 @@ def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequenc
         ids: neurons of the first of them, in the shape of the result.
         axes: those along which they differ.
     """
-    sources = trace.without_coupled(columns)
-    for nodes in sources:
-        trace.mark_aligned(nodes)
-    size = len(columns[0])
-    options = {"groups": size, "affine": False}
-    layer = trace.new_layer(size, sources[0], None, is_activated=True, options=options, coupled=tuple(sources[1:]))
+    nodes = trace.coupled_layer(columns)
     number = torch.zeros(int(columns[0].max()) + 1, dtype=torch.long)
-    number[columns[0]] = layer.nodes
-    trace.add_layer(layer)
+    number[columns[0]] = nodes
     new = ids
     for axis in range(ids.ndim):
         if axis not in axes:
             new = new.narrow(axis, 0, 1)
     return Neurons(number[new].expand(*ids.shape), {len(trace.layers) - 1: 0})
+
+
+def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[int]) -> None:
+    """Notes that channels are computed alike along some axes alone, and that their blocks along others stay.
+
+    Args:
+        trace: the layers so far.
+        ids: neurons.
+        axes: those along which they differ.
+        fixed: those of them along which channels are computed in different ways.
+    """
+    free = [axis for axis in axes if axis not in fixed]
+    if not free:
+        trace.refuse("channels of a layer meet values that differ by channel")
+    rest = [axis for axis in range(ids.ndim) if axis not in axes]
+    rows = ids.permute(*rest, *fixed, *free)[(0,) * len(rest)].flatten(0, len(fixed) - 1).flatten(1)
+    nodes = rows.flatten()
+    owners = {trace.layer_of(node) for node in nodes.tolist()}
+    if len(nodes.unique()) < len(nodes) or len(owners) > 1 or min(owners) < 0 or bool((nodes.diff() < 0).any()):
+        trace.refuse("channels of a layer meet values that differ by channel, in another order than by blocks")
+    if not trace.in_blocks(rows):
+        trace.refuse("channels of a layer are computed alike in blocks of several sizes")
 
 
 def _varying(ids: Tensor) -> list[int]:
@@ -187,9 +205,12 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         for nodes in trace.without_coupled(columns):
             trace.mark_aligned(nodes)
         new: list[Any] = [Opaque()] * len(results)
+    elif set(varying) & set(axes):
+        _in_blocks(trace, neurons.ids, varying, [axis for axis in varying if axis not in axes])
+        for nodes in trace.without_coupled(columns):
+            trace.mark_aligned(nodes)
+        new = [Opaque()] * len(results)
     else:
-        if set(varying) & set(axes):
-            trace.refuse(f"{name} over some channels")
         ids = neurons.ids
         for axis in sorted(axes, reverse=True):
             ids = ids.narrow(axis, 0, 1) if results[0].ndim == ids.ndim else ids.select(axis, 0)

@@ -45,6 +45,9 @@ class TracedLayer:
     """Of what an operation computes alike for all channels: numbers of further neurons that it reads, in the order of
     those that the layer reads."""
 
+    same_neurons: tuple[Tensor, ...] = ()
+    """Numbers of neurons that are its own at another time, each in the order of its own."""
+
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `LayerSpec`."""
 
@@ -65,6 +68,21 @@ class TracedLayer:
             options["attention"] = dict(options["attention"])
         return replace(self, options=options)
 
+    def is_used_again(self, own: Elements, earlier: TracedLayer, other: Elements) -> bool:
+        """Whether a parameter is the same of this layer and of an earlier one: each neuron has the elements of the one
+        in its place."""
+        if own.scale != other.scale:
+            return False
+        are_weights = own is self.weight, other is earlier.weight
+        if any(are_weights):
+            groups = {layer.options.get("groups", 1) for layer in (self, earlier)}
+            if all(are_weights):
+                return len(groups) == 1 and torch.equal(own.index, other.index)
+            weighted = self if are_weights[0] else earlier
+            if weighted.reads is not None or own.index.numel() != len(self.nodes):  # a bias elsewhere
+                return False
+        return torch.equal(own.index.flatten(), other.index.flatten())
+
     def is_transposed(self, own: Elements, earlier: TracedLayer, other: Elements) -> bool:
         """Whether a parameter is the weight of this linear layer, and its transpose that of an earlier one."""
         pairs = ((self, own), (earlier, other))
@@ -83,6 +101,8 @@ class TracedLayer:
         statistics = self.statistics and tuple(
             replace(elements, index=elements.index[place]) for elements in self.statistics
         )
+        changes.setdefault("residual", None if self.residual is None else self.residual[place])
+        changes.setdefault("same_neurons", tuple(other[place] for other in self.same_neurons))
         return replace(
             self, nodes=nodes, weight=part(self.weight), bias=part(self.bias), statistics=statistics, **changes
         )

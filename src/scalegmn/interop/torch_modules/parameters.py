@@ -47,7 +47,7 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
     )
     return NetParams(
         spec,
-        tuple(read(layer.weight, layer_spec.weight_shape, 1) for layer, layer_spec in pairs),
+        tuple(read(layer.weight, layer_spec.weight_shape, not layer_spec.is_zero) for layer, layer_spec in pairs),
         tuple(read(layer.bias, (layer_spec.out_dim,), 0) for layer, layer_spec in pairs),
         None,
         statistics if any(tensor is not None for tensor in statistics) else None,
@@ -102,11 +102,13 @@ def written_tensors(
         is_written[name][index] = True
 
     for index, layer in enumerate(layers):
-        for elements, values, fill in ((layer.weight, params.weights, 1), (layer.bias, params.biases, 0)):
+        fill_of = {"weight": int(not spec.layers[index].is_zero), "bias": 0}
+        pairs = (("weight", layer.weight, params.weights), ("bias", layer.bias, params.biases))
+        for kind, elements, values in pairs:
+            fill = fill_of[kind]
             if elements is not None:
                 put(elements, values[index][0])
             elif bool((values[index] != fill).any()):
-                kind = "weight" if fill else "bias"
                 raise ValueError(f"{layer.place}: {kind}: the module has none, expected {fill} everywhere")
         statistics = params.statistics[index] if params.statistics else None
         if layer.statistics is not None and statistics is not None:

@@ -26,7 +26,7 @@ from scalegmn.interop.torch_modules.execution import (
 )
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
-from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions
+from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions, with_scores
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
 from scalegmn.interop.torch_modules.trace import Refusal, Trace
@@ -47,9 +47,13 @@ READS_OPAQUE = (
     *("linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("matmul", "mm", "bmm", "mv", "cat", "concat", "concatenate"),
     *("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"),
+    *("rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"),
 )
 """Operations whose layers may read what no layer describes."""
 
+
+LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
+"""Operations that read nothing but the shape and type of their second argument."""
 
 MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
@@ -226,6 +230,8 @@ class GraphReader:
         """What an operation returns, by its operator's rule; else, unless the trace is strict, `Opaque`, where all
         neurons and parameters that it reads are pinned."""
         trace, problem = self._trace, ""
+        if name in LIKE_ANOTHER and is_traced(args[1]):  # whose shape alone counts
+            args = (args[0], self._actual[node.args[1]], *args[2:])  # type: ignore[index]
         leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
         restore = trace.saved(leaves)
         is_computed = False
@@ -251,7 +257,8 @@ class GraphReader:
                 if way == OPAQUE:
                     trace.pin([leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
                 elif way == MIXED:
-                    trace.pin([leaf for leaf in leaves if leaf is not args[MIXES[name]]], problem)
+                    others = [leaf for leaf in leaves if leaf is not args[MIXES[name]]]
+                    trace.pin(with_scores(trace, others) if "attention" in name else others, problem)
                 return value
         if not is_computed:
             self._actual[node] = self._compute(node)
@@ -335,7 +342,10 @@ class GraphReader:
         if isinstance(value, list) and not isinstance(actual, Tensor):
             return [self._with_actual(*pair) for pair in zip(value, actual, strict=True)]
         if isinstance(value, NetworkInput):
-            return self._prepared(actual) if value is PREPARED else replace(value, value=actual)
+            if value is not PREPARED and value.parts is None:
+                return replace(value, value=actual)
+            prepared = self._prepared(actual)
+            return prepared if value.parts is None else replace(prepared, parts=value.parts)
         if isinstance(value, Opaque):
             return replace(value, value=actual)
         if not isinstance(value, Neurons):

@@ -80,6 +80,8 @@ def _kind(layer: LayerSpec) -> str:
         kind = "computed channel by channel"
     elif layer.norm is not None:
         kind = f"{layer.norm} norm"
+    elif layer.is_zero:
+        kind = "zeros, the state before the first step"
     elif not layer.affine:
         kind = "without weights"
     elif layer.groups > 1:

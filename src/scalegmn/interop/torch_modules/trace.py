@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -20,6 +21,9 @@ from scalegmn.interop.torch_modules.values import (
     is_constant_along,
     size_along,
 )
+
+MAX_SOURCES = 16
+"""A layer that is computed channel by channel from so many others is not left out where others are computed from it."""
 
 SOURCE = -2
 """In place of a layer, of the numbers for elements of what no layer describes."""
@@ -58,6 +62,8 @@ class Trace:
         """Neurons of queries, keys and values of each attention."""
         self.blocks: dict[int, tuple[Tensor, int]] = {}
         """First neuron -> those of values that are mixed over positions, and into how many blocks they are cut."""
+        self.kept: set[int] = set()
+        """First neurons of layers that nothing reads, which join channels that are multiplied and summed up."""
         self.sources: list[Tensor] = []
         """Numbers for the channels of what no layer describes, that layers read."""
         self.tensors: Mapping[str, Tensor] = {}
@@ -65,6 +71,7 @@ class Trace:
         self.claimed: Tensor | None = None
         """What the layer that the operation at hand leads to computes as it was read, where that is known."""
         self._entry = torch.empty(0, dtype=torch.long)  # element of the input -> its neuron
+        self._inputs: list[tuple[int, tuple[int, ...]]] = []  # first element and shape of each input
         self._layer_of: list[int] = []  # neuron -> layer, -1 for the input
         self._is_read = torch.zeros(0, dtype=torch.bool)
         self._is_pinned = torch.zeros(0, dtype=torch.bool)
@@ -102,6 +109,7 @@ class Trace:
         """Elements of the input, or of what is computed from it without parameters."""
         first = len(self._entry)
         self._entry = torch.cat([self._entry, torch.full((value.numel(),), -1)])
+        self._inputs.append((first, tuple(value.shape)))
         return NetworkInput(torch.arange(first, len(self._entry)).reshape(value.shape), value)
 
     def input_neurons(self, size: int) -> Tensor:
@@ -136,12 +144,12 @@ class Trace:
         masks, num_parts = (self._is_read.clone(), self._is_pinned.clone(), self._is_aligned.clone()), len(self.parts)
         reads_input = any(isinstance(value, NetworkInput) for value in values)
         entry = self._entry.clone() if reads_input and self.input is None else None
-        had_input, blocks = self.input is not None, dict(self.blocks)
+        had_input, blocks, kept = self.input is not None, dict(self.blocks), set(self.kept)
 
         def restore() -> None:
             del self.layers[counts[0] :], self.attended[counts[1] :], self._layer_of[counts[3] :]
             del self.sources[counts[4] :]
-            self.blocks = dict(blocks)
+            self.blocks, self.kept = dict(blocks), set(kept)
             for name in self._named[counts[2] :]:
                 self._users[name].pop()
             del self._named[counts[2] :]
@@ -169,10 +177,35 @@ class Trace:
             if isinstance(value, Neurons):
                 self.pin_neurons(value.ids, reason)
             elif isinstance(value, Scores):
-                self.pin_neurons(value.queries, reason)
-                self.pin_neurons(value.keys, reason)
+                self._pin_scores(value, reason)
             elif isinstance(value, Elements) and not value.is_buffer:
                 self._pin_parameter(value, reason)
+
+    def _pin_scores(self, scores: Scores, reason: str) -> None:
+        """Pins the heads of queries and keys; channels of a head, which are summed over, move together."""
+        queries, keys = scores.queries, scores.keys
+        is_aligned = queries.shape == keys.shape and all(
+            len(nodes.unique()) == nodes.numel()
+            and len({self.layer_of(node) for node in nodes.flatten().tolist()}) == 1
+            for nodes in (queries, keys)
+        )
+        if not is_aligned or self.is_strict:
+            self.pin_neurons(queries, reason)
+            self.pin_neurons(keys, reason)
+            return
+        for nodes in (queries, keys):
+            if not self.in_blocks(nodes):
+                self.pin_neurons(nodes, reason)
+        nodes = self.coupled_layer([queries.flatten(), keys.flatten()])
+        self.kept.add(int(nodes[0]))
+
+    def in_blocks(self, rows: Tensor) -> bool:
+        """Notes that blocks of channels [blocks, channels] stay where they are; false where they are cut otherwise."""
+        nodes = rows.flatten()
+        if len(rows) == 1:
+            return True
+        known, blocks = self.blocks.setdefault(int(nodes[0]), (nodes, len(rows)))
+        return blocks == len(rows) and torch.equal(known, nodes)
 
     def pin_neurons(self, nodes: Tensor, reason: str) -> None:
         """Pins neurons, given by their numbers in any shape; those of the input stay anyway."""
@@ -229,8 +262,8 @@ class Trace:
             self.pin_neurons(layer.reads, reason)
 
     def own_parameters(self, index: int, layer: TracedLayer) -> None:
-        """Notes the parameters of a layer; refuses those that another layer has too, but for the transpose of a linear
-        layer's weight."""
+        """Notes the parameters of a layer; refuses those that another layer has too, unless it has all in the same
+        places, or the transpose of a linear layer's weight."""
         for elements in (layer.weight, layer.bias, *(layer.statistics or ())):
             if elements is None:
                 continue
@@ -240,11 +273,12 @@ class Trace:
             for first, other in users:
                 if first != index and elements.shares(other):
                     earlier = self.layers[first]
-                    is_same = elements.scale == other.scale and layer.is_transposed(elements, earlier, other)
-                    if not is_same or len(users) > 1:
+                    if layer.is_used_again(elements, earlier, other):
+                        break
+                    if elements.scale != other.scale or not layer.is_transposed(elements, earlier, other):
                         kind = "weights" if elements is layer.weight else "parameters"
-                        problem = f"its {kind} are also those of {earlier.place}"
-                        self.refuse(f"{problem}; only a weight and its transpose may be shared")
+                        problem = f"a part of its {kind} are also those of {earlier.place}"
+                        self.refuse(f"{problem}, or a multiple of them")
             if not any(first == index and other is elements for first, other in users):
                 users.append((index, elements))
                 self._named.append(elements.name)
@@ -292,11 +326,12 @@ class Trace:
         for column in columns:
             layer = self.layers[self.layer_of(column[0])]
             nodes = [column]
-            if layer.coupled is not None and layer.bias is None and layer.residual is None:
+            is_plain = layer.coupled is not None and layer.bias is None and layer.residual is None
+            if is_plain and not self.is_read(layer.nodes) and len(layer.coupled or ()) < MAX_SOURCES:
                 place = torch.zeros(int(layer.nodes.max()) + 1, dtype=torch.long)
                 place[layer.nodes] = torch.arange(len(layer.nodes))
                 assert layer.reads is not None
-                nodes = [part[place[column]] for part in (layer.reads, *layer.coupled)]
+                nodes = [part[place[column]] for part in (layer.reads, *(layer.coupled or ()))]
             sources += [part for part in nodes if not any(torch.equal(part, other) for other in sources)]
         numbers = torch.cat(sources)
         if len(numbers.unique()) < len(numbers):
@@ -314,21 +349,31 @@ class Trace:
         """Whether an operation reads one of these neurons that computes each channel alike."""
         return bool(self._is_aligned[nodes].any())
 
+    def coupled_layer(self, columns: Sequence[Tensor]) -> Tensor:
+        """[n] neurons of a new layer without weights that is coupled to what it reads.
+
+        Args:
+            columns: [n] neurons of each layer that is read, in one order.
+        """
+        sources = self.without_coupled(columns)
+        for nodes in sources:
+            self.mark_aligned(nodes)
+        size = len(columns[0])
+        options = {"groups": size, "affine": False}
+        layer = self.new_layer(size, sources[0], None, is_activated=True, options=options, coupled=tuple(sources[1:]))
+        self.add_layer(layer)
+        return layer.nodes
+
     def add_layer(self, layer: TracedLayer) -> None:
         """Adds a layer to the network."""
         self.own_parameters(len(self.layers), layer)
         self.layers.append(layer)
-        if layer.reads is not None:
-            self.mark_read(layer.reads)
-
-    def is_shared(self, layer: TracedLayer) -> bool:
-        """Whether another layer has the parameters of a layer too."""
-        parts = [elements for elements in (layer.weight, layer.bias) if elements is not None]
-        return any(
-            other is not elements and elements.shares(other)
-            for elements in parts
-            for _, other in self._users.get(elements.name, ())
-        )
+        if layer.reads is None:
+            return
+        self.mark_read(layer.reads)
+        owner = self.layer_of(layer.reads[0])
+        if layer.weight is None and owner >= 0 and len(layer.reads) < len(self.layers[owner].nodes):
+            self.parts.append(layer.reads)
 
     def refuse_sources(self, value: Neurons) -> None:
         """Refuses what lies beside something that no layer describes, where a layer alone may stand."""
@@ -399,30 +444,63 @@ class Trace:
         """The neurons that a layer reads, with channels along an axis; elements of the input, and of what no layer
         describes, become neurons."""
         if isinstance(value, Opaque):
-            size = value.value.shape[axis]
-            shape = [1] * value.value.ndim
-            shape[axis] = size
-            nodes = self.number_neurons(size, SOURCE)
-            self.sources.append(nodes)
-            return Neurons(nodes.reshape(shape).expand_as(value.value), {SOURCE: 0}, value=value.value)
+            return self._new_source(value.value, axis)
         if isinstance(value, Neurons):
             self.check_current(value)
             return self.settled(value)
+        if isinstance(value, Tensor) and not value.any():  # the state before the first step
+            layer = self.new_layer(value.shape[axis], None, None, options={"constant": True, "affine": False})
+            return replace(self.output_of(layer, axis, value.shape), value=value)
         if not isinstance(value, NetworkInput):
             self.refuse("a layer reads parameters, expected the input or a layer's output")
+        ndim = value.index.ndim
+        if value.parts is not None and axis % ndim == value.parts[0] % ndim:
+            parts = [self.as_neurons(part, axis) for part in value.parts[1]]
+            versions = {layer: version for part in parts for layer, version in part.versions.items()}
+            return Neurons(torch.cat([part.ids for part in parts], axis), versions, value=value.value)
         size = value.index.shape[axis]
         is_first = self.input is None
         shape = [1] * value.index.ndim
         shape[axis] = size
+        if self.input is not None and len(self.input) != size and not self.is_strict:
+            return self._new_source(value.value, axis)
         ids = self.input_neurons(size).reshape(shape).expand_as(value.index)
         if is_first:
-            self._entry[value.index] = ids
+            self._enter(value.index, ids)
         if not torch.equal(self._entry[value.index], ids):
+            if not self.is_strict:
+                return self._new_source(value.value, axis)
             problem = (
                 "a part of the input is read, or its channels in another order or prepared otherwise than elsewhere"
             )
             self.refuse(f"{problem}; concatenate what the network reads, before its first layer")
         return Neurons(ids, {-1: 0}, value=value.value)
+
+    def _new_source(self, value: Tensor | None, axis: int) -> Neurons:
+        """What no layer describes, or channels of the input that other layers read otherwise, as neurons."""
+        assert value is not None
+        shape = [1] * value.ndim
+        shape[axis] = value.shape[axis]
+        nodes = self.number_neurons(value.shape[axis], SOURCE)
+        self.sources.append(nodes)
+        return Neurons(nodes.reshape(shape).expand_as(value), {SOURCE: 0}, value=value)
+
+    def _enter(self, index: Tensor, ids: Tensor) -> None:
+        """Notes which neurons elements of the input belong to. Where these lie along one of its axes, all elements have
+        theirs, since a layer may read position by position."""
+        self._entry[index] = ids
+        first, shape = next(item for item in reversed(self._inputs) if item[0] <= int(index.min()))
+        steps = torch.arange(math.prod(shape)).reshape(shape)
+        if not index.numel() or int(index.max()) >= first + steps.numel():
+            return
+        for axis, size in enumerate(shape):
+            place = (index - first) // (steps.stride(axis) or 1) % size
+            neuron = torch.full((size,), -1)
+            neuron[place] = ids
+            if bool((neuron[place] == ids).all()) and len(neuron.unique()) == size and bool((neuron >= 0).all()):
+                along = neuron.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+                self._entry[first : first + steps.numel()] = along.expand(shape).flatten()
+                return
 
     def channels_along(self, neurons: Neurons, axis: int) -> Tensor:
         """[n] the neurons along an axis, where they are the same at all other places."""

@@ -71,6 +71,10 @@ class NetworkInput:
     is_prepared: bool = False
     """Whether it has been computed from the input, such as a mask, positions of words, or sines and cosines."""
 
+    parts: tuple[int, tuple[Any, ...]] | None = None
+    """An axis, counted from the end, and what lies side by side along it: inputs, and zeros, the state before a first
+    step."""
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -4,7 +4,11 @@ import importlib
 
 from scalegmn.interop.torch_modules.operators.registry import OPERATORS, Call, Operator, operator
 
-for _family in ("views", "linear", "norms", "activations", "arithmetic", "concatenation", "pooling", "attention"):
+_FAMILIES = (
+    *("views", "linear", "norms", "activations", "arithmetic", "concatenation", "pooling", "attention"),
+    "recurrent",
+)
+for _family in _FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")
 
 __all__ = ["OPERATORS", "Call", "Operator", "operator"]

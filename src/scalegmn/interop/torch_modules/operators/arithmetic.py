@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import torch
+from torch import Tensor
+
 from scalegmn.interop.torch_modules.operators.attention import with_constants
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import (
@@ -13,6 +16,7 @@ from scalegmn.interop.torch_modules.values import (
     Neurons,
     Scores,
     is_constant,
+    is_constant_along,
     is_number,
     is_traced,
     size_along,
@@ -25,6 +29,17 @@ def prepared(call: Call, *values: Any) -> NoReturn:
     """Refuses the input with a parameter; with constants it is prepared."""
     problem = f"{call.name} of the network's input and a parameter, or of parameters alone"
     call.trace.refuse(f"{problem}, expected a layer first; make a fixed parameter a buffer")
+
+
+def _is_uniform(value: Neurons, constant: Any) -> bool:
+    """Whether a constant is the same for all channels of a value."""
+    if is_number(constant):
+        return True
+    if not isinstance(constant, Tensor):
+        return False
+    shape = torch.broadcast_shapes(value.ids.shape, constant.shape)
+    ids, constant = value.ids.expand(shape), constant.expand(shape)
+    return all(is_constant_along(ids, axis) or is_constant_along(constant, axis) for axis in range(len(shape)))
 
 
 @operator(FAMILY, "add", reads_input=False)
@@ -43,7 +58,7 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     if any(value.is_output for value in neurons):
         if not (others and is_constant(others[0])):
             trace.check_current(next(value for value in neurons if value.is_output))
-        is_uniform = neurons[0].is_uniform and bool(others) and is_number(others[0])
+        is_uniform = neurons[0].is_uniform and bool(others) and _is_uniform(neurons[0], others[0])
         return replace(neurons[0], is_uniform=is_uniform)
     if not others:
         result = trace.add(x, y, call.shape)
@@ -55,7 +70,7 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     elif is_number(others[0]) and float(others[0]) == 0:  # Python's sum
         return neurons[0]
     else:
-        return replace(neurons[0], is_output=True, is_uniform=is_number(others[0]))
+        return replace(neurons[0], is_output=True, is_uniform=_is_uniform(neurons[0], others[0]))
     terms = [value.value * value.factor for value in (*neurons, *others) if value.value is not None]
     trace.claimed = sum(terms[1:], terms[0]) if len(terms) == 2 else None
     return result
@@ -87,7 +102,7 @@ def multiply(call: Call, x: Any, y: Any) -> Any:
         return with_constants(call, x, y)
     for value, other in ((x, y), (y, x)):
         if isinstance(value, Neurons) and value.is_output and is_constant(other):
-            return replace(value, is_uniform=value.is_uniform and is_number(other))
+            return replace(value, is_uniform=value.is_uniform and _is_uniform(value, other))
         if isinstance(value, Neurons | Elements) and is_number(other):
             factor = float(other)
             if isinstance(value, Elements):
@@ -116,7 +131,7 @@ def divide(call: Call, x: Any, y: Any, rounding_mode: str | None = None) -> Any:
     if isinstance(x, Scores):
         return with_constants(call, x, y)
     if isinstance(x, Neurons) and x.is_output and is_constant(y):
-        return replace(x, is_uniform=x.is_uniform and is_number(y))
+        return replace(x, is_uniform=x.is_uniform and _is_uniform(x, y))
     if not isinstance(x, Neurons | Elements) or is_traced(y):
         prepared(call, x, y)
     if not is_number(y):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.trace import Trace
+from scalegmn.interop.torch_modules.trace import Refusal, Trace
 from scalegmn.interop.torch_modules.values import (
     Elements,
     NetworkInput,
@@ -48,22 +48,44 @@ def _is_same_for_heads(call: Call, value: Any) -> bool:
     return bool((tensor == tensor.narrow(-3, 0, 1)).all())
 
 
-def heads_of(call: Call, neurons: Neurons) -> Tensor:
+def heads_of(trace: Trace, neurons: Neurons) -> Tensor:
     """[heads, channels] of a value [..., T, channels]."""
-    call.trace.check_current(neurons)
-    call.trace.refuse_sources(neurons)
+    trace.check_current(neurons)
+    trace.refuse_sources(neurons)
     if not is_constant_along(neurons.ids, -2):
-        call.trace.refuse("two activations are multiplied over positions, expected over the channels of each head")
-    rows = neurons.ids.select(-2, 0).flatten(0, -2).tolist()
+        trace.refuse("two activations are multiplied over positions, expected over the channels of each head")
+    rows = neurons.ids.select(-2, 0).reshape(-1, neurons.ids.shape[-1]).tolist()
     return torch.tensor(list(dict.fromkeys(map(tuple, rows))))
+
+
+def with_scores(trace: Trace, values: Sequence[Any]) -> list[Any]:
+    """Arguments of attention but its values, with scores in place of queries and keys, if they have heads."""
+    queries, keys, *rest = values
+    try:
+        return [scores_of(trace, queries, keys), *rest]
+    except Refusal:
+        return [*values]
+
+
+def scores_of(trace: Trace, queries: Any, keys: Any) -> Scores:
+    """Products of queries and keys [..., T, channels], head by head."""
+    for value in (queries, keys):
+        if not isinstance(value, Neurons) or value.ids.ndim < 2:
+            trace.refuse("queries or keys of attention are not a layer's output")
+        heads_of(trace, value)
+    rows = [value.ids.select(-2, 0) for value in (queries, keys)]
+    batch = torch.broadcast_shapes(*(item.shape[:-1] for item in rows))
+    lists = [map(tuple, item.expand(*batch, -1).reshape(-1, item.shape[-1]).tolist()) for item in rows]
+    pairs = list(dict.fromkeys(zip(*lists, strict=True)))
+    return Scores(torch.tensor([query for query, _ in pairs]), torch.tensor([key for _, key in pairs]))
 
 
 def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
     """Multi-head attention: the neurons of the values, coupled with those of queries and keys."""
-    trace, heads, queries, keys = call.trace, heads_of(call, values), scores.queries, scores.keys
+    trace, heads, queries, keys = call.trace, heads_of(call.trace, values), scores.queries, scores.keys
     if not scores.is_softmaxed:
         trace.refuse("values are weighted by attention scores without a softmax over the keys")
-    is_repeated = any(len(nodes.unique()) < nodes.numel() for nodes in (heads, keys))
+    is_repeated = any(len(nodes.unique()) < nodes.numel() for nodes in (heads, queries, keys))
     if not len(heads) == len(queries) == len(keys) or is_repeated:
         counts = f"{len(queries)} heads of queries, {len(keys)} of keys and {len(heads)} of values"
         trace.refuse(f"attention of {counts}, expected as many of each")
@@ -95,18 +117,16 @@ def mixed_over_positions(trace: Trace, values: Neurons, shape: Sequence[int]) ->
     nodes = rows.flatten()
     if len(nodes.unique()) < len(nodes) or len({trace.layer_of(node) for node in nodes.tolist()}) > 1:
         trace.refuse("values of several layers, or of channels in several blocks, are mixed")
-    if len(rows) > 1:
-        known, blocks = trace.blocks.setdefault(int(nodes[0]), (nodes, len(rows)))
-        if blocks != len(rows) or not torch.equal(known, nodes):
-            trace.refuse("values are mixed in several blocks")
+    if not trace.in_blocks(rows):
+        trace.refuse("values are mixed in several blocks")
     trace.mark_read(nodes)
     return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*shape))
 
 
 def multiply_values(call: Call, x: Any, y: Any) -> Any:
     """A product of two activations: of queries and keys, or of attention weights and values."""
-    if isinstance(x, Neurons) and isinstance(y, Neurons):
-        return Scores(heads_of(call, x), heads_of(call, replace(y, ids=y.ids.mT)))
+    if isinstance(x, Neurons) and isinstance(y, Neurons) and min(x.ids.ndim, y.ids.ndim) > 1:
+        return scores_of(call.trace, x, replace(y, ids=y.ids.mT))
     if isinstance(x, Scores) and isinstance(y, Neurons):
         return attend(call, x, y)
     call.trace.refuse("a matrix product that is neither a linear layer nor attention")
@@ -118,7 +138,7 @@ def scaled_dot_product_attention(call: Call, query: Any, key: Any, value: Any, *
     for operand in (query, key, value):
         if not isinstance(operand, Neurons):
             call.trace.refuse("queries, keys or values of attention are not a layer's output")
-    scores = Scores(heads_of(call, query), heads_of(call, key), is_softmaxed=True)
+    scores = replace(scores_of(call.trace, query, key), is_softmaxed=True)
     return attend(call, with_constants(call, scores, *args, *kwargs.values()), value)
 
 

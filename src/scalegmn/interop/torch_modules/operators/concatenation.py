@@ -25,14 +25,16 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
         if all(isinstance(value, NetworkInput) for value in values):
             return replace(values[0], index=torch.cat([value.index for value in values], axis))
         if any(isinstance(value, NetworkInput) for value in values) and not any(map(_is_parameter, values)):
-            return PREPARED
+            are_states = all(isinstance(value, NetworkInput) or _is_zero(value) for value in values)
+            ndim = len(call.shape)
+            return replace(PREPARED, parts=(axis % ndim - ndim, tuple(values))) if are_states else PREPARED
         trace.refuse("parameters are concatenated, expected values of layers")
     if axis % neurons[0].ids.ndim != trace.channel_axis(neurons[0]):
         if is_opaque:
             trace.refuse("positions are concatenated with what no layer computes")
         return concatenate_positions(call, values, axis)
     parts = [
-        trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput | Opaque) else None
+        trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput | Opaque) or _is_zero(value) else None
         for value in values
     ]
     versions: dict[int, int] = {}
@@ -41,6 +43,10 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
             trace.refuse("channels are concatenated with a value that is not a layer's output or the input")
         versions |= part.versions
     return Neurons(torch.cat([part.ids for part in parts if part is not None], axis), versions)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.any()
 
 
 def _is_parameter(value: Any) -> bool:

@@ -41,6 +41,8 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
         return tensor.contiguous() if call.name in ("view", "view_as", "_unsafe_view") else tensor
 
     def value(tensor: Tensor) -> Elements | Neurons | NetworkInput:
+        if isinstance(first, NetworkInput):
+            return replace(first, index=tensor, parts=None)
         return replace(first, ids=tensor) if isinstance(first, Neurons) else replace(first, index=tensor)
 
     positional, named = torch.utils._pytree.tree_map(numbers, (args, kwargs), is_leaf=is_traced)
