@@ -16,6 +16,7 @@ SCALEGMN = Group(
         "train": "train and test a metanetwork on a task",
         "zoo": "make, inspect and convert zoos of networks",
         "predict": "apply a trained model to networks in files",
+        "explore": "write one page that shows zoos, runs or networks",
         "explain": "show which neurons and weights a prediction rests on",
         "export": "write a trained model as a bundle, one folder to pass on",
         "symmetry": "measure which symmetries a model keeps",

@@ -1,0 +1,331 @@
+"""The page in a real browser, with real events: opened from the disk, without a network.
+
+Needs Debian's `chromium`. Without one the tests are skipped, unless SCALEGMN_BROWSER=required, as .ci/run sets it
+where it has installed one.
+"""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from scalegmn.explore.content import of_run, of_zoo
+from scalegmn.explore.featured import Move
+from scalegmn.explore.page import page
+from scalegmn.networks import NetParams
+from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.siren import pixel_grid, render
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    '<img src=x onerror="window.hacked = 1">',
+    "'\"><svg onload=window.hacked=1>",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        assert os.environ.get("SCALEGMN_BROWSER") != "required", "chromium is missing: apt-get install chromium"
+        pytest.skip("no chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(digits, tmp_path_factory):
+    """`digits.html`: a run and its zoo; `hostile.html`: a zoo whose every name is markup."""
+    folder = tmp_path_factory.mktemp("pages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(digits.folder)
+        run, zoo = of_run(digits.run), of_zoo(digits.zoo)
+    (folder / "digits.html").write_text(page([run, zoo]))
+    params = open_zoo(digits.zoo).params[:12]
+    columns = {"label": torch.arange(12) % 3, HOSTILE[1]: torch.rand(12)}
+    parts = [Networks((params,), columns)]
+    splits = {"train": torch.arange(6), "val": torch.arange(6, 9), "test": torch.arange(9, 12)}
+    write_zoo(folder / "zoo", parts, splits, {"classes": HOSTILE, "image_shape": [8, 8, 1]})
+    hostile = replace(of_zoo(folder / "zoo"), name=HOSTILE[0], note=HOSTILE[1], facts=[HOSTILE[2]])
+    hostile.names = [HOSTILE[number % 3] for number in range(12)]
+    (folder / "hostile.html").write_text(page([hostile, replace(hostile, name=HOSTILE[2])]))
+    return folder, run
+
+
+class Watched:
+    """A page that was opened from the disk, and what it said and asked for."""
+
+    def __init__(self, browser, path, width=1280, dark=False):
+        scheme = "dark" if dark else "light"
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page, self.messages, self.requests = self.context.new_page(), [], []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
+
+    def __getattr__(self, name):
+        return getattr(self.page, name)
+
+    def text(self, selector):
+        return self.page.inner_text(selector)
+
+    def drag(self, selector, points):
+        """Presses the button at the first point, moves over the others, releases it; shares of the element's box."""
+        self.page.locator(selector).scroll_into_view_if_needed()
+        box = self.page.locator(selector).bounding_box()
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=3)
+        self.page.mouse.up()
+
+    def slide(self, selector, key, count):
+        """Presses an arrow key on a slider."""
+        self.page.focus(selector)
+        for _ in range(count):
+            self.page.keyboard.press(key)
+
+    def close(self):
+        """Ends it; nothing was said, and nothing but the file was asked for."""
+        assert self.messages == []
+        assert all(url.startswith(("file://", "data:")) for url in self.requests), self.requests
+        assert len([url for url in self.requests if url.startswith("file://")]) == 1
+        self.context.close()
+
+
+@pytest.fixture
+def digits_page(browser, pages):
+    watched = Watched(browser, pages[0] / "digits.html")
+    yield watched
+    watched.close()
+
+
+def test_hover_shows_what_a_network_draws(digits_page):
+    place = digits_page.evaluate("places[30]")
+    box = digits_page.locator("#map").bounding_box()
+    digits_page.mouse.move(box["x"] + place[0], box["y"] + place[1])
+    row = digits_page.evaluate("state.hover")
+    assert row is not None
+    assert digits_page.text("#card strong") == f"network {digits_page.evaluate('state.collection.names[state.hover]')}"
+    assert "psnr" in digits_page.text("#card")
+    pixels = digits_page.evaluate(
+        "Array.from(document.querySelector('#card canvas').getContext('2d').getImageData(0, 0, 8, 8).data)"
+    )
+    expected = digits_page.evaluate(
+        "Array.from(state.collection.pixels.slice(state.hover * 64, state.hover * 64 + 64))"
+    )
+    assert pixels[::4] == expected
+    digits_page.mouse.click(box["x"] + place[0], box["y"] + place[1])
+    assert digits_page.evaluate("state.row") == row
+
+
+def test_lasso_sort_and_filter(digits_page):
+    total = digits_page.evaluate("state.collection.names.length")
+    digits_page.drag("#map", [(0.01, 0.01), (0.99, 0.01), (0.99, 0.5), (0.01, 0.5), (0.01, 0.02)])
+    chosen = digits_page.evaluate("[...state.selected]")
+    height = digits_page.evaluate("map.clientHeight")
+    places = digits_page.evaluate("places")
+    assert sorted(chosen) == [row for row, (_, y) in enumerate(places) if y < height / 2]
+    assert digits_page.text("#count") == f"{len(chosen)} networks"
+    digits_page.click("#table thead button:text-is('psnr')")
+    column = digits_page.evaluate("1 + state.collection.columns.findIndex(column => column.name === 'psnr')")
+    cells = f"[...document.querySelectorAll('#table tbody tr')].map(row => +row.cells[{column}].textContent)"
+    shown = digits_page.evaluate(cells)
+    assert shown == sorted(shown)
+    digits_page.click("#table thead button:text-is('psnr')")
+    assert digits_page.evaluate(cells) == sorted(shown, reverse=True)
+    assert digits_page.get_attribute("#table th[aria-sort]", "aria-sort") == "descending"
+    digits_page.fill("#filter", "psnr > 40")
+    assert all(value > 40 for value in digits_page.evaluate(cells))
+    digits_page.fill("#filter", "")
+    digits_page.click("#clear")
+    assert digits_page.text("#count") == f"{total} networks"
+
+
+def test_the_keyboard_reaches_the_map_and_the_neurons(digits_page):
+    digits_page.focus("#map")
+    for _ in range(3):
+        digits_page.keyboard.press("ArrowRight")
+    row = digits_page.evaluate("state.hover")
+    digits_page.keyboard.press("Enter")
+    assert digits_page.evaluate("state.row") == row
+    digits_page.focus("circle.neuron:not(.fixed) >> nth=5")
+    digits_page.keyboard.press("Enter")
+    assert digits_page.evaluate("+byId('move-neuron').value") == 5
+
+
+def weights_of(watched):
+    flat = watched.evaluate("state.moved.weights.map((w, l) => [...w, ...state.moved.biases[l]]).flat()")
+    return torch.tensor(flat, dtype=torch.float64)
+
+
+def test_every_control_of_the_playground_agrees_with_python(digits_page, pages):
+    """Moved parameters and drawn images at 1e-5; the image does not change, and neither does the model's answer."""
+    run = pages[1]
+    row = digits_page.evaluate("state.row")
+    params = run.nets.take(torch.tensor([row])).to(torch.float64)
+    entry = next(entry for entry in run.featured if entry["row"] == row)
+    before = digits_page.text("#moved")
+    assert "trained model" in before
+    # the function that the page computes
+    drawn = digits_page.evaluate("Array.from(rendered(state.params, 8, 8))")
+    assert np.abs(drawn - render(params, 8, 8).flatten().numpy()).max() < 1e-5
+    points = [[0.3, -0.7], [0.1, 0.9]]
+    values = digits_page.evaluate(f"Array.from(evaluate(state.architecture, state.params, {points}))")
+    assert np.abs(values - evaluate(params, torch.tensor(points).double()).flatten().numpy()).max() < 1e-5
+    assert pixel_grid(8, 8).numpy() == pytest.approx(np.array(digits_page.evaluate("grid(8, 8)")), abs=1e-6)
+
+    def check(moves, answer):
+        moved = params
+        for move in moves:
+            moved = move.act(moved)
+        assert (weights_of(digits_page) - moved.flatten()[0]).abs().max() < 1e-5
+        assert moves == [] or (moved.flatten() - params.flatten()).abs().max() > 1e-3
+        lines = digits_page.evaluate(
+            "[...document.querySelectorAll('#moved div')].map(line => line.innerText.split('\\n'))"
+        )
+        assert float(dict(lines)["largest change of a pixel"]) < 1e-5
+        if answer:
+            assert dict(lines)["trained model"] == f"{answer[0]} ({100 * answer[1]:.1f} %)"
+            assert dict(lines)["MLP of all weights"] == f"{answer[2]} ({100 * answer[3]:.1f} %)"
+        return lines
+
+    digits_page.select_option("#move-layer", "1")
+    digits_page.select_option("#move-neuron", "2")
+    digits_page.slide("#phase", "ArrowRight", 3)
+    check([Move("phase", 1, 2, 3)], entry["moves"]["phase:1:2:3"])
+    digits_page.click("#reset")
+    check([], entry["moves"][""])
+    digits_page.select_option("#move-neuron", "4")
+    digits_page.click("#flip")
+    check([Move("flip", 1, 4)], entry["moves"]["flip:1:4"])
+    digits_page.select_option("#move-other", "6")
+    digits_page.click("#swap")
+    lines = check([Move("flip", 1, 4), Move("swap", 1, 4, 6)], None)
+    assert dict(lines)["trained model"].startswith("computed for")
+    digits_page.slide("#walk", "ArrowRight", 7)
+    walk = [
+        Move(kind, int(layer), int(neuron), *map(float, rest))
+        for kind, layer, neuron, *rest in (key.split(":") for key in entry["walk"][:7])
+    ]
+    check(walk, entry["walk_answers"][7])
+    digits_page.click("#reset")
+    assert digits_page.text("#moved") == before
+
+
+def test_collections_colours_and_more_rows(digits_page):
+    assert digits_page.is_visible("#explanation svg")
+    digits_page.click("#collections button:nth-child(2)")
+    assert not digits_page.is_visible("#explanation")
+    before = digits_page.locator("#map").screenshot()
+    digits_page.select_option("#colour", "psnr")
+    assert digits_page.locator("#map").screenshot() != before
+    rows = digits_page.locator("#table tbody tr").count()
+    digits_page.click("#more")
+    assert digits_page.locator("#table tbody tr").count() > rows == 100
+
+
+def test_scale_slider_and_cnns(browser, tmp_path, random_params, cnn_spec):
+    """Relu channels of a CNN: scaled as in Python."""
+    params = random_params(cnn_spec, 12).map(torch.Tensor.float)
+    splits = {"train": torch.arange(6), "val": torch.arange(6, 9), "test": torch.arange(9, 12)}
+    write_zoo(tmp_path / "zoo", [Networks((params,), {"test_accuracy": torch.rand(12)})], splits, {})
+    (tmp_path / "cnn.html").write_text(page([of_zoo(tmp_path / "zoo")]))
+    watched = Watched(browser, tmp_path / "cnn.html")
+    watched.select_option("#move-layer", "1")
+    watched.slide("#scale", "ArrowRight", 5)
+    q = watched.evaluate("Number((10 ** .5).toPrecision(3))")
+    expected = Move("scale", 1, 0, q).act(params[:1].to(torch.float64)).flatten()[0]
+    assert (weights_of(watched) - expected).abs().max() < 1e-5
+    watched.close()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_layout(browser, pages, width, dark):
+    """Nothing is wider than the window; every drawing has a text, and more than one colour; words can be read."""
+    watched = Watched(browser, pages[0] / "digits.html", width, dark)
+    assert watched.evaluate("document.documentElement.scrollWidth") <= width
+    unnamed = watched.evaluate(
+        "[...document.querySelectorAll('canvas, svg')].filter(e => !e.closest('[hidden]')"
+        " && !e.getAttribute('aria-label') && e.getAttribute('aria-hidden') !== 'true').length"
+    )
+    assert unnamed == 0
+    plain = watched.evaluate(
+        "[...document.querySelectorAll('canvas[role=img]')].filter(c => { const d = new Uint32Array("
+        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer); return d.every(v => v === d[0]) }).map("
+        "c => c.getAttribute('aria-label'))"
+    )
+    assert [name for name in plain if "split" not in name and "steps" not in name] == []
+    contrast = """() => { const light = css => { const [r, g, b] = css.match(/[\\d.]+/g).map(v => { v /= 255;
+        return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4 }); return .2126 * r + .7152 * g + .0722 * b };
+        const note = document.querySelector('section .note'), card = note.closest('section');
+        const [a, b] = [light(getComputedStyle(note).color), light(getComputedStyle(card).backgroundColor)];
+        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) }"""
+    assert watched.evaluate(contrast) >= 4.5
+    image = watched.screenshot(full_page=True)
+    assert len(image) > 30_000
+    watched.close()
+
+
+def test_hostile_names_run_no_script(browser, pages):
+    watched = Watched(browser, pages[0] / "hostile.html")
+    watched.drag("#map", [(0.01, 0.01), (0.99, 0.01), (0.99, 0.9), (0.01, 0.9), (0.01, 0.02)])
+    watched.click("#collections button:nth-child(2)")
+    for column in watched.evaluate("state.collection.columns.map(column => column.name)"):
+        watched.select_option("#colour", column)
+    watched.select_option("#pick", "3")
+    for name in HOSTILE:
+        assert name in watched.evaluate("document.body.innerText + document.querySelector('#pick').textContent")
+    assert watched.evaluate("window.hacked === undefined")
+    assert watched.evaluate("document.scripts.length") == 2
+    assert watched.evaluate("document.images.length") == 0
+    watched.close()
+
+
+def test_a_script_that_got_in_would_not_run(browser, pages, tmp_path):
+    """The control: markup that is put into the file itself meets the page's policy."""
+    text = (pages[0] / "hostile.html").read_text().replace("<main>", f"<main>{HOSTILE[1]}{HOSTILE[0][9:]}", 1)
+    (tmp_path / "page.html").write_text(text)
+    context = browser.new_context()
+    opened = context.new_page()
+    opened.goto((tmp_path / "page.html").as_uri())
+    opened.wait_for_selector("html[data-ready=yes]", state="attached")
+    assert opened.evaluate("document.scripts.length") == 3
+    assert opened.evaluate("window.hacked === undefined")
+    context.close()
+
+
+def test_edits(browser, pages, tmp_path):
+    """before, after and the slider: theta + t delta, as in Python."""
+    run = pages[1]
+    params = run.nets.take(torch.tensor([0]))
+    assert isinstance(params, NetParams)
+    from scalegmn.explore.featured import encoded
+
+    delta = 0.1 * torch.randn(params.flatten().shape, generator=torch.Generator().manual_seed(0))
+    target = render(params, 8, 8)
+    edit = {"changes": encoded(delta), "name": "edit", "target": {"shape": [8, 8, 1], "values": encoded(target)}}
+    (tmp_path / "edit.html").write_text(page([replace(run, featured=[{"row": 0, "edit": edit}])]))
+    watched = Watched(browser, tmp_path / "edit.html")
+    captions = "[...document.querySelectorAll('#edits figcaption')].map(caption => caption.textContent)"
+    for presses, strength in ((0, 1.0), (40, 0.6)):
+        watched.slide("#strength", "ArrowLeft", presses)
+        changed = params.unflatten(params.flatten() + strength * delta)
+        error = (render(changed, 8, 8) - target).square().mean().item()
+        before, goal, after, difference = watched.evaluate(captions)
+        assert (before, goal, difference) == ("before", "target", "difference from the target")
+        assert after.startswith(f"after, t = {strength:g}, squared error ")
+        assert float(after.rpartition(" ")[2]) == pytest.approx(error, rel=1e-3)
+    watched.close()
