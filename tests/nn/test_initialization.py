@@ -8,6 +8,7 @@ from torch import nn
 
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
+from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
@@ -174,12 +175,13 @@ STARTING = {
 STARTING = {name: replace(config, init="balanced") for name, config in STARTING.items()} | {
     "scalegmn-probes": ScaleGMNConfig(**SMALL, num_probes=16),
     "probegen": ProbeGenConfig(num_probes=16, hidden_dim=32, num_linears=3, out_dim=4),
+    "hidden_probe": HiddenProbeConfig(num_probes=16, hidden_dim=32, num_linears=3, neuron_dim=16, out_dim=4),
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),
     "nfn": NFNConfig(hidden_dims=(16, 16), num_frequencies=8, fourier_scale=1.0, readout_dim=32, out_dim=4),
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),
     "mlp": FlatMLPConfig(hidden_dim=64, num_hidden=1, out_dim=4),
 }
-SHARE_LEFT = {"probegen": 0.5, "scalegmn-product": 0.5}
+SHARE_LEFT = {"probegen": 0.5, "hidden_probe": 0.5, "scalegmn-product": 0.5}
 """The most that 50 steps leave of the first loss; 0.2 of models that are not named."""
 
 

@@ -6,6 +6,7 @@ from scalegmn.models.scalegmn import ScaleGMNConfig
 # isort: split
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
+from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
@@ -17,6 +18,7 @@ __all__ = [
     "METANETWORKS",
     "DWSNetConfig",
     "FlatMLPConfig",
+    "HiddenProbeConfig",
     "NFNConfig",
     "NGGNNConfig",
     "NGTConfig",

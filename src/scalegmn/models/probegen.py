@@ -104,7 +104,7 @@ class ProbeGen(Metanetwork):
 
     def __init__(self, config: ProbeGenConfig, spec: NetSpec) -> None:
         self.images = ProbeImages(config.image_size, config.stride, config.padding)
-        _check_fit(self.images, spec)
+        _check_fit(self.images, spec, config)
         super().__init__(config, spec, None)
         self.config = config
         d, image = config.latent_dim, (config.image_size, config.image_size) if spec.is_cnn else ()
@@ -115,7 +115,12 @@ class ProbeGen(Metanetwork):
         else:
             self.codes = nn.Parameter(torch.randn(config.num_probes, spec.layout[0], *image))
         hidden = (config.hidden_dim,) * (config.num_linears - 1)
-        self.readout = MLP(config.num_probes * spec.layout[-1], hidden, config.out_dim, "relu", layer_norm=False)
+        self.readout = MLP(self.response_dim(config, spec), hidden, config.out_dim, "relu", layer_norm=False)
+
+    @staticmethod
+    def response_dim(config: ProbeGenConfig, spec: NetSpec) -> int:
+        """The width of `responses` of networks of `spec`."""
+        return config.num_probes * spec.layout[-1]
 
     def probes(self) -> Tensor:
         """[Q, n_0] points or [Q, n_0, height, width] images."""
@@ -127,15 +132,18 @@ class ProbeGen(Metanetwork):
         Raises:
             ValueError: the networks have other inputs or outputs than those that the model was built for.
         """
-        probes, answers = self.probes(), []
+        probes, responses = self.probes(), []
         for params in [nets] if isinstance(nets, NetParams) else nets:
             self.validate_spec(params.spec)
-            if self.spec.is_cnn:
-                answers.append(evaluate_cnn(params, probes, self.config.stride, self.config.padding))
-            else:
-                answers.append(evaluate(params, probes))
-        output: Tensor = self.readout(torch.cat(answers).flatten(1))
+            responses.append(self.responses(params, probes))
+        output: Tensor = self.readout(torch.cat(responses))
         return output
+
+    def responses(self, params: NetParams, probes: Tensor) -> Tensor:
+        """What the readout reads of B networks, [B, Q n_L]: their answers to the probes."""
+        if self.spec.is_cnn:
+            return evaluate_cnn(params, probes, self.config.stride, self.config.padding).flatten(1)
+        return evaluate(params, probes).flatten(1)
 
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
@@ -143,7 +151,7 @@ class ProbeGen(Metanetwork):
         if (spec.is_cnn, spec.layout[0], spec.layout[-1]) != (own.is_cnn, own.layout[0], own.layout[-1]):
             kind = "CNN" if own.is_cnn else "MLP"
             raise ValueError(f"the model was built for {kind}s from {own.layout[0]} to {own.layout[-1]}, found {spec}")
-        _check_fit(self.images, spec)
+        _check_fit(self.images, spec, self.config)
 
 
 def _point_generator(latent_dim: int, num_inputs: int) -> nn.Module:
@@ -164,8 +172,8 @@ def _image_generator(config: ProbeGenConfig, num_channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.ConvTranspose2d(w, num_channels, 3, padding=1), nn.Tanh())
 
 
-def _check_fit(images: ProbeImages, spec: NetSpec) -> None:
+def _check_fit(images: ProbeImages, spec: NetSpec, config: ProbeGenConfig) -> None:
     """Raises ValueError unless inputs go through networks of `spec`."""
     if not spec.is_chain:
-        raise ValueError(f"model: probegen sends inputs through chains of layers only, found {spec}")
-    check_images(images, spec, ProbeGenConfig.name + "_args")
+        raise ValueError(f"model: {config.name} sends inputs through chains of layers only, found {spec}")
+    check_images(images, spec, config.section)

@@ -34,6 +34,17 @@ def evaluate_cnn(
         ValueError: the layers are no chain, the first is linear, a convolution follows a linear layer, or a residual
             connection comes from the input or joins images of different sizes.
     """
+    return _cnn_layers(params, images, stride, padding)[1][-1]
+
+
+def cnn_activations(
+    params: NetParams, images: Tensor, stride: int | Sequence[int] = 2, padding: Literal["same", "valid"] = "same"
+) -> list[Tensor]:
+    """The output of each layer of B CNNs, its mean over positions; as `evaluate_cnn` otherwise.
+
+    Returns:
+        Per layer l = 1..L, [B, P, n_l].
+    """
     return _cnn_layers(params, images, stride, padding)[1]
 
 
@@ -50,11 +61,12 @@ def cnn_pre_activations(
 
 def _cnn_layers(
     params: NetParams, images: Tensor, stride: int | Sequence[int], padding: Literal["same", "valid"]
-) -> tuple[list[Tensor], Tensor]:
-    """`cnn_pre_activations` and `evaluate_cnn`."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`cnn_pre_activations` and `cnn_activations`."""
     spec, num_networks = params.spec, len(params)
     num_convolutions = _num_convolutions(spec)
     means: list[Tensor] = []
+    pooled: list[Tensor] = []
     sources = {residual.source for residual in spec.residuals}
     outputs: dict[int, Tensor] = {}  # of the sources
     has_own_images = images.ndim == 5
@@ -77,12 +89,10 @@ def _cnn_layers(
         by_network = activate_layer(by_network, layer, params)  # [B, P, n_l, height, width]
         if index in sources:
             outputs[index] = by_network
+        pooled.append(by_network.mean((3, 4)))  # [B, P, n_l]
         x = by_network.transpose(0, 1).flatten(1, 2)
-    pooled = x.mean((2, 3)).reshape(num_images, num_networks, -1).transpose(0, 1)  # [B, P, n_l]
-    if num_convolutions == spec.num_layers:
-        return means, pooled
-    linear = linear_layers(params, pooled, num_convolutions)
-    return [*means, *(z for z, _ in linear)], linear[-1][1]
+    linear = linear_layers(params, pooled[-1], num_convolutions)
+    return [*means, *(z for z, _ in linear)], [*pooled, *(x for _, x in linear)]
 
 
 def _num_convolutions(spec: NetSpec) -> int:
