@@ -109,7 +109,7 @@ def test_several_architectures_and_silent_neurons(random_params):
 
 
 def test_wrong_configurations_and_networks_are_refused():
-    with pytest.raises(ValueError, match="hidden_probe_args.neuron_dim: found 0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"hidden_probe_args.neuron_dim: found 0, expected at least 1"):
         HiddenProbeConfig(neuron_dim=0)
     with pytest.raises(ValueError, match=r"hidden_probe reads hidden neurons, found MLP \[2, 3\].*; use probegen"):
         HiddenProbeConfig().build(NetSpec.mlp([2, 3], "sine"))

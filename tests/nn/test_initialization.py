@@ -12,6 +12,7 @@ from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
+from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn import ScaleGMNConfig
@@ -176,6 +177,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "scalegmn-probes": ScaleGMNConfig(**SMALL, num_probes=16),
     "probegen": ProbeGenConfig(num_probes=16, hidden_dim=32, num_linears=3, out_dim=4),
     "hidden_probe": HiddenProbeConfig(num_probes=16, hidden_dim=32, num_linears=3, neuron_dim=16, out_dim=4),
+    "phasor": PhasorConfig(hidden_dim=16, num_layers=3, out_dim=4),
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),
     "nfn": NFNConfig(hidden_dims=(16, 16), num_frequencies=8, fourier_scale=1.0, readout_dim=32, out_dim=4),
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),

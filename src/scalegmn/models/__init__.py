@@ -10,6 +10,7 @@ from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
+from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.statnn import StatNNConfig
@@ -22,6 +23,7 @@ __all__ = [
     "NFNConfig",
     "NGGNNConfig",
     "NGTConfig",
+    "PhasorConfig",
     "ProbeGenConfig",
     "ScaleGMNConfig",
     "StatNNConfig",
