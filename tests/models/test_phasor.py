@@ -132,7 +132,7 @@ def test_wrong_configurations_and_networks_are_refused():
         NetSpec.mlp([2, 3], "sine"),
         NetSpec((LayerSpec(1, 3, (3, 3), "sine"), LayerSpec(3, 2))),
     ):
-        with pytest.raises(ValueError, match="phasor reads linear layers with sines between, found .*; use scalegmn"):
+        with pytest.raises(ValueError, match=r"phasor reads linear layers with sines between, found .*; use scalegmn"):
             PhasorConfig().build(spec)
     residual = NetSpec((LayerSpec(2, 3, None, "sine"), LayerSpec(3, 3, None, "sine", residual=0), LayerSpec(3, 1)))
     with pytest.raises(ValueError, match="phasor knows of no residual connections"):

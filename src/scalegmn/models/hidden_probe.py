@@ -43,8 +43,8 @@ METANETWORKS.register(HiddenProbeConfig.name, HiddenProbeConfig)
 class HiddenProbe(ProbeGen):
     """MLP([f(p_1), ..., f(p_Q), h]) of a network f of L layers, for probes p_q = generator(z_q) as in ProbeGen.
 
-        x_i = (sigma(z_i(p_1)), ..., sigma(z_i(p_Q)))                  responses of hidden neuron i, of layer l
-        u_i = x_i / r_i                                                r_i = RMS of x_i where scalars are positive numbers
+        x_i = (sigma(z_i(p_1)), ..., sigma(z_i(p_Q)))           responses of hidden neuron i of layer l
+        u_i = x_i / r_i                                         r_i = RMS of x_i where scalars are positive numbers
         h   = mean over l < L of mean over i of rho([u_i, l / L]) + rho([-u_i, l / L])
 
     rho is an MLP. Of a channel, responses are means over positions. Where q multiplies a neuron's incoming weights and

@@ -62,20 +62,20 @@ class Phasor(Metanetwork):
     """Messages along the weights of a sine network, between features that are graded by character.
 
     A hidden neuron of angle theta = w0 b starts with cos 2 theta, sin 2 theta, cos theta and sin theta, each of one
-    character of its group, theta -> q theta + k pi (`scalegmn.nn.phasor`); inputs, and outputs with their bias, which no
-    symmetry moves, have learned features of every character. In each round (`PhasorLayer`) linear maps stay within a
+    character of its group, theta -> q theta + k pi (`scalegmn.nn.phasor`). Inputs, and outputs with their bias, which
+    no symmetry moves, have learned features of every character. In each round (`PhasorLayer`) linear maps stay within a
     character, and products add characters. The result is read from what is invariant:
 
         vector       MLP([x of all inputs and outputs, mean over i in l of r([x_1, x_s^2, x_p^2, x_b^2]) for hidden l])
         parameters   dW_ij = W_ij <A h_1,i, B h_1,j> / d + <U h_s,i, V h_b,j> / sqrt(d),   db_i = c h_s,i
 
-    with h = x + C products(x), of characters 1, s (q), p ((-1)^k) and b (both). A change of b_i has the character s alone,
-    for half-turns are added to a bias.
+    with h = x + C products(x), of characters 1, s (q), p ((-1)^k) and b (both). A change of b_i has the character s
+    alone, for half-turns are added to a bias.
 
     So the model is invariant (changes of parameters: equivariant) to permutations, signs and whole half-turns of hidden
-    neurons of networks as they are stored, with no canonical form, and it is smooth in the parameters, where canonical
-    biases jump. Inputs: weights are divided by their root mean square over the training split, one number per layer, and so
-    is the output layer's bias, unless `normalize` is false. Angles are read as they are.
+    neurons of networks as they are stored, with no canonical form. It is smooth in the parameters, where canonical
+    biases jump. Weights are divided by their root mean square over the training split, one number per layer, and so is
+    the output layer's bias, unless `normalize` is false. Angles are read as they are.
 
     Args:
         config: the hyper-parameters.

@@ -1,15 +1,15 @@
 """Features of sine neurons by character: how they change when the neuron's sign and phase do.
 
-A sine neuron s = sin(w0 (W x + b)) of angle theta = w0 b has a symmetry for each q = +-1 and each
-integer k, the half-turns: (W, b) -> (q W, q b + k pi / w0), outgoing weights times q (-1)^k, for sin(q z + k pi) =
-q (-1)^k sin z. Together they are the infinite dihedral group, which acts on the line of angles, theta -> q theta + k pi.
-(Canonical biases, |theta| <= pi / 2, jump where theta crosses pi / 2.) Of harmonics of theta,
+A sine neuron s = sin(w0 (W x + b)) of angle theta = w0 b has a symmetry for each q = +-1 and each integer k, the
+half-turns: (W, b) -> (q W, q b + k pi / w0), outgoing weights times q (-1)^k, for sin(q z + k pi) = q (-1)^k sin z.
+Together they are the infinite dihedral group, which acts on the line of angles: theta -> q theta + k pi. Its harmonics
+change by factors:
 
     cos theta -> (-1)^k cos theta      sin theta -> q (-1)^k sin theta
     cos 2 theta -> cos 2 theta         sin 2 theta -> q sin 2 theta
 
-each is multiplied by one of the four characters q^a (-1)^(k c), a, c in {0, 1}. Characters of products are added, modulo
-2: the product of features of two characters has the third one, that of a feature with itself is invariant.
+The factors are the four characters q^a (-1)^(k c), a, c in {0, 1}. Exponents of products are added, modulo 2: the
+product of features of two characters other than 1 has the third one, that of a feature with itself is invariant.
 
 Shape letters: B networks, n neurons, d features. Graded features of a layer are [4, B, n, d], in the order of
 `INVARIANT, SIGN, PHASE, BOTH`.
@@ -58,9 +58,9 @@ class GradedLinear(nn.Module):
 
 
 def products(x: Tensor) -> Tensor:
-    """Of each character the product of two others: x_i^2 mean of squares for invariants, else x_c' x_c''.
+    """Products of each character: (x_s^2 + x_p^2 + x_b^2) / 3, x_p x_b, x_s x_b, x_s x_p.
 
-    [4, B, n, d] -> [4, B, n, d]: (x_s^2 + x_p^2 + x_b^2) / 3, x_p x_b, x_s x_b, x_s x_p.
+    [4, B, n, d] -> [4, B, n, d].
     """
     s, p, b = x[SIGN], x[PHASE], x[BOTH]
     return torch.stack([(s * s + p * p + b * b) / 3, p * b, s * b, s * p])
@@ -74,17 +74,16 @@ def invariants(x: Tensor) -> Tensor:
 class PhasorLayer(nn.Module):
     """One round of messages along the weights, in both directions, and an update of all neurons.
 
-    For neuron i of layer l, w the weights of layers l (below) and l + 1 (above) of RMS 1, n the neurons of the layer that
-    sends:
+    For neuron i of layer l, w the weights of layers l (below) and l + 1 (above), n the neurons of the layer that sends:
 
         below   m_s = sum_j w_ij x_b,j / sqrt(n)       m_1 = sum_j w_ij^2 x_1,j / n
         above   u_b = sum_k w_ki x_s,k / sqrt(n)       u_1 = sum_k w_ki^2 x_1,k / n
         h_c = rms_norm(A_c [x_c, m_c, u_c])            h' = h + B products(h)
         (x_1, f) = MLP([h'_1, h'_s^2, h'_p^2, h'_b^2]) x_c' = x_c + f_c h'_c,  x_1' = x_1 + f_1
 
-    Index 1, s, p, b: invariant, sign, phase, both. Terms that are not named are 0. A weight into i has the character s of
-    i, a weight out of j the character b of j, so each product above has a single character of its receiver, and none of
-    its sender.
+    Index 1, s, p, b: invariant, sign, phase, both. Terms that are not named are 0. A weight into i has the character s
+    of i, a weight out of j the character b of j, so each product above has a single character of its receiver, and none
+    of its sender.
 
     Args:
         dim: d.
