@@ -4,6 +4,7 @@
 from scalegmn.models.scalegmn import ScaleGMNConfig
 
 # isort: split
+from scalegmn.models.dng import DNGConfig
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
@@ -17,6 +18,7 @@ from scalegmn.models.statnn import StatNNConfig
 
 __all__ = [
     "METANETWORKS",
+    "DNGConfig",
     "DWSNetConfig",
     "FlatMLPConfig",
     "HiddenProbeConfig",
