@@ -1,4 +1,4 @@
-"""`scalegmn demo`: a zoo, a training run, and simple baselines beside it, in the current folder."""
+"""`scalegmn demo`: a zoo, a training run, simple baselines beside it, and a page, in the current folder."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from scalegmn.cli import train
+from scalegmn.cli import explore, train
 from scalegmn.cli.arguments import Arguments
 from scalegmn.cli.zoo import cnn, inr
 from scalegmn.experiments.baselines import BASELINES
+from scalegmn.experiments.trained import read_summary
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ DEMOS = {
 
 
 def run(words: Sequence[str]) -> None:
-    """Makes the zoo unless it is there, trains, and prints the table."""
+    """Makes the zoo unless it is there, trains, prints the table, and writes a page that shows the run and its zoo."""
     parser = Arguments("scalegmn demo", "Make a small zoo, train on it, and compare the result with simple baselines.")
     parser.add_argument("task", nargs="?", choices=list(DEMOS), default="classification", help="(classification)")
     parser.add_argument("--out", type=Path, help="the run's folder; default: runs/demo.../<time>")
@@ -52,3 +53,5 @@ def run(words: Sequence[str]) -> None:
     train.run([values.task, "--conf", f"configs/{demo.conf}", "--run_dir", str(out)])
     if values.task in BASELINES:
         print(f"\n{BASELINES[values.task](out)}")
+    zoo = read_summary(out)["data"]["zoo"]
+    explore.run([str(out), zoo, "--out", str(out / "page.html")])
