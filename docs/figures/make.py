@@ -54,10 +54,10 @@ def main(run: str) -> None:
         page.add_style_tag(
             content="#heat, #layers, #network > h2, #network > .bar, #playground .note { display: none }"
         )
-        for step in range(FRAMES + 1):
+        for _ in range(FRAMES + 1):
             frames.append(shot(page, "#network", 900))
             page.focus("#walk")
-            for _ in range(2):
+            for _press in range(2):
                 page.keyboard.press("ArrowRight")
         browser.close()
     file.unlink()
