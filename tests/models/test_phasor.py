@@ -20,6 +20,7 @@ CONFIGS = [
     PhasorConfig(**SMALL, readout_dim=16),
     PhasorConfig(**SMALL, normalize=False, out_dim=3),
     PhasorConfig(**SMALL, output="parameters"),
+    PhasorConfig(**SMALL, output="parameters", heads=3),
     PhasorConfig(hidden_dim=6, num_layers=1, output="parameters"),
 ]
 CASES = [(config, spec) for config in CONFIGS for spec in SPECS]
@@ -30,17 +31,13 @@ class TestPhasor(Contract):
     def case(self, request):
         return request.param
 
-    def test_keeps_phase_and_all_symmetries_together(self, model, nets, generator):
+    def test_keeps_phase_with_permutations_and_signs(self, model, nets, generator):
         params = nets(6)
         for _ in range(3):
             shift = PhaseShift.sample(params, generator, largest=5)
             assert error(model, params, shift) <= 1e-9
             element = GroupElement.sample(params, generator)
-            together = element.act(shift.act(params))
-            output = model(together)
-            if not isinstance(output, torch.Tensor):
-                output = shift.inverse().act_on_changes(element.inverse().act_on_changes(output))
-            assert (flat(output) - flat(model(params))).abs().max() <= 1e-9 * flat(model(params)).abs().max()
+            assert error(model, shift.act(params), element) <= 1e-9
 
     def test_parts_of_half_turns_are_seen(self, model, nets, generator):
         params = nets(6)

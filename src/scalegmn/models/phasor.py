@@ -101,8 +101,8 @@ class Phasor(Metanetwork):
         self.changes_parameters = config.changes_parameters
         if config.changes_parameters:
             self.products = GradedLinear(d, d)
-            self.receivers, self.senders = GradedLinear(d, d), GradedLinear(d, d)
-            self.biases = nn.Linear(d, 1, bias=False)
+            self.receivers, self.senders = GradedLinear(d, config.heads * d), GradedLinear(d, config.heads * d)
+            self.biases = nn.Linear(d, config.heads, bias=False)
         else:
             self.read = MLP(NUM_CHARACTERS * d, (d,), d)
             ends = NUM_CHARACTERS * d * (spec.layout[0] + spec.layout[-1])
@@ -120,7 +120,7 @@ class Phasor(Metanetwork):
         for layer in self.layers:
             nodes = layer(nodes, read.weights)
         if self.changes_parameters:
-            return self.scaled(self.changes(params, nodes, read))
+            return self.joined_heads(self.changes(params, nodes, read))
         ends = [x.permute(1, 2, 0, 3).flatten(1) for x in (nodes[0], nodes[-1])]
         pooled = [self.read(invariants(x)).mean(1) for x in nodes[1:-1]]
         output: Tensor = self.readout(*ends, *pooled)
@@ -141,13 +141,27 @@ class Phasor(Metanetwork):
             nodes.append(torch.cat([x[:1] + position, x[1:]]))
         return [*nodes, self.outputs[:, None] + output_bias[..., None] * self.output_biases[:, None]]
 
-    def changes(self, params: NetParams, nodes: list[Tensor], read: NetParams) -> NetParams:
-        """Changes of parameters, before the learned factor of each layer."""
-        d, weights, biases = nodes[0].shape[-1], [], []
+    def changes(self, params: NetParams, nodes: list[Tensor], read: NetParams) -> list[NetParams]:
+        """Changes of parameters of each head, before the learned factor of each layer."""
+        d = nodes[0].shape[-1]
         features = [x + self.products(products(x)) for x in nodes]
-        for weight, below, above in zip(read.weights, features, features[1:], strict=False):
-            receivers, senders = self.receivers(above), self.senders(below)
-            gate = receivers[INVARIANT] @ senders[INVARIANT].mT / d
-            weights.append(weight * gate + receivers[SIGN] @ senders[BOTH].mT / math.sqrt(d))
-            biases.append(self.biases(above[SIGN])[..., 0])
-        return params.replace(weights=tuple(weights), biases=tuple(biases))
+        senders = [self.senders(x).split(d, -1) for x in features[:-1]]
+        receivers = [self.receivers(x).split(d, -1) for x in features[1:]]
+        biases = [self.biases(x[SIGN]) for x in features[1:]]
+        return [
+            params.replace(
+                weights=tuple(
+                    _changes(weight, above[head], below[head])
+                    for weight, above, below in zip(read.weights, receivers, senders, strict=True)
+                ),
+                biases=tuple(bias[..., head] for bias in biases),
+            )
+            for head in range(biases[0].shape[-1])
+        ]
+
+
+def _changes(weight: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
+    """dW of a layer, [B, n_l, n_{l-1}]; receivers and senders [4, B, n, d]."""
+    d = senders.shape[-1]
+    gate = receivers[INVARIANT] @ senders[INVARIANT].mT / d
+    return weight * gate + receivers[SIGN] @ senders[BOTH].mT / math.sqrt(d)
