@@ -42,7 +42,7 @@ from scalegmn.models.scalegmn import ScaleGMN
 from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
 from scalegmn.nn.invariant import ByScalarGroup, InvariantLayer, SignInvariant
-from scalegmn.nn.messages import ConcatMessage
+from scalegmn.nn.messages import ConcatMessage, ProductMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
 from scalegmn.training.gradients import backward_in_micro_batches
@@ -58,7 +58,12 @@ def cnn(activation: str) -> NetSpec:
     return NetSpec((*layers, LayerSpec(16, 10)))
 
 
+PRODUCTS = ["message_function=product", "update_edges=false", "aggregator=mean", "width_transfer=true"]
+"""No MLP per edge: messages are products of matrices."""
+
 CASES = {
+    "mnist_products": ("mnist_cls/scalegmn.yml", NetSpec.mlp([2, 32, 32, 1], "sine"), *PRODUCTS),
+    "mnist_bidir_products": ("mnist_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine"), *PRODUCTS),
     "mnist_forward": ("mnist_cls/scalegmn.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
     "mnist_bidir": ("mnist_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
     "fmnist_bidir": ("fmnist_cls/scalegmn_bidir.yml", NetSpec.mlp([2, 32, 32, 1], "sine")),
@@ -142,6 +147,8 @@ def forward_work(model: ScaleGMN) -> float:
             for receiver, _ in pairs:
                 if isinstance(message, ConcatMessage):
                     per_edge = mlp_work(message.mlp, edge_width)
+                elif isinstance(message, ProductMessage):
+                    per_edge = edge_width * d
                 else:
                     per_edge = edge_width * d + net_work(message.net, spec.roles[receiver], d)
                 work += sizes[receiver + offset] * per_edge
@@ -260,10 +267,11 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 def measure(case: str, batch_size: int, arguments: argparse.Namespace) -> dict[str, object]:
     """The figures of one case."""
     device = torch.device(arguments.device)
-    conf, spec = CASES[case]
+    conf, spec, *overrides = CASES[case]
     torch.manual_seed(0)
     keep_freed_memory()
-    model = build_model(CONFIGS / conf, spec=spec).to(device)
+    settings = [f"scalegmn_args.{setting}" for setting in overrides]
+    model = build_model(CONFIGS / conf, settings, spec).to(device)
     params = random_networks(spec, batch_size, device)
     call = torch.compile(model, fullgraph=True) if arguments.compile else model
     step, mixed_step = (build_step(model, way, params, arguments) for way in (call, as_two(model)))

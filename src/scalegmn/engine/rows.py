@@ -111,8 +111,11 @@ class ScaledRows:
         return gathered(self.values) * self.scale
 
     def sum_senders(self) -> Tensor:
-        """The product's sum over senders, [B, R, D], of a dense block."""
+        """The product's sum over senders, [B, R, D], of a dense block: where values are the same for all receivers, one
+        product of matrices for each network."""
         assert isinstance(self.values, Tensor)  # rows of dense blocks are never gathered
+        if self.values.shape[1] == 1:
+            return self.scale[..., 0] @ self.values[:, 0]
         return (self.scale.transpose(2, 3) @ self.values)[:, :, 0]
 
     def split(self, sizes: Sequence[int]) -> list[ScaledRows]:

@@ -45,7 +45,7 @@ class ParametersHead:
 
     The model computes w_l,i and u_l,i, i = 1..k, in the shapes of W_l and b_l; alpha_l and beta_l are learned factors,
     one per layer. With k > 1 what a network does after the change is the mean of what its k changed networks do (output
-    capacity expansion), which no single network of its size may be able to.
+    capacity expansion).
 
     Args:
         initial_scale: alpha_l and beta_l at the start; None: no factors.

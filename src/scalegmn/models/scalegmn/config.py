@@ -157,6 +157,11 @@ class ScaleGMNConfig(ModelConfig):
     aggregator: Literal["add", "mean"] = "add"
     """How a node aggregates its messages."""
 
+    width_transfer: bool = False
+    """Read networks of any width alike: edges are weights times the number of neurons that send along them. The result
+    is then the same for the same function with every hidden neuron copied r times and outgoing weights divided by r,
+    and a model trained on narrow networks reads wide ones. For chains; needs aggregator mean."""
+
     update_edges: bool = True
     """Update edge features in every layer; false: every layer reads the initial edge features."""
 
@@ -216,6 +221,7 @@ class ScaleGMNConfig(ModelConfig):
                 problems.append(f"{found}, but changes of parameters have no readout; use vector output or False")
         if self.branch.answers and not self.num_probes:
             problems.append("branch.answers: found True, but num_probes is 0; use probes, or False")
+        problems += self._width_problems() if self.width_transfer else []
         problems += self._position_problems() if self.symmetry != "permutation" else []
         self.refuse(problems)
 
@@ -223,6 +229,23 @@ class ScaleGMNConfig(ModelConfig):
     def exact_symmetries(self) -> frozenset[str]:
         """Permutations and the symmetry; of hetero both, each network its own."""
         return frozenset({"permutation", *(("sign", "scale") if self.symmetry == HETERO else (self.symmetry,))})
+
+    def _width_problems(self) -> list[str]:
+        """What depends on the networks' widths, so that `width_transfer` does not hold."""
+        problems = []
+        if self.aggregator != "mean":
+            problems.append(f"width_transfer: needs aggregator mean, found {self.aggregator}")
+        if self.readout == "full_graph":
+            problems.append(
+                "width_transfer: the sum over all nodes grows with widths, found readout full_graph; use null"
+            )
+        if self.sizes or self.branch.statistics:
+            name = "sizes" if self.sizes else "branch.statistics"
+            problems.append(f"width_transfer: sizes of weights depend on widths, found {name} True; use False")
+        if self.direction == "bidirectional" and self.symmetry in ("scale", "hetero"):
+            found = f"found direction bidirectional with symmetry {self.symmetry}"
+            problems.append(f"width_transfer: the floor of reciprocals depends on widths, {found}; use forward")
+        return problems
 
     def _position_problems(self) -> list[str]:
         """What contradicts the choice of positional embeddings."""

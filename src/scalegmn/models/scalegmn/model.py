@@ -240,7 +240,7 @@ class ScaleGMN(Metanetwork):
         if self.readout is None and len(batches) > 1:
             raise ValueError(ONE_ARCHITECTURE)
         of_readout, of_branch = self._statistics(batches)
-        read, elements = zip(*(self.canonical(self.normalized(params)) for params in batches), strict=True)
+        read, elements = zip(*(self.canonical(self.normalized(self._by_fan_in(p))) for p in batches), strict=True)
         pairs = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         probes = [features for features, _ in pairs]
         if self.config.branch.answers:
@@ -267,13 +267,13 @@ class ScaleGMN(Metanetwork):
         if elements[0] is not None:
             back = elements[0].inverse()
             changes = list(map(back.act_on_changes, changes))
-        return self.joined_heads(changes)
+        return self.joined_heads([self._by_fan_in(of_head, inverse=True) for of_head in changes])
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """As in `Metanetwork`, and by what the values of probes are divided."""
         if self.probes is not None:
             batches = self.probes.fitted_on(batches, lambda params: self.canonical(params)[0])
-        super().fit_normalization(batches)
+        super().fit_normalization(map(self._by_fan_in, batches))
         deque(batches, maxlen=0)  # draws all, where nothing else is fitted
 
     # The equations as they are written
@@ -347,6 +347,13 @@ class ScaleGMN(Metanetwork):
         rows = self.statistics_normalization(torch.cat(list(map(self.statistics, nets))))
         of_readout, of_branch = rows.split(self.num_statistics, dim=1)
         return [of_readout] if self.config.sizes else [], [of_branch] if self.config.branch.statistics else []
+
+    def _by_fan_in(self, params: NetParams, inverse: bool = False) -> NetParams:
+        """With `width_transfer`, weights times (inverse: divided by) the number of neurons that send along them."""
+        if not self.config.width_transfer:
+            return params
+        weights = (weight / weight.shape[2] if inverse else weight * weight.shape[2] for weight in params.weights)
+        return params.replace(weights=tuple(weights))
 
     def canonical(self, params: NetParams) -> tuple[NetParams, GroupElement | None]:
         """Networks of the same function whose neurons have weights of norm 1, and the element that leads to them.
@@ -461,6 +468,8 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
     if spec.num_layers < 2:
         raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
+    if config.width_transfer and not spec.is_chain:
+        raise ValueError(f"{config.section}.width_transfer: found True, expected False for {spec}, no chain")
     if config.num_probes:
         if not spec.is_chain:
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
