@@ -4,6 +4,7 @@ Needs Debian's `chromium`. Without one the tests are skipped, unless SCALEGMN_BR
 where it has installed one.
 """
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -11,7 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from scalegmn.experiments.report import find_runs
+from scalegmn.experiments.report import page as report
 from scalegmn.explore.content import of_run, of_zoo
 from scalegmn.explore.featured import Move
 from scalegmn.explore.page import page
@@ -71,7 +75,8 @@ class Watched:
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
+        if "report" not in path.name:
+            self.page.wait_for_selector("html[data-ready=yes]", state="attached")
 
     def __getattr__(self, name):
         return getattr(self.page, name)
@@ -329,3 +334,44 @@ def test_edits(browser, pages, tmp_path):
         assert after.startswith(f"after, t = {strength:g}, squared error ")
         assert float(after.rpartition(" ")[2]) == pytest.approx(error, rel=1e-3)
     watched.close()
+
+
+def test_the_report(browser, tmp_path):
+    """Bands over seeds, figures that open large, curves that zoom by dragging and by keys."""
+    for model, seed in (("a", 0), ("a", 1), ("b", 0)):
+        folder = tmp_path / "runs" / f"{model}{seed}"
+        (folder / "figures").mkdir(parents=True)
+        (folder / "config.yml").write_text(f"model: {model}\ntrain_args: {{seed: {seed}}}\n")
+        rows = [{"epoch": epoch, "train_loss": 1 / (1 + epoch), "val_tau": 0.1 * epoch} for epoch in range(9)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = {"zoo": HOSTILE[1], "sha256": "ab" * 32, "read": "as stored", "networks": {"train": 5}}
+        result = {"a0": 0.5, "a1": 0.7, "b0": 0.1}[folder.name]
+        summary = {"test_tau": result, "data": data, "versions": {}, "git_commit": None}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        Image.new("RGB", (900, 300), (10 * seed, 90, 90)).save(folder / "figures" / "curves.png")
+    runs = find_runs([tmp_path / "runs"])
+    (tmp_path / "report.html").write_text(report(runs))
+    for width in (400, 1280):
+        watched = Watched(browser, tmp_path / "report.html", width)
+        assert watched.evaluate("document.documentElement.scrollWidth") <= width
+        band = watched.locator("svg.band")
+        assert band.count() == 1
+        assert band.get_attribute("aria-label") == "mean 0.6, standard deviation 0.1414, 2 runs"
+        assert watched.locator("#charts svg").count() == 2
+        watched.drag("#charts figure:first-child svg", [(0.3, 0.5), (0.6, 0.5)])
+        low, high = map(float, watched.get_attribute("#charts figure:first-child svg", "data-range").split(","))
+        left, right = 48 / 440, 430 / 440
+        expected = [8 * (x - left) / (right - left) for x in (0.3, 0.6)]
+        assert [low, high] == pytest.approx(expected, abs=0.1)
+        watched.focus("#charts figure:first-child svg")
+        watched.keyboard.press("Escape")
+        assert watched.get_attribute("#charts figure:first-child svg", "data-range") == "0,8"
+        watched.keyboard.press("+")
+        assert watched.get_attribute("#charts figure:first-child svg", "data-range") == "2,6"
+        watched.click("button.large >> nth=0")
+        large = watched.locator("dialog img").bounding_box()
+        assert large["width"] > 0.6 * width
+        watched.keyboard.press("Escape")
+        assert not watched.is_visible("dialog")
+        assert watched.evaluate("window.hacked === undefined")
+        watched.close()

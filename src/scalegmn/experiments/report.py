@@ -6,6 +6,7 @@ A RUN is a run's folder, or a folder that holds several runs (of seeds, of a swe
 from __future__ import annotations
 
 import json
+import statistics
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,13 @@ def page(runs: Sequence[RunRecord]) -> str:
     template = environment.from_string(resources.files(__package__).joinpath("report.html.jinja").read_text())
     num_unfinished = sum(run.summary is None for run in runs)
     curves = {run.name: run.rows for run in runs if any("train_loss" in row for row in run.rows)}
+    seeds = _over_seeds(runs)
     return template.render(
         mark=MARK,
+        look=resources.files("scalegmn.reporting").joinpath("look.css").read_text(),
+        script=resources.files(__package__).joinpath("report.js").read_text(),
+        seeds=seeds,
+        rows=json.dumps({name: list(rows) for name, rows in curves.items()}),
         note=counted(len(runs), "run") + (f", {num_unfinished} unfinished" if num_unfinished else ""),
         names=[run.name for run in runs],
         results=_results(runs),
@@ -137,6 +143,56 @@ def _results(runs: Sequence[RunRecord]) -> dict[str, Any]:
             {"name": run.name, "state": state, "values": values}
             for run, state, values in zip(runs, states, results, strict=True)
         ],
+    }
+
+
+PLACES = ("train_args.seed", "run_dir", "seeds", "resume")
+"""Keys of config.yml in which runs of several seeds differ."""
+
+
+def _over_seeds(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Runs that differ in the seed alone: mean, standard deviation and place on a common scale of each test metric;
+    None unless several finished runs do."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.summary is not None:
+            rest = {key: value for key, value in run.config.items() if key not in PLACES}
+            groups.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return None
+    results = {run.name: run.results() for group in groups.values() for run in group}
+    is_number = {
+        name: all(isinstance(values.get(name), (int, float)) for values in results.values())
+        for values in results.values()
+        for name in values
+        if name.startswith("test_")
+    }
+    metrics = [name for name, number in is_number.items() if number]
+    rows = []
+    for group in several:
+        cells = []
+        for metric in metrics:
+            everywhere = [values[metric] for values in results.values()]
+            cells.append(_band([results[run.name][metric] for run in group], min(everywhere), max(everywhere)))
+        rows.append({"name": ", ".join(run.name for run in group), "count": len(group), "cells": cells})
+    return {"metrics": metrics, "rows": rows, "scale": "the smallest to the largest value of all runs"}
+
+
+def _band(values: Sequence[float], low: float, high: float) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1), and where they are when `low` is at 0 and `high` at 100."""
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    size = high - low or 1.0
+
+    def place(value: float) -> float:
+        return round(min(100.0, max(0.0, 100 * (value - low) / size)), 2)
+
+    start, end = place(mean - std), place(mean + std)
+    places = [place(value) for value in values]
+    text = f"mean {mean:.4g}, standard deviation {std:.4g}, {len(values)} runs"
+    return {
+        **{"mean": mean, "std": std, "low": start, "width": round(end - start, 2)},
+        **{"middle": place(mean), "places": places, "text": text},
     }
 
 

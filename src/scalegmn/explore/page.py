@@ -39,7 +39,7 @@ def page(collections: Sequence[Collection]) -> str:
         title=", ".join(collection.name for collection in collections),
         script=script,
         script_sha256=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
+        style=resources.files("scalegmn.reporting").joinpath("look.css").read_text() + style,
         data=embedded({"collections": [collection.content() for collection in collections]}),
     )
     if len(text) > LARGEST:
