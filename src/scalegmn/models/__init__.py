@@ -8,6 +8,7 @@ from scalegmn.models.dng import DNGConfig
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
+from scalegmn.models.monomial_nfn import MonomialNFNConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
@@ -22,6 +23,7 @@ __all__ = [
     "DWSNetConfig",
     "FlatMLPConfig",
     "HiddenProbeConfig",
+    "MonomialNFNConfig",
     "NFNConfig",
     "NGGNNConfig",
     "NGTConfig",
