@@ -285,7 +285,6 @@ UNKNOWN = [
         r"2 \(ReLU\): relu is a second activation of one layer",
     ),
     (nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)), (2, 3), "reads a value after a softmax"),
-    (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), (2, 3), "without running statistics"),
     (nn.Sequential(nn.Linear(8, 4)), (2, 3), "Sequential cannot be exported: "),
     (Choosing(), (2, 3), "Choosing cannot be exported: "),
     (

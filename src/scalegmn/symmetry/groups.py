@@ -151,6 +151,8 @@ class GroupElement:
         """[B, n_l, ...] with a layer's neurons in their new order; outputs stay."""
         if layer == len(self.permutations):
             return x
+        if len(x) == 1:  # much faster than to gather
+            return x.index_select(1, self.permutations[layer][0])
         p = self.permutations[layer].reshape(*x.shape[:2], *[1] * (x.ndim - 2))
         return x.gather(1, p.expand_as(x))
 
@@ -161,7 +163,9 @@ class GroupElement:
             block = block / by_receiver(sender, layer)[..., None]
         if index < len(self.scales):
             block = self._permuted(block * self.scales[index][:, :, None, None], index)
-        if reads >= 0:
+        if reads >= 0 and layer.groups == 1 and len(block) == 1:
+            block = block.index_select(2, self.permutations[reads][0])
+        elif reads >= 0:
             order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
             block = block.gather(2, order[..., None].expand_as(block))
         return block

@@ -7,13 +7,14 @@ positions of a parameter's elements; operations that compute become layers (`ope
 `assemble` turns the layers into a `NetSpec`; `parameters` reads and writes them.
 """
 
-from scalegmn.interop.torch_modules.convert import from_module, read, to_module
+from scalegmn.interop.torch_modules.convert import PinnedNeurons, from_module, read, to_module
 from scalegmn.interop.torch_modules.factory import FACTORY, from_factory, module_of_factory, parse_shape
 from scalegmn.interop.torch_modules.reading import LayerReading, Reading
 
 __all__ = [
     "FACTORY",
     "LayerReading",
+    "PinnedNeurons",
     "Reading",
     "from_factory",
     "from_module",

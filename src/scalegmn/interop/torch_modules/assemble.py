@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import TracedLayer, as_slice
 from scalegmn.interop.torch_modules.trace import SOURCE, Trace
 from scalegmn.interop.torch_modules.values import Elements, Neurons
 from scalegmn.networks import LayerSpec, NetSpec
@@ -67,6 +67,10 @@ def _output_last(trace: Trace, results: Sequence[Any]) -> list[TracedLayer]:
         trace.place = "the output"
         trace.pin([item for value in results for item in (value if isinstance(value, list) else [value])], problem)
         last = len(trace.layers) - 1
+        if last >= 0 and not trace.is_pinned(trace.layers[last].nodes).all():
+            options = {"constant": True, "opaque": True, "affine": False}
+            trace.add_layer(trace.new_layer(1, None, None, is_activated=True, options=options))
+            last += 1
     layers = list(trace.layers)
     if layers:
         layers.append(layers.pop(last))
@@ -173,7 +177,7 @@ def _shared_parameters(
             if elements is None:
                 continue
             moved = [layer.nodes] if layer.reads is None else [layer.nodes, layer.reads]
-            if _has_duplicates(elements.index):
+            if not elements.is_once:
                 problem = f"{elements.name} is one parameter in several places of a layer, expected each element once"
                 _pin_or_refuse(trace, layer, problem, *moved)
             for first, other in users.get(elements.name, ()):
@@ -197,13 +201,6 @@ def _shared_parameters(
                 _pin_or_refuse(trace, layer, problem, *moved)
             users.setdefault(elements.name, []).append((index, elements))
     return tied, used_again
-
-
-def _has_duplicates(index: Tensor) -> bool:
-    """Whether a position in a parameter occurs twice."""
-    used = torch.zeros(int(index.max()) + 1 if index.numel() else 0, dtype=torch.bool)
-    used[index.flatten()] = True
-    return int(used.sum()) < index.numel()
 
 
 # Parts of layers
@@ -428,7 +425,7 @@ def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> li
         columns = [column[number] for number in nodes.tolist()]
         weight = layer.weight
         if columns != list(range(len(column))):
-            weight = replace(weight, index=weight.index[:, columns])
+            weight = replace(weight, index=weight.index[:, as_slice(columns)])
         residual = summands[-1].nodes if summands else layer.residual
         part = replace(layer, reads=nodes, weight=weight, residual=residual)
         if nodes is not sources[-1]:

@@ -35,6 +35,10 @@ OF_ALL = (
 """Operations that reduce an axis, and do not depend on the order of what they reduce."""
 
 
+OF_TWO = ("cosine_similarity", "linalg_vecdot", "pairwise_distance")
+"""Operations that reduce an axis of two values, and do not depend on the order of what they reduce."""
+
+
 def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: Any, result: Any) -> Any:
     """The value of an operation that computes each channel alike, or that is the same for all orders of channels.
 
@@ -63,6 +67,12 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         if name in OF_ALL:
             return _reduced(trace, name, neurons, axes, result)
         return _along(trace, name, neurons, axes)
+    if name in OF_TWO:
+        pairs = operands[:2]
+        both = elementwise(trace, pairs, torch.broadcast_shapes(*(value.shape for _, value in pairs)))
+        given = {"dim": 1 if name == "cosine_similarity" else -1, **kwargs}
+        axes = [both.ids.ndim - 1] if name == "pairwise_distance" else _axes(function, args, given, both.ids.ndim)
+        return _reduced(trace, name, both, axes, result)
     if name == "glu" and isinstance(operands[0][0], Neurons):
         ((neurons, value),) = operands
         (axis,) = _axes(function, (args[0], *(args[1:] or (-1,))), kwargs, neurons.ids.ndim)
@@ -175,7 +185,7 @@ def as_layer(trace: Trace, neurons: Neurons) -> Neurons:
 
 def _axes(function: Any, args: Any, kwargs: Any, ndim: int) -> list[int]:
     """The axes that an operation works along; all, if it names none."""
-    given = dict(zip((argument.name for argument in function._schema.arguments), args, strict=False)) | kwargs
+    given = kwargs | dict(zip((argument.name for argument in function._schema.arguments), args, strict=False))
     axes = given.get("dim")
     axes = range(ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
     return sorted({axis % ndim for axis in axes})
@@ -202,13 +212,11 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         _check_all(trace, columns[0], neurons.ids, varying)
         if name in ("max", "min") and len(results) > 1:
             trace.refuse(f"{name} over channels, with the channel that has it")
-        for nodes in trace.without_coupled(columns):
-            trace.mark_aligned(nodes)
+        _read_all(trace, columns[0])
         new: list[Any] = [Opaque()] * len(results)
     elif set(varying) & set(axes):
         _in_blocks(trace, neurons.ids, varying, [axis for axis in varying if axis not in axes])
-        for nodes in trace.without_coupled(columns):
-            trace.mark_aligned(nodes)
+        _read_all(trace, columns[0])
         new = [Opaque()] * len(results)
     else:
         ids = neurons.ids
@@ -217,6 +225,13 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         left = _varying(ids)
         new = [_coupled(trace, columns, ids, left) for _ in results]
     return new if isinstance(result, list | tuple) else new[0]
+
+
+def _read_all(trace: Trace, nodes: Tensor) -> None:
+    """Notes that neurons are summed up, whatever their order: those that they are computed from stay together."""
+    for source in trace.without_coupled([nodes]):
+        trace.mark_aligned(source)
+    trace.kept.add(int(nodes[0]))
 
 
 def _check_all(trace: Trace, nodes: Tensor, ids: Tensor, axes: Sequence[int]) -> None:

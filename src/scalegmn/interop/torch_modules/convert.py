@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from typing import Any
 
@@ -18,6 +19,10 @@ from scalegmn.networks import NetParams, NetSpec
 
 _READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[TracedLayer], NetSpec]] = weakref.WeakKeyDictionary()
 """Module -> what identifies its architecture and input, and its layers and spec, for `to_module`."""
+
+
+class PinnedNeurons(UserWarning):
+    """No symmetry moves some neurons of a module, as something that no layer describes reads them."""
 
 
 def from_module(
@@ -39,11 +44,23 @@ def from_module(
             not given.
         strict: refuses what would be pinned.
 
+    Warns:
+        PinnedNeurons: neurons are pinned; names their layers.
+
     Raises:
         ValueError: the module cannot be exported, or, if `strict`, has an operation that no layer describes; names it
             and its place in the module.
     """
-    return read(module, example_input, output, strict).params
+    reading = read(module, example_input, output, strict)
+    if places := reading.pinned_places:
+        listed = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        warnings.warn(
+            f"{type(module).__name__}: no symmetry moves the neurons of {listed}, which are read by operations that no "
+            "layer describes; print(scalegmn.read(module, example_input)) or scalegmn inspect says why",
+            PinnedNeurons,
+            stacklevel=2,
+        )
+    return reading.params
 
 
 def read(

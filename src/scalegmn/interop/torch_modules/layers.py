@@ -92,8 +92,9 @@ class TracedLayer:
         )
         return are_linear and torch.equal(own.index, other.index.mT)
 
-    def rows(self, place: Tensor | slice, nodes: Tensor, **changes: Any) -> TracedLayer:
+    def rows(self, chosen: Tensor, nodes: Tensor, **changes: Any) -> TracedLayer:
         """Some neurons of the layer, as a layer of their own."""
+        place = as_slice(chosen.tolist())
 
         def part(elements: Elements | None) -> Elements | None:
             return elements and replace(elements, index=elements.index[place])
@@ -106,3 +107,9 @@ class TracedLayer:
         return replace(
             self, nodes=nodes, weight=part(self.weight), bias=part(self.bias), statistics=statistics, **changes
         )
+
+
+def as_slice(places: list[int]) -> Any:
+    """Places in a row as a slice, so that what is chosen by them is a view; others as they are."""
+    is_row = bool(places) and places == list(range(places[0], places[0] + len(places)))
+    return slice(places[0], places[0] + len(places)) if is_row else places

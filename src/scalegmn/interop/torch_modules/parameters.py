@@ -33,10 +33,13 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
     def read(elements: Elements | None, shape: tuple[int, ...], fill: float) -> Tensor:
         if elements is None:
             return reference.new_full((1, *shape), fill)
-        values = flattened(tensors[elements.name].detach())[elements.index].reshape(1, *shape).to(reference)
-        if not values.isfinite().all():
+        chosen = elements.of(flattened(tensors[elements.name].detach()))
+        values = chosen.reshape(1, *shape).to(reference)
+        if not values.sum().isfinite() and not values.isfinite().all():  # a sum may overflow
             raise ValueError(f"{elements.name}: found NaN or infinity, expected finite numbers")
-        return values if elements.scale == 1 else values * elements.scale
+        if elements.scale != 1:
+            return values * elements.scale
+        return values.clone() if elements.is_view else values  # which may share the parameter's memory
 
     pairs = list(zip(layers, spec.layers, strict=True))
     statistics = tuple(
@@ -86,20 +89,23 @@ def written_tensors(
     is_written: dict[str, Tensor] = {}
 
     def put(elements: Elements, values: Tensor) -> None:
-        name, index = elements.name, elements.index.reshape(-1)
+        name = elements.name
         is_new = name not in new
         if is_new:
-            new[name] = tensors[name].detach().clone(memory_format=torch.contiguous_format)
+            is_all = elements.scale == 1 and elements.is_view and elements.index.numel() == tensors[name].numel()
+            copied = torch.empty_like if is_all and elements.is_once else torch.clone
+            new[name] = copied(tensors[name].detach(), memory_format=torch.contiguous_format)
             is_written[name] = torch.zeros(flattened(new[name]).numel(), dtype=torch.bool)
         flat = flattened(new[name])
-        values = values.reshape(-1).to(flat)
+        values = values.reshape(elements.index.shape).to(flat)
+        if elements.scale != 1 or not is_new:
+            known = elements.of(flat)
         if elements.scale != 1:  # what is there already stays to the bit
-            values = torch.where(flat[index] * elements.scale == values, flat[index], values / elements.scale)
-        again = torch.empty(0) if is_new else is_written[name][index]
-        if again.any() and not torch.equal(flat[index[again]], values[again]):
+            values = torch.where(known * elements.scale == values, known, values / elements.scale)
+        if not is_new and bool((elements.of(is_written[name]) & (known != values)).any()):
             raise ValueError(f"{name}: several layers share it, expected equal values")
-        flat[index] = values
-        is_written[name][index] = True
+        elements.put(flat, values)
+        elements.mark(is_written[name])
 
     for index, layer in enumerate(layers):
         fill_of = {"weight": int(not spec.layers[index].is_zero), "bias": 0}

@@ -129,6 +129,7 @@ class GraphReader:
         self._memory: dict[torch.fx.Node, torch.fx.Node] = {}  # value -> the first value whose memory it may share
         sizes = {id(tensor): tensor.numel() for tensor in program.state_dict.values()}
         self._dtype = check_dtype(sum(sizes.values()))
+        self._counted = torch.arange(max([1, *sizes.values()]))
         trace.tensors = generic_tensors(program, self._dtype)
         self._inputs: dict[str, Any] = {}
         self._output: Tensor | None = None
@@ -196,8 +197,9 @@ class GraphReader:
         self._actual[node] = self._trace.tensors[name]
         if node.name in parameters and (example.is_floating_point() or example.is_complex()):
             tensor = program.state_dict.get(name, program.constants.get(name))
-            index = torch.arange(example.numel()).reshape(example.shape)
-            return Elements(self._first_names.get(id(tensor), name), index, node.name in signature.inputs_to_buffers)
+            index = self._counted[: example.numel()].view(example.shape)
+            first_name, is_buffer = self._first_names.get(id(tensor), name), node.name in signature.inputs_to_buffers
+            return Elements(first_name, index, is_buffer, counted=self._counted)
         return self._actual[node]
 
     def _read_call(self, node: torch.fx.Node) -> None:

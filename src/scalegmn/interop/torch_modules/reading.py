@@ -61,6 +61,12 @@ class Reading:
             rows.append(LayerReading(item.place, _kind(layer), layer.out_dim, state, others, reason))
         return cls(params, tuple(rows), *_shares(spec, set(together)))
 
+    @property
+    def pinned_places(self) -> list[str]:
+        """The places of layers that an operation pins which no layer describes, each once."""
+        pairs = zip(self.layers, self.params.spec.layers, strict=True)
+        return list(dict.fromkeys(layer.place for layer, spec in pairs if spec.pinned and layer.state == "pinned"))
+
     def __str__(self) -> str:
         lines = [f"{self.params.spec}"]
         width = max(len(layer.place) for layer in self.layers)

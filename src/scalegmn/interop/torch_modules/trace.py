@@ -182,22 +182,25 @@ class Trace:
                 self._pin_parameter(value, reason)
 
     def _pin_scores(self, scores: Scores, reason: str) -> None:
-        """Pins the heads of queries and keys; channels of a head, which are summed over, move together."""
-        queries, keys = scores.queries, scores.keys
-        is_aligned = queries.shape == keys.shape and all(
-            len(nodes.unique()) == nodes.numel()
-            and len({self.layer_of(node) for node in nodes.flatten().tolist()}) == 1
-            for nodes in (queries, keys)
-        )
-        if not is_aligned or self.is_strict:
-            self.pin_neurons(queries, reason)
-            self.pin_neurons(keys, reason)
+        """Pins the heads of queries and keys; channels of a head, which are summed over, move together. Several heads
+        of queries may have one of keys."""
+        groups: dict[tuple[int, ...], list[list[int]]] = {}
+        for query, key in zip(scores.queries.tolist(), scores.keys.tolist(), strict=True):
+            groups.setdefault(tuple(key), []).append(query)
+        is_even = len({*map(len, groups.values())}) == 1 and scores.queries.shape == scores.keys.shape
+        rows = [torch.tensor(list(groups))]
+        if is_even:
+            rows += [torch.tensor(list(heads)) for heads in zip(*groups.values(), strict=True)]
+        numbers = torch.cat(rows).flatten()
+        is_one_layer = all(len({self.layer_of(node) for node in nodes.flatten().tolist()}) == 1 for nodes in rows)
+        if self.is_strict or not is_even or not is_one_layer or len(numbers.unique()) < len(numbers):
+            self.pin_neurons(scores.queries, reason)
+            self.pin_neurons(scores.keys, reason)
             return
-        for nodes in (queries, keys):
+        for nodes in rows:
             if not self.in_blocks(nodes):
                 self.pin_neurons(nodes, reason)
-        nodes = self.coupled_layer([queries.flatten(), keys.flatten()])
-        self.kept.add(int(nodes[0]))
+        self.kept.add(int(self.coupled_layer([nodes.flatten() for nodes in rows])[0]))
 
     def in_blocks(self, rows: Tensor) -> bool:
         """Notes that blocks of channels [blocks, channels] stay where they are; false where they are cut otherwise."""
@@ -385,8 +388,8 @@ class Trace:
     def read(self, elements: Elements, index: Tensor | None = None) -> Tensor:
         """The elements of a parameter or buffer as they are read, or those at other positions."""
         tensor = self.tensors[elements.name]
-        chosen = elements.index if index is None else index
-        return tensor.reshape(-1)[chosen.to(tensor.device)] * elements.scale
+        values = elements.of(tensor) if index is None else tensor.reshape(-1)[index.to(tensor.device)]
+        return values if elements.scale == 1 else values * elements.scale
 
     def read_if_any(self, elements: Elements | None) -> Tensor | None:
         """`read`; None of nothing."""

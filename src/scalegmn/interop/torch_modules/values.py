@@ -25,14 +25,72 @@ class Elements:
     scale: float = 1.0
     """What the module multiplies the elements by before it uses them."""
 
+    counted: Tensor | None = None
+    """The numbers 0, 1, ... of which `index` is a view, if it is one: then the elements are a view
+    of the parameter, with the same strides."""
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the elements are a view of the parameter."""
+        if self.counted is None:
+            return False
+        return self.index.untyped_storage().data_ptr() == self.counted.untyped_storage().data_ptr()
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The elements of a parameter (without the scale), or what another tensor [its numbers] has in their places; a
+        view where they are one."""
+        flat = tensor.reshape(-1)
+        if self.is_view:
+            return flat.as_strided(self.index.shape, self.index.stride(), self.index.storage_offset())
+        return flat[self.index.to(flat.device)]
+
+    def mark(self, flat: Tensor) -> None:
+        """Sets the places of the elements in [numbers of the parameter] to true."""
+        self.put(flat, torch.ones((), dtype=torch.bool))
+
+    def put(self, flat: Tensor, values: Tensor) -> None:
+        """Sets the places of the elements in [numbers of the parameter] to values of the shape of the index."""
+        if self.is_view and _is_injective(self.index):
+            self.of(flat).copy_(values)
+        else:
+            flat[self.index.reshape(-1)] = values.expand(self.index.shape).reshape(-1)
+
+    @property
+    def is_once(self) -> bool:
+        """Whether each element occurs once."""
+        if self.is_view and _is_injective(self.index):
+            return True
+        used = torch.zeros(self._end, dtype=torch.bool)
+        self.mark(used)
+        return int(used.sum()) == self.index.numel()
+
+    @property
+    def _end(self) -> int:
+        """A position behind all elements."""
+        if not self.index.numel():
+            return 0
+        if self.is_view:
+            steps = zip(self.index.stride(), self.index.shape, strict=True)
+            return int(self.index.storage_offset()) + sum(stride * (size - 1) for stride, size in steps) + 1
+        return int(self.index.max()) + 1
+
     def shares(self, other: Elements) -> bool:
         """Whether elements are those of another one, too."""
         if self.name != other.name:
             return False
-        size = 1 + max((int(part.index.max()) for part in (self, other) if part.index.numel()), default=0)
-        used = torch.zeros(size, dtype=torch.bool)
-        used[self.index.flatten()] = True
-        return bool(used[other.index.flatten()].any())
+        used = torch.zeros(max(self._end, other._end), dtype=torch.bool)
+        self.mark(used)
+        return bool(other.of(used).any())
+
+
+def _is_injective(view: Tensor) -> bool:
+    """Whether no two places of a view have the same memory, as far as sizes and strides tell."""
+    reach = 0
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,10 @@ def multiply(call: Call, x: Any, y: Any) -> Any:
                     trace.claimed = neurons.value * trace.read(other)
                 return trace.output_of(layer, axis, call.shape)
     if isinstance(x, Neurons) or isinstance(y, Neurons):
+        if any(is_constant(value) or isinstance(value, NetworkInput) for value in (x, y)):
+            trace.refuse(
+                "an activation is multiplied by numbers that differ by position or channel, as in rotary embeddings"
+            )
         trace.refuse("an activation is multiplied by another value (a gate), expected a number or a scale per channel")
     prepared(call, x, y)
 

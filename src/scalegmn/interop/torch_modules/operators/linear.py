@@ -158,3 +158,17 @@ def embedding(call: Call, weight: Any, x: Any, *rest: Any, **options: Any) -> Ne
         weight.index.shape[1], reads, transposed, options={} if is_input else {"constant": True}
     )
     return call.trace.output_of(layer, -1, call.shape)
+
+
+@operator(FAMILY, "embedding_bag")
+def embedding_bag(
+    call: Call, weight: Any, x: Any, offsets: Any = None, scaled: bool = False, mode: int = 0, *rest: Any
+) -> Any:
+    """The sum, the mean or the largest of the vectors of a bag of words."""
+    if any(isinstance(value, Neurons | Elements | Opaque) for value in (offsets, *rest)):
+        call.trace.refuse("an embedding with computed weights of words")
+    bags = embedding(call, weight, x)
+    call.trace.claimed = None
+    if mode == 2:
+        call.trace.layers[-1].options["maximum"] = True
+    return [bags, *call.result[1:]]

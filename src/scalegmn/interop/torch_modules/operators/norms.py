@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import Elements, Neurons
@@ -77,10 +78,17 @@ def _along(part: Tensor | None, axis: int, ndim: int) -> Tensor | None:
 
 @operator(FAMILY, "batch_norm")
 def batch_norm(call: Call, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *rest: Any) -> Neurons:
-    """A batch norm as it evaluates, with its running statistics."""
+    """A batch norm as it evaluates: with its running statistics or, if it has none, those of the batch."""
     is_training, _, epsilon, _ = rest
-    if is_training or mean is None:
-        call.trace.refuse("a batch norm without running statistics, which depends on the other inputs of its batch")
+    if is_training and mean is not None:
+        call.trace.refuse("a batch norm that changes its running statistics")
+    if mean is None:
+        output = norm_layer(call, x, 1, "group", weight, bias, epsilon=epsilon, norm_groups=call.shape[1])
+        value = call.trace.as_neurons(x, 1).value
+        if value is not None:  # each channel over the batch, too
+            scale, shift = map(call.trace.read_if_any, (weight, bias))
+            call.trace.claimed = functional.batch_norm(value, None, None, scale, shift, True, 0.0, epsilon)
+        return output
     return norm_layer(call, x, 1, "batch", weight, bias, (mean, variance), epsilon=epsilon)
 
 
