@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 from commands import run_here
 
+from scalegmn.explore.content import of_run
+
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
@@ -24,3 +26,11 @@ def digits(tmp_path_factory):
         done = run_here("-m", "scalegmn", *words, cwd=folder)
         assert done.returncode == 0, done.stderr
     return SimpleNamespace(folder=folder, zoo=folder / "zoo", run=folder / "run", net=folder / "net.pth")
+
+
+@pytest.fixture(scope="session")
+def shown_run(digits):
+    """The run as the page shows it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(digits.folder)
+        return of_run(digits.run)

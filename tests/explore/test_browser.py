@@ -16,7 +16,7 @@ from PIL import Image
 
 from scalegmn.experiments.report import find_runs
 from scalegmn.experiments.report import page as report
-from scalegmn.explore.content import of_run, of_zoo
+from scalegmn.explore.content import of_zoo
 from scalegmn.explore.featured import Move
 from scalegmn.explore.page import page
 from scalegmn.networks import NetParams
@@ -46,13 +46,10 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def pages(digits, tmp_path_factory):
+def pages(digits, shown_run, tmp_path_factory):
     """`digits.html`: a run and its zoo; `hostile.html`: a zoo whose every name is markup."""
     folder = tmp_path_factory.mktemp("pages")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(digits.folder)
-        run, zoo = of_run(digits.run), of_zoo(digits.zoo)
-    (folder / "digits.html").write_text(page([run, zoo]))
+    (folder / "digits.html").write_text(page([shown_run, of_zoo(digits.zoo)]))
     params = open_zoo(digits.zoo).params[:12]
     columns = {"label": torch.arange(12) % 3, HOSTILE[1]: torch.rand(12)}
     parts = [Networks((params,), columns)]
@@ -61,7 +58,7 @@ def pages(digits, tmp_path_factory):
     hostile = replace(of_zoo(folder / "zoo"), name=HOSTILE[0], note=HOSTILE[1], facts=[HOSTILE[2]])
     hostile.names = [HOSTILE[number % 3] for number in range(12)]
     (folder / "hostile.html").write_text(page([hostile, replace(hostile, name=HOSTILE[2])]))
-    return folder, run
+    return folder, shown_run
 
 
 class Watched:

@@ -13,7 +13,7 @@ from commands import assert_refused, run_command
 
 from scalegmn.experiments.trained import load
 from scalegmn.explore.architectures import described
-from scalegmn.explore.content import collections_of, of_run, of_zoo, principal_components
+from scalegmn.explore.content import collections_of, of_zoo, principal_components
 from scalegmn.explore.featured import Move, single_moves
 from scalegmn.explore.page import MARK, embedded, page
 from scalegmn.explore.serve import server_of
@@ -23,13 +23,6 @@ from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import render
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.zoos.zoo_format import open_zoo
-
-
-@pytest.fixture(scope="module")
-def run(digits):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(digits.folder)
-        return of_run(digits.run)
 
 
 def test_a_zoo(digits):
@@ -69,8 +62,8 @@ def test_principal_components():
     assert principal_components(torch.ones(3, 4))[0].tolist() == [0, 0, 0]
 
 
-def test_a_run(digits, run):
-    content = run.content()
+def test_a_run(digits, shown_run):
+    content = shown_run.content()
     columns = {column["name"]: column for column in content["columns"]}
     assert set(columns["split"]["names"]) == {"test"}
     model, zoo = load(digits.run), open_zoo(digits.zoo)
@@ -82,13 +75,13 @@ def test_a_run(digits, run):
     assert right / len(predicted) == pytest.approx(model.summary["test_accuracy"])
 
 
-def test_the_model_keeps_its_answer_and_the_mlp_does_not(run):
-    for entry in run.featured:
+def test_the_model_keeps_its_answer_and_the_mlp_does_not(shown_run):
+    for entry in shown_run.featured:
         answers = np.array([*entry["moves"].values(), *entry["walk_answers"]])
         assert (answers[:, 0] == answers[0, 0]).all()
         assert np.abs(answers[:, 1] - answers[0, 1]).max() < 1e-3  # single precision
         assert np.abs(answers[:, 3] - answers[0, 3]).max() > 1e-2
-    assert len({entry["row"] for entry in run.featured}) == len(run.featured) == 6
+    assert len({entry["row"] for entry in shown_run.featured}) == len(shown_run.featured) == 6
 
 
 @pytest.mark.parametrize("kind", ["sine", "tanh", "relu"])
@@ -129,8 +122,8 @@ def test_data_cannot_leave_their_block():
     assert json.loads(text) == hostile
 
 
-def test_the_page_has_no_links(run):
-    text = page([run])
+def test_the_page_has_no_links(shown_run):
+    text = page([shown_run])
     assert text.count(MARK) == 1
     assert MARK in text[:500]
     for word in ("src=", "href=", "@import", "url(", "fetch(", "XMLHttpRequest", "innerHTML", "eval("):

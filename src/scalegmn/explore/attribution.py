@@ -25,6 +25,9 @@ METHODS = ("integrated", "gradient")
 STEPS = 64
 """Points on the path of integrated gradients."""
 
+POINTS_AT_ONCE = 16
+"""Points whose gradients are computed together."""
+
 Score = Callable[[NetParams], Tensor]
 """B canonical networks -> [B], the number that is explained."""
 
@@ -155,17 +158,30 @@ def integrated_gradients(score: Score, x: NetParams, reference: NetParams, steps
         raise ValueError(f"reference: found {reference.spec}, expected {x.spec}")
     import numpy as np
 
-    places, lengths = np.polynomial.legendre.leggauss(steps)
+    places, lengths = (torch.from_numpy(row / 2).to(x.biases[0]) for row in np.polynomial.legendre.leggauss(steps))
     difference = _combined(lambda a, b: a - b, x, reference)
     total = x.map(torch.zeros_like).replace(statistics=x.statistics)
-    for place, length in zip((places + 1) / 2, lengths / 2, strict=True):
-        point = _combined(lambda r, d, t=float(place): r + t * d, reference, difference, x)
+    for chunk in torch.arange(steps).split(POINTS_AT_ONCE):  # points first, then networks
+        t, weight = places[chunk] + 0.5, lengths[chunk]
+        like = x[torch.arange(len(x)).repeat(len(chunk))]
+        point = _combined(partial(_along, t), reference, difference, like)
         _, gradient = _gradient(score, point)
-        total = _combined(lambda a, b, w=float(length): a + w * b, total, gradient)
+        total = _combined(partial(_add_mean, weight), total, gradient)
     with torch.no_grad():
         start = _combined(lambda r, d: r + 0 * d, reference, difference, x)
         ends = score(x), score(start)
     return Attribution(_combined(torch.mul, difference, total), *ends)
+
+
+def _along(t: Tensor, start: Tensor, difference: Tensor) -> Tensor:
+    """start + t difference for each t [T]: [1, ...] and [B, ...] -> [T B, ...]."""
+    return (start[None] + t.reshape(-1, *[1] * difference.ndim) * difference[None]).flatten(0, 1)
+
+
+def _add_mean(weight: Tensor, total: Tensor, values: Tensor) -> Tensor:
+    """total [B, ...] + the sum over points of weight [T] times values [T B, ...]."""
+    of_points: Tensor = values.unflatten(0, (len(weight), -1))
+    return total + torch.tensordot(weight, of_points, 1)
 
 
 def _gradient(score: Score, x: NetParams) -> tuple[Tensor, NetParams]:
