@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo demo-editing demo-generalization test test-slow coverage lint types docs
+.PHONY: setup demo demo-editing demo-generalization demo-optimizer test test-slow coverage lint types docs
 
 setup: .venv/installed
 
@@ -19,6 +19,9 @@ demo-editing: setup
 
 demo-generalization: setup
 	$(BIN)/scalegmn demo generalization
+
+demo-optimizer: setup
+	$(BIN)/scalegmn demo optimizer
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

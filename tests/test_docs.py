@@ -22,6 +22,7 @@ SCRIPTS = {
     "inr_classification.py": "classification",
     "inr_editing.py": "editing",
     "predicting_generalization.py": "generalization",
+    "learning_to_optimize.py": "optimizer",
 }
 # Of the shell, and of systems that tests lack.
 OTHER_PROGRAMS = {

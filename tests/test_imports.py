@@ -29,16 +29,40 @@ ROOMS = {
         "interop.tensor_files",
     },
     "training": {"reporting"},
-    "tasks": {"registry", "networks", "symmetry", "models.base", "zoos", "reporting", "training.task"},
+    "tasks": {
+        *("registry", "networks", "symmetry", "models.base", "zoos", "reporting", "training.task", "optimizers"),
+    },
     "experiments": {
-        *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
+        *(
+            "registry",
+            "networks",
+            "symmetry",
+            "models",
+            "reporting",
+            "configuration",
+            "interop",
+            "zoos",
+            "tasks",
+            "optimizers",
+        ),
         "training",
     },
     "explore": {
         *("networks", "symmetry", "models", "reporting", "interop", "zoos", "tasks", "experiments"),
     },
     "cli": {
-        *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
+        *(
+            "registry",
+            "networks",
+            "symmetry",
+            "models",
+            "reporting",
+            "configuration",
+            "interop",
+            "zoos",
+            "tasks",
+            "optimizers",
+        ),
         *("training", "experiments", "explore", ""),  # and the package itself, for its version
     },
     "optimizers": {"registry", "networks", "symmetry", "nn", "models", "zoos"},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalegmn.experiments.config import build_model
     from scalegmn.experiments.trained import TrainedModel, load
+    from scalegmn.experiments.trained_optimizer import load_optimizer
     from scalegmn.interop.onnx import from_onnx
     from scalegmn.interop.state_dicts import from_state_dict
     from scalegmn.interop.torch_modules import from_module, to_module
@@ -32,6 +33,7 @@ __all__ = [
     "from_onnx",
     "from_state_dict",
     "load",
+    "load_optimizer",
     "open_zoo",
     "read",
     "to_module",
@@ -50,6 +52,7 @@ _HOMES = {
     "from_onnx": "interop.onnx",
     "from_state_dict": "interop.state_dicts",
     "load": "experiments.trained",
+    "load_optimizer": "experiments.trained_optimizer",
     "open_zoo": "zoos.zoo_format",
     "read": "interop.torch_modules",
     "to_module": "interop.torch_modules",

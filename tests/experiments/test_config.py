@@ -28,7 +28,8 @@ from scalegmn.zoos.fit.cnn_zoo import CnnRecipe
 from scalegmn.zoos.fit.inr_zoo import InrRecipe
 
 ROOT = Path(__file__).parents[2]
-RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in ("zoos", "sweeps", "compare"))
+OTHERS = ("zoos", "sweeps", "compare", "l2o")
+RUNS = sorted(path for path in ROOT.glob("configs/*/*.yml") if path.parent.name not in OTHERS)
 DIGITS = ("digits_cls", "digits_cnn", "digits_editing")
 """Folders of configurations of the demos' zoos: all models."""
 RECIPES = sorted(ROOT.glob("configs/zoos/*.yml"))

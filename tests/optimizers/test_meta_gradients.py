@@ -67,17 +67,20 @@ def window_losses(problem, log_rates, objective):
     return torch.stack([last - first for first, (_, last) in zip(before, ends, strict=True)])
 
 
+def noise(problem, generator):
+    return torch.randn(len(problem.params), 1, generator=generator, dtype=torch.float64)
+
+
 def estimates(problem, optimizer, sigma, objective, seed=0):
     """The gradient of every window, and the perturbations [windows, N]."""
     generator, population, found = torch.Generator().manual_seed(seed), None, []
     for _ in range(NUM_WINDOWS):
         estimate, population = persistent_evolution(
-            optimizer, problem, population, generator, WINDOW, WINDOW * NUM_WINDOWS, sigma, objective
+            optimizer, problem, population, noise(problem, generator), WINDOW, WINDOW * NUM_WINDOWS, sigma, objective
         )
         found.append(estimate.gradients[0])
     again = torch.Generator().manual_seed(seed)
-    shape = (len(problem.params), 1)
-    epsilon = [sigma * torch.randn(shape, generator=again, dtype=torch.float64)[:, 0] for _ in range(NUM_WINDOWS)]
+    epsilon = [sigma * noise(problem, again)[:, 0] for _ in range(NUM_WINDOWS)]
     return torch.stack(found), torch.stack(epsilon)
 
 
@@ -118,13 +121,16 @@ def test_networks_start_again_at_the_horizon():
     offset = torch.tensor([0, 5, 10])
     population, ages = None, []
     for _ in range(5):
-        _, population = persistent_evolution(optimizer, problem, population, generator, WINDOW, 15, 0.01, offset=offset)
+        _, population = persistent_evolution(
+            optimizer, problem, population, noise(problem, generator), WINDOW, 15, 0.01, offset=offset
+        )
         ages.append(population.age.tolist())
     assert ages == [[5, 10, 15], [10, 15, 5], [15, 5, 10], [5, 10, 15], [10, 15, 5]]
 
 
+@pytest.mark.parametrize("next_batch", [False, True])
 @pytest.mark.parametrize("network", ["ff", "scalegmn", "nfn"])
-def test_first_order_gradients_are_those_of_autograd(network, random_params):
+def test_first_order_gradients_are_those_of_autograd(network, next_batch):
     data = ImageData(ProblemConfig(image_size=3))
     data.pixels = {split: pixels.double() for split, pixels in data.pixels.items()}
     config = ProblemConfig(image_size=3, hidden_dims=((4,),), batch_size=6)
@@ -135,7 +141,7 @@ def test_first_order_gradients_are_those_of_autograd(network, random_params):
     with torch.no_grad():
         for parameter in optimizer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    found = first_order(optimizer, problem, 3)
+    found = first_order(optimizer, problem, 3, next_batch)
     flat, total = problem.params.flatten(), 0
     state = optimizer.features.start(flat)
     for step in range(3):
@@ -143,7 +149,7 @@ def test_first_order_gradients_are_those_of_autograd(network, random_params):
         _, gradients = problem.losses_and_gradients(flat, batch)
         inputs, state = optimizer.inputs(problem.params, flat, gradients, state)
         new = flat + optimizer(inputs, Coordinates(problem.params.spec))
-        total = total + problem.losses(new, batch).mean() / 3
+        total = total + problem.losses(new, problem.batch(step + 1) if next_batch else batch).mean() / 3
         flat = new.detach()
     torch.testing.assert_close(found.loss, total.detach(), rtol=1e-12, atol=0)
     expected = torch.autograd.grad(total, list(optimizer.parameters()), materialize_grads=True)
@@ -178,9 +184,9 @@ def test_a_diverging_network_is_counted_and_poisons_nothing():
     expected = first_order(optimizer, alone, 3)
     torch.testing.assert_close(found.gradients[0], expected.gradients[0] * 3 / 4)
     torch.testing.assert_close(found.loss, expected.loss * 3 / 4 + MAX_LOSS / 4)
-    estimate, population = persistent_evolution(optimizer, broken, None, generator, WINDOW, 20, 0.01)
+    estimate, population = persistent_evolution(optimizer, broken, None, noise(whole, generator), WINDOW, 20, 0.01)
     assert estimate.num_diverged == 1
     assert estimate.gradients[0].isfinite()
     assert population.age.isnan().tolist() == [True, False, False, False]
-    _, population = persistent_evolution(optimizer, whole, population, generator, WINDOW, 20, 0.01)
+    _, population = persistent_evolution(optimizer, whole, population, noise(whole, generator), WINDOW, 20, 0.01)
     assert population.age.tolist() == [5, 10, 10, 10]

@@ -56,6 +56,12 @@ class Line:
             (figures / f"{split}.txt").write_text("drawn")
         return {"loss": self.loss(model, self.x, 2 * self.x - 1).item()}
 
+    def state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
     def identity(self):
         return {"line": 1}
 

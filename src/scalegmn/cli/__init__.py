@@ -22,6 +22,7 @@ SCALEGMN = Group(
         "symmetry": "measure which symmetries a model keeps",
         "inspect": "show how a module of your own is read: its layers, and which neurons move",
         "compare": "train several models on one zoo, over seeds, and compare results and costs",
+        "optimizers": "compare learned optimisers with tuned ones",
         "sweep": "search hyper-parameters by their validation results",
         "report": "write one HTML page about several runs",
         "demo": "make a small zoo, train on it, and compare with simple baselines",

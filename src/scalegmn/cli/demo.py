@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from scalegmn.cli import explore, train
+from scalegmn.cli import explore, optimizers, train
 from scalegmn.cli.arguments import Arguments
 from scalegmn.cli.zoo import cnn, inr
 from scalegmn.experiments.baselines import BASELINES
@@ -41,17 +41,37 @@ DEMOS = {
 """Task -> its demo."""
 
 
+OPTIMIZER = "optimizer"
+"""The demo that makes no zoo: two learned optimisers beside tuned ones."""
+
+
 def run(words: Sequence[str]) -> None:
     """Makes the zoo unless it is there, trains, prints the table, and writes a page that shows the run and its zoo."""
     parser = Arguments("scalegmn demo", "Make a small zoo, train on it, and compare the result with simple baselines.")
-    parser.add_argument("task", nargs="?", choices=list(DEMOS), default="classification", help="(classification)")
+    parser.add_argument(
+        "task", nargs="?", choices=[*DEMOS, OPTIMIZER], default="classification", help="(classification)"
+    )
     parser.add_argument("--out", type=Path, help="the run's folder; default: runs/demo.../<time>")
     values = parser.read(words)
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    if values.task == OPTIMIZER:
+        _optimizers(values.out or Path("runs/demo-optimizer") / now)
+        return
     demo = DEMOS[values.task]
-    out = values.out or Path(demo.folder) / datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = values.out or Path(demo.folder) / now
     demo.make_zoo(["--conf", f"configs/{demo.recipe}"])
     train.run([values.task, "--conf", f"configs/{demo.conf}", "--run_dir", str(out)])
     if values.task in BASELINES:
         print(f"\n{BASELINES[values.task](out)}")
     zoo = read_summary(out)["data"]["zoo"]
     explore.run([str(out), zoo, "--out", str(out / "page.html")])
+
+
+def _optimizers(out: Path) -> None:
+    """Meta-trains ScaleGMN and FF to train networks on digits, and prints the table."""
+    runs = [out / network for network in ("ff", "scalegmn")]
+    for folder in runs:
+        options = ["--conf", "configs/l2o/digits.yml", "--optimizer.network", folder.name, "--run_dir", str(folder)]
+        train.run(["optimizer", *options])
+    print()
+    optimizers.run([*map(str, runs), "--out", str(out / "comparison")])

@@ -11,11 +11,20 @@ from scalegmn.cli.dispatch import HELP
 from scalegmn.configuration.names import nearest
 from scalegmn.experiments.config import ScriptConfig, import_modules, read_config, with_run_dir
 from scalegmn.experiments.edited_zoo import EditConfig, export_zoo
+from scalegmn.experiments.optimizer_run import read_optimizer_config, train_optimizer
 from scalegmn.experiments.run import train
 from scalegmn.experiments.trained import load_model
 from scalegmn.models.base import Metanetwork
 from scalegmn.tasks import TASKS, ZooTask
 from scalegmn.zoos.loader import open_data
+
+OPTIMIZER = "optimizer"
+"""The task that trains no metanetwork on a zoo, but an optimiser on networks under training."""
+
+
+def _tasks() -> dict[str, str]:
+    """What can be trained, and what it is."""
+    return {**{name: task.description for name, task in TASKS.items()}, OPTIMIZER: "learn to train networks"}
 
 
 def finished(config: ScriptConfig, task: ZooTask, model: Metanetwork, summary: dict[str, Any]) -> None:
@@ -31,14 +40,20 @@ def run(words: Sequence[str]) -> None:
     """Trains on the task that the first word names."""
     if words and words[0] in HELP:
         print("usage: scalegmn train TASK --conf FILE ...\n\nTrain and test a metanetwork.\n")
-        print("\n".join(f"  {name:<{max(map(len, TASKS))}}  {task.description}" for name, task in TASKS.items()))
+        width = max(map(len, _tasks()))
+        print("\n".join(f"  {name:<{width}}  {description}" for name, description in _tasks().items()))
         print("\nscalegmn train TASK --help explains all settings.")
         sys.exit(0)
+    if words and words[0] == OPTIMIZER:
+        train_optimizer(with_run_dir(read_optimizer_config(words[1:]), words[1:]))
+        return
     if words and words[0] not in TASKS and not words[0].startswith("-"):
         import_modules(words[1:])  # one of which may register it
     if not words or words[0] not in TASKS:
-        known = ", ".join(TASKS)
-        advice = f"unknown task {words[0]}{nearest(words[0], TASKS) or f', expected one of {known}'}" if words else ""
+        known = ", ".join(_tasks())
+        advice = (
+            f"unknown task {words[0]}{nearest(words[0], _tasks()) or f', expected one of {known}'}" if words else ""
+        )
         raise ValueError(f"scalegmn train: {advice or f'a task is missing, expected one of {known}'}")
     name, *words = words
     task = TASKS[name]

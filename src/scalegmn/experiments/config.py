@@ -27,9 +27,47 @@ from scalegmn.training.config import TrainConfig
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.zoos.loader import DataConfig, open_data
 
+AnyRun = TypeVar("AnyRun", bound="RunConfig")
+
+
+class RunConfig:
+    """What the configurations of all runs have."""
+
+    train_args: TrainConfig
+    optimization: OptimizationConfig
+    wandb_args: WandbConfig
+    wandb: bool
+    tensorboard: bool
+    run_dir: str | None
+    resume: str | None
+    seeds: str | None
+    dry_run: bool
+
+    @property
+    def folder(self) -> Path:
+        """`run_dir`, once it is known (`with_run_dir`)."""
+        assert self.run_dir is not None
+        return Path(self.run_dir)
+
+    def content(self) -> dict[str, Any]:
+        """All settings of a run but `run_dir` and `resume`, as lists, dictionaries and plain values."""
+        raise NotImplementedError
+
+    def defaults(self) -> dict[str, Any]:
+        """The `content` of a run of this kind with defaults."""
+        raise NotImplementedError
+
+    def changed(self: AnyRun, **changes: Any) -> AnyRun:
+        """The configuration with other values of some settings."""
+        return replace(self, **changes)  # type: ignore[type-var]  # derived classes are dataclasses
+
+    def to_yaml(self) -> str:
+        """`content`, such that `--conf` reads it back to an equal configuration."""
+        return yaml.safe_dump(self.content(), sort_keys=False)
+
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """A run: data, model, training."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -78,19 +116,13 @@ class Config:
             raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
 
     @property
-    def folder(self) -> Path:
-        """`run_dir`, once it is known (`with_run_dir`)."""
-        assert self.run_dir is not None
-        return Path(self.run_dir)
-
-    @property
     def model(self) -> str:
         """The name of the metanetwork."""
         return self.model_config.name
 
     def content(self) -> dict[str, Any]:
         """All settings of a run but `run_dir` and `resume`, as lists, dictionaries and plain values."""
-        content = _plain({item.name: getattr(self, item.name) for item in fields(Config)})
+        content = plain({item.name: getattr(self, item.name) for item in fields(Config)})
         data, model_config, task_args = (content.pop(name) for name in ("data", "model_config", "task_args"))
         content |= {"run_dir": None, "resume": None}
         if not self.imports:  # as in files of runs before there were any
@@ -98,9 +130,9 @@ class Config:
         content |= {f"{name}_args": options for name, options in task_args.items()}
         return {"data": data, "model": self.model, self.model_config.section: model_config, **content}
 
-    def to_yaml(self) -> str:
-        """`content`, such that `--conf` reads it back to an equal configuration."""
-        return yaml.safe_dump(self.content(), sort_keys=False)
+    def defaults(self) -> dict[str, Any]:
+        """As in `RunConfig`."""
+        return Config(model_config=type(self.model_config)()).content()
 
 
 @dataclass(frozen=True)
@@ -127,13 +159,13 @@ class ScriptConfig(Config):
             raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses as dictionaries and tuples as lists, all the way down."""
     if is_dataclass(value) and not isinstance(value, type):
         value = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -246,7 +278,7 @@ def _settings(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return settings, remarks
 
 
-def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> AnyConfig:
+def with_run_dir(config: AnyRun, arguments: Sequence[str] | None = None) -> AnyRun:
     """The configuration with `run_dir` filled in: `runs/<folder>-<file>/<time>`, named after the last `--conf`; or the
     run to go on with.
 
@@ -256,7 +288,7 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
     if config.resume not in (None, "auto"):
         if config.run_dir not in (None, config.resume):
             raise ValueError(f"--run_dir {config.run_dir}, but --resume {config.resume}: leave out --run_dir")
-        return replace(config, run_dir=config.resume)
+        return config.changed(run_dir=config.resume)
     if config.run_dir is not None:
         return config
     files, _ = split_arguments(arguments)
@@ -264,14 +296,14 @@ def with_run_dir(config: AnyConfig, arguments: Sequence[str] | None = None) -> A
     name = f"{path.parent.name}-{path.stem}" if path else "default"
     for run in sorted(Path("runs", name).glob("*/config.yml"), reverse=True) if config.resume == "auto" else ():
         if not (run.parent / "summary.json").exists() and not changed_keys(config, run):
-            return replace(config, run_dir=str(run.parent))
+            return config.changed(run_dir=str(run.parent))
     folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
     while folder.exists():
         folder = folder.with_name(f"{folder.name}-again")
-    return replace(config, run_dir=str(folder))
+    return config.changed(run_dir=str(folder))
 
 
-def start_run(config: Config) -> Run:
+def start_run(config: RunConfig) -> Run:
     """The run folder of a configuration.
 
     Raises:
@@ -289,11 +321,11 @@ def start_run(config: Config) -> Run:
     return Run(folder, config.to_yaml(), config.content(), loggers, config.resume is not None)
 
 
-def changed_keys(config: Config, file: Path) -> list[str]:
+def changed_keys(config: RunConfig, file: Path) -> list[str]:
     """`key value (found other value)` for each setting in which a configuration differs from a run's config.yml; on
     which devices a run trains, and where its own modules are, does not count. A setting that is newer than the run, and
     missing in its file, has its default."""
-    default = dict(leaves(Config(model_config=type(config.model_config)()).content()))
+    default = dict(leaves(config.defaults()))
     stored, given = dict(leaves(read_yaml(file))), dict(leaves(config.content()))
     before = {key: stored.get(key, default.get(key)) for key in {**stored, **given}}
     return [

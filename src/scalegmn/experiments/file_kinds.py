@@ -33,6 +33,7 @@ def refuse_other_kinds(content: Mapping[str, Any], command: str, known: Collecti
     # imported here: only for files that are refused anyway
     from scalegmn.experiments.compare import CompareConfig
     from scalegmn.experiments.config import Config, with_sections
+    from scalegmn.experiments.optimizer_run import OptimizerRunConfig
     from scalegmn.experiments.sweep import SweepConfig
     from scalegmn.zoos.fit.cnn_zoo import CnnRecipe
     from scalegmn.zoos.fit.inr_zoo import InrRecipe
@@ -42,6 +43,7 @@ def refuse_other_kinds(content: Mapping[str, Any], command: str, known: Collecti
         "scalegmn zoo cnn": ("the recipe of a zoo of CNNs", CnnRecipe),
         "scalegmn sweep": ("a sweep", SweepConfig),
         "scalegmn compare": ("a comparison", CompareConfig),
+        "scalegmn train optimizer": ("the meta-training of an optimiser", OptimizerRunConfig),
         "scalegmn train TASK": ("the configuration of a run", with_sections(Config)),
     }
     fitting = {name: len(keys & {item.name for item in fields(kind)}) for name, (_, kind) in kinds.items()}

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
-from scalegmn.experiments.config import ScriptConfig, start_run
+from scalegmn.experiments.config import RunConfig, ScriptConfig, start_run
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.visibility import least_visible
 from scalegmn.reporting.files import git_commit, versions, write_json
@@ -19,24 +20,45 @@ from scalegmn.reporting.words import counted
 from scalegmn.tasks import ZooTask
 from scalegmn.training.launch import NOT_FINITE, STOPPED, ending_together, launch
 from scalegmn.training.memory import peak_memory
+from scalegmn.training.task import Task
 from scalegmn.training.trainer import Stopped, Trainer
 
 if TYPE_CHECKING:
     from scalegmn.training.launch import Fabric
 
 AnyConfig = TypeVar("AnyConfig", bound=ScriptConfig)
-Build = Callable[[Any], ZooTask]
-Finished = Callable[[Any, Any, Metanetwork, dict[str, Any]], None]
+AnyRun = TypeVar("AnyRun", bound=RunConfig)
+BuildTask = Callable[[Any], ZooTask]
+Build = Callable[[Any], tuple[Task, nn.Module]]
+Finished = Callable[[Any, Any, Any, dict[str, Any]], None]
 
 
-def train(config: AnyConfig, build_task: Build, finished: Finished | None = None) -> None:
+def train(config: AnyConfig, build_task: BuildTask, finished: Finished | None = None) -> None:
+    """`train_runs` of a metanetwork on a task.
+
+    Args:
+        config: a configuration with a `run_dir` (`with_run_dir`).
+        build_task: the task of a configuration; may raise ValueError.
+        finished: called with configuration, task, trained model and summary of each run, in the first process.
+    """
+
+    def build(config: AnyConfig) -> tuple[ZooTask, Metanetwork]:
+        return _task_and_model(config, build_task)
+
+    train_runs(config, build, lambda fabric: dry_run(fabric, config, build_task), finished)
+
+
+def train_runs(
+    config: RunConfig, build: Build, dry_run: Callable[[Fabric], None], finished: Finished | None = None
+) -> None:
     """Trains and tests: once, for each of `config.seeds`, or not at all (`config.dry_run`).
 
     Ends the process with exit code 75 when a signal stopped a run, 3 when a loss or gradient was not finite.
 
     Args:
         config: a configuration with a `run_dir` (`with_run_dir`).
-        build_task: the task of a configuration; may raise ValueError.
+        build: the task of a configuration, and what is trained on it; may raise ValueError.
+        dry_run: what is done instead where the configuration asks for it.
         finished: called with configuration, task, trained model and summary of each run, in the first process.
 
     Raises:
@@ -45,17 +67,17 @@ def train(config: AnyConfig, build_task: Build, finished: Finished | None = None
     config.train_args.check_device()
     fabric = launch(config.train_args.device, config.train_args.devices, config.train_args.precision)
     if config.dry_run:
-        dry_run(fabric, config, build_task)
+        dry_run(fabric)
     elif config.seeds is not None:
-        train_seeds(fabric, config, build_task, finished)
+        train_seeds(fabric, config, build, finished)
     else:
-        train_once(fabric, config, build_task, finished)
+        train_once(fabric, config, build, finished)
 
 
-def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:
+def train_once(fabric: Fabric, config: RunConfig, build: Build, finished: Finished | None) -> None:
     """One run; results in its folder."""
     with ending_together(fabric):
-        task, model = _task_and_model(config, build_task)
+        task, model = build(config)
         run = start_run(config) if fabric.is_global_zero else None
     try:
         summary = Trainer(fabric, task, model, config.train_args, config.optimization, run).fit()
@@ -68,7 +90,7 @@ def train_once(fabric: Fabric, config: AnyConfig, build_task: Build, finished: F
         finished(config, task, model, summary)
 
 
-def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[ZooTask, Metanetwork]:
+def _task_and_model(config: AnyConfig, build_task: BuildTask) -> tuple[ZooTask, Metanetwork]:
     task = build_task(config)
     if config.train_args.compile and len(task.architectures) > 1:
         found = f"{len(task.architectures):,} architectures"
@@ -77,7 +99,7 @@ def _task_and_model(config: AnyConfig, build_task: Build) -> tuple[ZooTask, Meta
     return task, config.model_config.build_for(task.architectures)
 
 
-def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: Finished | None) -> None:
+def train_seeds(fabric: Fabric, config: RunConfig, build: Build, finished: Finished | None) -> None:
     """A run per seed in `run_dir/seed_<seed>`, unless it is finished, from where it stopped; then
     `run_dir/summary.json`.
 
@@ -96,7 +118,7 @@ def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: 
     for run, path, is_finished in zip(runs, paths, done, strict=True):
         print(f"{path.parent}: {'finished already' if is_finished else 'training'}")
         if not is_finished:
-            train_once(fabric, run, build_task, finished)
+            train_once(fabric, run, build, finished)
     if not fabric.is_global_zero:
         return
     metrics = over_seeds([json.loads(path.read_text()) for path in paths])
@@ -108,13 +130,13 @@ def train_seeds(fabric: Fabric, config: AnyConfig, build_task: Build, finished: 
     print(f"results: {folder}")
 
 
-def each_seed(config: AnyConfig) -> list[AnyConfig]:
+def each_seed(config: AnyRun) -> list[AnyRun]:
     """The configurations of the single runs, a folder each."""
     assert config.seeds is not None
     runs = []
     for seed in map(int, config.seeds.split(",")):
         folder, train_args = str(config.folder / f"seed_{seed}"), replace(config.train_args, seed=seed)
-        runs.append(replace(config, seeds=None, run_dir=folder, resume="auto", train_args=train_args))
+        runs.append(config.changed(seeds=None, run_dir=folder, resume="auto", train_args=train_args))
     return runs
 
 
@@ -128,7 +150,7 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]
     return metrics
 
 
-def dry_run(fabric: Fabric, config: AnyConfig, build_task: Build) -> None:
+def dry_run(fabric: Fabric, config: AnyConfig, build_task: BuildTask) -> None:
     """Prints what would be read and trained, and measures the memory of one training step on the first batch; writes
     nothing."""
     with ending_together(fabric):

@@ -61,38 +61,43 @@ class MetaGradient(NamedTuple):
         return self.loss.detach() + product - product.detach()
 
 
-def first_order(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> MetaGradient:
-    """The mean over steps of the gradient of the loss after a step, on the batch of the step (Kofinas et al., 2024):
-    the parameters and the optimiser's memory before the step are constants.
+def first_order(optimizer: LearnedOptimizer, problem: Problem, horizon: int, next_batch: bool = False) -> MetaGradient:
+    """The mean over steps of the gradient of the loss after a step (Kofinas et al., 2024): the parameters and the
+    optimiser's memory before the step are constants.
 
     Args:
         optimizer: the optimiser.
         problem: B networks.
         horizon: steps.
+        next_batch: the loss is that on the batch of the next step, whose gradient this step reads anyway; else, as
+            published, on the batch that the step itself has seen.
     """
     params, parameters = problem.params, list(optimizer.parameters())
     start = params.flatten()
     coordinates, flat, state = Coordinates(params.spec), start, optimizer.features.start(start)
     total, num_diverged = start.new_zeros(()), 0
     gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    batch = problem.batch(0)
+    _, inner = problem.losses_and_gradients(flat, batch)
     for step in range(horizon):
-        batch = problem.batch(step)
-        _, inner = problem.losses_and_gradients(flat, batch)
         diverged = ~inner.isfinite().all(1)
         inputs, state = optimizer.inputs(params, flat, torch.where(diverged[:, None], 0, inner), state)
         with torch.enable_grad():
             changes = optimizer(inputs, coordinates)
-        new = flat + changes.detach()
-        losses, outer = problem.losses_and_gradients(new, batch)
+        new, following = flat + changes.detach(), problem.batch(step + 1)
+        losses, outer = problem.losses_and_gradients(new, following if next_batch else batch)
         diverged |= ~(losses < MAX_LOSS) | ~outer.isfinite().all(1) | ~new.isfinite().all(1)
-        outer = torch.where(diverged[:, None], 0, outer) / (len(flat) * horizon)
-        own = torch.autograd.grad(changes, parameters, outer, allow_unused=True)
+        weighted = torch.where(diverged[:, None], 0, outer) / (len(flat) * horizon)
+        own = torch.autograd.grad(changes, parameters, weighted, allow_unused=True)
         for gradient, part in zip(gradients, own, strict=True):
             if part is not None:
                 gradient += part
         total = total + torch.where(diverged, MAX_LOSS, losses).mean() / horizon
         num_diverged += int(diverged.sum())
-        flat, state = torch.where(diverged[:, None], start, new), state.reset(diverged)
+        flat, state, batch = torch.where(diverged[:, None], start, new), state.reset(diverged), following
+        inner = outer
+        if not next_batch or bool(diverged.any()):
+            _, inner = problem.losses_and_gradients(flat, batch)
     return MetaGradient(total, gradients, num_diverged)
 
 
@@ -121,7 +126,7 @@ def persistent_evolution(
     optimizer: LearnedOptimizer,
     problem: Problem,
     population: Population | None,
-    generator: torch.Generator,
+    noise: Tensor,
     window: int,
     horizon: int,
     sigma: float,
@@ -139,7 +144,7 @@ def persistent_evolution(
         optimizer: the optimiser.
         problem: N networks as they start.
         population: after the window before; None: at the start.
-        generator: draws epsilon.
+        noise: [N, D], standard normal: epsilon / sigma.
         window: steps.
         horizon: steps that each network is trained; a multiple of `window`.
         sigma: standard deviation of epsilon.
@@ -163,7 +168,7 @@ def persistent_evolution(
     state = population.state.reset(both)
     state = state._replace(steps=torch.where(both, 0, state.steps))
     before = torch.where(both, torch.nan, population.before)
-    epsilon = sigma * torch.randn(num_networks, len(vector), generator=generator, dtype=vector.dtype)
+    epsilon = sigma * noise
     xi = torch.where(ended[:, None], 0, population.xi) + epsilon
     perturbed = torch.cat([vector + epsilon, vector - epsilon])
     update = _perturbed(optimizer, parameters, perturbed)

@@ -174,11 +174,18 @@ class InnerProblem:
 
     @classmethod
     def draw(
-        cls, config: ProblemConfig, data: ImageData, num_networks: int, generator: torch.Generator
+        cls,
+        config: ProblemConfig,
+        data: ImageData,
+        num_networks: int,
+        generator: torch.Generator,
+        spec: NetSpec | None = None,
     ) -> InnerProblem:
-        """A problem of one architecture, activation and initialisation, drawn among the configured ones."""
+        """A problem of one architecture and activation (`spec`, or one of the configured ones) and one initialisation,
+        drawn among those of the configuration."""
         specs = architectures(config, data)
-        spec = specs[int(torch.randint(len(specs), (), generator=generator))]
+        if spec is None:
+            spec = specs[int(torch.randint(len(specs), (), generator=generator))]
         choice = config.initializations[int(torch.randint(len(config.initializations), (), generator=generator))]
         seed = int(torch.randint(2**31, (), generator=generator))
         params = initialized(spec, num_networks, choice, generator)

@@ -57,6 +57,26 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
     figure.savefig(path, dpi=120)
 
 
+def optimizer_curves(path: Path, losses: Mapping[str, Any]) -> None:
+    """Losses of networks under training, on a logarithmic axis: the mean over networks, and a band between the smallest
+    and the largest.
+
+    Args:
+        path: of the PNG.
+        losses: optimiser -> [B, T].
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.add_subplot()
+    for label, values in losses.items():
+        array = np.asarray(values)
+        steps = np.arange(1, array.shape[1] + 1)
+        (line,) = axes.plot(steps, array.mean(0), label=label)
+        axes.fill_between(steps, array.min(0), array.max(0), color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def _panels(columns: Collection[str]) -> dict[str, dict[str, str]]:
     """Name of a panel -> label of a curve -> its column, for the columns that exist."""
     metrics = [key.removeprefix("val_") for key in columns if key.startswith("val_")]

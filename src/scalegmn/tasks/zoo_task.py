@@ -236,6 +236,13 @@ class ZooTask(ABC):
         lists = zip(*(column.tolist() for column in values.values()), strict=True)
         write_csv(path, [dict(zip(values, row, strict=True)) for row in lists])
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing is carried from step to step."""
+        return {}
+
+    def set_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027  # tasks that carry something have their own
+        """Nothing is carried from step to step."""
+
     def identity(self) -> dict[str, Any]:
         """The data of a run, for its summary: the task, the zoo, and how it was read. `canonical` lists the symmetries
         that its networks have removed; `spec` covers all its architectures."""

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from scalegmn.training.optimization import Schedule
 from scalegmn.training.random_state import random_state, set_random_state
+from scalegmn.training.task import Task
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -66,7 +67,7 @@ class RunState:
         optimizer: its optimiser.
         schedule: the learning rate.
         seed: of the generator that draws the batches, equal in all processes.
-        data_id: names the data.
+        task: names the data, and may carry tensors from step to step.
 
     Attributes:
         progress: position of the run.
@@ -83,10 +84,10 @@ class RunState:
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         seed: int,
-        data_id: str,
+        task: Task,
     ) -> None:
         self.fabric, self.model, self.average = fabric, model, average
-        self.optimizer, self.schedule, self.data_id = optimizer, schedule, data_id
+        self.optimizer, self.schedule, self.task = optimizer, schedule, task
         self.progress = Progress()
         self.best = self.evaluated_parameters()
         self.batch_generator = torch.Generator().manual_seed(seed)
@@ -114,19 +115,22 @@ class RunState:
         """Named tensors and plain values of the run.
 
         Args:
-            random_states: of this process's generators; those of all processes are gathered.
+            random_states: of this process's generators; those of all processes are gathered, as is what the task
+                carries.
         """
-        gathered = [random_states]
+        gathered = [(random_states, self.task.state())]
         if self.fabric.world_size > 1:
+            of_process = gathered[0]
             gathered = gathered * self.fabric.world_size
-            torch.distributed.all_gather_object(gathered, random_states)
+            torch.distributed.all_gather_object(gathered, of_process)
         self.progress.seconds = self.seconds()
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "average": {} if self.average is None else self.average.state_dict(),
             "best": self.best,
             **{f"optimizer.{index}": state for index, state in self.optimizer.state_dict()["state"].items()},
-            **{f"random.{rank}": state for rank, state in enumerate(gathered)},
+            **{f"random.{rank}": state for rank, (state, _) in enumerate(gathered)},
+            **{f"task.{rank}": state for rank, (_, state) in enumerate(gathered)},
             "shuffle": {"epoch_start": self.epoch_start},
         }
         tensors = {f"{group}.{name}": tensor for group, state in groups.items() for name, tensor in state.items()}
@@ -135,7 +139,7 @@ class RunState:
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
             "processes": self.fabric.world_size,
-            "data_id": self.data_id,
+            "data_id": self.task.data_id,
         }
         return tensors, metadata
 
@@ -149,8 +153,8 @@ class RunState:
         Raises:
             ValueError: the state is of other data or of another number of processes.
         """
-        if metadata["data_id"] != self.data_id:
-            raise ValueError(f"{name}: was trained on other data (found {self.data_id}); start a new run")
+        if metadata["data_id"] != self.task.data_id:
+            raise ValueError(f"{name}: was trained on other data (found {self.task.data_id}); start a new run")
         if metadata["processes"] != self.fabric.world_size:
             expected = f"expected {metadata['processes']}, which have trained it so far"
             raise ValueError(f"{name}: found {self.fabric.world_size} processes, {expected}")
@@ -181,6 +185,7 @@ class RunState:
         self.batch_generator.set_state(random_states["batches"])
         set_random_state(random_states, self.fabric.device)
         self.epoch_start = tensors["shuffle.epoch_start"]
+        self.task.set_state(_group(tensors, f"task.{self.fabric.global_rank}"))
 
 
 def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:

@@ -68,6 +68,14 @@ class Task(Protocol):
         """
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """What this process carries from step to step besides the model, by name; most tasks carry nothing."""
+        ...
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what `state` returned."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What the data are, for the run's summary, in plain JSON types."""
         ...

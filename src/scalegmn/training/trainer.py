@@ -79,7 +79,7 @@ class Trainer:
         fused = config.precision != "fp16-mixed"
         optimizer, self.schedule = build_optimizer(optimization, model.parameters(), num_steps, fused)
         self.optimizer = cast("_FabricOptimizer", fabric.setup_optimizers(optimizer))
-        self.state = RunState(fabric, model, average, optimizer, self.schedule, config.seed, task.data_id)
+        self.state = RunState(fabric, model, average, optimizer, self.schedule, config.seed, task)
         evaluated = self.state.evaluated
         if config.compile:
             for module in {model, evaluated}:

@@ -1,0 +1,136 @@
+"""Trained optimisers for modules: `scalegmn.load_optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scalegmn.experiments.optimizer_run import OptimizerRunConfig, load_trained_optimizer
+from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
+from scalegmn.interop.torch_modules.program import ExampleInput
+from scalegmn.interop.torch_modules.reader import trace_module
+from scalegmn.networks import NetParams
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.features import OptimizerState
+from scalegmn.optimizers.learned import LearnedOptimizer
+
+
+class ModuleOptimizer(torch.optim.Optimizer):
+    """A learned optimiser of one module, used like those of PyTorch: `zero_grad()`, backward, `step()`.
+
+    Args:
+        learned: the learned optimiser.
+        module: any module that `scalegmn.from_module` reads and the optimiser can train: `ff`, `mlp_lopt` and `lstm`
+            read all, networks on graphs chains of layers.
+        example_input: the input that the module is called with, as in `scalegmn.from_module`.
+
+    Raises:
+        ValueError: the module cannot be read.
+    """
+
+    def __init__(self, learned: LearnedOptimizer, module: nn.Module, example_input: ExampleInput) -> None:
+        self.learned, self.module = learned, module
+        self._layers, self._spec = trace_module(module, example_input, None, is_strict=False)
+        self._coordinates = Coordinates(self._spec)
+        super().__init__(module.parameters(), {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Changes the parameters by their gradients.
+
+        Args:
+            closure: computes the loss and its gradients first.
+
+        Raises:
+            ValueError: a parameter or gradient is not finite, or layers share a parameter, whose uses the optimiser
+                would change differently.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tensors = named_tensors(self.module)
+        own = next(self.learned.parameters())
+        params = read_parameters(tensors, self._layers, self._spec).to(own)
+        gradients = _gradients(tensors, self._layers, params)
+        flat, inner = params.flatten(), gradients.flatten()
+        inputs, state = self.learned.inputs(params, flat, inner, self._state(flat))
+        new = params.unflatten(flat + self.learned(inputs, self._coordinates))
+        self.state[self._first] = dict(state._asdict())
+        write_parameters(_kept(new, params, self._layers), self.module, self._layers, self._spec)
+        return loss
+
+    @property
+    def _first(self) -> Tensor:
+        """The parameter whose state is that of all."""
+        first: Tensor = self.param_groups[0]["params"][0]
+        return first
+
+    def _state(self, flat: Tensor) -> OptimizerState:
+        """What the optimiser remembers."""
+        stored = self.state[self._first]
+        if not stored:
+            return self.learned.features.start(flat)
+        return OptimizerState(*(stored[name] for name in OptimizerState._fields))
+
+
+def _gradients(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], params: NetParams) -> NetParams:
+    """The gradients of all parameters in their places; 0 where there are none."""
+    of_tensors = {
+        name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in tensors.items()
+    }
+    read = read_parameters(of_tensors, layers, params.spec).to(params.biases[0])
+
+    def scaled(kind: str, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        factors = []
+        for layer, value in zip(layers, values, strict=True):
+            elements = getattr(layer, kind)
+            # the parameter's value here is its own times a scale, and what was read above is multiplied by it, too
+            factors.append(torch.zeros_like(value) if elements is None else value / elements.scale**2)
+        return tuple(factors)
+
+    return params.replace(weights=scaled("weight", read.weights), biases=scaled("bias", read.biases))
+
+
+def _kept(new: NetParams, old: NetParams, layers: Sequence[TracedLayer]) -> NetParams:
+    """New parameters, with the old ones where the module has none."""
+    return new.replace(
+        weights=tuple(
+            before if layer.weight is None else after
+            for layer, after, before in zip(layers, new.weights, old.weights, strict=True)
+        ),
+        biases=tuple(
+            before if layer.bias is None else after
+            for layer, after, before in zip(layers, new.biases, old.biases, strict=True)
+        ),
+    )
+
+
+class TrainedOptimizer:
+    """The learned optimiser of a finished run: `trained(module, example_input)` is a `ModuleOptimizer`.
+
+    Attributes:
+        learned: the optimiser itself.
+        config: the run's configuration.
+    """
+
+    def __init__(self, learned: LearnedOptimizer, config: OptimizerRunConfig) -> None:
+        self.learned, self.config = learned, config
+
+    def __call__(self, module: nn.Module, example_input: ExampleInput) -> ModuleOptimizer:
+        """For one module."""
+        return ModuleOptimizer(self.learned, module, example_input)
+
+
+def load_optimizer(run: str | Path) -> TrainedOptimizer:
+    """The learned optimiser of a finished run of `scalegmn train optimizer`.
+
+    Raises:
+        ValueError: the folder is none.
+    """
+    return TrainedOptimizer(*load_trained_optimizer(run))
