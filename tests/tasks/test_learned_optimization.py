@@ -218,7 +218,7 @@ def test_shipped_configurations(path, tmp_path):
     (tmp_path / "config.yml").write_text(config.to_yaml())
     assert read_optimizer_config(["--conf", str(tmp_path / "config.yml")]) == config
     problem = replace(config.problem, images="digits", images_path=None, batch_size=4)
-    task = LearnedOptimization(problem, replace(config.meta, networks=2, horizon=2, window=1))
+    task = LearnedOptimization(problem, replace(config.meta, networks=2, horizon=2, window=2))
     model = config.optimizer.build(task.spec)
     inputs, target = next(task.train_batches([torch.arange(2)], torch.Generator().manual_seed(0), "cpu"))
     loss = task.loss(model, inputs, target)
