@@ -13,16 +13,23 @@ from commands import assert_refused, run_command
 
 from scalegmn.experiments.trained import load
 from scalegmn.explore.architectures import described
-from scalegmn.explore.content import collections_of, of_zoo, principal_components
+from scalegmn.explore.content import (
+    PARAMETER_BYTES,
+    collections_of,
+    of_run,
+    of_zoo,
+    principal_components,
+    statistics_of,
+)
 from scalegmn.explore.featured import Move, single_moves
-from scalegmn.explore.page import MARK, embedded, page
+from scalegmn.explore.page import LARGEST, MARK, embedded, page
 from scalegmn.explore.serve import server_of
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
-from scalegmn.networks.siren import render
+from scalegmn.networks.siren import init_siren, render
 from scalegmn.symmetry.groups import GroupElement
-from scalegmn.zoos.zoo_format import open_zoo
+from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
 def test_a_zoo(digits):
@@ -43,9 +50,6 @@ def test_a_zoo(digits):
 
 def test_the_map_is_invariant(digits, generator):
     """Places of moved networks are their places; those of other networks are not."""
-    from scalegmn.explore.content import statistics_of
-    from scalegmn.zoos.zoo_format import Networks
-
     params = open_zoo(digits.zoo).params.to(torch.float64)
     moved = GroupElement.sample(params, generator).act(params)
     before, after = (statistics_of(Networks((nets,), {})) for nets in (params, moved))
@@ -163,13 +167,28 @@ def test_networks_in_files(digits, monkeypatch, tmp_path):
     assert content["parameters"]["count"] == 3
 
 
-def test_parameters_beyond_the_budget_are_left_out(digits, monkeypatch):
-    monkeypatch.setattr("scalegmn.explore.content.PARAMETER_BYTES", 5000)
+def test_parameters_beyond_the_budget_are_left_out(digits):
     collection = of_zoo(digits.zoo)
-    content = collection.content()
+    content = collection.content(5000)
     size = collection.nets.spec.num_parameters
     assert content["parameters"]["count"] == 5000 // (4 * size) < len(content["names"])
     assert len(base64.b64decode(content["parameters"]["values"])) == content["parameters"]["count"] * size * 4
+
+
+def test_pages_of_large_zoos_are_small(tmp_path):
+    """2,000 SIRENs of MNIST's size, twice: two collections share the room for parameters."""
+    generator = torch.Generator().manual_seed(0)
+    params = init_siren(NetSpec.mlp([2, 32, 32, 1], "sine"), 2000, generator)
+    label = torch.arange(2000) % 10
+    splits = {"train": torch.arange(1000), "val": torch.arange(1000, 1500), "test": torch.arange(1500, 2000)}
+    write_zoo(tmp_path / "zoo", [Networks((params,), {"label": label})], splits, {"image_shape": [28, 28, 1]})
+    collection = of_zoo(tmp_path / "zoo")
+    text = page([collection, collection])
+    assert 10**6 < len(text) <= LARGEST == 15 * 10**6
+    count = collection.content()["parameters"]["count"]
+    assert count == PARAMETER_BYTES // (4 * params.spec.num_parameters)
+    with pytest.raises(ValueError, match=r"the page of 16,000 networks has .* bytes, expected at most 15,000,000"):
+        page([collection] * 8)
 
 
 def test_the_server_is_for_this_machine_alone():
@@ -199,3 +218,21 @@ def test_networks_of_several_activations_can_be_renumbered():
     spec = NetSpec.mlp([2, 3, 1], "hetero")
     layer = described(spec)["layers"][0]
     assert (layer["movable"], layer["signs"], layer["scales"], layer["phases"]) == (True, False, False, False)
+
+
+def test_a_bundle_with_a_page(digits, monkeypatch, capsys):
+    words = ["export", "--checkpoint", "run", "--out", "bundle", "--page"]
+    assert run_command(words, digits.folder, monkeypatch, capsys)[0] == 0
+    bundle = digits.folder / "bundle"
+    assert {path.name for path in bundle.iterdir()} == {"model.safetensors", "config.json", "README.md", "page.html"}
+    assert "[page.html](page.html)" in (bundle / "README.md").read_text()
+    assert MARK in (bundle / "page.html").read_text()[:500]
+    assert load(bundle).task == "classification"
+    assert_refused(run_command(words, digits.folder, monkeypatch, capsys), "--out: bundle exists already")
+
+
+def test_of_large_networks_fewer_are_shown_in_depth(digits, monkeypatch):
+    monkeypatch.setattr("scalegmn.explore.featured.FEATURED_PARAMETERS", 250)
+    monkeypatch.chdir(digits.folder)
+    run = of_run(digits.run, 12)
+    assert len(run.featured) == 250 // run.nets.spec.num_parameters == 2

@@ -17,8 +17,13 @@ from scalegmn.experiments.trained import BUNDLE, TrainedModel, description_sha25
 from scalegmn.reporting.files import removed_on_failure, write_atomic, write_json
 
 
-def write_bundle(run: Path, out: Path) -> None:
+def write_bundle(run: Path, out: Path, page: str | None = None) -> None:
     """Writes the model of a finished run as a bundle, whole or not at all.
+
+    Args:
+        run: its folder.
+        out: the bundle's.
+        page: HTML that shows the model at work, for the file `page.html`.
 
     Raises:
         ValueError: the run is not finished or damaged, or `out` exists.
@@ -40,12 +45,20 @@ def write_bundle(run: Path, out: Path) -> None:
         staging.mkdir()
         write_atomic(staging / "model.safetensors", weights)
         write_json(staging / "config.json", content)
-        write_atomic(staging / "README.md", model_card(model, out.name))
+        if page is not None:
+            write_atomic(staging / "page.html", page)
+        write_atomic(staging / "README.md", model_card(model, out.name, page is not None))
         os.rename(staging, out)
 
 
-def model_card(model: TrainedModel, name: str) -> str:
-    """What people should know of a model, as Markdown."""
+def model_card(model: TrainedModel, name: str, has_page: bool = False) -> str:
+    """What people should know of a model, as Markdown.
+
+    Args:
+        model: the model.
+        name: of the bundle.
+        has_page: whether `page.html` lies beside it.
+    """
     config, summary, data = model.config, model.summary, model.summary["data"]
     sizes = ", ".join(f"{number:,} {split}" for split, number in data["networks"].items())
     kinds, reads = str(model.spec), f"networks such as {model.spec}, some models also with wider hidden layers"
@@ -77,6 +90,7 @@ def model_card(model: TrainedModel, name: str) -> str:
             "",
             f"or `model = scalegmn.load({name!r})`, `model(params)`.",
             "",
+            *(["[page.html](page.html) shows test networks, answers, and what they rest on.", ""] if has_page else []),
             "## Data",
             "",
             f"- Zoo `{data['zoo']}`, sha256 {data['sha256']}, read {data['read']}.",

@@ -181,7 +181,8 @@ def _along(t: Tensor, start: Tensor, difference: Tensor) -> Tensor:
 def _add_mean(weight: Tensor, total: Tensor, values: Tensor) -> Tensor:
     """total [B, ...] + the sum over points of weight [T] times values [T B, ...]."""
     of_points: Tensor = values.unflatten(0, (len(weight), -1))
-    return total + torch.tensordot(weight, of_points, 1)
+    result: Tensor = total + torch.tensordot(weight, of_points, 1)
+    return result
 
 
 def _gradient(score: Score, x: NetParams) -> tuple[Tensor, NetParams]:

@@ -28,7 +28,8 @@ NETWORKS = 2000
 """Networks of a zoo on a page."""
 
 PARAMETER_BYTES = 7 * 2**20
-"""Parameters on a page, before base64 makes them a third longer; other networks are shown without."""
+"""Parameters on a page, before base64 makes them a third longer; collections share them equally, and networks beyond
+them are shown without."""
 
 BATCH = 256
 """Networks that a model answers at once."""
@@ -72,11 +73,11 @@ class Collection:
     featured: list[dict[str, Any]] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
 
-    def content(self) -> dict[str, Any]:
-        """All of it in plain JSON types."""
+    def content(self, parameter_bytes: int = PARAMETER_BYTES) -> dict[str, Any]:
+        """All of it in plain JSON types, with so many bytes of parameters at most."""
         x, y = principal_components(self.features)
         architecture = self.nets.architecture(torch.arange(len(self.nets)))
-        count = self._num_with_parameters()
+        count = self._num_with_parameters(parameter_bytes)
         return {
             "name": self.name,
             "kind": self.kind,
@@ -93,13 +94,13 @@ class Collection:
             "featured": self.featured,
         }
 
-    def _num_with_parameters(self) -> int:
+    def _num_with_parameters(self, parameter_bytes: int) -> int:
         """How many networks, from the first, have their parameters on the page."""
         total = 0
         sizes = [params.spec.num_parameters for params in self.nets.nets for _ in range(len(params))]
         for count, size in enumerate(sizes):
             total += 4 * size
-            if total > PARAMETER_BYTES:
+            if total > parameter_bytes:
                 return count
         return len(sizes)
 

@@ -26,7 +26,10 @@ from scalegmn.tasks.image_edits import IMAGE_EDITS
 from scalegmn.zoos.zoo_format import Networks, Zoo, in_single
 
 FEATURED = 6
-"""Networks shown in depth."""
+"""Networks shown in depth, at most."""
+
+FEATURED_PARAMETERS = 12_000
+"""Parameters of all of them together: of large networks there are fewer, at least one."""
 
 WALK = 24
 """Moves of the walk, one after the other."""
@@ -248,13 +251,15 @@ def _has_reference(zoo: Zoo, params: NetParams) -> bool:
 
 def _places(zoo: Zoo, nets: Networks, rows: Tensor) -> list[int]:
     """The networks in depth: of different labels, as far as there are several."""
+    largest = max(params.spec.num_parameters for params in nets.nets)
+    count = max(1, min(FEATURED, len(nets), FEATURED_PARAMETERS // largest))
     if "label" not in zoo.columns:
-        return torch.linspace(0, len(nets) - 1, min(FEATURED, len(nets))).long().tolist()
+        return torch.linspace(0, len(nets) - 1, count).long().tolist()
     labels = zoo.columns["label"][rows].tolist()
     first: dict[int, int] = {}
     for place, label in enumerate(labels):
         first.setdefault(label, place)
-    return sorted(first.values())[:FEATURED]
+    return sorted(first.values())[:count]
 
 
 def _edited(model: TrainedModel, zoo: Zoo, nets: Networks, rows: Tensor, place: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from scalegmn.explore.content import Collection
+from scalegmn.explore.content import PARAMETER_BYTES, Collection
 from scalegmn.reporting.words import counted
 
 MARK = '<meta name="generator" content="scalegmn.explore">'
@@ -34,13 +34,14 @@ def page(collections: Sequence[Collection]) -> str:
     script, style = (folder.joinpath(name).read_text() for name in ("page.js", "page.css"))
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text())
+    share = PARAMETER_BYTES // len(collections)
     text = template.render(
         mark=MARK,
         title=", ".join(collection.name for collection in collections),
         script=script,
         script_sha256=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=resources.files("scalegmn.reporting").joinpath("look.css").read_text() + style,
-        data=embedded({"collections": [collection.content() for collection in collections]}),
+        data=embedded({"collections": [collection.content(share) for collection in collections]}),
     )
     if len(text) > LARGEST:
         number = counted(sum(len(collection.names) for collection in collections), "network")
