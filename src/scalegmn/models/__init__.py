@@ -7,6 +7,7 @@ from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.dng import DNGConfig
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
+from scalegmn.models.gradmetanet import GradMetaNetConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.monomial_nfn import MonomialNFNConfig
 from scalegmn.models.nfn import NFNConfig
@@ -22,6 +23,7 @@ __all__ = [
     "DNGConfig",
     "DWSNetConfig",
     "FlatMLPConfig",
+    "GradMetaNetConfig",
     "HiddenProbeConfig",
     "MonomialNFNConfig",
     "NFNConfig",
