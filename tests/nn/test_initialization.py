@@ -183,7 +183,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "phasor": PhasorConfig(hidden_dim=16, num_layers=3, out_dim=4),
     "dng": DNGConfig(hidden_dim=32, num_frequencies=8, readout_dim=32, out_dim=4),
     "monomial_nfn": MonomialNFNConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
-    "gradmetanet": GradMetaNetConfig(hidden_dim=64, num_layers=2, out_dim=4),
+    "gradmetanet": GradMetaNetConfig(num_probes=64, num_layers=1, out_dim=4),
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),
     "nfn": NFNConfig(hidden_dims=(16, 16), num_frequencies=8, fourier_scale=1.0, readout_dim=32, out_dim=4),
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),

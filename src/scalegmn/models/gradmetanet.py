@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
+from torch.func import grad
 
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.registry import METANETWORKS
@@ -75,7 +75,7 @@ def gradient_factors(params: NetParams, inputs: Tensor, signals: Tensor) -> tupl
     xs = [inputs.expand(len(params), -1, -1), *(x for _, x in layers)]
     gs = [signals.expand(len(params), -1, -1)]
     for layer, (z, _), weight in zip(params.spec.layers[-2::-1], layers[-2::-1], params.weights[:0:-1], strict=True):
-        _, slope = jvp(lambda z, layer=layer: activate_layer(z, layer, params), (z,), (torch.ones_like(z),))
+        slope = grad(lambda z, layer=layer: activate_layer(z, layer, params).sum())(z)
         gs.append(slope * (gs[-1] @ weight))
     return xs, [gs[-1] @ params.weights[0], *reversed(gs)]
 
