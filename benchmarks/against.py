@@ -1,7 +1,7 @@
 """Training steps of this package and of another implementation, in turns in one run.
 
 python benchmarks/against.py [ROW ...] --other FILE [--path FOLDER ...] [--python PROGRAM] [--rounds 7] [--threads 1]
-    [--compile] [--out FILE.jsonl]
+    [--precision fp32] [--compile] [--out FILE.jsonl]
 
 FILE defines two functions:
 
@@ -34,6 +34,7 @@ Reported per row: networks per second of both (medians), the median of the round
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -79,6 +80,7 @@ def build(case: dict[str, Any]) -> Callable[[], None]:
 
     from scalegmn.experiments.config import build_model
     from scalegmn.networks import NetSpec
+    from scalegmn.training.launch import chosen_precision
     from scalegmn.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -86,7 +88,10 @@ def build(case: dict[str, Any]) -> Callable[[], None]:
     model = build_model(step_time.CONFIGS / case["conf"], case["overrides"], spec)
     params = step_time.random_networks(spec, case["batch_size"], torch.device("cpu"))
     compiles = bool(case.get("compile"))
-    options = argparse.Namespace(precision="fp32", compile=compiles, inference=False)
+    precision = chosen_precision(case.get("precision", "fp32"), "cpu").removesuffix("-mixed")
+    options = argparse.Namespace(precision=precision, compile=compiles, inference=False)
+    gc.collect()
+    gc.freeze()  # as the trainer does
     return step_time.build_step(model, torch.compile(model, fullgraph=True) if compiles else model, params, options)
 
 
@@ -157,7 +162,7 @@ class Worker:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a row."""
     case, threads = ROWS[name], arguments.threads
-    ours = {**case, "compile": arguments.compile}
+    ours = {**case, "compile": arguments.compile, "precision": arguments.precision}
     own = Worker(__file__, ours, [str(Path(__file__).parent)], sys.executable, threads)
     other = Worker(arguments.other, case, arguments.path, arguments.python or sys.executable, threads)
     try:
@@ -184,6 +189,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": arguments.rounds,
         "threads": arguments.threads,
         "compile": arguments.compile,
+        "precision": arguments.precision,
     }
 
 
@@ -196,6 +202,7 @@ def main() -> None:
     parser.add_argument("--python", metavar="PROGRAM", help="the other's interpreter; default: this one")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, of which medians count (7)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (1)")
+    parser.add_argument("--precision", default="fp32", help="of this package, as train_args.precision (fp32)")
     parser.add_argument("--compile", action="store_true", help="torch.compile this package's model")
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     arguments = parser.parse_args()

@@ -53,7 +53,7 @@ def test_training_in_bf16(tmp_path, symmetry, direction, generator):
     assert types == {torch.bfloat16}
     assert outputs.dtype == torch.float32
     spread = (exact - exact.mean(0)).square().mean().sqrt()
-    assert 0 < (outputs - exact).abs().max() < 0.3 * spread
+    assert 0 < (outputs - exact).square().mean().sqrt() < 0.15 * spread  # the largest error depends on the seed
     trainer.train_epoch()
     assert not torch.equal(trainer.model.node_linear.weight, before)
     for parameter in trainer.model.parameters():

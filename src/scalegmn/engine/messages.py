@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.dispatch import FastForms
-from scalegmn.engine.edges import Edges
+from scalegmn.engine.edges import DenseEdges, Edges
 from scalegmn.engine.modules import (
     after_first_linear,
     first_linear,
@@ -14,6 +14,7 @@ from scalegmn.engine.modules import (
     invariant_then_linear,
     run,
 )
+from scalegmn.engine.programs import edge_update_program, message_program
 from scalegmn.engine.rows import GatheredRows, Rows, ScaledRows, gathered, linear, times
 from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ProductMessage, ScaleEdgeUpdate, ScaleMessage
 
@@ -73,9 +74,36 @@ def _receive_scale(
     receivers: Tensor | None,
     positions: Tensor | GatheredRows | None,
 ) -> Tensor:
+    if isinstance(edges, DenseEdges):
+        form, extra = _form(edges), None if positions is None else gathered(positions)[None]
+        extra_width = 0 if extra is None else extra.shape[-1]
+        program = message_program(message, edges.rows.role, senders, form, extra_width)
+        if program is not None:
+            inputs = _inputs(edges, form, message.edge_linear.weight, edges.at_senders(senders))
+            total = program(edges.values.shape[:3], inputs, extra=extra)
+            return total if aggregator == "add" else total / edges.degree
     x = edges.times_senders(edges.linear(message.edge_linear.weight), senders)
     extras = [] if positions is None else [positions]
     return edges.aggregate(run(message.net, edges.rows, x, *extras), aggregator)
+
+
+def _form(edges: DenseEdges) -> str:
+    """How a program reads edges."""
+    if edges.updates or edges.matrix is None:
+        return "features"
+    return "scaled" if edges.matrix.shape[-1] == 1 and edges.shift is None else "product"
+
+
+def _inputs(edges: DenseEdges, form: str, weight: Tensor, factor: Tensor | None = None) -> list[Tensor]:
+    """What a program reads of edges in a form, and of a factor by which W e is multiplied."""
+    if form == "features":
+        return [edges.features()] if factor is None else [edges.features(), factor]
+    with torch.autocast(weight.device.type, enabled=False):
+        product = edges.linear(weight)
+    if isinstance(product, ScaledRows):
+        vector = gathered(product.values)
+        return [vector if factor is None else vector * factor, product.scale]
+    return [product] if factor is None else [product, factor]
 
 
 @receive.register(ProductMessage)
@@ -125,6 +153,13 @@ def _ends_scale(update: ScaleEdgeUpdate, rows: Rows, nodes: Tensor) -> tuple[Ten
 
 @updated_edges.register(ScaleEdgeUpdate)
 def _update_scale(update: ScaleEdgeUpdate, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
+    if isinstance(edges, DenseEdges):
+        form = _form(edges)
+        program = edge_update_program(update, senders, form)
+        if program is not None:
+            inputs = _inputs(edges, form, update.linear.weight)
+            ends = edges.at_senders(senders), edges.at_receivers(receivers)
+            return program(edges.values.shape[:3], [*ends, *inputs])
     factor = after_first_linear(update.phi, edges.at_senders(senders) + edges.at_receivers(receivers))
     new = times(edges.linear(update.linear.weight), factor)
     return new.product() if isinstance(new, ScaledRows) else new

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.dispatch import FastForms
+from scalegmn.engine.programs import linear_after_program, rows_program
 from scalegmn.engine.rows import (
     GatheredRows,
     Rows,
@@ -40,6 +41,18 @@ def _plain(module: nn.Module, rows: Rows, x: AnyRows, *extras: Tensor | Gathered
     inputs = [x, *(gathered(extra).expand(*shape, extra.shape[-1]) for extra in extras)]
     new = module(rows.context(shape, x.device), *(rows.flatten(0, -2) for rows in inputs))
     return new.unflatten(0, shape)
+
+
+def _as_block(x: Tensor) -> Tensor:
+    """Rows [B, ..., D] or [n, D] as [B, rows, 1, D]."""
+    return x.reshape(len(x), x.shape[1:-1].numel(), 1, x.shape[-1])
+
+
+def _extra_block(extra: Tensor, ndim: int) -> Tensor:
+    """Extras that broadcast to rows [B, n, D] or [n, D], as those of `_as_block`."""
+    while extra.ndim < ndim:
+        extra = extra[None]
+    return extra[:, :, None] if ndim == 3 else extra[:, None, None]
 
 
 def _plain_then_linear(module: nn.Module, rows: Rows, x: AnyRows, weight: Tensor, bias: Tensor) -> Tensor:
@@ -95,6 +108,11 @@ def run_mlp(mlp: MLP, x: AnyRows, *extras: Tensor | GatheredRows) -> Tensor:
 
 @invariant_then_linear.register(SignInvariant)
 def _sign(module: SignInvariant, rows: Rows, x: AnyRows, weight: Tensor, bias: Tensor) -> Tensor:
+    if isinstance(x, Tensor) and bias.ndim == 1:
+        program = linear_after_program(module, x, weight)
+        if program is not None:
+            block = _as_block(x)
+            return program(block.shape[:3], [block], [weight, bias]).view(*x.shape[:-1], program.width)
     first, last = module.rho.linears[0], module.rho.linears[-1]
     plus, minus = linear_of_both_signs(x, first.weight, first.bias)
     both = hidden_layers(module.rho, plus) + hidden_layers(module.rho, minus)
@@ -175,6 +193,12 @@ def _equivariant_layer(
 def _equivariant_net(
     module: EquivariantNet, rows: Rows, x: AnyRows, *extras: Tensor | GatheredRows
 ) -> Tensor | ScaledRows:
+    if isinstance(x, Tensor) and len(extras) <= 1 and x.ndim in (2, 3):
+        program = rows_program(module, rows.role, x, extras[0].shape[-1] if extras else 0)
+        if program is not None:
+            block = _as_block(x)
+            extra = _extra_block(gathered(extras[0]), x.ndim) if extras else None
+            return program(block.shape[:3], [block], extra=extra).view(*x.shape[:-1], program.width)
     for index, layer in enumerate(module.layers):
         new = run(layer, rows, x, *extras)
         if module.skips:

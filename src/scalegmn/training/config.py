@@ -39,7 +39,8 @@ class TrainConfig:
 
     precision: Precision = "fp32"
     """Numbers inside the model. On GPUs, tf32: matrix products in TensorFloat-32; fp16-mixed: in half precision, the
-    loss scaled. bf16-mixed: in bfloat16, everywhere. Parameters and losses are always fp32."""
+    loss scaled. bf16-mixed: in bfloat16, everywhere. auto: bf16-mixed on CPUs that multiply bfloat16 numbers (AVX-512),
+    else fp32. Parameters and losses are always fp32."""
 
     compile: bool = False
     """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric as Fabric
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "tf32", "bf16-mixed", "fp16-mixed"]
+Precision = Literal["auto", "fp32", "tf32", "bf16-mixed", "fp16-mixed"]
 
 STOPPED = 75
 """Exit code of a run that a signal stopped and `--resume` goes on with (EX_TEMPFAIL: try again later)."""
@@ -24,7 +24,7 @@ STOPPED = 75
 NOT_FINITE = 3
 """Exit code of a run whose loss or gradient was not finite."""
 
-_FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
     "tf32": "32-true",
     "bf16-mixed": "bf16-mixed",
@@ -46,6 +46,14 @@ def accelerator(device: Device, precision: Precision) -> Literal["cpu", "cuda"]:
     if kind == "cpu" and precision in ("tf32", "fp16-mixed"):
         raise ValueError(f"train_args.precision: {precision} needs a GPU; use fp32 or bf16-mixed")
     return kind
+
+
+def chosen_precision(precision: Precision, kind: str) -> Precision:
+    """What `auto` stands for: bf16-mixed on CPUs that multiply bfloat16 numbers faster than fp32, else fp32."""
+    if precision != "auto":
+        return precision
+    multiplies: Callable[[], bool] = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16-mixed" if kind == "cpu" and multiplies() else "fp32"
 
 
 def launch(device: Device, devices: int, precision: Precision) -> Fabric:
@@ -89,7 +97,7 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
         strategy="ddp" if devices * num_nodes > 1 else "auto",
         devices=devices,
         num_nodes=num_nodes,
-        precision=_FABRIC_PRECISION[precision],
+        precision=_FABRIC_PRECISION[chosen_precision(precision, kind)],
         plugins=[environment],
     )
     fabric.launch()

@@ -1,10 +1,12 @@
-"""Memory of the process: what the C library keeps, and the peak."""
+"""Memory of the process: what the C library keeps, what is collected, and the peak."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -22,6 +24,18 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for name, value in settings.items():
             libc.mallopt(name, value)
+
+
+@contextmanager
+def present_objects_frozen() -> Iterator[None]:
+    """Exempts all objects that are there from Python's garbage collection: looking through those of libraries and of
+    the model takes a tenth of the time of small training steps."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from scalegmn.training.checkpoint import read_state, state_files, write_state, w
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.gradients import backward_in_micro_batches, sum_over_processes
 from scalegmn.training.launch import StopSignals, ending_together
-from scalegmn.training.memory import keep_freed_memory, peak_memory
+from scalegmn.training.memory import keep_freed_memory, peak_memory, present_objects_frozen
 from scalegmn.training.optimization import OptimizationConfig, build_optimizer
 from scalegmn.training.precision import InPrecision
 from scalegmn.training.state import Progress, RunState
@@ -114,7 +114,7 @@ class Trainer:
         if saved is not None:
             with ending_together(self.fabric):
                 self._restore(*saved)
-        with self.signals:
+        with self.signals, present_objects_frozen():
             while self.progress.epoch < self.config.num_epochs and self._epochs_since_best() < self.config.patience:
                 self.train_epoch()
                 self._end_epoch()

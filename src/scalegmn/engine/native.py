@@ -1,0 +1,82 @@
+"""The library that `row_programs.cpp` becomes: compiled when it is first needed, and kept for later processes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("row_programs.cpp")
+
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-w",
+)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; None where it cannot be compiled (said once, on stderr) or SCALEGMN_NATIVE is 0."""
+    if os.environ.get("SCALEGMN_NATIVE") == "0":
+        return None
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        _say("found no C++ compiler; install g++ or set CXX")
+        return None
+    try:
+        file = _compiled(compiler)
+        return ctypes.CDLL(str(file))
+    except subprocess.CalledProcessError as error:
+        _say(f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}")
+    except OSError as error:
+        _say(str(error))
+    return None
+
+
+def multiplies_halves() -> bool:
+    """Whether the processor multiplies bfloat16 numbers, and the library makes use of it."""
+    lib = library()
+    return lib is not None and bool(lib.multiplies_halves())
+
+
+def _compiled(compiler: str) -> Path:
+    """The library's file, compiled if there is none of this source, compiler and processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), version, *_FLAGS, _processor()]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalegmn"
+    file = folder / f"row_programs_{key}.so"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / file.name
+            command = [compiler, *_FLAGS, "-o", str(made), str(SOURCE)]
+            subprocess.run(command, capture_output=True, text=True, check=True)
+            made.replace(file)  # whole, whoever else compiles it at the same time
+    return file
+
+
+def _processor() -> str:
+    """What -march=native stands for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _say(problem: str) -> None:
+    print(f"note: training on a CPU is slower without compiled operations: {problem}", file=sys.stderr)

@@ -1,0 +1,231 @@
+"""Modules as row programs: what `engine.modules` computes operation by operation, written once as a `RowProgram`.
+
+A module has a program if all of its operations are those of programs; others are run as in `engine.modules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+from scalegmn.engine.dispatch import FastForms
+from scalegmn.engine.row_programs import LANES, WIDEST, RowProgram, Value, Vector, available
+from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
+from scalegmn.nn.invariant import InvariantLayer, SignInvariant
+from scalegmn.nn.messages import ScaleEdgeUpdate, ScaleMessage
+from scalegmn.nn.mlp import MLP
+
+
+class Unwritable(Exception):
+    """A module does something that programs cannot."""
+
+
+def _unwritable(module: nn.Module, *_: Any) -> Value:
+    raise Unwritable
+
+
+write = FastForms(_unwritable)
+"""write(module, program, role, x) adds a module's operations on rows of a role to a program: x, and the result, are
+values."""
+
+write_invariant = FastForms(_unwritable)
+"""write_invariant(map, program, role, x, weight, bias) adds weight map(x) + bias."""
+
+_Writer = Callable[[RowProgram], RowProgram]
+_Kept = dict[Hashable, tuple[RowProgram | None, list["ref[MLP]"]]]
+_PROGRAMS: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer) -> RowProgram | None:
+    """The program of a module that `writer` writes, once per key; None: it has none, or none can run on rows like x.
+
+    Args:
+        module: the module.
+        key: what the program depends on beside it.
+        x: the rows.
+        writer: ends an empty program.
+    """
+    if not available(x):
+        return None
+    programs = _PROGRAMS.setdefault(module, {})
+    if key not in programs:
+        try:
+            dropping = [ref(mlp) for mlp in module.modules() if isinstance(mlp, MLP) and mlp.dropout.p]
+            programs[key] = writer(RowProgram()), dropping
+        except Unwritable:
+            programs[key] = None, []
+    program, dropping = programs[key]
+    if any(mlp is not None and mlp.training for mlp in (entry() for entry in dropping)):
+        return None
+    return program
+
+
+def _check(*widths: int) -> None:
+    """Raises Unwritable if a width is not a multiple of `LANES`, or larger than `WIDEST`."""
+    if any(width % LANES or width > WIDEST for width in widths):
+        raise Unwritable
+
+
+def weight_of(program: RowProgram, linear: nn.Linear, start: int = 0, stop: int | None = None) -> Vector:
+    """Columns of the weight of a Linear."""
+    weight = program.parameter(linear, "weight", start, stop)
+    _check(weight.rows, weight.columns)
+    return weight
+
+
+# MLPs
+
+
+def write_hidden(mlp: MLP, program: RowProgram, z: Value) -> Value:
+    """`modules.hidden_layers`: from the first Linear's output to the last Linear's input."""
+    if not isinstance(mlp.activation, nn.SiLU):
+        raise Unwritable
+    for index, norm in enumerate(mlp.norms):
+        if index:
+            linear = mlp.linears[index]
+            z = program.linear(z, weight_of(program, linear), program.parameter(linear, "bias"))
+        z = program.norm_silu(z, norm) if isinstance(norm, nn.LayerNorm) else program.silu(z)
+    return z
+
+
+def write_after_first(mlp: MLP, program: RowProgram, z: Value) -> Value:
+    """`modules.after_first_linear`: from the first Linear's output to the output."""
+    last = mlp.linears[-1]
+    return program.linear(write_hidden(mlp, program, z), weight_of(program, last), program.parameter(last, "bias"))
+
+
+@write.register(MLPLayer)
+def _write_mlp_layer(module: MLPLayer, program: RowProgram, role: str, x: Value) -> Value:
+    first = module.mlp.linears[0]
+    weight, bias = _first_linear(program, first, program.extra_width)
+    z = program.linear(x, weight, bias)
+    return write_after_first(module.mlp, program, z if bias is not None else program.add(z, program.extra(first)))
+
+
+def _first_linear(program: RowProgram, first: nn.Linear, extra_width: int) -> tuple[Vector, Vector | None]:
+    """Weight and bias for the leading part of the input; no bias where extras follow, which bring it."""
+    weight = weight_of(program, first, 0, first.in_features - extra_width)
+    return weight, None if extra_width else program.parameter(first, "bias")
+
+
+# Invariant maps
+
+
+@write_invariant.register(SignInvariant)
+def write_sign(
+    module: SignInvariant, program: RowProgram, role: str, x: Value, weight: Vector, bias: Vector | None
+) -> Value:
+    """weight (rho(x) + rho(-x)) + bias; None: without bias."""
+    if len(module.rho.norms) != 1 or not isinstance(module.rho.activation, nn.SiLU):
+        raise Unwritable
+    norm = module.rho.norms[0] if isinstance(module.rho.norms[0], nn.LayerNorm) else None
+    first, last = module.rho.linears
+    z = program.linear(x, weight_of(program, first))
+    both = program.silu_of_both_signs(program.parameter(first, "bias"), z, norm)
+    joined = program.product(weight, weight_of(program, last))
+    return program.linear(both, joined, program.shifted(bias, weight, program.parameter(last, "bias"), 2))
+
+
+# Equivariant layers
+
+
+@write.register(InvariantLayer)
+def _write_invariant_layer(module: InvariantLayer, program: RowProgram, role: str, x: Value) -> Value:
+    first = module.phi.linears[0]
+    weight, bias = _first_linear(program, first, module.extra_dim)
+    z = write_invariant(module.invariant, program, role, x, weight, bias)
+    return write_after_first(module.phi, program, z if bias is not None else program.add(z, program.extra(first)))
+
+
+@write.register(ByRole)
+def _write_by_role(module: ByRole, program: RowProgram, role: str, x: Value) -> Value:
+    return cast(Value, write(module.branches[module.index[role]], program, role, x))
+
+
+@write.register(EquivariantLayer)
+def _write_equivariant_layer(module: EquivariantLayer, program: RowProgram, role: str, x: Value) -> Value:
+    product = program.linear(x, weight_of(program, module.linear))
+    return program.multiply(product, write(module.factor, program, role, x))
+
+
+@write.register(EquivariantNet)
+def _write_equivariant_net(module: EquivariantNet, program: RowProgram, role: str, x: Value) -> Value:
+    for index, layer in enumerate(module.layers):
+        new = write(layer, program, role, x)
+        if module.skips:
+            new = program.add(program.linear(x, weight_of(program, module.skips[index])), new)
+        x = new
+    return x
+
+
+# What the engine calls
+
+
+def rows_program(module: nn.Module, role: str, x: Tensor, extra_width: int) -> RowProgram | None:
+    """module(context, x) for rows x [B, R, S, D] of a role, with extras of a width (0: without)."""
+    width = x.shape[-1]
+
+    def writer(program: RowProgram) -> RowProgram:
+        _check(width)
+        program.extra_width = extra_width
+        return program.store(write(module, program, role, program.load(width)))
+
+    return program_of(module, ("rows", role, extra_width), x, writer)
+
+
+def linear_after_program(module: SignInvariant, x: Tensor, weight: Tensor) -> RowProgram | None:
+    """W map(x) + b for rows x [B, R, S, D], W and b given."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        _check(x.shape[-1], *weight.shape)
+        given = program.given(weight.shape), program.given(weight.shape[:1])
+        return program.store(write_sign(module, program, "hidden", program.load(x.shape[-1]), *given))
+
+    return program_of(module, ("linear", *weight.shape), x, writer)
+
+
+def message_program(message: ScaleMessage, role: str, x: Tensor, form: str, extra_width: int) -> RowProgram | None:
+    """The sum of messages to receivers of a role.
+
+    Inputs, by form: `features`, edges e [B, R, S, D] and what `send` makes of senders, A x; `product`, B e and A x;
+    `scaled`, where edges are one number times a vector, (A x) * (B vector) and the number.
+    """
+
+    def writer(program: RowProgram) -> RowProgram:
+        edge, program.extra_width = message.edge_linear, extra_width
+        _check(edge.in_features, edge.out_features)
+        if form == "scaled":
+            x = program.scale(program.load(edge.out_features), program.load(1))
+        elif form == "product":
+            x = program.multiply(program.load(edge.out_features), program.load(edge.out_features))
+        else:
+            x = program.linear(program.load(edge.in_features), weight_of(program, edge))
+            x = program.multiply(x, program.load(edge.out_features))
+        return program.sum(write(message.net, program, role, x))
+
+    return program_of(message, (role, form, extra_width), x, writer)
+
+
+def edge_update_program(update: ScaleEdgeUpdate, x: Tensor, form: str) -> RowProgram | None:
+    """New features of edges [B, R, S, D].
+
+    Inputs: `edge_ends` of senders and of receivers, and, by form, `features`: edges e; `product`: C e; `scaled`, where
+    edges are one number times a vector: C vector and the number.
+    """
+
+    def writer(program: RowProgram) -> RowProgram:
+        first = update.phi.linears[0]
+        _check(first.out_features, update.linear.in_features, update.linear.out_features)
+        ends = program.add(program.load(first.out_features), program.load(first.out_features))
+        if form == "scaled":
+            edge = program.scale(program.load(update.linear.out_features), program.load(1))
+        elif form == "product":
+            edge = program.load(update.linear.out_features)
+        else:
+            edge = program.linear(program.load(update.linear.in_features), weight_of(program, update.linear))
+        return program.store(program.multiply(edge, write_after_first(update.phi, program, ends)), halves=True)
+
+    return program_of(update, form, x, writer)

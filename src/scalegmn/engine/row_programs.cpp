@@ -1,0 +1,892 @@
+// Programs of rowwise operations, run tile by tile: a tile of rows passes through all operations while it is in cache.
+//
+// A program has values v_0, v_1, ... of shape [rows, width]; every operation makes a new one. Rows are those of a block
+// [B, R, S]; inputs are read by their strides over it. The backward pass makes the values of a tile again, but for the
+// results of linear maps, which the forward pass has kept, and goes through the operations in reverse order.
+// row_programs.py says what the operations are and writes programs.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef int64_t Int;
+typedef uint32_t Pair;  // two bfloat16 numbers
+typedef uint16_t Half;  // one
+
+enum Code { LOAD, LINEAR, ADD, SUBTRACT, MULTIPLY, SCALE, SILU_BOTH, NORM_SILU, NORM_SILU_BOTH, SILU, STORE, SUM };
+
+template <class T>
+struct Lanes {
+    typedef T Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+    static const int count = 64 / sizeof(T);
+};
+
+struct Input {
+    const char* values;
+    Int width, batch_stride, receiver_stride, sender_stride, is_half;
+    char* gradient;
+    Int adds, gradient_batch_stride, gradient_receiver_stride, gradient_sender_stride, copy_size;
+};
+
+// A tensor (by rows `stride` numbers apart), the product of two parameters, or (of vectors) a + factor M b, without a where it is -1
+struct Parameter {
+    const char* values;
+    Int rows, columns, stride;
+    char* gradient;
+    Int kind, first, second, third, factor;
+};
+
+enum Kind { TENSOR, PRODUCT, SHIFTED };
+
+struct Operation {
+    Int code, result, first, second, parameter, other_parameter;
+    double epsilon;
+};
+
+struct Program {
+    Int is_double, uses_halves, batch, receivers, senders, num_inputs, num_parameters, num_operations, num_values;
+    Int num_threads;
+    char* output;
+    Int output_is_half;
+    char* tape;
+    Int tape_width;
+    const char* output_gradient;
+    const Input* inputs;
+    const Parameter* parameters;
+    const Operation* operations;
+    const Int* widths;  // of each value
+    const Int* needs;   // whether its gradient is needed
+};
+
+Program read(const Int* words) {
+    Program p;
+    p.is_double = words[0], p.uses_halves = words[1];
+    p.batch = words[2], p.receivers = words[3], p.senders = words[4];
+    p.num_inputs = words[5], p.num_parameters = words[6], p.num_operations = words[7], p.num_values = words[8];
+    p.num_threads = words[9];
+    p.output = (char*)words[10], p.output_is_half = words[11];
+    p.tape = (char*)words[12], p.tape_width = words[13];
+    p.output_gradient = (const char*)words[14];
+    words += 15;
+    p.inputs = (const Input*)words, words += p.num_inputs * (sizeof(Input) / sizeof(Int));
+    p.parameters = (const Parameter*)words, words += p.num_parameters * (sizeof(Parameter) / sizeof(Int));
+    p.operations = (const Operation*)words, words += p.num_operations * (sizeof(Operation) / sizeof(Int));
+    p.widths = words, words += p.num_values;
+    p.needs = words;
+    return p;
+}
+
+// Numbers
+
+inline Lanes<double>::Vector exponential(Lanes<double>::Vector x) {
+    for (int i = 0; i < 8; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+
+inline Lanes<float>::Vector exponential(Lanes<float>::Vector x) {
+    typedef Lanes<float>::Vector Vector;
+    typedef int32_t Whole __attribute__((vector_size(64)));
+    x = x > 88.0f ? Vector{} + 88.0f : x;  // comparisons are false for NaN, which stays
+    x = x < -87.0f ? Vector{} - 87.0f : x;
+    const float shift = 12582912.0f;  // 1.5 2^23: the sum is rounded to a whole number
+    Vector t = x * 1.44269504088896341f + shift;
+    Vector n = t - shift;
+    Vector r = x - n * 0.693145751953125f;
+    r = r - n * 1.428606820309417232e-6f;
+    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Whole exponent = ((Whole)t - 0x4b400000 + 127) << 23;
+    return p * (Vector)exponent;
+}
+
+inline Lanes<double>::Vector sigmoid(Lanes<double>::Vector x) { return 1 / (1 + exponential(-x)); }
+
+#ifdef __AVX512F__
+inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
+    __m512 t = _mm512_mul_ps((__m512)x, _mm512_set1_ps(-1.44269504088896341f));
+    __m512 n = _mm512_roundscale_ps(t, 8), r = _mm512_sub_ps(t, n);
+    __m512 p = _mm512_set1_ps(1.535336188e-4f);  // 2^r
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.339887440e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.618437357e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550332548e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402264791e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931472028e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_scalef_ps(p, n);
+    __m512 d = _mm512_add_ps(_mm512_min_ps(_mm512_set1_ps(1e38f), p), _mm512_set1_ps(1.0f));  // NaN stays
+    __m512 q = _mm512_rcp14_ps(d);
+    return (Lanes<float>::Vector)_mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, _mm512_set1_ps(2.0f)));
+}
+#else
+inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) { return 1 / (1 + exponential(-x)); }
+#endif
+
+// Its value, rounded: sums of two products are the same in either order
+template <class Vector>
+inline Vector rounded(Vector x) {
+#ifdef __AVX512F__
+    __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
+template <class T>
+inline T total(typename Lanes<T>::Vector x) {
+    T sum = 0;
+    for (int i = 0; i < Lanes<T>::count; i++) sum += x[i];
+    return sum;
+}
+
+#ifdef __AVX512BF16__
+template <>
+inline float total<float>(Lanes<float>::Vector x) {
+    return _mm512_reduce_add_ps((__m512)x);
+}
+
+inline void to_halves(const float* from, Half* to, Int count) {
+    for (Int i = 0; i < count; i += 16)
+        _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+}
+
+inline __m512i half_bits(const float* from) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
+}
+
+// [rows, columns] -> [rows / 2, columns] pairs of one column of two rows
+inline void to_row_pairs(const float* from, Pair* to, Int rows, Int columns) {
+    for (Int r = 0; r < rows; r += 2)
+        for (Int c = 0; c < columns; c += 16) {
+            __m512i low = half_bits(from + r * columns + c), high = half_bits(from + (r + 1) * columns + c);
+            _mm512_storeu_si512(to + r / 2 * columns + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+#else
+inline void to_halves(const float*, Half*, Int) {}
+inline void to_row_pairs(const float*, Pair*, Int, Int) {}
+#endif
+
+inline void to_halves(const double*, Half*, Int) {}
+inline void to_row_pairs(const double*, Pair*, Int, Int) {}
+
+template <class T>
+inline void copy(const T* from, T* to, Int count) {
+    for (Int i = 0; i < count; i++) to[i] = from[i];
+}
+
+template <class T>
+inline void from_halves(const Half* from, T* to, Int count) {
+    for (Int i = 0; i < count; i++) {
+        uint32_t bits = (uint32_t)from[i] << 16;
+        float number;
+        std::memcpy(&number, &bits, 4);
+        to[i] = number;
+    }
+}
+
+// Matrix products
+
+template <class T, class E>
+inline __attribute__((always_inline)) typename Lanes<T>::Vector multiply_add(typename Lanes<T>::Vector sum, E a,
+                                                                             typename Lanes<T>::Vector b) {
+    return sum + a * b;
+}
+
+#ifdef __AVX512BF16__
+template <>
+inline __attribute__((always_inline)) Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, Pair a,
+                                                                                     Lanes<float>::Vector b) {
+    return (Lanes<float>::Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
+}
+#else
+template <>
+inline Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, Pair, Lanes<float>::Vector) {
+    return sum;
+}
+#endif
+
+// C [M, V lanes] = (or +=) A [M, K] B [K, V lanes]; A by strides, B and C by rows
+template <class T, class E, int M, int V>
+void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c, Int c_row, bool adds) {
+    typedef typename Lanes<T>::Vector Vector;
+    const int L = Lanes<T>::count;
+    Vector sums[M][V];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) sums[i][j] = adds ? *(Vector*)(c + i * c_row + j * L) : Vector{};
+    for (Int k = 0; k < depth; k++) {
+        const E* row = b + k * b_row;
+        Vector factors[V];
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) factors[j] = *(const Vector*)(row + j * L);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++) {
+            E factor = a[i * a_row + k * a_column];
+#pragma GCC unroll 4
+            for (int j = 0; j < V; j++) sums[i][j] = multiply_add<T, E>(sums[i][j], factor, factors[j]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < V; j++) *(Vector*)(c + i * c_row + j * L) = sums[i][j];
+}
+
+template <class T, class E, int M, int V>
+inline Int panel(Int start, Int rows, Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c,
+                 Int c_row, bool adds) {
+    for (; start + M <= rows; start += M)
+        micro<T, E, M, V>(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row, adds);
+    return start;
+}
+
+// C [rows, columns] = (or +=) A [rows, depth] B [depth, columns]; columns is a multiple of the lanes
+template <class T, class E>
+void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, bool adds) {
+    const int L = Lanes<T>::count;
+    const int M4 = sizeof(E) == sizeof(T) && !std::is_same<E, Pair>::value ? 6 : 4, M2 = M4 == 6 ? 12 : 8;
+    Int j = 0;
+    for (; j + 4 * L <= columns; j += 4 * L) {
+        Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+    }
+    for (; j + 2 * L <= columns; j += 2 * L) {
+        Int i = panel<T, E, M2, 2>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        i = panel<T, E, 4, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        panel<T, E, 1, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+    }
+    for (; j < columns; j += L) {
+        Int i = panel<T, E, 12, 1>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        panel<T, E, 1, 1>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+    }
+}
+
+// A weight [out, in] as right factors of x W^T and of g W
+template <class T>
+struct Weight {
+    std::vector<T> transposed;        // [in, out]
+    std::vector<Pair> forward, back;  // [in / 2, out], [out / 2, in]
+
+    void pack(const T* w, Int out, Int in, bool halves, bool backward) {
+        if (!halves) {
+            transposed.resize(in * out);
+            for (Int o = 0; o < out; o++)
+                for (Int i = 0; i < in; i++) transposed[i * out + o] = w[o * in + i];
+            return;
+        }
+        std::vector<Half> rounded(out * in);
+        to_halves(w, rounded.data(), out * in);
+        if (backward) {
+            back.resize(out / 2 * in);
+            to_row_pairs(w, back.data(), out, in);
+            return;
+        }
+        forward.resize(in / 2 * out);
+        const Pair* pairs = (const Pair*)rounded.data();
+        for (Int o = 0; o < out; o++)
+            for (Int k = 0; k < in / 2; k++) forward[k * out + o] = pairs[o * (in / 2) + k];
+    }
+};
+
+template <class T>
+struct Parameters {
+    const Program& p;
+    std::vector<std::vector<T>> values, gradients;
+    std::vector<char> needs;
+
+    Parameters(const Program& program, bool backward) : p(program), values(p.num_parameters) {
+        for (Int k = 0; k < p.num_parameters; k++) {
+            const Parameter& q = p.parameters[k];
+            std::vector<T>& to = values[k];
+            to.resize(q.rows * q.columns);
+            if (q.kind == TENSOR) {
+                for (Int r = 0; r < q.rows; r++) copy((const T*)q.values + r * q.stride, &to[r * q.columns], q.columns);
+            } else if (q.kind == PRODUCT) {
+                const Int depth = p.parameters[q.first].columns;
+                product<T, T>(q.rows, q.columns, depth, values[q.first].data(), depth, 1, values[q.second].data(),
+                              to.data(), false);
+            } else {
+                const std::vector<T>&m = values[q.second], &b = values[q.third];
+                for (size_t r = 0; r < to.size(); r++) {
+                    T sum = 0;
+                    for (size_t c = 0; c < b.size(); c++) sum += m[r * b.size() + c] * b[c];
+                    to[r] = (q.first < 0 ? 0 : values[q.first][r]) + q.factor * sum;
+                }
+            }
+            const bool derived = q.kind == PRODUCT   ? needs[q.first] || needs[q.second]
+                                 : q.kind == SHIFTED ? (q.first >= 0 && needs[q.first]) || needs[q.second] || needs[q.third]
+                                                     : false;
+            needs.push_back(backward && (q.gradient || derived));
+        }
+        if (backward)
+            for (Int k = 0; k < p.num_parameters; k++) gradients.emplace_back(needs[k] ? values[k].size() : 0);
+    }
+
+    // From what parameters are derived to tensors
+    void distribute() {
+        for (Int k = p.num_parameters - 1; k >= 0; k--) {
+            if (!needs[k]) continue;
+            const Parameter& q = p.parameters[k];
+            const T* g = gradients[k].data();
+            if (q.kind == TENSOR) {
+                for (Int r = 0; r < q.rows; r++)
+                    for (Int c = 0; c < q.columns; c++) ((T*)q.gradient)[r * q.stride + c] += g[r * q.columns + c];
+            } else if (q.kind == PRODUCT) {
+                const Int depth = p.parameters[q.first].columns;
+                const std::vector<T>&a = values[q.first], &b = values[q.second];
+                if (needs[q.first]) {  // g b^T
+                    std::vector<T> transposed(b.size());
+                    for (Int d = 0; d < depth; d++)
+                        for (Int c = 0; c < q.columns; c++) transposed[c * depth + d] = b[d * q.columns + c];
+                    product<T, T>(q.rows, depth, q.columns, g, q.columns, 1, transposed.data(),
+                                  gradients[q.first].data(), true);
+                }
+                if (needs[q.second])  // a^T g
+                    product<T, T>(depth, q.columns, q.rows, a.data(), 1, depth, g, gradients[q.second].data(), true);
+            } else {
+                const std::vector<T>&m = values[q.second], &b = values[q.third];
+                for (Int r = 0; r < (Int)values[k].size(); r++) {
+                    const T up = g[r] * q.factor;
+                    if (q.first >= 0 && needs[q.first]) gradients[q.first][r] += g[r];
+                    for (size_t c = 0; c < b.size(); c++) {
+                        if (needs[q.second]) gradients[q.second][r * b.size() + c] += up * b[c];
+                        if (needs[q.third]) gradients[q.third][c] += up * m[r * b.size() + c];
+                    }
+                }
+            }
+        }
+    }
+};
+
+// Rows
+
+template <class T>
+struct Tiles {
+    typedef typename Lanes<T>::Vector Vector;
+    static const int L = Lanes<T>::count;
+
+    const Program& p;
+    Parameters<T>& parameters;
+    const std::vector<Weight<T>>& weights;
+    Int size;  // rows of a tile
+    std::vector<Int> places;
+    T *value_memory, *gradient_memory, *side_memory;
+    std::vector<Int> side_places;  // of each operation
+    std::vector<char> has_gradient;
+    Pair *left, *right;  // factors of products, rounded
+    std::vector<std::vector<T>> parameter_gradients;
+    std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
+    std::vector<Int> batches, receivers, senders;  // of each row of the tile
+
+    Tiles(const Program& program, Parameters<T>& given, const std::vector<Weight<T>>& packed, bool backward)
+        : p(program), parameters(given), weights(packed) {
+        Int widest = 0, place = 0;
+        for (Int v = 0; v < p.num_values; v++) widest = std::max(widest, p.widths[v]);
+        size = widest > 64 ? 48 : 96;
+        for (Int v = 0; v < p.num_values; v++) {
+            places.push_back(place);
+            place += size * p.widths[v] + 16;
+        }
+        Int side_place = 0;
+        for (Int k = 0; k < p.num_operations; k++) {
+            side_places.push_back(side_place);
+            Int code = p.operations[k].code, signs = code == NORM_SILU ? 1 : code == NORM_SILU_BOTH ? 2 : 0;
+            if (signs) side_place += signs * size * (p.widths[p.operations[k].result] + 2) + 16;
+        }
+        value_memory = memory((backward ? 2 * place : place) + side_place + size * 2 * widest);
+        gradient_memory = value_memory + place;
+        side_memory = value_memory + (backward ? 2 * place : place);
+        left = (Pair*)(side_memory + side_place), right = left + size * widest;
+        batches.resize(size), receivers.resize(size), senders.resize(size);
+        if (!backward) return;
+        has_gradient.resize(p.num_values);
+        for (Int k = 0; k < p.num_parameters; k++)
+            parameter_gradients.emplace_back(parameters.needs[k] ? p.parameters[k].rows * p.parameters[k].columns : 0);
+        for (Int k = 0; k < p.num_inputs; k++)
+            shared_gradients.emplace_back(p.inputs[k].gradient && p.inputs[k].adds == 2 ? p.inputs[k].copy_size : 0);
+    }
+
+    // not cleared, kept for the next call
+    static T* memory(Int count) {
+        thread_local std::vector<char> kept;
+        const size_t bytes = count * sizeof(T) + 64;
+        if (kept.size() < bytes) kept = std::vector<char>(bytes);
+        return (T*)(((uintptr_t)kept.data() + 63) & ~(uintptr_t)63);
+    }
+
+    T* value(Int v) { return value_memory + places[v]; }
+    T* gradient(Int v) { return gradient_memory + places[v]; }
+    T* side(const Operation& o) { return side_memory + side_places[&o - p.operations]; }
+    const T* parameter(Int k) { return parameters.values[k].data(); }
+
+    void number(Int start, Int count) {
+        Int s = start % p.senders, r = start / p.senders % p.receivers, b = start / p.senders / p.receivers;
+        for (Int i = 0; i < count; i++) {
+            batches[i] = b, receivers[i] = r, senders[i] = s;
+            if (++s == p.senders) {
+                s = 0;
+                if (++r == p.receivers) r = 0, b++;
+            }
+        }
+    }
+
+    void load(const Input& input, T* to, Int count) {
+        for (Int i = 0; i < count; i++) {
+            Int place = batches[i] * input.batch_stride + receivers[i] * input.receiver_stride +
+                        senders[i] * input.sender_stride;
+            if (input.is_half)
+                from_halves((const Half*)input.values + place, to + i * input.width, input.width);
+            else
+                copy((const T*)input.values + place, to + i * input.width, input.width);
+        }
+        std::memset(to + count * input.width, 0, (size - count) * input.width * sizeof(T));
+    }
+
+    void linear(const Operation& o, T* to) {
+        Int in = p.parameters[o.parameter].columns, out = p.parameters[o.parameter].rows;
+        const T* from = value(o.first);
+        bool adds = o.other_parameter >= 0;
+        if (adds)
+            for (Int i = 0; i < size; i++) std::memcpy(to + i * out, parameter(o.other_parameter), out * sizeof(T));
+        if (p.uses_halves) {
+            to_halves(from, (Half*)left, size * in);
+            product<T, Pair>(size, out, in / 2, left, in / 2, 1, weights[o.parameter].forward.data(), to, adds);
+        } else {
+            product<T, T>(size, out, in, from, in, 1, weights[o.parameter].transposed.data(), to, adds);
+        }
+    }
+
+    void linear_backward(const Operation& o) {
+        Int in = p.parameters[o.parameter].columns, out = p.parameters[o.parameter].rows;
+        const T *from = value(o.first), *g = gradient(o.result);
+        T* to = gradient(o.first);
+        if (!p.needs[o.first]) {
+        } else if (p.uses_halves) {
+            to_halves(g, (Half*)left, size * out);
+            product<T, Pair>(size, in, out / 2, left, out / 2, 1, weights[o.parameter].back.data(), to,
+                             has_gradient[o.first]);
+        } else {
+            product<T, T>(size, in, out, g, out, 1, parameter(o.parameter), to, has_gradient[o.first]);
+        }
+        has_gradient[o.first] = p.needs[o.first];
+        if (parameters.needs[o.parameter]) {
+            T* sums = parameter_gradients[o.parameter].data();
+            if (p.uses_halves) {
+                to_row_pairs(g, left, size, out);
+                to_row_pairs(from, right, size, in);
+                product<T, Pair>(out, in, size / 2, left, 1, out, right, sums, true);
+            } else {
+                product<T, T>(out, in, size, g, 1, out, from, sums, true);
+            }
+        }
+        if (o.other_parameter >= 0) add_rows(o.other_parameter, g, out);
+    }
+
+    // adds the rows of g to the gradient of a parameter
+    void add_rows(Int k, const T* g, Int width) {
+        if (!parameters.needs[k]) return;
+        T* sums = parameter_gradients[k].data();
+        for (Int i = 0; i < size; i++)
+            for (Int c = 0; c < width; c++) sums[c] += g[i * width + c];
+    }
+
+    // SiLU(LayerNorm(x)) or, with a vector v, the sum of those of v + x and of v - x. For the backward pass it keeps
+    // the sigmoids [signs, size, width] and, per sign and row, mean and 1 / deviation.
+    template <int N, int SIGNS>
+    void norm_silu(const Operation& o, const T* from, T* to, Int width, bool keeps) {
+        const Int n = N ? N : width / L;
+        const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
+        const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
+        T *sigmoids = side(o), *moments = sigmoids + SIGNS * size * width;
+        const T epsilon = o.epsilon, factor = T(1) / width;
+        const auto signed_row = [=](const Vector* x, int sign, Int c) {
+            return SIGNS == 1 ? x[c] : sign ? v[c] - x[c] : v[c] + x[c];
+        };
+        for (Int i = 0; i < size; i++) {  // rows by themselves: their sums are long chains of instructions
+            const Vector* x = (const Vector*)(from + i * width);
+            for (int sign = 0; sign < SIGNS; sign++) {
+                Vector sum{}, squares{};
+                for (Int c = 0; c < n; c++) sum += signed_row(x, sign, c);
+                const T mean = total<T>(sum) * factor;
+                for (Int c = 0; c < n; c++) {
+                    Vector z = signed_row(x, sign, c) - mean;
+                    squares += z * z;
+                }
+                moments[2 * (sign * size + i)] = mean;
+                moments[2 * (sign * size + i) + 1] = 1 / std::sqrt(total<T>(squares) * factor + epsilon);
+            }
+        }
+        for (Int i = 0; i < size; i++) {
+            const Vector* x = (const Vector*)(from + i * width);
+            Vector* y = (Vector*)(to + i * width);
+            for (int sign = 0; sign < SIGNS; sign++) {
+                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
+                for (Int c = 0; c < n; c++) {
+                    Vector w = (signed_row(x, sign, c) - mean) * inverse * scale[c] + shift[c], s = sigmoid(w);
+                    y[c] = sign ? y[c] + rounded(w * s) : w * s;
+                    if (keeps) *(Vector*)(sigmoids + (sign * size + i) * width + c * L) = s;
+                }
+            }
+        }
+    }
+
+    template <int N, int SIGNS>
+    void norm_silu_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
+        const Int n = N ? N : width / L;
+        const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
+        const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
+        T *sigmoids = side(o), *moments = sigmoids + SIGNS * size * width;
+        const bool adds = has_gradient[o.first], needs = p.needs[o.first];
+        const T factor = T(1) / width;
+        Vector scale_sum[N ? N : 64] = {}, shift_sum[N ? N : 64] = {}, v_sum[N ? N : 64] = {};
+        const auto normed = [=](const Vector* x, int sign, Int c, T mean, T inverse) {
+            return ((SIGNS == 1 ? x[c] : sign ? v[c] - x[c] : v[c] + x[c]) - mean) * inverse;
+        };
+        for (Int i = 0; i < size; i++) {  // of_y takes the place of the sigmoids
+            const Vector *x = (const Vector*)(from + i * width), *up = (const Vector*)(g + i * width);
+            for (int sign = 0; sign < SIGNS; sign++) {
+                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
+                Vector* kept = (Vector*)(sigmoids + (sign * size + i) * width);
+                for (Int c = 0; c < n; c++) {
+                    Vector y = normed(x, sign, c, mean, inverse), w = y * scale[c] + shift[c], s = kept[c];
+                    Vector of_w = up[c] * s * (1 + w * (1 - s));
+                    shift_sum[c] += of_w;
+                    scale_sum[c] += of_w * y;
+                    kept[c] = of_w * scale[c];
+                }
+            }
+        }
+        for (Int i = 0; i < size; i++) {
+            const Vector* x = (const Vector*)(from + i * width);
+            Vector* down = (Vector*)(to + i * width);
+            for (int sign = 0; sign < SIGNS; sign++) {
+                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
+                const Vector* of_y = (const Vector*)(sigmoids + (sign * size + i) * width);
+                Vector first{}, second{};
+                for (Int c = 0; c < n; c++) {
+                    first += of_y[c];
+                    second += of_y[c] * normed(x, sign, c, mean, inverse);
+                }
+                const T mean_first = total<T>(first) * factor, mean_second = total<T>(second) * factor;
+                for (Int c = 0; c < n; c++) {
+                    Vector of_z = inverse * (of_y[c] - mean_first - normed(x, sign, c, mean, inverse) * mean_second);
+                    if (SIGNS == 2) v_sum[c] += of_z;
+                    if (sign)
+                        down[c] -= of_z;
+                    else
+                        down[c] = adds && needs ? down[c] + of_z : of_z;
+                }
+            }
+        }
+        add_vectors(o.parameter, scale_sum, n), add_vectors(o.other_parameter, shift_sum, n);
+        if (SIGNS == 2) add_vectors(o.second, v_sum, n);
+        has_gradient[o.first] = needs;
+    }
+
+    void add_vectors(Int k, const Vector* sums, Int n) {
+        if (!parameters.needs[k]) return;
+        Vector* to = (Vector*)parameter_gradients[k].data();
+        for (Int c = 0; c < n; c++) to[c] += sums[c];
+    }
+
+    // SiLU(v + x) + SiLU(v - x)
+    void silu_both(const Operation& o, const T* from, T* to, Int width) {
+        const Vector* v = (const Vector*)parameter(o.second);
+        for (Int i = 0; i < size; i++)
+            for (Int c = 0; c < width / L; c++) {
+                const Vector x = ((const Vector*)(from + i * width))[c], plus = v[c] + x, minus = v[c] - x;
+                ((Vector*)(to + i * width))[c] = rounded(plus * sigmoid(plus)) + rounded(minus * sigmoid(minus));
+            }
+    }
+
+    void silu_both_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
+        const Vector* v = (const Vector*)parameter(o.second);
+        const bool adds = has_gradient[o.first] && p.needs[o.first];
+        Vector sums[64] = {};
+        for (Int i = 0; i < size; i++)
+            for (Int c = 0; c < width / L; c++) {
+                const Vector x = ((const Vector*)(from + i * width))[c], plus = v[c] + x, minus = v[c] - x;
+                const Vector s = sigmoid(plus), t = sigmoid(minus), up = ((const Vector*)(g + i * width))[c];
+                const Vector of_plus = up * s * (1 + plus * (1 - s)), of_minus = up * t * (1 + minus * (1 - t));
+                Vector& down = ((Vector*)(to + i * width))[c];
+                down = adds ? down + of_plus - of_minus : of_plus - of_minus;
+                sums[c] += of_plus + of_minus;
+            }
+        add_vectors(o.second, sums, width / L);
+        has_gradient[o.first] = p.needs[o.first];
+    }
+
+    template <int SIGNS>
+    void norm_silu(const Operation& o, const T* from, T* to, Int width, bool keeps) {
+        switch (width / L) {
+            case 1: return norm_silu<1, SIGNS>(o, from, to, width, keeps);
+            case 2: return norm_silu<2, SIGNS>(o, from, to, width, keeps);
+            case 4: return norm_silu<4, SIGNS>(o, from, to, width, keeps);
+            case 8: return norm_silu<8, SIGNS>(o, from, to, width, keeps);
+            default: return norm_silu<0, SIGNS>(o, from, to, width, keeps);
+        }
+    }
+
+    template <int SIGNS>
+    void norm_silu_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
+        switch (width / L) {
+            case 1: return norm_silu_backward<1, SIGNS>(o, from, g, to, width);
+            case 2: return norm_silu_backward<2, SIGNS>(o, from, g, to, width);
+            case 4: return norm_silu_backward<4, SIGNS>(o, from, g, to, width);
+            case 8: return norm_silu_backward<8, SIGNS>(o, from, g, to, width);
+            default: return norm_silu_backward<0, SIGNS>(o, from, g, to, width);
+        }
+    }
+
+    void forward(Int start, Int count, bool kept) {
+        number(start, count);
+        Int tape_place = 0;
+        for (Int k = 0; k < p.num_operations; k++) {
+            const Operation& o = p.operations[k];
+            if (o.code >= STORE) {
+                if (!kept) write(o, start, count);
+                continue;
+            }
+            Int width = p.widths[o.result], all = size * width;
+            T* to = value(o.result);
+            const T* a = o.code == LOAD ? nullptr : value(o.first);
+            const T* b = o.code <= SCALE && o.second >= 0 ? value(o.second) : nullptr;
+            switch (o.code) {
+                case LOAD: load(p.inputs[o.first], to, count); break;
+                case LINEAR:
+                    if (kept)
+                        from_tape(to, start, count, tape_place, width);
+                    else
+                        linear(o, to);
+                    if (!kept && p.tape) to_tape(to, start, count, tape_place, width);
+                    tape_place += width;
+                    break;
+                case ADD: for (Int i = 0; i < all; i++) to[i] = a[i] + b[i]; break;
+                case SUBTRACT: for (Int i = 0; i < all; i++) to[i] = a[i] - b[i]; break;
+                case MULTIPLY: for (Int i = 0; i < all; i++) to[i] = a[i] * b[i]; break;
+                case SCALE:
+                    for (Int i = 0; i < size; i++)
+                        for (Int c = 0; c < width; c++) to[i * width + c] = a[i * width + c] * b[i];
+                    break;
+                case SILU_BOTH: silu_both(o, a, to, width); break;
+                case NORM_SILU: norm_silu<1>(o, a, to, width, kept); break;
+                case NORM_SILU_BOTH: norm_silu<2>(o, a, to, width, kept); break;
+                case SILU:
+                    for (Int i = 0; i < all; i += L) {
+                        Vector x = *(const Vector*)(a + i);
+                        *(Vector*)(to + i) = x * sigmoid(x);
+                    }
+            }
+        }
+    }
+
+    void write(const Operation& o, Int start, Int count) {
+        Int width = p.widths[o.first];
+        const T* from = value(o.first);
+        if (o.code == STORE) {
+            if (p.output_is_half)
+                to_halves(from, (Half*)p.output + start * width, count * width);
+            else
+                std::memcpy((T*)p.output + start * width, from, count * width * sizeof(T));
+            return;
+        }
+        for (Int i = 0; i < count; i++) {
+            T* to = (T*)p.output + (batches[i] * p.receivers + receivers[i]) * width;
+            for (Int c = 0; c < width; c++) to[c] += from[i * width + c];
+        }
+    }
+
+    // The results of a tile on the tape, one operation after the other
+    void to_tape(const T* from, Int start, Int count, Int place, Int width) {
+        const Int offset = start * p.tape_width + count * place;
+        if (p.uses_halves)
+            to_halves(from, (Half*)p.tape + offset, count * width);
+        else
+            copy(from, (T*)p.tape + offset, count * width);
+    }
+
+    void from_tape(T* to, Int start, Int count, Int place, Int width) {
+        const Int offset = start * p.tape_width + count * place;
+        if (p.uses_halves)
+            from_halves((const Half*)p.tape + offset, to, count * width);
+        else
+            copy((const T*)p.tape + offset, to, count * width);
+        std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
+    }
+
+    // gradient(v) += sign g, or factor g
+    void add(Int v, const T* g, const T* factor, Int all, T sign) {
+        if (!p.needs[v]) return;
+        T* to = gradient(v);
+        if (has_gradient[v]) {
+            if (factor)
+                for (Int i = 0; i < all; i++) to[i] += g[i] * factor[i];
+            else
+                for (Int i = 0; i < all; i++) to[i] += sign * g[i];
+        } else {
+            if (factor)
+                for (Int i = 0; i < all; i++) to[i] = g[i] * factor[i];
+            else
+                for (Int i = 0; i < all; i++) to[i] = sign * g[i];
+        }
+        has_gradient[v] = 1;
+    }
+
+    void backward(Int start, Int count) {
+        forward(start, count, true);
+        std::fill(has_gradient.begin(), has_gradient.end(), 0);
+        for (Int k = p.num_operations - 1; k >= 0; k--) {
+            const Operation& o = p.operations[k];
+            if (o.code >= STORE) {
+                read_gradient(o, start, count);
+                continue;
+            }
+            if (!has_gradient[o.result]) continue;
+            Int width = p.widths[o.result], all = size * width;
+            const T* g = gradient(o.result);
+            switch (o.code) {
+                case LOAD: write_gradient(o, p.inputs[o.first], count); break;
+                case LINEAR: linear_backward(o); break;
+                case ADD: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, 1); break;
+                case SUBTRACT: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, -1); break;
+                case MULTIPLY: add(o.first, g, value(o.second), all, 1), add(o.second, g, value(o.first), all, 1); break;
+                case SCALE: {
+                    const T *x = value(o.first), *factor = value(o.second);
+                    T *of_x = gradient(o.first), *of_factor = gradient(o.second);
+                    bool adds = has_gradient[o.first], adds_factor = has_gradient[o.second];
+                    for (Int i = 0; i < size; i++) {
+                        Vector sum{};
+                        for (Int c = 0; c < width; c += L) {
+                            Vector up = *(const Vector*)(g + i * width + c);
+                            sum += up * *(const Vector*)(x + i * width + c);
+                            Vector* down = (Vector*)(of_x + i * width + c);
+                            *down = adds ? *down + up * factor[i] : up * factor[i];
+                        }
+                        if (p.needs[o.second]) of_factor[i] = total<T>(sum) + (adds_factor ? of_factor[i] : 0);
+                    }
+                    has_gradient[o.first] = p.needs[o.first], has_gradient[o.second] = p.needs[o.second];
+                    break;
+                }
+                case SILU_BOTH: silu_both_backward(o, value(o.first), g, gradient(o.first), width); break;
+                case NORM_SILU: norm_silu_backward<1>(o, value(o.first), g, gradient(o.first), width); break;
+                case NORM_SILU_BOTH: norm_silu_backward<2>(o, value(o.first), g, gradient(o.first), width); break;
+                case SILU: {
+                    const T* x = value(o.first);
+                    T* to = gradient(o.first);
+                    bool adds = has_gradient[o.first];
+                    for (Int i = 0; i < all; i += L) {
+                        Vector v = *(const Vector*)(x + i), s = sigmoid(v);
+                        Vector down = *(const Vector*)(g + i) * s * (1 + v * (1 - s));
+                        *(Vector*)(to + i) = adds ? *(Vector*)(to + i) + down : down;
+                    }
+                    has_gradient[o.first] = 1;
+                }
+            }
+        }
+    }
+
+    void read_gradient(const Operation& o, Int start, Int count) {
+        Int width = p.widths[o.first];
+        T* to = gradient(o.first);
+        for (Int i = 0; i < count; i++) {
+            Int row = o.code == STORE ? start + i : batches[i] * p.receivers + receivers[i];
+            if (p.output_is_half)
+                from_halves((const Half*)p.output_gradient + row * width, to + i * width, width);
+            else
+                std::memcpy(to + i * width, (const T*)p.output_gradient + row * width, width * sizeof(T));
+        }
+        std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
+        has_gradient[o.first] = 1;
+    }
+
+    void write_gradient(const Operation& o, const Input& input, Int count) {
+        if (!input.gradient) return;
+        const T* g = gradient(o.result);
+        const Int width = input.width;
+        for (Int i = 0; i < count; i++) {
+            Int place = batches[i] * input.gradient_batch_stride + receivers[i] * input.gradient_receiver_stride +
+                        senders[i] * input.gradient_sender_stride;
+            if (!input.adds) {
+                if (input.is_half)
+                    to_halves(g + i * width, (Half*)input.gradient + place, width);
+                else
+                    std::memcpy((T*)input.gradient + place, g + i * width, width * sizeof(T));
+                continue;
+            }
+            T* to = (input.adds == 2 ? shared_gradients[o.first].data() : (T*)input.gradient) + place;
+            for (Int c = 0; c < width; c++) to[c] += g[i * width + c];
+        }
+    }
+};
+
+template <class T>
+void run(const Program& p, bool backward) {
+    Parameters<T> parameters(p, backward);
+    std::vector<Weight<T>> weights(p.num_parameters);
+    for (Int k = 0; k < p.num_operations; k++) {
+        const Operation& o = p.operations[k];
+        if (o.code != LINEAR) continue;
+        const Parameter& w = p.parameters[o.parameter];
+        if (!backward || p.uses_halves)
+            weights[o.parameter].pack(parameters.values[o.parameter].data(), w.rows, w.columns, p.uses_halves, backward);
+    }
+    const Int num_threads = std::max<Int>(1, std::min(p.num_threads, p.batch));
+    const Int rows = p.receivers * p.senders;
+#pragma omp parallel for num_threads(num_threads) schedule(static, 1) ordered
+    for (Int thread = 0; thread < num_threads; thread++) {
+        Tiles<T> tiles(p, parameters, weights, backward);
+        const Int first = p.batch * thread / num_threads * rows, last = p.batch * (thread + 1) / num_threads * rows;
+        for (Int start = first; start < last; start += tiles.size) {
+            const Int count = std::min(tiles.size, last - start);
+            if (backward)
+                tiles.backward(start, count);
+            else
+                tiles.forward(start, count, false);
+        }
+#pragma omp ordered
+        if (backward) {  // in order, so that sums are the same every time
+            for (Int k = 0; k < p.num_parameters; k++)
+                for (size_t i = 0; i < tiles.parameter_gradients[k].size(); i++)
+                    parameters.gradients[k][i] += tiles.parameter_gradients[k][i];
+            for (Int k = 0; k < p.num_inputs; k++)
+                for (size_t i = 0; i < tiles.shared_gradients[k].size(); i++)
+                    ((T*)p.inputs[k].gradient)[i] += tiles.shared_gradients[k][i];
+        }
+    }
+    if (backward) parameters.distribute();
+}
+
+}  // namespace
+
+extern "C" {
+
+void run_program(const int64_t* words, int64_t backward) {
+    const Program p = read(words);
+    if (p.is_double)
+        run<double>(p, backward);
+    else
+        run<float>(p, backward);
+}
+
+int64_t multiplies_halves() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+}

@@ -1,0 +1,365 @@
+"""Programs of rowwise operations: rows pass through several modules in one call, tile by tile, while they are in cache.
+
+A `RowProgram` is written once per module, operation by operation, and run by `row_programs.cpp`, with its gradient.
+Numbers are those of the parameters, double or single precision; under autocast to bfloat16, on processors that multiply
+such numbers, matrix products and what is kept for the backward pass are in bfloat16, all else in single precision.
+
+Shape letters: B networks, R receivers, S senders, D features; rows of nodes are blocks with S = 1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from array import array
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from scalegmn.engine import native
+
+LANES = 16
+"""Widths are multiples of it."""
+
+WIDEST = 512
+"""The largest width."""
+
+Value = int
+"""A value of a program: rows [B, R, S, width], by number."""
+
+
+class Vector(NamedTuple):
+    """A vector, or a matrix, that a program reads: by number."""
+
+    number: int
+    rows: int
+    columns: int
+
+
+class _Code(IntEnum):
+    """As in row_programs.cpp."""
+
+    LOAD = 0
+    LINEAR = 1
+    ADD = 2
+    SUBTRACT = 3
+    MULTIPLY = 4
+    SCALE = 5
+    SILU_BOTH = 6
+    NORM_SILU = 7
+    NORM_SILU_BOTH = 8
+    SILU = 9
+    STORE = 10
+    SUM = 11
+
+
+class _Kind(IntEnum):
+    """As in row_programs.cpp."""
+
+    TENSOR = 0
+    PRODUCT = 1
+    SHIFTED = 2
+
+
+def available(x: Tensor) -> bool:
+    """Whether programs can run on rows like x."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None  # vmap and its like run operations one by one
+        and native.library() is not None
+    )
+
+
+class RowProgram:
+    """Operations on the rows of a block, and what they read: inputs, rows that broadcast to [B, R, S, D], in the order
+    of `load`; tensors that are given with each run; and parameters of modules."""
+
+    def __init__(self) -> None:
+        self.num_inputs = 0
+        self.num_given = 0
+        self.extra_width = 0
+        self._extras: list[ref[nn.Linear]] = []
+        self.tape_width = 0
+        self._tensors: list[tuple[ref[nn.Module], str] | None] = []
+        self._places: dict[tuple[int, str], int] = {}
+        self._parameters: list[tuple[_Kind, int, int, int, int, int, int]] = []
+        self._operations: list[tuple[int, int, int, int, int, int, int]] = []
+        self._widths: list[int] = []
+        self._words: tuple[list[int], ...] | None = None
+
+    # Parameters
+
+    def parameter(self, module: nn.Module, name: str, start: int = 0, stop: int | None = None) -> Vector:
+        """A parameter of a module; of a matrix, its columns from `start` to `stop`."""
+        tensor = getattr(module, name)
+        key = (id(module), name)
+        if key not in self._places:
+            self._places[key] = len(self._tensors)
+            self._tensors.append((ref(module), name))
+        return self._tensor(self._places[key], tensor.shape, start, stop)
+
+    def given(self, shape: Sequence[int]) -> Vector:
+        """A tensor that is given with each run, in this order and before the parameters."""
+        assert len(self._tensors) == self.num_given
+        self.num_given += 1
+        self._tensors.append(None)
+        return self._tensor(len(self._tensors) - 1, shape, 0, None)
+
+    def product(self, first: Vector, second: Vector) -> Vector:
+        """The product of two matrices."""
+        return self._parameter(_Kind.PRODUCT, first.rows, second.columns, first.number, second.number)
+
+    def shifted(self, first: Vector | None, matrix: Vector, second: Vector, factor: int) -> Vector:
+        """a + factor M b; without a, factor M b."""
+        number = -1 if first is None else first.number
+        return self._parameter(_Kind.SHIFTED, 1, matrix.rows, number, matrix.number, second.number, factor)
+
+    def _tensor(self, place: int, shape: Sequence[int], start: int, stop: int | None) -> Vector:
+        rows, columns = (1, shape[0]) if len(shape) == 1 else shape
+        return self._parameter(_Kind.TENSOR, rows, (columns if stop is None else stop) - start, place, start)
+
+    def _parameter(self, kind: _Kind, rows: int, columns: int, first: int, *more: int) -> Vector:
+        second, third, factor = (*more, 0, 0, 0)[:3]
+        self._parameters.append((kind, rows, columns, first, second, third, factor))
+        return Vector(len(self._parameters) - 1, rows, columns)
+
+    # Operations
+
+    def extra(self, linear: nn.Linear) -> Value:
+        """What a Linear, with its bias, makes of the last `extra_width` columns of its input, which are the extras of
+        each run: computed before it, for they are the same for many rows."""
+        self._extras.append(ref(linear))
+        return self.load(linear.out_features)
+
+    def load(self, width: int) -> Value:
+        """The rows of the next input."""
+        self.num_inputs += 1
+        return self._operation(_Code.LOAD, width, self.num_inputs - 1)
+
+    def linear(self, x: Value, weight: Vector, bias: Vector | None = None) -> Value:
+        """W x + b."""
+        assert self._widths[x] == weight.columns
+        self.tape_width += weight.rows
+        return self._operation(_Code.LINEAR, weight.rows, x, -1, weight.number, -1 if bias is None else bias.number)
+
+    def add(self, x: Value, y: Value) -> Value:
+        """x + y."""
+        return self._operation(_Code.ADD, self._widths[x], x, y)
+
+    def multiply(self, x: Value, y: Value) -> Value:
+        """x * y."""
+        return self._operation(_Code.MULTIPLY, self._widths[x], x, y)
+
+    def scale(self, x: Value, factor: Value) -> Value:
+        """x times a factor of width 1."""
+        return self._operation(_Code.SCALE, self._widths[x], x, factor)
+
+    def norm_silu(self, x: Value, norm: nn.LayerNorm) -> Value:
+        """SiLU(LayerNorm(x))."""
+        scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
+        return self._operation(_Code.NORM_SILU, self._widths[x], x, -1, scale, shift, _bits(norm.eps))
+
+    def silu_of_both_signs(self, vector: Vector, x: Value, norm: nn.LayerNorm | None) -> Value:
+        """SiLU(LayerNorm(v + x)) + SiLU(LayerNorm(v - x)); without a norm, SiLU(v + x) + SiLU(v - x)."""
+        if norm is None:
+            return self._operation(_Code.SILU_BOTH, self._widths[x], x, vector.number)
+        scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
+        return self._operation(_Code.NORM_SILU_BOTH, self._widths[x], x, vector.number, scale, shift, _bits(norm.eps))
+
+    def silu(self, x: Value) -> Value:
+        """SiLU(x)."""
+        return self._operation(_Code.SILU, self._widths[x], x)
+
+    def store(self, x: Value, halves: bool = False) -> RowProgram:
+        """The program, whose result is x, [B, R, S, D]; with `halves`, in bfloat16 where its products are."""
+        return self._end(_Code.STORE, x, halves)
+
+    def sum(self, x: Value) -> RowProgram:
+        """The program, whose result is the sum of x over senders, [B, R, D]."""
+        return self._end(_Code.SUM, x, False)
+
+    def _operation(
+        self, code: _Code, width: int, first: int, second: int = -1, p: int = -1, q: int = -1, more: int = 0
+    ) -> Value:
+        self._operations.append((code, len(self._widths), first, second, p, q, more))
+        self._widths.append(width)
+        return len(self._widths) - 1
+
+    def _end(self, code: _Code, x: Value, halves: bool) -> RowProgram:
+        self._operations.append((code, -1, x, -1, -1, -1, 0))
+        self.sums, self.rounds, self.width = code == _Code.SUM, halves, self._widths[x]
+        self._tail = [word for operation in self._operations for word in operation] + self._widths
+        return self
+
+    # Running
+
+    def __call__(
+        self,
+        shape: Sequence[int],
+        inputs: Sequence[Tensor],
+        given: Sequence[Tensor] = (),
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width]."""
+        if extra is not None:
+            inputs = [*inputs, *(_of_extra(linear(), extra) for linear in self._extras)]
+        parameters = [*given]
+        for place in self._tensors[self.num_given :]:
+            assert place is not None
+            module = place[0]()
+            assert module is not None  # the program is kept no longer than its module
+            parameters.append(getattr(module, place[1]))
+        dtype = parameters[0].dtype
+        blocks = []
+        for x in inputs:
+            if x.ndim < 4:
+                x = x[(None,) * (4 - x.ndim)]
+            if x.dtype != dtype and (x.dtype != torch.bfloat16 or x.shape[-1] % LANES):
+                x = x.to(dtype)
+            blocks.append(x if x.stride(-1) == 1 else x.contiguous())
+        result: Tensor = _Run.apply(self, tuple(shape), torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
+        return result
+
+    def execute(
+        self,
+        shape: tuple[int, ...],
+        tensors: Sequence[Tensor],
+        result: Tensor,
+        tape: Tensor | None,
+        halves: bool,
+        num_threads: int,
+        needed: Sequence[bool] | None = None,
+    ) -> list[Tensor | None]:
+        """Computes the result or, with `needed`, from its gradient those of inputs and parameters."""
+        dtype = tensors[-1].dtype
+        words = [dtype == torch.float64, halves, *shape]
+        words += [self.num_inputs, len(self._parameters), len(self._operations), len(self._widths)]
+        words += [num_threads, result.data_ptr(), result.dtype == torch.bfloat16]
+        words += [0 if tape is None else tape.data_ptr(), self.tape_width, 0 if needed is None else result.data_ptr()]
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        count = self.num_inputs
+        for index, tensor in enumerate(tensors[:count]):
+            size, strides = tensor.shape, tensor.stride()
+            b, r, s = (0 if n == 1 else stride for n, stride in zip(size[:3], strides, strict=False))
+            words += [tensor.data_ptr(), size[3], b, r, s, tensor.dtype == torch.bfloat16]
+            if needed is None or not needed[index]:
+                words += (0, 0, 0, 0, 0, 0)
+                continue
+            if size[:3] == shape:
+                adds, gradient = 0, torch.empty(size, dtype=tensor.dtype)
+            else:
+                adds, gradient = 2 if size[0] == 1 < shape[0] else 1, torch.zeros(size, dtype=dtype)
+            gradients[index] = gradient
+            b, r, s = (0 if n == 1 else stride for n, stride in zip(size[:3], gradient.stride(), strict=False))
+            words += [gradient.data_ptr(), adds, b, r, s, gradient.numel()]
+        if needed is not None:
+            for index in range(count, len(tensors)):
+                if needed[index]:
+                    gradients[index] = torch.zeros(tensors[index].shape, dtype=dtype)
+        for kind, rows, columns, first, second, third, factor in self._parameters:
+            if kind != _Kind.TENSOR:
+                words += (0, rows, columns, 0, 0, kind, first, second, third, factor)
+                continue
+            tensor, found = tensors[count + first], gradients[count + first]
+            offset = second * tensor.element_size()
+            of_it = 0 if found is None else found.data_ptr() + offset
+            words += (tensor.data_ptr() + offset, rows, columns, tensor.shape[-1], of_it, kind, 0, 0, 0, 0)
+        words += self._tail
+        words += self._flags(needed) if needed is not None else [0] * len(self._widths)
+        packed = array("q", words)
+        library = native.library()
+        assert library is not None
+        library.run_program(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_int64(needed is not None))
+        return gradients
+
+    def _flags(self, needed: Sequence[bool]) -> list[int]:
+        """Whether the gradient of each value is needed."""
+        parameters = any(needed[self.num_inputs :])
+        flags: list[int] = []
+        for code, _, first, second, _, _, _ in self._operations[:-1]:
+            if code == _Code.LOAD:
+                flags.append(needed[first])
+            else:
+                flags.append(parameters or flags[first] or (_Code.ADD <= code <= _Code.SCALE and flags[second]))
+        return flags
+
+    def halves(self, dtype: torch.dtype) -> bool:
+        """Whether products are in bfloat16."""
+        return (
+            dtype == torch.float32
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and native.multiplies_halves()
+        )
+
+    def allocate(
+        self, shape: tuple[int, ...], dtype: torch.dtype, halves: bool, keeps: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Memory of the result, and of what the backward pass reads."""
+        kept = torch.bfloat16 if halves else dtype
+        if self.sums:
+            output = torch.zeros(*shape[:2], self.width, dtype=dtype)
+        else:
+            output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
+        rows = shape[0] * shape[1] * shape[2]
+        return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps else None
+
+
+def _of_extra(linear: nn.Linear | None, extra: Tensor) -> Tensor:
+    """See `RowProgram.extra`."""
+    assert linear is not None  # the program is kept no longer than its module
+    with torch.autocast("cpu", enabled=False):
+        columns = linear.weight[:, linear.in_features - extra.shape[-1] :]
+        return nn.functional.linear(extra.to(columns.dtype), columns, linear.bias)
+
+
+def _bits(number: float) -> int:
+    """A double as a word."""
+    word: int = struct.unpack("q", struct.pack("d", number))[0]
+    return word
+
+
+class _Run(torch.autograd.Function):
+    """Runs a program. There are no second derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, program: RowProgram, shape: tuple[int, ...], grad: bool, *tensors: Tensor) -> Tensor:
+        """The program's result, of its inputs and parameters."""
+        ctx.dtype = dtype = tensors[program.num_inputs].dtype
+        keeps = grad and any(ctx.needs_input_grad)
+        halves = program.halves(dtype)
+        output, tape = program.allocate(shape, dtype, halves, keeps)
+        num_threads = torch.get_num_threads()  # the tape is written and read in the same tiles
+        program.execute(shape, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
+        if keeps:
+            ctx.program, ctx.shape, ctx.how = program, shape, (halves, num_threads)
+            ctx.save_for_backward(tape, *tensors)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of all inputs and parameters that need one."""
+        tape, *tensors = ctx.saved_tensors
+        program, cast = ctx.program, _contiguous(ctx.program, tensors, ctx.dtype)
+        gradients = program.execute(ctx.shape, cast, gradient.contiguous(), tape, *ctx.how, ctx.needs_input_grad[3:])
+        return (
+            None,
+            None,
+            None,
+            *(g if g is None or g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True)),
+        )
+
+
+def _contiguous(program: RowProgram, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Inputs as they are, parameters of one type and row by row."""
+    count = program.num_inputs
+    parameters = (x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous() for x in tensors[count:])
+    return [*tensors[:count], *parameters]
