@@ -72,6 +72,7 @@ def test_gradients_need_no_zoo(digits, monkeypatch, capsys):
 
 def test_refusals(digits, monkeypatch, capsys, tmp_path):
     assert_refused(ask(digits, monkeypatch, capsys, "net.pth", "--output=10"), "found 10, expected 0 to 9")
+    assert_refused(ask(digits, monkeypatch, capsys, "net.pth", "--figure=a.xyz"), "a.xyz, expected a file .png")
     net = torch.load(digits.net)
     names = list(net)
     net[names[0]], net[names[2]] = torch.zeros(9, 2), torch.zeros(8, 9)

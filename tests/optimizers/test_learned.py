@@ -187,7 +187,7 @@ def test_what_cannot_be_trained_is_refused(random_params):
     params = random_params(chain("relu", (5, 6, 3)), 1)
     with pytest.raises(ValueError, match="the optimiser has maps for each layer"):
         learned_curves(optimizer_for(chain("relu"), network="nfn"), Regression(params), 1)
-    with pytest.raises(ValueError, match="built for chains with"):
+    with pytest.raises(ValueError, match="trains chains of layers with"):
         learned_curves(optimizer_for(chain("tanh")), Regression(params), 1)
     with pytest.raises(ValueError, match=r"optimizer.network: found 'x', expected one of ff"):
         LearnedOptimizerConfig(network="x")

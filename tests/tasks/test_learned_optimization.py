@@ -163,6 +163,26 @@ def test_modules_of_any_architecture_learn():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_frozen_parameters_stay():
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 3)
+    module[0].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimizer = ModuleOptimizer(LearnedOptimizerConfig().build(scalegmn.from_module(module, x).spec), module, x)
+    module(x).square().mean().backward()
+    optimizer.step()
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"0.bias", "2.weight", "2.bias"}
+
+
+def test_modules_that_scalegmn_does_not_train_are_refused():
+    x = torch.randn(8, 3)
+    chain, normed = (nn.Sequential(nn.Linear(3, 4), *n, nn.ReLU(), nn.Linear(4, 2)) for n in ([], [nn.LayerNorm(4)]))
+    learned = LearnedOptimizerConfig().build(scalegmn.from_module(chain, x).spec)
+    with pytest.raises(ValueError, match=r"trains chains of layers without signs .* optimizer.network ff, mlp_lopt"):
+        ModuleOptimizer(learned, normed, x).step()
+
+
 def test_comparison(run, tmp_path):
     text = compare_optimizers([run], 12, 2, ["unseen", "wider", "deeper", "longer"], tmp_path)
     assert re.search(r"unseen: 2 networks, 12 steps", text)

@@ -11,7 +11,7 @@ from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.predict import input_options, with_frequencies
 from scalegmn.experiments.trained import load
 from scalegmn.explore.attribution import METHODS
-from scalegmn.explore.explain import explain, open_reference
+from scalegmn.explore.explain import explain, open_reference, require_answers
 from scalegmn.interop.network_files import KINDS, find_sources, read_source
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.reporting.figures import explanation
@@ -21,6 +21,9 @@ def run(words: Sequence[str]) -> None:
     """Prints the table or JSON; draws the figure if one is asked for."""
     values = _parser().read(words)
     model = load(values.checkpoint)
+    require_answers(model)
+    if values.figure is not None and values.figure.suffix != ".png":
+        raise ValueError(f"--figure: found {values.figure}, expected a file .png")
     if values.figure is not None and values.figure.exists():
         raise ValueError(f"--figure: {values.figure} exists already; choose another")
     refuse_zoos([values.net])

@@ -25,6 +25,10 @@ def run(words: Sequence[str]) -> None:
     values = parser.read(words)
     if values.networks < 1:
         raise ValueError(f"--networks: found {values.networks}, expected at least 1")
+    if values.serve is not None and not 0 <= values.serve < 2**16:
+        raise ValueError(f"--serve: found {values.serve}, expected a port from 0 to 65535")
+    if values.out.is_dir():
+        raise ValueError(f"--out: {values.out} is a folder, expected a file such as page.html")
     if values.out.exists() and MARK.encode() not in values.out.read_bytes()[:500]:
         raise ValueError(f"--out: {values.out} exists already, and is no page of scalegmn explore")
     collections = collections_of(values.names, values.networks, values.activation, values.w0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalegmn.experiments.optimizer_run import OptimizerRunConfig, load_trained_optimizer
 from scalegmn.interop.torch_modules.layers import TracedLayer
-from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
+from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, written_tensors
 from scalegmn.interop.torch_modules.program import ExampleInput
 from scalegmn.interop.torch_modules.reader import trace_module
 from scalegmn.networks import NetParams
@@ -41,7 +41,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Changes the parameters by their gradients.
+        """Changes the parameters that have gradients; frozen ones and buffers stay as they are.
 
         Args:
             closure: computes the loss and its gradients first.
@@ -62,7 +62,10 @@ class ModuleOptimizer(torch.optim.Optimizer):
         inputs, state = self.learned.inputs(params, flat, inner, self._state(flat))
         new = params.unflatten(flat + self.learned(inputs, self._coordinates))
         self.state[self._first] = dict(state._asdict())
-        write_parameters(_kept(new, params, self._layers), self.module, self._layers, self._spec)
+        written = written_tensors(_kept(new, params, self._layers), tensors, self._layers, self._spec)
+        for name, tensor in tensors.items():
+            if tensor.grad is not None:
+                tensor.copy_(written[name])
         return loss
 
     @property

@@ -28,6 +28,9 @@ STEPS = 64
 POINTS_AT_ONCE = 16
 """Points whose gradients are computed together."""
 
+PARAMETERS_AT_ONCE = 2**24
+"""Of networks without neurons that are answered together; at least those of one order."""
+
 Score = Callable[[NetParams], Tensor]
 """B canonical networks -> [B], the number that is explained."""
 
@@ -265,8 +268,13 @@ def deletion_curves(score: Score, x: NetParams, orders: Sequence[Sequence[tuple[
         orders: n (layer, neuron) each, in the order in which they are removed.
     """
     counts = range(len(orders[0]) + 1)
-    batch = NetParams.cat([without_neurons(x, order[:count]) for order in orders for count in counts])
-    return score(batch).reshape(len(orders), len(counts))
+    at_once = max(1, PARAMETERS_AT_ONCE // (x.spec.num_parameters * len(counts)))
+    curves = []
+    for start in range(0, len(orders), at_once):
+        some = orders[start : start + at_once]
+        copies = NetParams.cat([without_neurons(x, order[:count]) for order in some for count in counts])
+        curves.append(score(copies).reshape(len(some), len(counts)))
+    return torch.cat(curves)
 
 
 def ranked_neurons(attribution: Attribution) -> list[tuple[int, int]]:

@@ -118,6 +118,16 @@ def reference_of(model: TrainedModel, params: NetParams, zoo: Zoo) -> NetParams:
     return reference_network(canonicalize(in_single(nets), removed))
 
 
+def require_answers(model: TrainedModel) -> None:
+    """Refuses models whose answer is no class or number.
+
+    Raises:
+        ValueError: the model edits networks.
+    """
+    if model.task_class.output != "vector":
+        raise ValueError(f"{model.run}: edits networks; explain a model that gives a class or a number")
+
+
 def open_reference(model: TrainedModel, path: Path | None) -> Zoo:
     """The zoo that the reference network is the mean of: that of the run, unless another is named.
 
@@ -146,8 +156,7 @@ def explain(
     Raises:
         ValueError: the model edits networks, cannot read this one, or has no such output.
     """
-    if model.task_class.output != "vector":
-        raise ValueError(f"{model.run}: edits networks; explain a model that gives a class or a number")
+    require_answers(model)
     metanetwork = model.metanetwork(params.spec)
     params = params.to(next(metanetwork.parameters()))
     removed = symmetries_to_remove(model.config.model_config, model.canonical)

@@ -288,7 +288,11 @@ class StreamOptimizer(UpdateNetwork):
         """
         spec, odd = coordinates.spec, self.features.num_odd
         if not spec.is_chain or remaining_scalars(spec) != self.group or max(coordinates.kernels) != self.kernel:
-            raise ValueError(f"the optimiser was built for chains with {self.group}, found {spec}")
+            signs = "with signs (tanh, sine)" if self.group.signs else "without signs (relu)"
+            raise ValueError(
+                f"the optimiser trains chains of layers {signs}, with kernels of {self.kernel} values; found {spec}; "
+                "choose one that was trained on such networks, or optimizer.network ff, mlp_lopt or lstm for any module"
+            )
         graph = self.model(self.graph(channels, coordinates))
         e, f, _ = zip(*graph.edges, strict=True)
         edges = [self.to_edges[0](a) + self.to_edges[1](b) for a, b in zip(e, f, strict=True)]
