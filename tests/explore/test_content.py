@@ -152,6 +152,10 @@ def test_the_command(digits, monkeypatch, capsys, tmp_path):
     assert_refused(refused, "nothing: no such file or folder, expected a zoo, a run, a bundle or a network")
     refused = run_command(["explore", "zoo", "--networks=0"], digits.folder, monkeypatch, capsys)
     assert_refused(refused, "--networks: found 0, expected at least 1")
+    refused = run_command(["explore", "zoo", "--serve=99999"], digits.folder, monkeypatch, capsys)
+    assert_refused(refused, "--serve: found 99999, expected a port from 0 to 65535")
+    refused = run_command(["explore", "zoo", "--out=."], digits.folder, monkeypatch, capsys)
+    assert_refused(refused, "--out: . is a folder, expected a file")
 
 
 def test_networks_in_files(digits, monkeypatch, tmp_path):
