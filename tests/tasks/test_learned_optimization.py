@@ -163,6 +163,20 @@ def test_modules_of_any_architecture_learn():
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_stored_states_are_not_rounded():
+    torch.manual_seed(0)
+    module, x = nn.Linear(3, 2).bfloat16(), torch.randn(8, 3, dtype=torch.bfloat16)
+    learned = LearnedOptimizerConfig(network="ff").build(scalegmn.from_module(module, x).spec)
+    optimizer, other = ModuleOptimizer(learned, module, x), ModuleOptimizer(learned, module, x)
+    module(x).square().mean().backward()
+    optimizer.step()
+    stored = optimizer.state_dict()["state"][0]
+    other.load_state_dict(optimizer.state_dict())
+    taken = other.state_dict()["state"][0]
+    assert stored["momenta"].dtype == torch.float32
+    assert all(taken[name].dtype == value.dtype and torch.equal(taken[name], value) for name, value in stored.items())
+
+
 def test_frozen_parameters_stay():
     torch.manual_seed(0)
     module, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 3)

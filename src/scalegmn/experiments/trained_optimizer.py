@@ -68,6 +68,13 @@ class ModuleOptimizer(torch.optim.Optimizer):
                 tensor.copy_(written[name])
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict()` gave, in its own precision: modules of bfloat16 do not round it."""
+        super().load_state_dict(state_dict)
+        device = next(self.learned.parameters()).device
+        stored = state_dict["state"].get(0, {})
+        self.state[self._first] = {name: value.to(device, copy=True) for name, value in stored.items()}
+
     @property
     def _first(self) -> Tensor:
         """The parameter whose state is that of all."""
