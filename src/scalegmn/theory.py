@@ -49,7 +49,7 @@ class Quotient(nn.Module):
         self.function, self.slope = function, slope
 
     def forward(self, context: object, x: Tensor) -> Tensor:
-        """[x, m] [n, 6] -> [n, 3]."""
+        """x and m side by side, [n, 6] -> [n, 3]."""
         z = x[:, BIAS] + x[:, 3 + POST]
         quotient = torch.where(z == 0, self.slope, self.function(z) / torch.where(z == 0, 1, z))
         return torch.stack([torch.ones_like(z), torch.ones_like(z), quotient], dim=-1)

@@ -110,7 +110,7 @@ class PhasorLayer(nn.Module):
         return [self.update(x, torch.cat([x, *messages], -1)) for x, messages in zip(nodes, received, strict=True)]
 
     def update(self, x: Tensor, read: Tensor) -> Tensor:
-        """x' of x [4, B, n, d] and [x, m, u] [4, B, n, 3 d]."""
+        """x' of x, [4, B, n, d], and of x, m and u side by side, [4, B, n, 3 d]."""
         h = rms_norm(self.mix(read), (x.shape[-1],), eps=1e-6)
         h = h + self.multiply(products(h))
         factors = self.factors(invariants(h)).unflatten(-1, (NUM_CHARACTERS, -1)).movedim(-2, 0)

@@ -95,7 +95,7 @@ class FeatureSet:
         )
 
     def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
-        """[parameter, gradient, momenta] [B, P, n] and steps taken [B] -> channels [B, P, C], odd ones first."""
+        """Parameter, gradient and momenta, [B, P, n], and steps taken, [B] -> channels [B, P, C], odd ones first."""
         raise NotImplementedError
 
 
