@@ -223,6 +223,11 @@ def test_what_shapes_do_not_tell(module, note):
     assert note in found
 
 
+def test_tensors_that_are_no_layers_are_named():
+    with pytest.raises(ValueError, match=r"^1 weights and 0 biases, .*: found grid \[3, 4, 5\]; scalegmn.from_module"):
+        stored_network({"grid": torch.zeros(3, 4, 5)})
+
+
 # Files
 
 

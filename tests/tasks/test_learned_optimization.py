@@ -194,7 +194,9 @@ def test_modules_that_scalegmn_does_not_train_are_refused():
     chain, normed = (nn.Sequential(nn.Linear(3, 4), *n, nn.ReLU(), nn.Linear(4, 2)) for n in ([], [nn.LayerNorm(4)]))
     learned = LearnedOptimizerConfig().build(scalegmn.from_module(chain, x).spec)
     with pytest.raises(ValueError, match=r"trains chains of layers without signs .* optimizer.network ff, mlp_lopt"):
-        ModuleOptimizer(learned, normed, x).step()
+        ModuleOptimizer(learned, normed, x)
+    with pytest.raises(ValueError, match="trains one module, found further parameters"):
+        ModuleOptimizer(learned, chain, x).add_param_group({"params": [nn.Parameter(x)]})
 
 
 def test_comparison(run, tmp_path):
@@ -220,6 +222,10 @@ def test_comparison(run, tmp_path):
         (["--meta.method=evolution", "--meta.window=3"], "meta.horizon: found 4, expected a multiple of window, 3"),
         (["--train_args.precision", "bf16-mixed"], "train_args.precision: found bf16-mixed, expected fp32"),
         (["--metta.horizon", "3"], "unknown key metta"),
+        (
+            ["--conf", "digits_cls/scalegmn.yml"],
+            "give it to `scalegmn train TASK --conf`, TASK being classification, editing or generalization",
+        ),
     ],
 )
 def test_wrong_settings(words, message, capsys):
@@ -236,6 +242,10 @@ def test_evolution_needs_one_architecture():
 def test_other_folders_are_no_optimizers(tmp_path):
     with pytest.raises(ValueError, match="is not the folder of a finished run of `scalegmn train optimizer`"):
         scalegmn.load_optimizer(tmp_path)
+    (tmp_path / "net.pth").touch()
+    for load in (scalegmn.load_optimizer, scalegmn.load):
+        with pytest.raises(ValueError, match=r"net.pth is not the folder of a finished run.*\(it is a file\)"):
+            load(tmp_path / "net.pth")
 
 
 def test_configurations_are_read_back(tmp_path):

@@ -49,4 +49,5 @@ def refuse_other_kinds(content: Mapping[str, Any], command: str, known: Collecti
     fitting = {name: len(keys & {item.name for item in fields(kind)}) for name, (_, kind) in kinds.items()}
     best = max(fitting, key=fitting.__getitem__)
     if fitting[best] > len(keys & {*known}) and not best.startswith(command):
-        raise ValueError(f"this is {kinds[best][0]}, give it to `{best} --conf`")
+        tasks = ", TASK being classification, editing or generalization" if best.endswith("TASK") else ""
+        raise ValueError(f"this is {kinds[best][0]}, give it to `{best} --conf`{tasks}")

@@ -149,6 +149,7 @@ def load_trained_optimizer(run: str | Path) -> tuple[LearnedOptimizer, Optimizer
             raise ValueError(f"its task is {data['task']}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.filename}: no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = "it is a file" if isinstance(error, NotADirectoryError) else reason
         raise ValueError(f"{run} is not the folder of a finished run of `{COMMAND}` ({reason})") from None
     config = read_optimizer_config(["--conf", str(run / "config.yml")])
     model = config.optimizer.build(spec)

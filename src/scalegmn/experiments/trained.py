@@ -53,6 +53,8 @@ def read_summary(run: Path) -> dict[str, Any]:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         if isinstance(error, FileNotFoundError):
             reason = f"{error.filename}: no such file"
+        elif isinstance(error, NotADirectoryError):
+            reason = "it is a file"
         runs = sorted(str(summary.parent) for summary in run.glob("*/summary.json"))
         if is_zoo(run):
             reason = "it is a zoo; train a model on it first"

@@ -30,7 +30,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
         example_input: the input that the module is called with, as in `scalegmn.from_module`.
 
     Raises:
-        ValueError: the module cannot be read.
+        ValueError: the module cannot be read, or the optimiser does not train networks of its kind.
     """
 
     def __init__(self, learned: LearnedOptimizer, module: nn.Module, example_input: ExampleInput) -> None:
@@ -38,6 +38,8 @@ class ModuleOptimizer(torch.optim.Optimizer):
         self._layers, self._spec = trace_module(module, example_input, None, is_strict=False)
         self._coordinates = Coordinates(self._spec)
         super().__init__(module.parameters(), {})
+        params = self._params(named_tensors(module))
+        self._change(params, params.map(torch.zeros_like))  # raises where it does not train such networks
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -55,18 +57,39 @@ class ModuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         tensors = named_tensors(self.module)
-        own = next(self.learned.parameters())
-        params = read_parameters(tensors, self._layers, self._spec).to(own)
-        gradients = _gradients(tensors, self._layers, params)
-        flat, inner = params.flatten(), gradients.flatten()
-        inputs, state = self.learned.inputs(params, flat, inner, self._state(flat))
-        new = params.unflatten(flat + self.learned(inputs, self._coordinates))
+        params = self._params(tensors)
+        change, state = self._change(params, _gradients(tensors, self._layers, params))
+        new = params.unflatten(params.flatten() + change)
         self.state[self._first] = dict(state._asdict())
         written = written_tensors(_kept(new, params, self._layers), tensors, self._layers, self._spec)
         for name, tensor in tensors.items():
             if tensor.grad is not None:
                 tensor.copy_(written[name])
         return loss
+
+    def _params(self, tensors: Mapping[str, Tensor]) -> NetParams:
+        """The module's parameters as a network, in the optimiser's precision."""
+        return read_parameters(tensors, self._layers, self._spec).to(next(self.learned.parameters()))
+
+    @torch.no_grad()
+    def _change(self, params: NetParams, gradients: NetParams) -> tuple[Tensor, OptimizerState]:
+        """What is added to the parameters in a row [1, P], and what is remembered then."""
+        flat = params.flatten()
+        inputs, state = self.learned.inputs(params, flat, gradients.flatten(), self._state(flat))
+        change: Tensor = self.learned(inputs, self._coordinates)
+        return change, state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Takes the module's parameters, once.
+
+        Raises:
+            ValueError: further ones are added.
+        """
+        if self.param_groups:
+            raise ValueError(
+                "param_group: a learned optimiser trains one module, found further parameters; make another"
+            )
+        super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what `state_dict()` gave, in its own precision: modules of bfloat16 do not round it."""
@@ -83,7 +106,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
 
     def _state(self, flat: Tensor) -> OptimizerState:
         """What the optimiser remembers."""
-        stored = self.state[self._first]
+        stored = self.state.get(self._first)
         if not stored:
             return self.learned.features.start(flat)
         return OptimizerState(*(stored[name] for name in OptimizerState._fields))

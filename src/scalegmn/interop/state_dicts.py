@@ -244,10 +244,13 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     unpaired = [key for key in biases if not any(part.startswith("weight") for part in by_layer[parts[key][0]])]
     if unpaired or "" in by_layer:
         if not weights or len(weights) != len(biases):
-            raise ValueError(f"{len(weights)} weights and {len(biases)} biases, expected one of each per layer")
+            raise ValueError(
+                f"{len(weights)} weights and {len(biases)} biases, expected one of each per layer: found "
+                f"{_shown(tensors)}; {MODULE_READS}"
+            )
         by_layer = {w: {"weight": w, "bias": b} for w, b in zip(weights, biases, strict=True)}
     if not by_layer:
-        raise ValueError("0 weights and 0 biases, expected one of each per layer")
+        raise ValueError(f"0 weights and 0 biases, expected one of each per layer: found {_shown(tensors)}")
     norms = {key.rpartition(".")[0] for key in tensors if key.endswith("running_mean")}
     norms |= {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim < 2}
     of_losses = {stem for stem in norms if stem.startswith(("criterion", "loss"))}
@@ -258,6 +261,12 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     layers = [_layer(stem, own, tensors) for stem, own in by_layer.items() if stem not in of_losses]
     read = {key for stem, own in by_layer.items() if stem not in of_losses for key in own.values()}
     return layers, [key for key in tensors if key not in read]
+
+
+def _shown(tensors: Mapping[str, Tensor]) -> str:
+    """The first tensors with their shapes."""
+    first = [f"{key} {list(tensor.shape)}" for key, tensor in list(tensors.items())[:3]]
+    return ", ".join(first) + (f" and {len(tensors) - 3:,} more" if len(tensors) > 3 else "")
 
 
 _NO_CHAIN = {
