@@ -44,6 +44,11 @@ def digits():
     return drawn(nn.Sequential(*layers))
 
 
+def linear():
+    """Of one layer."""
+    return nn.Linear(3, 2)
+
+
 def bag():
     """Of words."""
     return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))

@@ -233,6 +233,14 @@ def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetr
     assert output[-1] == "the model sees all parameters of the networks"
 
 
+def test_networks_of_one_layer_have_nothing_to_move(monkeypatch, capsys, tmp_path):
+    code, output, error = check_modules(monkeypatch, capsys, tmp_path, "linear", "1,3", scalegmn_args=SMALL)
+    assert code == 0, (output, error)
+    assert lines(output, "permutation") == ["permutation          yes   0.0e+00   0.0e+00   kept"]
+    assert output[-2] == "the networks have no hidden neurons: all elements, and the control, are the identity"
+    assert output[-1] == "the model sees all parameters of the networks"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -271,7 +271,7 @@ def test_what_cannot_be_read_is_refused(random_params):
     refused = [
         (model, relu[1], r"of 2 to 2 hidden layers \(max_hidden_layers\).*found MLP \[2, 3, 2\]"),
         (model, relu[2], r"of 2 to 2 hidden layers"),
-        (deep, mlp([2, 1, 1, 1, 1, 2], ["relu"]), r"of 1 to 3 hidden layers"),
+        (deep, mlp([2, 1, 1, 1, 1, 2], ["relu"]), r"of 0 to 3 hidden layers"),
         (deep, relu[3], r"from 2 to 2"),
         (deep, cnn(["relu"]), r"kernels up to 1x1"),
         (deep, residual(["relu"], None), "built for networks without residual connections, found MLP .*0 -> 2"),
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_is_refused(random_params):
             reader(nets_of([spec], random_params)[0])
         with pytest.raises(ValueError, match=message):
             reader(nets_of([relu[0], spec], random_params))
-    with pytest.raises(ValueError, match="of 1 to 1 hidden layers"):
+    with pytest.raises(ValueError, match="of 0 to 1 hidden layers"):
         config_of("scale", "forward", max_hidden_layers=1).build(relu[0])
     editing = config_of("scale", "forward", output="parameters", max_hidden_layers=3).build(relu[0]).double()
     with pytest.raises(

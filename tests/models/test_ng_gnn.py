@@ -175,7 +175,7 @@ def test_other_depths_widths_and_kernels(pooling, random_params, generator):
     twin.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(params), twin(padded), rtol=1e-10, atol=1e-12)
     assert_invariant(model, params, generator, scale=False)
-    with pytest.raises(ValueError, match=r"networks from 1 to 2, of 1 to 3 hidden layers .* up to 5x5 and .*, found"):
+    with pytest.raises(ValueError, match=r"networks from 1 to 2, of 0 to 3 hidden layers .* up to 5x5 and .*, found"):
         model(random_params(NetSpec.mlp([1, 3, 3, 3, 3, 2], "relu"), 2))
 
 

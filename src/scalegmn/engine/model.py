@@ -58,7 +58,7 @@ class ChainTypes(nn.Module):
         shift = partial(
             shift_types_to_depth,
             num_types=spec.num_edge_types,
-            num_last=spec.layout[-1],
+            num_last=spec.num_output_edge_types,
             num_more=num_more,
         )
         return cls(list(map(shift, spec.edge_types)))
@@ -183,8 +183,9 @@ def _run_chains(
     for layer, (reads, _) in zip(model.layers, model.reads, strict=True):
         nodes, blocks, backward_edges = layers.layer(layer, reads, nodes, blocks, backward_edges)
     if model.readout is not None:
-        hidden = torch.cat(nodes[1:-1], dim=-2)
-        return read(model.readout, rows[1], nodes[0], hidden, nodes[-1], lambda x: x.sum(1), *statistics)
+        hidden = torch.cat([nodes[0][:, :0], *nodes[1:-1]], dim=-2)
+        of_hidden = Rows("hidden", model.groups, sizes)
+        return read(model.readout, of_hidden, nodes[0], hidden, nodes[-1], lambda x: x.sum(1), *statistics)
     return nodes, _features(chunks, blocks)
 
 

@@ -212,5 +212,7 @@ def measure(config: CheckConfig) -> tuple[str, list[str]]:
         broken += [name] if verdict.strip() == "BROKEN" else []
         claim, single = "yes" if name in claimed else "no", changes[torch.float32][name]
         lines.append(f"{name:<16}{claim:>8}{single:>10.1e}{change:>10.1e}{verdict}")
+    if all(part.spec.num_layers == 1 for part in params.parts):
+        lines.append("the networks have no hidden neurons: all elements, and the control, are the identity")
     lines.append(f"the model sees {least_visible(model, (part.spec for part in params.parts))} of the networks")
     return "\n".join(lines), broken

@@ -166,7 +166,7 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
         edge_index=spec.edge_index,
         role=torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
         node_type=shift_types_to_depth(node_type, spec.num_node_types, num_outputs + spec.num_places, later),
-        edge_type=shift_types_to_depth(edge_type, spec.num_edge_types, num_outputs, later),
+        edge_type=shift_types_to_depth(edge_type, spec.num_edge_types, spec.num_output_edge_types, later),
         linear=torch.cat(linear),
         activation=torch.stack([_activation(spec, name, activations) for name in of_networks]),
         activations=activations,

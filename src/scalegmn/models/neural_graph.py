@@ -180,13 +180,13 @@ class NeuralGraphModel(Metanetwork):
         own, options, depth = self.spec, self.config, spec.num_hidden_layers
         kernel, most = self.graph.kernel, self.graph.max_hidden_layers
         if (
-            not 1 <= depth <= most
+            depth > most
             or (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
             or (max(a - b for a, b in zip(spec.kernel, kernel, strict=True)) > 0)
             or spec.num_places > own.num_places
         ):
             raise ValueError(
-                f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of 1 to {most} "
+                f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of 0 to {most} "
                 f"hidden layers (max_hidden_layers), kernels up to {kernel[0]}x{kernel[1]} and pinned layers of up to "
                 f"{own.num_places} neurons, found {spec}"
             )

@@ -205,6 +205,11 @@ class NetSpec:
         """n_0 + (hidden layers - 1) + n_L; n_0 for a single layer."""
         return self.layout[0] + (self.num_hidden_layers - 1 + self.layout[-1] if self.num_hidden_layers else 0)
 
+    @property
+    def num_output_edge_types(self) -> int:
+        """The last of these, by output node: n_L; none for a single layer, whose edges are told apart by input node."""
+        return self.layout[-1] if self.num_hidden_layers else 0
+
     # Symmetry
 
     residuals = property(coupling.residuals)

@@ -265,7 +265,8 @@ class ScaleGMNConfig(ModelConfig):
 
     def build_within(self, spec: NetSpec) -> ScaleGMN:
         """As in `ModelConfig`."""
-        return replace(self, max_hidden_layers=self.max_hidden_layers or spec.num_hidden_layers).build(spec)
+        depth = self.max_hidden_layers or spec.num_hidden_layers or None
+        return replace(self, max_hidden_layers=depth).build(spec)
 
     def with_readout(self, spec: NetSpec) -> ScaleGMNConfig:
         """The same with the readout that null stands for."""

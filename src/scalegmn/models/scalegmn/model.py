@@ -64,7 +64,7 @@ class ScaleGMN(Metanetwork):
         spec: the input networks.
 
     Raises:
-        ValueError: the symmetry does not hold for the networks' activations, or they have no hidden layer, or more than
+        ValueError: the symmetry does not hold for the networks' activations, or they have more hidden layers than
             `max_hidden_layers`.
     """
 
@@ -131,8 +131,9 @@ class ScaleGMN(Metanetwork):
         self.edge_position_net: nn.Module | None = None
         self.edge_position_map: TypedLinear | None = None
         if config.edge_positions:
-            self.edge_positions = PositionalEmbedding(spec.num_edge_types + more, d)
-            self.edge_position_map = parts.position_map(spec.num_edge_types + more)
+            num_types = spec.layout[0] + (self.max_hidden - 1 + spec.layout[-1] if self.max_hidden else 0)
+            self.edge_positions = PositionalEmbedding(num_types, d)
+            self.edge_position_map = parts.position_map(num_types)
             self.edge_position_net = parts.position_net(set(spec.roles[1:]))
         self.node_types, self.edge_types = ChainTypes.of_nodes(spec, more), ChainTypes.of_edges(spec, more)
 
@@ -167,10 +168,11 @@ class ScaleGMN(Metanetwork):
         reads_residuals = bool(roles & _residual_ends(spec, against=False))
         reads_reversed_residuals = self.bidirectional and bool(roles & _residual_ends(spec, against=True))
         symmetric = config.symmetry != "permutation"
+        senders = roles - {"output"} if self.bidirectional else set()  # get messages against the edges
         return MessagePassingLayer(
             parts.message(roles - {"input"}),
-            parts.message(roles - {"output"}) if self.bidirectional else None,
-            parts.update(3 if self.bidirectional else 2, node_dim, roles),
+            parts.message(senders) if senders else None,
+            parts.update(3 if senders else 2, node_dim, roles),
             parts.edge_update(edge_dim) if reads.edges else None,
             parts.edge_update(edge_dim) if reads.backward_edges else None,
             nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None,
@@ -185,7 +187,7 @@ class ScaleGMN(Metanetwork):
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
         own, depth = self.spec, spec.num_hidden_layers
-        least = 1 if self.config.max_hidden_layers else self.max_hidden
+        least = 0 if self.config.max_hidden_layers else self.max_hidden
         if (
             (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
             or not least <= depth <= self.max_hidden
@@ -387,7 +389,8 @@ class ScaleGMN(Metanetwork):
         """[B] long, the scalar group of all hidden nodes of each network, for networks with one kind of activation."""
         device = params.biases[0].device
         if params.activation is None:
-            group = ACTIVATIONS[params.spec.layers[0].activation].group
+            hidden = params.spec.layers[:-1]
+            group = ACTIVATIONS[hidden[0].activation].group if hidden else TRIVIAL
             return self._branches([group], torch.zeros(len(params), dtype=torch.long, device=device))
         return self._branches([ACTIVATIONS[name].group for name in params.spec.activations], params.activation)
 
@@ -466,8 +469,6 @@ def _by_layer(spec: NetSpec, num_networks: int, x: Tensor, edge: Tensor) -> tupl
 
 def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
     """Raises ValueError when the symmetry is not one of the networks'."""
-    if spec.num_layers < 2:
-        raise ValueError(f"expected networks with at least one hidden layer, found {spec}")
     if config.width_transfer and not spec.is_chain:
         raise ValueError(f"{config.section}.width_transfer: found True, expected False for {spec}, no chain")
     if config.num_probes:
