@@ -93,6 +93,7 @@ def test_tuning_takes_the_best_rate_and_survives_divergence(digits):
     problem = InnerProblem.draw(config, digits, 2, torch.Generator().manual_seed(0))
     found = tuned(HandDesigned("sgd"), problem, 20, 5)
     assert 0.01 < found.rate < 1
+    assert 0.01 < tuned(HandDesigned("adam"), problem, 20, 5).rate < 0.5
     huge = hand_designed_curves(HandDesigned("sgd"), problem, 60, torch.tensor([1e38, 0.05]))
     assert huge.num_diverged == 1
     assert huge.losses[1].isfinite().all()

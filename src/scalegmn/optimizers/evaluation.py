@@ -76,8 +76,11 @@ def hand_designed_curves(optimizer: HandDesigned, problem: Problem, num_steps: i
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
 
 
-RATES = {"adam": [0.0005 * j for j in range(1, 21)], "sgd": [10 ** (3 * j / 19 - 3) for j in range(20)]}
-"""The 20 learning rates that are tried: .0005 j of Adam, and from .001 to 1 in equal ratios of SGD."""
+RATES = {
+    "adam": [0.0005 * 10 ** (3 * j / 19) for j in range(20)],
+    "sgd": [0.001 * 10 ** (3 * j / 19) for j in range(20)],
+}
+"""The 20 learning rates that are tried, in equal ratios: from .0005 to .5 of Adam, and from .001 to 1 of SGD."""
 
 
 @dataclass(frozen=True)
