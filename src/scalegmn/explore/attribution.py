@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.networks import NetParams, NetSpec, ScalarGroup
@@ -164,7 +165,8 @@ def integrated_gradients(score: Score, x: NetParams, reference: NetParams, steps
     places, lengths = (torch.from_numpy(row / 2).to(x.biases[0]) for row in np.polynomial.legendre.leggauss(steps))
     difference = _combined(lambda a, b: a - b, x, reference)
     total = x.map(torch.zeros_like).replace(statistics=x.statistics)
-    for chunk in torch.arange(steps).split(POINTS_AT_ONCE):  # points first, then networks
+    chunks = torch.arange(steps).split(POINTS_AT_ONCE)
+    for chunk in tqdm(chunks, desc="gradients", leave=False, disable=None):  # points first, then networks
         t, weight = places[chunk] + 0.5, lengths[chunk]
         like = x[torch.arange(len(x)).repeat(len(chunk))]
         point = _combined(partial(_along, t), reference, difference, like)
@@ -270,7 +272,7 @@ def deletion_curves(score: Score, x: NetParams, orders: Sequence[Sequence[tuple[
     counts = range(len(orders[0]) + 1)
     at_once = max(1, PARAMETERS_AT_ONCE // (x.spec.num_parameters * len(counts)))
     curves = []
-    for start in range(0, len(orders), at_once):
+    for start in tqdm(range(0, len(orders), at_once), desc="removing neurons", leave=False, disable=None):
         some = orders[start : start + at_once]
         copies = NetParams.cat([without_neurons(x, order[:count]) for order in some for count in counts])
         curves.append(score(copies).reshape(len(some), len(counts)))
