@@ -201,7 +201,7 @@ def _same_shapes(chain: Sequence[StoredLayer]) -> list[str]:
     if square:
         notes.append(f"{', '.join(square)}: taken as a convolution; a transposed one has the same shapes")
     first = chain[0]
-    if first.weight.ndim > 2 and first.in_dim == 1 < first.out_dim:
+    if first.weight.ndim > 2 and first.in_dim == 1 < first.out_dim <= 4:  # as many as images may have channels
         notes.append(f"{first.name}: taken as a convolution of one channel; a depthwise one has the same shapes")
     elif first.weight.ndim == 3:
         notes.append(f"{first.name}: taken as a convolution along one axis; a bilinear layer has the same shapes")
