@@ -213,7 +213,6 @@ def test_several_orders_fit(tmp_path):
     ("module", "note"),
     [
         (nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), "a convolution; a transposed one"),
-        (nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 3)), "of one channel; a depthwise one"),
         (nn.ModuleDict({"0": nn.Bilinear(3, 4, 5), "1": nn.Linear(5, 2)}), "along one axis; a bilinear layer"),
     ],
 )

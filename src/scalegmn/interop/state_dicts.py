@@ -128,6 +128,9 @@ def from_state_dict(
 ) -> NetParams:
     """A chain of linear layers and convolutions from its state dict, whatever its entries are called.
 
+    A first convolution whose kernels have one channel is taken as one of grey images; `from_module` reads depthwise
+    ones, which have the same shapes.
+
     Args:
         tensors: name -> tensor, or a checkpoint with such a state dict in an entry (`state_dict`, `model`, ...).
         activation: of all hidden layers.
@@ -201,9 +204,7 @@ def _same_shapes(chain: Sequence[StoredLayer]) -> list[str]:
     if square:
         notes.append(f"{', '.join(square)}: taken as a convolution; a transposed one has the same shapes")
     first = chain[0]
-    if first.weight.ndim > 2 and first.in_dim == 1 < first.out_dim <= 4:  # as many as images may have channels
-        notes.append(f"{first.name}: taken as a convolution of one channel; a depthwise one has the same shapes")
-    elif first.weight.ndim == 3:
+    if first.weight.ndim == 3:
         notes.append(f"{first.name}: taken as a convolution along one axis; a bilinear layer has the same shapes")
     return notes
 
