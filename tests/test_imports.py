@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "scalegmn"
+BELOW_EXPERIMENTS = {
+    *("registry", "networks", "symmetry", "models", "reporting", "configuration", "interop", "zoos", "tasks"),
+    *("optimizers", "training"),
+}
 ROOMS = {
     "registry": set(),
     "networks": {"registry"},
@@ -32,39 +36,11 @@ ROOMS = {
     "tasks": {
         *("registry", "networks", "symmetry", "models.base", "zoos", "reporting", "training.task", "optimizers"),
     },
-    "experiments": {
-        *(
-            "registry",
-            "networks",
-            "symmetry",
-            "models",
-            "reporting",
-            "configuration",
-            "interop",
-            "zoos",
-            "tasks",
-            "optimizers",
-        ),
-        "training",
-    },
+    "experiments": {*BELOW_EXPERIMENTS},
     "explore": {
         *("networks", "symmetry", "models", "reporting", "interop", "zoos", "tasks", "experiments"),
     },
-    "cli": {
-        *(
-            "registry",
-            "networks",
-            "symmetry",
-            "models",
-            "reporting",
-            "configuration",
-            "interop",
-            "zoos",
-            "tasks",
-            "optimizers",
-        ),
-        *("training", "experiments", "explore", ""),  # and the package itself, for its version
-    },
+    "cli": {*BELOW_EXPERIMENTS, "experiments", "explore", ""},  # and the package itself, for its version
     "optimizers": {"registry", "networks", "symmetry", "nn", "models", "zoos"},
     "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,12 @@ def run(words: Sequence[str]) -> None:
     refuse_zoos([values.net])
     layers = None if values.layers is None else tuple(values.layers.split(","))
     options = input_options(model, values.activation, parse_shape(values.input_shape), layers)
-    sources, _ = find_sources([values.net])
+    sources, passed_over = find_sources([values.net])
     if len(sources) != 1:
         raise ValueError(f"NET: {values.net} holds {len(sources)} networks, expected one; name its file")
-    params, _ = read_source(sources[0].name, options)
+    params, assumed = read_source(sources[0].name, options)
+    for note in (*passed_over, *(f"{sources[0].name}: {sentence}" for sentence in assumed)):
+        print(f"note: {note}", file=sys.stderr)
     if sources[0].is_state_dict:
         params = with_frequencies(params, model)
     zoo = None if values.method == "gradient" else open_reference(model, values.reference)

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("row_programs.cpp")
 _FLAGS = (
     "-O3",
     "-march=native",
-    "-mprefer-vector-width=512",
+    *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fopenmp",
@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL | None:
         file = _compiled(compiler)
         return ctypes.CDLL(str(file))
     except subprocess.CalledProcessError as error:
-        _say(f"{compiler} failed: {error.stderr.strip().splitlines()[-1:]}")
+        _say(f"{compiler} failed: {' '.join(error.stderr.split())[:300]}")
     except OSError as error:
         _say(str(error))
     return None

@@ -61,6 +61,18 @@ class RunConfig:
         """The configuration with other values of some settings."""
         return replace(self, **changes)  # type: ignore[type-var]  # derived classes are dataclasses
 
+    def check_seeds(self) -> None:
+        """Raises ValueError where `seeds` are no different numbers, or come with `resume` and without `run_dir`."""
+        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
+            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        seeds = [] if self.seeds is None else [*map(int, self.seeds.split(","))]
+        if len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"seeds: found {self.seeds}, expected different numbers; a seed twice is the same run twice"
+            )
+        if self.seeds is not None and self.resume is not None and self.run_dir is None:
+            raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
+
     def to_yaml(self) -> str:
         """`content`, such that `--conf` reads it back to an equal configuration."""
         return yaml.safe_dump(self.content(), sort_keys=False)
@@ -148,15 +160,7 @@ class ScriptConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
-            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
-        seeds = [] if self.seeds is None else [*map(int, self.seeds.split(","))]
-        if len({*seeds}) < len(seeds):
-            raise ValueError(
-                f"seeds: found {self.seeds}, expected different numbers; a seed twice is the same run twice"
-            )
-        if self.seeds is not None and self.resume is not None and self.run_dir is None:
-            raise ValueError("resume: seeds go on where they stopped without it; give their --run_dir instead")
+        self.check_seeds()
 
 
 def plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -78,8 +77,7 @@ class OptimizerRunConfig(RunConfig):
             raise ValueError(f"{found} for learned optimisers")
         if self.train_args.compile:
             raise ValueError("train_args.compile: found True, expected False for learned optimisers")
-        if self.seeds is not None and not re.fullmatch(r"\d+(,\d+)*", self.seeds):
-            raise ValueError(f"seeds: found {self.seeds}, expected numbers separated by commas, such as 0,1,2")
+        self.check_seeds()
 
     def content(self) -> dict[str, Any]:
         """As in `RunConfig`."""

@@ -20,6 +20,7 @@ from scalegmn.models.base import Metanetwork
 from scalegmn.networks import HETERO, NetParams
 from scalegmn.networks.siren import OUTPUT_OFFSET, render
 from scalegmn.reporting.files import natural_order
+from scalegmn.reporting.words import said_once
 from scalegmn.symmetry.canonicalize import canonicalize
 from scalegmn.symmetry.statistics import invariant_statistics
 from scalegmn.zoos.zoo_format import Networks, Zoo, in_single, is_zoo, joined, open_zoo
@@ -189,7 +190,12 @@ def of_files(names: Sequence[str], options: InputOptions) -> Collection:
         ValueError: one cannot be read.
     """
     sources, passed_over = find_sources(names)
-    read = [read_source(source.name, options)[0] for source in sources]
+    found = [read_source(source.name, options) for source in sources]
+    read = [params for params, _ in found]
+    assumed: dict[str, list[str]] = {}
+    for source, (_, notes) in zip(sources, found, strict=True):
+        for note in notes:
+            assumed.setdefault(note, []).append(source.name)
     order = sorted(range(len(read)), key=lambda index: str(read[index].spec))
     nets = Networks(joined([read[index] for index in order]), {})
     return Collection(
@@ -203,7 +209,7 @@ def of_files(names: Sequence[str], options: InputOptions) -> Collection:
         output_offset=OUTPUT_OFFSET,
         features=statistics_of(nets),
         map_of="invariant statistics of the weights",
-        facts=list(passed_over),
+        facts=[*passed_over, *said_once(assumed)],
     )
 
 
