@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.layers import TracedLayer, as_slice
+from scalegmn.interop.torch_modules.pinning import pin, pin_neurons
 from scalegmn.interop.torch_modules.trace import SOURCE, Trace
 from scalegmn.interop.torch_modules.values import Elements, Neurons
 from scalegmn.networks import LayerSpec, NetSpec
@@ -46,9 +47,9 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
             if trace.is_strict:
                 raise
             for index in error.layers:
-                trace.pin_neurons(layers[index].nodes, str(error))
+                pin_neurons(trace, layers[index].nodes, str(error))
     for layer in layers:
-        layer.pinned_by = trace.reason(layer.nodes)
+        layer.pinned_by = trace.neurons.reason(layer.nodes)
     return layers, spec
 
 
@@ -60,14 +61,14 @@ def _output_last(trace: Trace, results: Sequence[Any]) -> list[TracedLayer]:
     problem = _output_problem(trace, result) if len(results) == 1 else "it returns several tensors"
     last = len(trace.layers) - 1
     if not problem:
-        last = trace.layer_of(result.ids.flatten()[0])
+        last = trace.neurons.layer_of(result.ids.flatten()[0])
     elif trace.is_strict:
         raise ValueError(problem)
     else:
         trace.place = "the output"
-        trace.pin([item for value in results for item in (value if isinstance(value, list) else [value])], problem)
+        pin(trace, [item for value in results for item in (value if isinstance(value, list) else [value])], problem)
         last = len(trace.layers) - 1
-        if last >= 0 and not trace.is_pinned(trace.layers[last].nodes).all():
+        if last >= 0 and not trace.neurons.is_pinned(trace.layers[last].nodes).all():
             options = {"constant": True, "opaque": True, "affine": False}
             trace.add_layer(trace.new_layer(1, None, None, is_activated=True, options=options))
             last += 1
@@ -83,11 +84,11 @@ def _output_problem(trace: Trace, result: Any) -> str:
     if not isinstance(result, Neurons):
         return "expected a module that returns a layer's output, found another value; return a tensor of one"
     neurons = set(result.ids.unique().tolist())
-    owners = {trace.layer_of(neuron) for neuron in neurons}
+    owners = {trace.neurons.layer_of(neuron) for neuron in neurons}
     last = max(owners)
     if len(owners) > 1 or last < 0 or neurons != set(trace.layers[last].nodes.tolist()):
         return "expected a module that returns all outputs of one layer, found a part, or several layers"
-    if trace.is_read(trace.layers[last].nodes):
+    if trace.neurons.is_read(trace.layers[last].nodes):
         return f"{trace.layers[last].place}: other layers read the layer whose output the module returns"
     return ""
 
@@ -124,7 +125,7 @@ def _layer_spec(
     options = dict(layer.options)
     if options.get("activation") in ("relu", "leaky_relu"):
         options.pop("maximum", None)  # maxima commute with positive scalars
-    if index < len(layers) - 1 and bool(trace.is_pinned(layer.nodes).any()):
+    if index < len(layers) - 1 and bool(trace.neurons.is_pinned(layer.nodes).any()):
         options["pinned"] = True
     if layer.reads is not None:
         reads = layer_of[int(layer.reads[0])]
@@ -135,7 +136,7 @@ def _layer_spec(
         options["coupled"] = tuple(layer_of[int(nodes[0])] for nodes in layer.coupled)
     if layer.same_neurons:
         options["same_neurons"] = tuple(dict.fromkeys(layer_of[int(nodes[0])] for nodes in layer.same_neurons))
-    if trace.is_aligned(layer.nodes) and not options.get("pinned") and index < len(layers) - 1:
+    if trace.neurons.is_aligned(layer.nodes) and not options.get("pinned") and index < len(layers) - 1:
         options["unscaled"] = True
     attention = options.pop("attention", None)
     if attention:
@@ -155,7 +156,7 @@ def _pin_or_refuse(trace: Trace, layer: TracedLayer, problem: str, *nodes: Tenso
     if trace.is_strict:
         raise ValueError(f"{layer.place}: {problem}")
     for numbers in nodes:
-        trace.pin_neurons(numbers, f"{layer.place}: {problem}")
+        pin_neurons(trace, numbers, f"{layer.place}: {problem}")
 
 
 # Shared parameters
@@ -280,7 +281,7 @@ def _cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
     for layer in layers:
         inside = {number for nodes in parts[id(layer)] for number in nodes.tolist()}
         rest = torch.tensor([number for number in layer.nodes.tolist() if number not in inside], dtype=torch.long)
-        pinned = rest[trace.is_pinned(rest)]
+        pinned = rest[trace.neurons.is_pinned(rest)]
         is_alone = layer.residual is None and not layer.same_neurons and not added_to.get(id(layer))
         is_cut = 0 < len(pinned) < len(rest) and is_alone and is_part(pinned)
         yield from _parts_of(trace, layer, parts[id(layer)], rest, is_cut)
@@ -324,7 +325,7 @@ def _parts_of(
 ) -> Iterator[TracedLayer]:
     """A layer in parts: given ones and, if `is_cut`, of its other neurons pinned ones and others."""
     numbers = layer.nodes.tolist()
-    is_pinned = trace.is_pinned(rest)
+    is_pinned = trace.neurons.is_pinned(rest)
     others = [rest[is_pinned], rest[~is_pinned]] if is_cut else [rest]
     place = {number: index for index, number in enumerate(numbers)}
     attention = layer.options.get("attention", {})
@@ -382,7 +383,7 @@ def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Itera
                 parts = [_reading_opaque(trace, parts[0])]
         for part in parts:
             owners |= dict.fromkeys(part.nodes.tolist(), part.nodes)
-            is_opaque = part.reads is not None and trace.layer_of(part.reads[0]) == SOURCE
+            is_opaque = part.reads is not None and trace.neurons.layer_of(part.reads[0]) == SOURCE
             yield _reading_opaque(trace, part) if is_opaque else part
 
 
@@ -393,7 +394,7 @@ class _Unresolved(ValueError):
 def _reading_opaque(trace: Trace, layer: TracedLayer) -> TracedLayer:
     """A layer that reads what it reads as constant inputs; channel by channel, its neurons stay."""
     if layer.options.get("groups", 1) > 1:
-        trace.pin_neurons(layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
+        pin_neurons(trace, layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
     return replace(layer, reads=None, coupled=None, options={**layer.options, "constant": True, "opaque": True})
 
 
@@ -433,10 +434,10 @@ def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> li
             options = {key: value for key, value in layer.options.items() if key not in names}
             options["activation"] = "identity"
             part = replace(
-                part, nodes=trace.number_neurons(len(layer.nodes), PART), bias=None, same_neurons=(), options=options
+                part, nodes=trace.neurons.number(len(layer.nodes), PART), bias=None, same_neurons=(), options=options
             )
-            if bool(trace.is_pinned(layer.nodes).any()):
-                trace.pin_neurons(part.nodes, trace.reason(layer.nodes))
+            if bool(trace.neurons.is_pinned(layer.nodes).any()):
+                pin_neurons(trace, part.nodes, trace.neurons.reason(layer.nodes))
         summands.append(part)
     return summands
 

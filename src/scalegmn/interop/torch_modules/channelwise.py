@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from scalegmn.interop.torch_modules.addition import constant_layer
+from scalegmn.interop.torch_modules.alignment import aligned_channels, coupled_layer, mark_aligned, without_coupled
+from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import Elements, Neurons, Opaque, Scores, is_constant_along, is_traced
 
@@ -109,7 +112,7 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
     single = [leaf for leaf in parts if _varying(leaf.ids) == []]
     if len(single) < len(parts):  # a gate of one channel, that all channels of the others meet
         parts = [leaf for leaf in parts if _varying(leaf.ids)]
-        trace.pin(single, "a neuron that all channels meet")
+        pin(trace, single, "a neuron that all channels meet")
     ids = [leaf.ids.expand(*shape) for leaf in parts]
     axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
     for leaf, value in operands:
@@ -118,16 +121,16 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
         is_same = not isinstance(value, Tensor) or all(is_constant_along(value.expand(*shape), axis) for axis in axes)
         if isinstance(leaf, Elements) and not leaf.is_buffer:
             if is_same and leaf.index.numel() == 1:
-                trace.pin([leaf], "a parameter that all channels have")
+                pin(trace, [leaf], "a parameter that all channels have")
                 continue
-            constants = trace.constant_layer(leaf, replace(parts[0], ids=ids[0]))
+            constants = constant_layer(trace, leaf, replace(parts[0], ids=ids[0]))
             parts.append(constants)
             ids.append(constants.ids.expand(*shape))
         elif not is_same:
             fixed = [axis for axis in axes if not is_constant_along(value.expand(*shape), axis)]
             for item in ids:
                 _in_blocks(trace, item, axes, fixed)
-    columns = trace.aligned_channels(parts, ids, axes)
+    columns = aligned_channels(trace, parts, ids, axes)
     return _coupled(trace, columns, ids[0], axes)
 
 
@@ -140,7 +143,7 @@ def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequenc
         ids: neurons of the first of them, in the shape of the result.
         axes: those along which they differ.
     """
-    nodes = trace.coupled_layer(columns)
+    nodes = coupled_layer(trace, columns)
     number = torch.zeros(int(columns[0].max()) + 1, dtype=torch.long)
     number[columns[0]] = nodes
     new = ids
@@ -165,7 +168,7 @@ def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[i
     rest = [axis for axis in range(ids.ndim) if axis not in axes]
     rows = ids.permute(*rest, *fixed, *free)[(0,) * len(rest)].flatten(0, len(fixed) - 1).flatten(1)
     nodes = rows.flatten()
-    owners = {trace.layer_of(node) for node in nodes.tolist()}
+    owners = {trace.neurons.layer_of(node) for node in nodes.tolist()}
     if len(nodes.unique()) < len(nodes) or len(owners) > 1 or min(owners) < 0 or bool((nodes.diff() < 0).any()):
         trace.refuse("channels of a layer meet values that differ by channel, in another order than by blocks")
     if not trace.in_blocks(rows):
@@ -197,7 +200,7 @@ def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Ne
     is_over_channels = bool(set(axes) & set(varying))
     if is_over_channels and (varying != list(axes) or "softmax" not in name):
         trace.refuse(f"{name} over channels")
-    columns = trace.aligned_channels([neurons], [neurons.ids], varying)
+    columns = aligned_channels(trace, [neurons], [neurons.ids], varying)
     if is_over_channels:
         _check_all(trace, columns[0], neurons.ids, axes)
     return _coupled(trace, columns, neurons.ids, varying)
@@ -206,7 +209,7 @@ def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Ne
 def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], result: Any) -> Any:
     """A function of positions, channel by channel, or of all channels, whatever their order."""
     varying = _varying(neurons.ids)
-    columns = trace.aligned_channels([neurons], [neurons.ids], varying)
+    columns = aligned_channels(trace, [neurons], [neurons.ids], varying)
     results = list(result) if isinstance(result, list | tuple) else [result]
     if set(varying) <= set(axes):
         _check_all(trace, columns[0], neurons.ids, varying)
@@ -229,8 +232,8 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
 
 def _read_all(trace: Trace, nodes: Tensor) -> None:
     """Notes that neurons are summed up, whatever their order: those that they are computed from stay together."""
-    for source in trace.without_coupled([nodes]):
-        trace.mark_aligned(source)
+    for source in without_coupled(trace, [nodes]):
+        mark_aligned(trace, source)
     trace.kept.add(int(nodes[0]))
 
 

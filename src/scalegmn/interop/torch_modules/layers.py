@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,6 +108,56 @@ class TracedLayer:
         return replace(
             self, nodes=nodes, weight=part(self.weight), bias=part(self.bias), statistics=statistics, **changes
         )
+
+
+class ParameterUsers:
+    """Which layers have which elements of parameters."""
+
+    def __init__(self) -> None:
+        self._users: dict[str, list[tuple[int, Elements]]] = {}
+        self._names: list[str] = []  # in the order in which they were added
+
+    def saved(self) -> Callable[[], None]:
+        """A function that takes back what has been added since."""
+        count = len(self._names)
+
+        def restore() -> None:
+            for name in self._names[count:]:
+                self._users[name].pop()
+            del self._names[count:]
+
+        return restore
+
+    def of(self, name: str) -> Sequence[tuple[int, Elements]]:
+        """The layers that have elements of a parameter, each with its elements."""
+        return self._users.get(name, ())
+
+    def add(self, layer: int, elements: Elements) -> None:
+        """Notes that a layer has elements of a parameter."""
+        users = self._users.setdefault(elements.name, [])
+        if not any(user == layer and other is elements for user, other in users):
+            users.append((layer, elements))
+            self._names.append(elements.name)
+
+    def problem(self, index: int, layer: TracedLayer, elements: Elements, layers: Sequence[TracedLayer]) -> str:
+        """What is wrong where another layer has elements too that a layer has; empty if it has all in the same places,
+        or the transpose of a linear layer's weight.
+
+        Args:
+            index: the number of the layer.
+            layer: the layer.
+            elements: its elements of a parameter.
+            layers: all layers so far.
+        """
+        for user, other in self.of(elements.name):
+            if user != index and elements.shares(other):
+                earlier = layers[user]
+                if layer.is_used_again(elements, earlier, other):
+                    break
+                if elements.scale != other.scale or not layer.is_transposed(elements, earlier, other):
+                    kind = "weights" if elements is layer.weight else "parameters"
+                    return f"a part of its {kind} are also those of {earlier.place}, or a multiple of them"
+        return ""
 
 
 def as_slice(places: list[int]) -> Any:

@@ -28,6 +28,7 @@ from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
 from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions, with_scores
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
+from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
 from scalegmn.interop.torch_modules.trace import Refusal, Trace
 from scalegmn.interop.torch_modules.values import (
@@ -40,7 +41,7 @@ from scalegmn.interop.torch_modules.values import (
     is_prepared_by,
     is_traced,
 )
-from scalegmn.interop.torch_modules.verification import verify_symmetries
+from scalegmn.interop.torch_modules.verification import check_values, verify_symmetries
 from scalegmn.networks import NetSpec
 
 READS_OPAQUE = (
@@ -156,7 +157,7 @@ class GraphReader:
         if isinstance(value, _Changed):
             if self._trace.is_strict:
                 self._trace.refuse("the module returns a value that has been changed in place through another one")
-            self._trace.pin(value.values, "its memory is changed in place through another value")
+            pin(self._trace, value.values, "its memory is changed in place through another value")
             return _opaque(self._actual[node])
         return value
 
@@ -210,7 +211,7 @@ class GraphReader:
             if isinstance(values[read], _Changed):
                 if trace.is_strict:
                     trace.refuse("a value shares memory with one that has been changed in place")
-                trace.pin(values[read].values, "its memory is changed in place through another value")
+                pin(trace, values[read].values, "its memory is changed in place through another value")
                 values[read] = _opaque(self._actual[read])
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if _is_random(node) and trace.is_strict:
@@ -257,14 +258,14 @@ class GraphReader:
                 restore()
             else:
                 if way == OPAQUE:
-                    trace.pin([leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
+                    pin(trace, [leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
                 elif way == MIXED:
                     others = [leaf for leaf in leaves if leaf is not args[MIXES[name]]]
-                    trace.pin(with_scores(trace, others) if "attention" in name else others, problem)
+                    pin(trace, with_scores(trace, others) if "attention" in name else others, problem)
                 return value
         if not is_computed:
             self._actual[node] = self._compute(node)
-        trace.pin(leaves, problem or f"{name} of what no layer describes")
+        pin(trace, leaves, problem or f"{name} of what no layer describes")
         return _opaque(self._actual[node])
 
     def _attempts(self, name: str, leaves: Sequence[Any]) -> list[str]:
@@ -355,7 +356,7 @@ class GraphReader:
         if value.is_output:
             return replace(value, value=actual / value.factor)
         if claimed is not None:
-            self._trace.compare(actual, claimed * value.factor)
+            check_values(self._trace, actual, claimed * value.factor)
         return replace(value, value=actual if value.factor == 1 else actual / value.factor)
 
     def _prepared(self, actual: Any) -> Any:

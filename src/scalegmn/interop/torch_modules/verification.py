@@ -1,4 +1,4 @@
-"""Whether the module's own operations keep the symmetries that its spec claims."""
+"""Whether layers as they were read compute what the module computes, and whether the module keeps their symmetries."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from torch import Tensor
 from scalegmn.interop.torch_modules.execution import LARGE
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.parameters import read_parameters, written_tensors
+from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.networks import NetSpec
 from scalegmn.symmetry.groups import GroupElement
+
+
+def check_values(trace: Trace, actual: Tensor, claimed: Tensor) -> None:
+    """Refuses a layer that, as it was read, gives other values than the module."""
+    size = float(actual.abs().max()) if actual.numel() else 0.0
+    difference = float((actual - claimed).abs().max()) if actual.numel() else 0.0
+    tolerance = 1e-6 if actual.dtype == torch.float64 else 1e-3
+    if not difference <= tolerance * size and bool(actual.isfinite().all()):
+        share = f"{difference / size:.1g}" if size else "all"
+        trace.refuse(f"the layer that was read gives other values than the module, by {share} of them")
 
 
 def verify_symmetries(

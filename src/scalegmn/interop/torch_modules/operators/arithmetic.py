@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from scalegmn.interop.torch_modules.addition import add_elements, add_neurons
 from scalegmn.interop.torch_modules.operators.attention import with_constants
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import (
@@ -61,12 +62,12 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
         is_uniform = neurons[0].is_uniform and bool(others) and _is_uniform(neurons[0], others[0])
         return replace(neurons[0], is_uniform=is_uniform)
     if not others:
-        result = trace.add(x, y, call.shape)
+        result = add_neurons(trace, x, y, call.shape)
     elif isinstance(others[0], Elements):
-        return trace.add_elements(neurons[0], others[0], call.shape)
+        return add_elements(trace, neurons[0], others[0], call.shape)
     elif isinstance(others[0], NetworkInput):
         others = [trace.as_neurons(others[0], trace.channel_axis(neurons[0]))]
-        result = trace.add(neurons[0], others[0], call.shape)
+        result = add_neurons(trace, neurons[0], others[0], call.shape)
     elif is_number(others[0]) and float(others[0]) == 0:  # Python's sum
         return neurons[0]
     else:

@@ -90,11 +90,11 @@ def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
         counts = f"{len(queries)} heads of queries, {len(keys)} of keys and {len(heads)} of values"
         trace.refuse(f"attention of {counts}, expected as many of each")
     for nodes in (queries.flatten(), keys.flatten(), heads.flatten()):
-        if trace.is_read(nodes):
+        if trace.neurons.is_read(nodes):
             trace.refuse("queries, keys or values of attention are read elsewhere too")
-        trace.mark_read(nodes)
+        trace.neurons.mark_read(nodes)
     trace.attended.append((queries.flatten(), keys.flatten(), heads.flatten()))
-    place = trace.layer_of(heads[0, 0])
+    place = trace.neurons.layer_of(heads[0, 0])
     attention = trace.layers[place].options.setdefault("attention", {})
     attention[int(heads[0, 0])] = (queries.flatten(), keys.flatten(), len(heads))
     return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*call.shape))
@@ -115,11 +115,11 @@ def mixed_over_positions(trace: Trace, values: Neurons, shape: Sequence[int]) ->
         trace.refuse("a matrix product over channels, with what no layer computes")
     rows = torch.tensor(list(dict.fromkeys(map(tuple, values.ids.select(-2, 0).flatten(0, -2).tolist()))))
     nodes = rows.flatten()
-    if len(nodes.unique()) < len(nodes) or len({trace.layer_of(node) for node in nodes.tolist()}) > 1:
+    if len(nodes.unique()) < len(nodes) or len({trace.neurons.layer_of(node) for node in nodes.tolist()}) > 1:
         trace.refuse("values of several layers, or of channels in several blocks, are mixed")
     if not trace.in_blocks(rows):
         trace.refuse("values are mixed in several blocks")
-    trace.mark_read(nodes)
+    trace.neurons.mark_read(nodes)
     return replace(values, ids=values.ids.narrow(-2, 0, 1).expand(*shape))
 
 

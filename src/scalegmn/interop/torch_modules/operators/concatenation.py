@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalegmn.interop.torch_modules.addition import add_neurons, constant_layer
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInput, Neurons, Opaque
 
@@ -67,7 +68,7 @@ def concatenate_positions(call: Call, values: Sequence[Any], axis: int) -> Neuro
             continue
         added = value
         if isinstance(value, Elements):
-            added = trace.constant_layer(value, total)
+            added = constant_layer(trace, value, total)
         elif isinstance(value, NetworkInput):
             added = trace.as_neurons(value, channels)
         if not isinstance(added, Neurons):
@@ -75,5 +76,5 @@ def concatenate_positions(call: Call, values: Sequence[Any], axis: int) -> Neuro
         shape = [*total.ids.shape]
         shape[axis] = 1
         total, added = (replace(part, ids=part.ids.narrow(axis, 0, 1)) for part in (total, added))
-        total = trace.add(added, total, shape)
+        total = add_neurons(trace, added, total, shape)
     return replace(total, ids=total.ids.narrow(axis, 0, 1).expand(*call.shape))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalegmn.interop.torch_modules.alignment import coupled_layer
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import Elements, Neurons
 
@@ -46,11 +47,11 @@ def step(call: Call, x: Any, states: Sequence[Any], parameters: Sequence[Any]) -
     if NUM_GATES[kind] > 1:
         trace.add_layer(from_input)
         gates = [part for layer in (from_input, from_state) for part in layer.nodes.split(size)]
-        state = trace.coupled_layer([*gates, *nodes])
-        return state, trace.layer_of(state[0])
+        state = coupled_layer(trace, [*gates, *nodes])
+        return state, trace.neurons.layer_of(state[0])
     from_input.residual, from_input.version, from_input.is_activated = from_state.nodes, 1, True
     from_input.options["activation"] = kind.removeprefix("rnn_")
-    trace.mark_read(from_state.nodes)
+    trace.neurons.mark_read(from_state.nodes)
     trace.add_layer(from_input)
     return from_input.nodes, len(trace.layers) - 1
 
@@ -79,8 +80,8 @@ def cell(call: Call, x: Any, state: Any, *parameters: Any) -> Any:
     nodes, layer = step(call, x, states, given)
     after = [_along_last(call, nodes, layer, call.shape)]
     if len(states) > 1:  # the cell of an LSTM, whose channels are those of the state
-        cells = call.trace.coupled_layer([nodes])
-        after.append(_along_last(call, cells, call.trace.layer_of(cells[0]), call.shape))
+        cells = coupled_layer(call.trace, [nodes])
+        after.append(_along_last(call, cells, call.trace.neurons.layer_of(cells[0]), call.shape))
     return after if isinstance(call.result, list | tuple) else after[0]
 
 
@@ -120,8 +121,8 @@ def recurrent_layer(
     final = torch.stack([part for part, _ in last]).reshape(len(last), *axes, -1)
     finals = [Neurons(final.expand(*results[1].shape), versions)]
     if len(states) > 1:
-        cells = [trace.coupled_layer([part]) for part, _ in last]
-        versions = {trace.layer_of(part[0]): 0 for part in cells}
+        cells = [coupled_layer(trace, [part]) for part, _ in last]
+        versions = {trace.neurons.layer_of(part[0]): 0 for part in cells}
         final = torch.stack(cells).reshape(len(last), *axes, -1)
         finals.append(Neurons(final.expand(*results[2].shape), versions))
     return [read, *finals]
@@ -132,7 +133,7 @@ def _looped(call: Call, x: Any, before: Sequence[Any], parameters: Sequence[Any]
     nodes, index = step(call, x, before, parameters)
     layer = call.trace.layers[index]
     if layer.residual is not None:
-        state = call.trace.layers[call.trace.layer_of(layer.residual[0])].reads
+        state = call.trace.layers[call.trace.neurons.layer_of(layer.residual[0])].reads
         assert state is not None, "the state before a step has neurons"
         layer.same_neurons = (state,)
     return nodes, index

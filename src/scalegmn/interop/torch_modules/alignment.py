@@ -1,0 +1,87 @@
+"""Channels of several layers that stand in the same places, and layers without weights that are coupled to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scalegmn.interop.torch_modules.trace import Trace
+from scalegmn.interop.torch_modules.values import Neurons
+
+MAX_SOURCES = 16
+"""A layer that is computed channel by channel from so many others is not left out where others are computed from it."""
+
+
+def aligned_channels(
+    trace: Trace, values: Sequence[Neurons], ids: Sequence[Tensor], axes: Sequence[int]
+) -> list[Tensor]:
+    """[n] neurons of each of several values that stand in the same places, each with one of each other value.
+
+    Args:
+        trace: the layers so far.
+        values: the values.
+        ids: their neurons, in one shape.
+        axes: those along which they differ.
+    """
+    for value in values:
+        trace.refuse_sources(value)
+        if -1 in value.versions or (value.is_output and not value.is_uniform):
+            trace.refuse("channels of a layer meet those of the input, or constants that differ by channel")
+    rows = []
+    for item in ids:
+        for axis in range(item.ndim):
+            if axis not in axes:
+                item = item.narrow(axis, 0, 1)
+        rows.append(item.reshape(-1))
+    columns = list(torch.stack(rows).unique(dim=1))
+    if any(len(column.unique()) < len(column) for column in columns):
+        trace.refuse("channels meet in an unknown order")
+    for column in columns:
+        if len({trace.neurons.layer_of(neuron) for neuron in column.tolist()}) > 1:
+            trace.refuse("an operation on several layers side by side")
+    return columns
+
+
+def without_coupled(trace: Trace, columns: Sequence[Tensor]) -> list[Tensor]:
+    """The neurons of layers with weights that aligned neurons are computed from, each once."""
+    sources: list[Tensor] = []
+    for column in columns:
+        layer = trace.layers[trace.neurons.layer_of(column[0])]
+        nodes = [column]
+        is_plain = layer.coupled is not None and layer.bias is None and layer.residual is None
+        if is_plain and not trace.neurons.is_read(layer.nodes) and len(layer.coupled or ()) < MAX_SOURCES:
+            place = torch.zeros(int(layer.nodes.max()) + 1, dtype=torch.long)
+            place[layer.nodes] = torch.arange(len(layer.nodes))
+            assert layer.reads is not None
+            nodes = [part[place[column]] for part in (layer.reads, *(layer.coupled or ()))]
+        sources += [part for part in nodes if not any(torch.equal(part, other) for other in sources)]
+    numbers = torch.cat(sources)
+    if len(numbers.unique()) < len(numbers):
+        trace.refuse("channels of one layer meet in another order")
+    return sources
+
+
+def mark_aligned(trace: Trace, nodes: Tensor) -> None:
+    """Notes that an operation reads these neurons that computes each channel alike: no scalar commutes with it."""
+    trace.neurons.mark_aligned(nodes)
+    if not any(torch.equal(nodes, part) for part in trace.parts if part[0] == nodes[0]):
+        trace.parts.append(nodes)
+
+
+def coupled_layer(trace: Trace, columns: Sequence[Tensor]) -> Tensor:
+    """[n] neurons of a new layer without weights that is coupled to what it reads.
+
+    Args:
+        trace: the layers so far.
+        columns: [n] neurons of each layer that is read, in one order.
+    """
+    sources = without_coupled(trace, columns)
+    for nodes in sources:
+        mark_aligned(trace, nodes)
+    size = len(columns[0])
+    options = {"groups": size, "affine": False}
+    layer = trace.new_layer(size, sources[0], None, is_activated=True, options=options, coupled=tuple(sources[1:]))
+    trace.add_layer(layer)
+    return layer.nodes
