@@ -82,8 +82,8 @@ def compared(
     problem = InnerProblem.draw(problem_config, data, num_networks, torch.Generator().manual_seed(1000 + seed))
     width, names, curves = max(1, num_steps // 20), {}, {}
     for label, optimizer in HAND_DESIGNED.items():
-        found = tuned(optimizer, problem, num_steps, width)
-        names[label], curves[label] = f"{label}, rate {found.rate:.4g}", found.curves
+        best = tuned(optimizer, problem, num_steps, width)
+        names[label], curves[label] = f"{label}, rate {best.rate:.4g}", best.curves
     for label, run in learned.items():
         names[label], curves[label] = label, learned_curves(load_trained_optimizer(run)[0], problem, num_steps)
     target = float(curves[REFERENCE].losses[:, -width:].mean())

@@ -18,5 +18,5 @@ def probe_features(params: NetParams, points: Tensor) -> list[Tensor]:
         params: B networks of linear layers.
         points: [Q, n_0].
     """
-    found = [x.transpose(1, 2) for x in activations(params, points)]
-    return [points.mT.expand(len(params), -1, -1), *found[:-1], found[-1] + OUTPUT_OFFSET]
+    of_layers = [x.transpose(1, 2) for x in activations(params, points)]
+    return [points.mT.expand(len(params), -1, -1), *of_layers[:-1], of_layers[-1] + OUTPUT_OFFSET]

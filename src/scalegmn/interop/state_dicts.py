@@ -179,10 +179,10 @@ def stored_network(
     """
     state, place = entries_of_network(content)
     notes = [] if place is None else [f"the network is the entry {place!r}"]
-    found, passed_over = _layers(state)
+    entries, passed_over = _layers(state)
     if passed_over:
         notes.append(f"not read: {', '.join(passed_over)}")
-    chain = _chosen(found, layers) if layers is not None else _ordered(found, in_order, notes)
+    chain = _chosen(entries, layers) if layers is not None else _ordered(entries, in_order, notes)
     for index, (before, after) in enumerate(pairwise(chain), 1):
         if not _fits(before, after):
             order = ", ".join(layer.name for layer in chain)
@@ -395,10 +395,10 @@ def _chains(layers: Sequence[StoredLayer]) -> list[list[StoredLayer]]:
             if all(k in chain for k in range(index) if patterns[k] == patterns[index]):
                 yield from extended([*chain, index])
 
-    found = [[layers[index] for index in chain] for chain, _ in zip(extended([]), range(2), strict=False)]
-    if steps > _MOST_STEPS and len(found) < 2:
+    orders = [[layers[index] for index in chain] for chain, _ in zip(extended([]), range(2), strict=False)]
+    if steps > _MOST_STEPS and len(orders) < 2:
         raise ValueError(f"{len(layers)} layers fit in too many ways; name them in their order (--layers)")
-    return found
+    return orders
 
 
 def _is_chain(layers: Sequence[StoredLayer]) -> bool:

@@ -83,9 +83,9 @@ class NeuralGraphConfig(ModelConfig):
         counts = ["encoder_layers", "out_dim", *counts]
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
         for name, least in (("num_frequencies", 0), ("num_probes", 0), ("max_hidden_layers", 1)):
-            found = getattr(self, name)
-            if found is not None and found < least:
-                problems.append(f"{name}: found {found}, expected at least {least}")
+            number = getattr(self, name)
+            if number is not None and number < least:
+                problems.append(f"{name}: found {number}, expected at least {least}")
         if self.denormalize and self.normalize is False:
             problems.append("denormalize: needs normalize, found false")
         return problems

@@ -30,11 +30,11 @@ def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> lis
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row.shape[1], []).append(place)
-    found: dict[int, Tensor] = {}
+    of_place: dict[int, Tensor] = {}
     for same in places.values():
         together = _statistics(torch.cat([rows[place] for place in same]))
-        found.update(zip(same, torch.split(together, [len(rows[place]) for place in same]), strict=True))
-    by_place = iter([found[place] for place in range(len(rows))])
+        of_place.update(zip(same, torch.split(together, [len(rows[place]) for place in same]), strict=True))
+    by_place = iter([of_place[place] for place in range(len(rows))])
     return [torch.cat(list(islice(by_place, 2 * len(biases))), dim=1) for _, biases in nets]
 
 

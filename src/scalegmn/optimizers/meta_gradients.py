@@ -121,6 +121,38 @@ class Population(NamedTuple):
         """[N], steps since each started."""
         return self.state.steps[: len(self.xi)]
 
+    @classmethod
+    def at_start(cls, start: Tensor, state: OptimizerState, dim: int, offset: Tensor | None) -> Population:
+        """N networks before their first window.
+
+        Args:
+            start: [N, P], their parameters.
+            state: of 2 N networks that start.
+            dim: D.
+            offset: [N], the ages that they have; None: 0.
+        """
+        if offset is not None:
+            state = state._replace(steps=offset.to(start).repeat(2))
+        before = start.new_full((2 * len(start),), torch.nan)
+        return cls(start.repeat(2, 1), state, start.new_zeros(len(start), dim), before)
+
+    def with_restarts(self, start: Tensor, horizon: int) -> Population:
+        """Networks that have taken `horizon` steps, or have diverged, start again, with xi = 0.
+
+        Args:
+            start: [N, P], their parameters at the start.
+            horizon: steps that each network is trained.
+        """
+        ended = (self.age >= horizon) | self.age.isnan()
+        both = ended.repeat(2)
+        state = self.state.reset(both)
+        return Population(
+            torch.where(both[:, None], start.repeat(2, 1), self.parameters),
+            state._replace(steps=torch.where(both, 0, state.steps)),
+            torch.where(ended[:, None], 0, self.xi),
+            torch.where(both, torch.nan, self.before),
+        )
+
 
 def persistent_evolution(
     optimizer: LearnedOptimizer,
@@ -156,23 +188,13 @@ def persistent_evolution(
     parameters = dict(optimizer.named_parameters())
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
     if population is None:
-        twice = start.repeat(2, 1)
-        state = optimizer.features.start(twice)
-        if offset is not None:
-            state = state._replace(steps=offset.to(twice).repeat(2))
-        unknown = start.new_full((2 * num_networks,), torch.nan)
-        population = Population(twice, state, start.new_zeros(num_networks, len(vector)), unknown)
-    ended = (population.age >= horizon) | population.age.isnan()
-    both = ended.repeat(2)
-    flat = torch.where(both[:, None], start.repeat(2, 1), population.parameters)
-    state = population.state.reset(both)
-    state = state._replace(steps=torch.where(both, 0, state.steps))
-    before = torch.where(both, torch.nan, population.before)
+        population = Population.at_start(start, optimizer.features.start(start.repeat(2, 1)), len(vector), offset)
+    flat, state, xi, before = population.with_restarts(start, horizon)
     epsilon = sigma * noise
-    xi = torch.where(ended[:, None], 0, population.xi) + epsilon
+    xi = xi + epsilon
     perturbed = torch.cat([vector + epsilon, vector - epsilon])
     update = _perturbed(optimizer, parameters, perturbed)
-    total, last, diverged = torch.zeros_like(before), before, torch.zeros_like(both)
+    total, last, diverged = torch.zeros_like(before), before, torch.zeros_like(before, dtype=torch.bool)
     for step in range(window):
         images, labels = problem.batch(step)
         losses, inner = problem.losses_and_gradients(flat, (torch.cat([images] * 2), torch.cat([labels] * 2)))

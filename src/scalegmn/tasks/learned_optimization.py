@@ -128,14 +128,14 @@ class LearnedOptimization:
         """A scalar with the value and gradient of an outer step, the mean over its inner networks."""
         optimizer = _optimizer(model)
         if self.meta.method == "first_order":
-            found = first_order(optimizer, inputs, self.meta.horizon, self.meta.next_batch)
+            gradient = first_order(optimizer, inputs, self.meta.horizon, self.meta.next_batch)
         else:
             meta, generator = self.meta, torch.Generator().manual_seed(inputs.seed)
             size = sum(parameter.numel() for parameter in optimizer.parameters())
             noise = torch.randn(inputs.total, size, generator=generator)[inputs.rows]
             windows = meta.horizon // meta.window
             offset = inputs.rows * windows // inputs.total * meta.window
-            found, self.population = persistent_evolution(
+            gradient, self.population = persistent_evolution(
                 optimizer,
                 inputs,
                 self.population,
@@ -146,8 +146,8 @@ class LearnedOptimization:
                 meta.objective,
                 offset,
             )
-        self.num_diverged += found.num_diverged
-        return found.surrogate(list(optimizer.parameters()))
+        self.num_diverged += gradient.num_diverged
+        return gradient.surrogate(list(optimizer.parameters()))
 
     def evaluate(
         self, model: nn.Module, split: str, device: torch.device, figures: Path | None = None

@@ -139,17 +139,17 @@ def _splits(path: Path, names: Sequence[PurePosixPath]) -> tuple[dict[PurePosixP
         ValueError: only some are in the folders of a split.
     """
     for has_classes in (True, False):
-        found: dict[PurePosixPath, str] = {}
+        split_of: dict[PurePosixPath, str] = {}
         for name in names:
             folders = name.parts[:-2] if has_classes else name.parts[-2:-1]
             words = [SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES]
-            found |= {name: words[-1]} if words else {}
-        if "train" in found.values() and len({*found.values()}) > 1:
-            outside = [name for name in names if name not in found]
+            split_of |= {name: words[-1]} if words else {}
+        if "train" in split_of.values() and len({*split_of.values()}) > 1:
+            outside = [name for name in names if name not in split_of]
             if not outside:
-                return found, has_classes
+                return split_of, has_classes
             if has_classes:
-                split = " and ".join(sorted({*found.values()}, key=ORDER.__getitem__))
+                split = " and ".join(sorted({*split_of.values()}, key=ORDER.__getitem__))
                 raise ValueError(
                     f"{path}: found folders {split}, and {outside[0]} outside of them ({len(outside):,} in all); move "
                     "these into one of them, or rename the folders if they are no split"

@@ -135,12 +135,12 @@ def lock(out: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None
 def _expect_recipe(path: Path, plan: dict[str, Any], read: Callable[[Any], Any]) -> None:
     """Raises ValueError unless the JSON file at `path` records this recipe."""
     try:
-        found = read(json.loads(path.read_text()))
-        different = [key for key in plan if found.get(key) != plan[key]]
+        recorded = read(json.loads(path.read_text()))
+        different = [key for key in plan if recorded.get(key) != plan[key]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path.parent}: exists and is not a zoo of this recipe; choose another --out") from None
     if different:
         raise ValueError(
-            f"{path.parent}: made by another recipe ({', '.join(f'{key} {found.get(key)}' for key in different)}); "
+            f"{path.parent}: made by another recipe ({', '.join(f'{key} {recorded.get(key)}' for key in different)}); "
             "choose another --out or delete it"
         )

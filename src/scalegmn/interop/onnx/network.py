@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalegmn.interop.onnx.graph import OnnxGraph, Step, is_number, is_parameter
+from scalegmn.interop.onnx.graph import OnnxGraph
+from scalegmn.interop.onnx.values import Step, is_number, is_parameter
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class OnnxNetwork(nn.Module):
         for index, step in enumerate(self.source.steps):
             self.add_module(f"step_{index}", step.module)
             for name in step.inputs:
-                value = self.source.constant(name)
-                if value is None or name in self._stored or name in self.source.producers:
+                value = self.source.values.constant(name)
+                if value is None or name in self._stored or name in self.source.values.producers:
                     continue
                 if is_number(step.operator, value):
                     continue
@@ -82,7 +83,7 @@ class OnnxNetwork(nn.Module):
 
     def _is_transposed(self, embedding: str, value: Tensor) -> bool:
         """Whether a matrix is the transpose of an embedding."""
-        other = self.source.value(embedding)
+        other = self.source.values.value(embedding)
         return value.ndim == other.ndim == 2 and value.shape == other.mT.shape and torch.equal(value, other.mT)
 
     def _operand(self, step: Step, name: str, values: dict[str, Any]) -> Any:
@@ -90,7 +91,7 @@ class OnnxNetwork(nn.Module):
         if name in values or not name:
             return values.get(name)
         if name not in self._stored:
-            return self.source.value(name).item()
+            return self.source.values.value(name).item()
         stored = self._stored[name]
         tensor = getattr(self, stored.key)
         if stored.is_transposed:

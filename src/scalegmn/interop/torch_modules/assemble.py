@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalegmn.interop.torch_modules.cutting import cut
 from scalegmn.interop.torch_modules.layers import TracedLayer, as_slice
-from scalegmn.interop.torch_modules.pinning import pin, pin_neurons
+from scalegmn.interop.torch_modules.pinning import pin, pin_neurons, pin_or_refuse
 from scalegmn.interop.torch_modules.trace import SOURCE, Trace
 from scalegmn.interop.torch_modules.values import Elements, Neurons
 from scalegmn.networks import LayerSpec, NetSpec
@@ -28,8 +29,8 @@ def assemble(trace: Trace, results: Sequence[Any]) -> tuple[list[TracedLayer], N
         ValueError: the trace is strict, and the output is not that of one layer, or parameters are shared in a way that
             no spec describes.
     """
-    found = _without_unread(trace, _output_last(trace, results))
-    layers = list(_side_by_side_resolved(trace, _values_after_keys(list(_cut(trace, found)))))
+    connected = _without_unread(trace, _output_last(trace, results))
+    layers = list(_side_by_side_resolved(trace, _values_after_keys(list(cut(trace, connected)))))
     if not layers:
         raise ValueError("expected a module with weights, found none that its output depends on")
     layer_of = {neuron: index for index, layer in enumerate(layers) for neuron in layer.nodes.tolist()}
@@ -151,14 +152,6 @@ def _layer_spec(
     return LayerSpec(in_dim, len(layer.nodes), bias=layer.bias is not None, **options)
 
 
-def _pin_or_refuse(trace: Trace, layer: TracedLayer, problem: str, *nodes: Tensor) -> None:
-    """Pins neurons for what is wrong with a layer; a strict trace refuses it."""
-    if trace.is_strict:
-        raise ValueError(f"{layer.place}: {problem}")
-    for numbers in nodes:
-        pin_neurons(trace, numbers, f"{layer.place}: {problem}")
-
-
 # Shared parameters
 
 
@@ -180,7 +173,7 @@ def _shared_parameters(
             moved = [layer.nodes] if layer.reads is None else [layer.nodes, layer.reads]
             if not elements.is_once:
                 problem = f"{elements.name} is one parameter in several places of a layer, expected each element once"
-                _pin_or_refuse(trace, layer, problem, *moved)
+                pin_or_refuse(trace, layer, problem, *moved)
             for first, other in users.get(elements.name, ()):
                 if not elements.shares(other):
                     continue
@@ -191,7 +184,7 @@ def _shared_parameters(
                     if (layer.reads is None) != (earlier.reads is None) and other is earlier.weight:
                         fixed = [nodes for nodes in (layer.reads, earlier.reads) if nodes is not None]
                         if elements is layer.weight:
-                            _pin_or_refuse(trace, layer, "its weights also read values that no layer describes", *fixed)
+                            pin_or_refuse(trace, layer, "its weights also read values that no layer describes", *fixed)
                     break
                 if elements.scale == other.scale and layer.is_transposed(elements, earlier, other):
                     tied[index] = first
@@ -199,92 +192,9 @@ def _shared_parameters(
                 kind = "weights" if elements is layer.weight else "parameters"
                 problem = f"a part of its {kind} are also those of {earlier.place}, or a multiple of them"
                 moved += [earlier.nodes] if earlier.reads is None else [earlier.nodes, earlier.reads]
-                _pin_or_refuse(trace, layer, problem, *moved)
+                pin_or_refuse(trace, layer, problem, *moved)
             users.setdefault(elements.name, []).append((index, elements))
     return tied, used_again
-
-
-# Parts of layers
-
-
-def _cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
-    """The layers, those that compute several of queries, keys and values, or pinned neurons beside others, cut into a
-    layer for each. Where that cannot be, the neurons are pinned."""
-    owner = {number: layer for layer in layers for number in layer.nodes.tolist()}
-    sets, sets_of = _read_together(layers)
-    parts: dict[int, list[Tensor]] = {id(layer): [] for layer in layers}
-    added_to: dict[int, list[TracedLayer]] = {}
-    for layer in layers:
-        for number in {int(nodes[0]) for nodes in _added(layer)}:
-            if number in owner:
-                added_to.setdefault(id(owner[number]), []).append(layer)
-
-    def is_part(nodes: Tensor) -> bool:
-        layer = owner[int(nodes[0])]
-        if torch.equal(nodes, layer.nodes):
-            return _fits(nodes, parts[id(layer)])
-        numbers = set(nodes.tolist())
-        if any(owner.get(number) is not layer for number in numbers) or layer.options.get("groups", 1) > 1:
-            return False
-        together = {place for number in numbers for place in sets_of.get(number, ())}
-        return all(sets[place] <= numbers for place in together) and _fits(nodes, parts[id(layer)])
-
-    def with_added(nodes: Tensor) -> list[Tensor] | None:
-        """A part of a layer, with those of the layers that additions join to it; None where they are no parts."""
-        found: list[Tensor] = []
-        waiting = [nodes]
-        while waiting:
-            part = waiting.pop()
-            if any(torch.equal(part, other) for other in found):
-                continue
-            if int(part[0]) not in owner or not is_part(part):
-                return None
-            found.append(part)
-            layer = owner[int(part[0])]
-            if torch.equal(part, layer.nodes):
-                continue
-            place = _places(layer.nodes, part)
-            waiting += [nodes[place] for nodes in _added(layer)]
-            for other in added_to.get(id(layer), ()):
-                for nodes in _added(other):
-                    if owner.get(int(nodes[0])) is layer:
-                        waiting.append(other.nodes[_places(nodes, part)])
-        return found
-
-    def take(*selected: Tensor) -> bool:
-        """Makes neurons parts of their layers; false where they cannot be."""
-        found = [with_added(nodes) for nodes in selected]
-        for part in [part for group in found for part in group or ()] if None not in found else ():
-            known = parts[id(owner[int(part[0])])]
-            if not any(torch.equal(part, other) for other in known):
-                known.append(part)
-        return None not in found
-
-    for queries, keys, values in trace.attended:
-        layer = owner[int(values[0])]
-        if not take(queries, keys, values):
-            problem = "queries, keys or values are a part of a layer with groups or an addition"
-            _pin_or_refuse(trace, layer, problem, queries, keys, values)
-            layer.options["attention"].pop(int(values[0]))
-    for first, (nodes, _) in list(trace.blocks.items()):
-        layer = owner[first]
-        if not take(nodes):
-            problem = "values that are mixed over positions are a part of a layer with groups or an addition"
-            _pin_or_refuse(trace, layer, problem, nodes)
-            del trace.blocks[first]
-    for nodes in trace.parts:
-        if int(nodes[0]) not in owner:  # of a layer that nothing reads
-            continue
-        if not take(nodes):
-            problem = "channels that meet others are a part of a layer that cannot be cut"
-            _pin_or_refuse(trace, owner[int(nodes[0])], problem, nodes)
-    for layer in layers:
-        inside = {number for nodes in parts[id(layer)] for number in nodes.tolist()}
-        rest = torch.tensor([number for number in layer.nodes.tolist() if number not in inside], dtype=torch.long)
-        pinned = rest[trace.neurons.is_pinned(rest)]
-        is_alone = layer.residual is None and not layer.same_neurons and not added_to.get(id(layer))
-        is_cut = 0 < len(pinned) < len(rest) and is_alone and is_part(pinned)
-        yield from _parts_of(trace, layer, parts[id(layer)], rest, is_cut)
 
 
 def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
@@ -300,58 +210,6 @@ def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
             ordered.append(ready[1])
             known.add(int(ready[1].nodes[0]))
     return [*ordered, *(layer for _, layer in waiting)]
-
-
-def _added(layer: TracedLayer) -> list[Tensor]:
-    """Numbers of neurons of other layers in the order of a layer's own, which are cut as these are."""
-    return [*([] if layer.residual is None else [layer.residual]), *layer.same_neurons]
-
-
-def _places(nodes: Tensor, part: Tensor) -> Tensor:
-    """Where the neurons of a part are among others."""
-    place = {number: index for index, number in enumerate(nodes.tolist())}
-    return torch.tensor([place[number] for number in part.tolist() if number in place], dtype=torch.long)
-
-
-def _fits(nodes: Tensor, parts: Sequence[Tensor]) -> bool:
-    """Whether neurons are one of the parts of a layer, or in none of them."""
-    if any(torch.equal(nodes, part) for part in parts):
-        return True
-    return not {number for part in parts for number in part.tolist()} & set(nodes.tolist())
-
-
-def _parts_of(
-    trace: Trace, layer: TracedLayer, parts: Sequence[Tensor], rest: Tensor, is_cut: bool
-) -> Iterator[TracedLayer]:
-    """A layer in parts: given ones and, if `is_cut`, of its other neurons pinned ones and others."""
-    numbers = layer.nodes.tolist()
-    is_pinned = trace.neurons.is_pinned(rest)
-    others = [rest[is_pinned], rest[~is_pinned]] if is_cut else [rest]
-    place = {number: index for index, number in enumerate(numbers)}
-    attention = layer.options.get("attention", {})
-    for nodes in [*parts, *(nodes for nodes in others if len(nodes))]:
-        first = int(nodes[0])
-        options = {key: value for key, value in layer.options.items() if key != "attention"}
-        if first in attention:
-            options["attention"] = {first: attention[first]}
-        if first in trace.blocks:
-            options["blocks"] = trace.blocks[first][1]
-        if torch.equal(nodes, layer.nodes):
-            yield replace(layer, options=options)
-        else:
-            yield layer.rows(torch.tensor([place[number] for number in nodes.tolist()]), nodes, options=options)
-
-
-def _read_together(layers: Sequence[TracedLayer]) -> tuple[list[set[int]], dict[int, list[int]]]:
-    """Sets of neurons that a layer reads channel by channel; neuron -> places of those that it is in."""
-    tensors = [layer.reads for layer in layers if layer.options.get("groups", 1) > 1]
-    tensors += [nodes for layer in layers for nodes in layer.coupled or ()]
-    sets = [set(nodes.tolist()) for nodes in tensors if nodes is not None]
-    places: dict[int, list[int]] = {}
-    for place, numbers in enumerate(sets):
-        for number in numbers:
-            places.setdefault(number, []).append(place)
-    return sets, places
 
 
 # Layers that read several layers
@@ -373,11 +231,11 @@ def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Itera
         except _Unresolved as error:
             everything = (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons)
             read = [nodes for nodes in everything if nodes is not None]
-            _pin_or_refuse(trace, layer, str(error), *read)
+            pin_or_refuse(trace, layer, str(error), *read)
             if layer.residual is not None:
-                _pin_or_refuse(trace, layer, str(error), layer.nodes)
+                pin_or_refuse(trace, layer, str(error), layer.nodes)
             if layer.same_neurons:
-                _pin_or_refuse(trace, layer, str(error), layer.nodes)
+                pin_or_refuse(trace, layer, str(error), layer.nodes)
             parts = [replace(layer, residual=None, same_neurons=())]
             if layer.reads is not None:
                 parts = [_reading_opaque(trace, parts[0])]

@@ -45,6 +45,14 @@ def pin_neurons(trace: Trace, nodes: Tensor, reason: str) -> None:
     trace.neurons.mark_pinned(nodes, reason)
 
 
+def pin_or_refuse(trace: Trace, layer: TracedLayer, problem: str, *nodes: Tensor) -> None:
+    """Pins neurons for what is wrong with a layer; a strict trace refuses it."""
+    if trace.is_strict:
+        raise ValueError(f"{layer.place}: {problem}")
+    for numbers in nodes:
+        pin_neurons(trace, numbers, f"{layer.place}: {problem}")
+
+
 def pin_layer(trace: Trace, layer: TracedLayer, reason: str) -> None:
     """Pins the neurons of a layer, and those that it reads."""
     pin_neurons(trace, layer.nodes, reason)

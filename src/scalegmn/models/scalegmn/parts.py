@@ -39,8 +39,8 @@ def scalar_groups(config: ScaleGMNConfig, spec: NetSpec) -> tuple[ScalarGroup, .
     if config.symmetry != "hetero":
         return ({"sign": SIGNS, "scale": SCALES, "permutation": TRIVIAL}[config.symmetry],)
     names = spec.activations if spec.is_hetero else [HETERO]
-    found = {spec.class_symmetry(channels, name) for channels in spec.scaling_classes for name in names}
-    further = {group for group in found if isinstance(group, ScalarGroup)} - {TRIVIAL, SIGNS, SCALES}
+    groups = {spec.class_symmetry(channels, name) for channels in spec.scaling_classes for name in names}
+    further = {group for group in groups if isinstance(group, ScalarGroup)} - {TRIVIAL, SIGNS, SCALES}
     return (SIGNS, SCALES, *sorted(further, key=branch_name))
 
 
