@@ -55,6 +55,7 @@ ONLY_IN = {
     "optuna": {"experiments"},
     "jinja2": {"experiments", "explore"},
     "onnx": {"interop"},
+    "umap": {"explore"},
 }
 
 

@@ -4,31 +4,36 @@ import base64
 import json
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, run_command
+from commands import assert_refused, run_command, run_here
 
 from scalegmn.experiments.trained import load
+from scalegmn.explore.answers import answers_of, inputs_of_zoo, shares
 from scalegmn.explore.architectures import described
 from scalegmn.explore.content import (
     PARAMETER_BYTES,
     collections_of,
     of_run,
     of_zoo,
-    principal_components,
     statistics_of,
 )
 from scalegmn.explore.featured import Move, single_moves
+from scalegmn.explore.maps import places, principal_components
 from scalegmn.explore.page import LARGEST, MARK, embedded, page
 from scalegmn.explore.serve import server_of
+from scalegmn.interop.network_files import InputOptions
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import init_siren, render
 from scalegmn.symmetry.groups import GroupElement
+from scalegmn.zoos.fit.cnn_zoo import as_read
+from scalegmn.zoos.images import load_digits_images
 from scalegmn.zoos.zoo_format import Networks, open_zoo, write_zoo
 
 
@@ -64,6 +69,84 @@ def test_principal_components():
     assert torch.corrcoef(torch.stack([x, t]))[0, 1].abs() > 1 - 1e-12
     assert y.abs().max() < 1e-9
     assert principal_components(torch.ones(3, 4))[0].tolist() == [0, 0, 0]
+
+
+def test_umap(monkeypatch):
+    """Networks of two groups are in two groups; the places are the same on every call."""
+    pytest.importorskip("umap")
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 8, generator=generator)
+    features[30:] += 8
+    x, y, kind = places(features, "umap")
+    points = torch.stack([x, y], 1)
+    assert kind == "UMAP"
+    near, far = torch.cdist(points[:30], points[:30]).mean(), torch.cdist(points[:30], points[30:]).mean()
+    assert far > 2 * near
+    assert (torch.stack(places(features, "umap")[:2], 1) == points).all()
+    assert places(features[:15], "umap")[2] == "principal components"
+
+
+def test_umap_that_is_not_installed(digits, monkeypatch, capsys):
+    monkeypatch.setattr("scalegmn.explore.maps.find_spec", lambda name: None)
+    refused = run_command(["explore", "zoo", "--map=umap"], digits.folder, monkeypatch, capsys)
+    assert_refused(refused, "--map umap: umap-learn is not installed; `pip install 'scalegmn[explore]'`, or --map pca")
+    refused = run_command(["explore", "zoo", "--map=tsne"], digits.folder, monkeypatch, capsys)
+    assert_refused(refused, "--map: found tsne, expected one of pca, umap")
+
+
+@pytest.fixture(scope="module")
+def cnns(tmp_path_factory):
+    """A zoo of small CNNs, made in seconds."""
+    folder = tmp_path_factory.mktemp("cnns")
+    words = (
+        "--out=zoo --images=digits --networks=16 --channels=[4,4] --checkpoints=[0,6] --padding=same --batch_size=32"
+    )
+    done = run_here("-m", "scalegmn", "zoo", "cnn", *words.split(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "zoo"
+
+
+def test_what_classifiers_answer(cnns):
+    """Shares on the page are those of the networks, for images as they were trained on: they have the accuracies that
+    the zoo states. Optimisers have names."""
+    zoo = open_zoo(cnns)
+    collection = of_zoo(cnns)
+    answers = collection.answers
+    assert answers["of"] == "the first image of each class of digits"
+    assert answers["labels"] == list(range(10))
+    inputs = inputs_of_zoo(zoo, None)
+    (params,) = zoo.nets
+    expected = evaluate_cnn(params, inputs.values).softmax(2)
+    (values,) = answers["values"]
+    shown = np.frombuffer(base64.b64decode(values["shares"]), np.uint8).reshape(expected.shape)
+    assert np.abs(shown / 255 - expected.numpy()).max() <= 0.5 / 255 + 1e-6
+    images = load_digits_images()
+    all_images = replace(inputs, values=as_read(images.take(torch.arange(len(images))), True))
+    accuracy = (shares(params, all_images).argmax(2) == images.labels).float().mean(1)
+    test = zoo.columns["test_accuracy"]
+    assert (accuracy - test).abs().max() < 0.06
+    assert test.max() > 0.5 > test.min()
+    assert (accuracy - test.flip(0)).abs().max() > 0.2
+    assert set(collection.columns["optimizer"]) <= {"sgd", "adam", "rmsprop"}
+
+
+def test_inputs_that_are_not_there(cnns):
+    """Noise stands for images that cannot be loaded; zoos of others are asked nothing."""
+    zoo = open_zoo(cnns)
+    other = replace(zoo, provenance=zoo.provenance | {"image_source": "others"})
+    inputs = inputs_of_zoo(other, None)
+    assert inputs.words == "images of noise"
+    assert (inputs.labels, inputs.values.shape[1:]) == (None, (1, 8, 8))
+    assert inputs_of_zoo(replace(zoo, provenance={}), None) is None
+
+
+def test_points_for_large_chains(random_params):
+    params = random_params(NetSpec.mlp([5, 8, 3], "relu"), 2)
+    answers = answers_of(Networks((params,), {}), None)
+    assert answers["of"] == "inputs drawn from a standard normal distribution"
+    assert answers["values"][0]["classes"] == 3
+    assert answers_of(Networks((random_params(NetSpec.mlp([2, 8, 3], "relu"), 2),), {}), None) is None
+    assert answers_of(Networks((random_params(NetSpec.mlp([5, 8, 1], "relu"), 2),), {}), None) is None
 
 
 def test_a_run(digits, shown_run):
@@ -116,7 +199,12 @@ def test_what_neurons_are():
     first, second, last = described(NetSpec(layers))["layers"]
     assert (first["neurons"], second["neurons"], last["neurons"]) == ("tied to layer 1", "tied to layer 0", "output")
     assert not first["movable"]
+    assert (first["kinds"], second["kinds"], last["kinds"]) == ([[0, 4, "tied"]], [[0, 4, "tied"]], [[0, 1, "output"]])
     assert described(NetSpec.mlp([2, 3, 1], "relu"))["layers"][0]["neurons"] == "free"
+    partly = (LayerSpec(2, 2, None, "relu"), LayerSpec(2, 4, None, "relu", residual=0), LayerSpec(4, 1))
+    assert described(NetSpec(partly))["layers"][1]["kinds"] == [[0, 2, "tied"], [2, 4, "free"]]
+    pinned = (LayerSpec(2, 3, None, "relu", pinned=True), LayerSpec(3, 1))
+    assert described(NetSpec(pinned))["layers"][0]["kinds"] == [[0, 3, "pinned"]]
 
 
 def test_data_cannot_leave_their_block():
@@ -164,7 +252,7 @@ def test_networks_in_files(digits, monkeypatch, tmp_path):
     for number in range(3):
         tensors = [torch.randn(shape) for shape in ((5, 2), (5,), (1, 5), (1,))]
         write_onnx(tmp_path / f"net{number}.onnx", chain(tensors, "tanh", w0=1.0))
-    (collection,) = collections_of([str(tmp_path)])
+    (collection,) = collections_of([str(tmp_path)], InputOptions(None, 30.0))
     content = collection.content()
     assert [name.rpartition("/")[2] for name in content["names"]] == ["net0.onnx", "net1.onnx", "net2.onnx"]
     assert content["images"]["channels"] == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from scalegmn.networks import ACTIVATIONS, HETERO, NetSpec
+from scalegmn.networks.coupling import CoupledChannels
 
 EVALUATED = ("sine", "tanh", "relu", "leaky_relu", "sigmoid", "identity")
 """Activations that the page computes itself."""
@@ -25,7 +28,7 @@ def described(spec: NetSpec) -> dict[str, Any]:
     """Layers with their neurons' symmetries, in plain types.
 
     Each layer's `neurons` says whether they are free (any order), tied (they move with those of other layers) or
-    pinned (they keep their places).
+    pinned (they keep their places), and its `kinds` which: [start, stop, kind] of neurons side by side.
     """
     layers = []
     for index, layer in enumerate(spec.layers):
@@ -48,6 +51,10 @@ def described(spec: NetSpec) -> dict[str, Any]:
                 "activation": layer.activation,
                 "w0": layer.w0,
                 "neurons": neurons,
+                "kinds": _kinds(layer.out_dim, neurons, classes),
+                "residual": layer.residual,
+                "groups": layer.groups,
+                "constant": layer.constant,
                 "signs": any(group.signs for group in groups),
                 "scales": any(group.scales for group in groups),
                 "weights": list(layer.weight_shape),
@@ -62,3 +69,13 @@ def described(spec: NetSpec) -> dict[str, Any]:
         "drawable": is_drawable(spec),
         "layers": layers,
     }
+
+
+def _kinds(count: int, neurons: str, classes: Sequence[CoupledChannels]) -> list[list[Any]]:
+    """[start, stop, kind] of a layer's neurons that stand side by side: free, tied, pinned or output."""
+    kinds = ["output" if neurons == "output" else "pinned"] * count
+    for coupled in classes:
+        start, stop, _ = coupled.channels.indices(count)
+        kinds[start:stop] = ["tied" if len(coupled.layers) > 1 else "free"] * (stop - start)
+    segments = [list(members) for _, members in groupby(range(count), key=lambda neuron: kinds[neuron])]
+    return [[members[0], members[-1] + 1, kinds[members[0]]] for members in segments]

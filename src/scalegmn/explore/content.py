@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.experiments.trained import TrainedModel, load
+from scalegmn.explore.answers import answers_of, inputs_of_zoo
 from scalegmn.explore.architectures import described, is_drawable, sizes_of
 from scalegmn.explore.featured import featured_networks
+from scalegmn.explore.maps import places, require_map
 from scalegmn.interop.network_files import InputOptions, find_sources, read_source
 from scalegmn.models.base import Metanetwork
 from scalegmn.networks import HETERO, NetParams
@@ -35,9 +37,6 @@ them are shown without."""
 BATCH = 256
 """Networks that a model answers at once."""
 
-FARTHEST = 3.0
-"""Deviations from the mean, beyond which the map does not tell networks apart."""
-
 LARGEST_IMAGE = 32
 """Pixels of the longer side of thumbnails."""
 
@@ -57,6 +56,8 @@ class Collection:
         output_offset: what is added to their outputs to have pixels.
         features: [networks, features], what the map shows.
         map_of: what these are, in words.
+        answers: of classifiers, see `answers.answers_of`.
+        map_kind: how they become places, one of `maps.MAPS`.
         featured: networks with moves, explanations or edits, see `featured.featured_networks`.
         facts: further lines for people.
     """
@@ -71,12 +72,14 @@ class Collection:
     output_offset: float
     features: Tensor
     map_of: str
+    map_kind: str = "pca"
+    answers: dict[str, Any] | None = None
     featured: list[dict[str, Any]] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
 
     def content(self, parameter_bytes: int = PARAMETER_BYTES) -> dict[str, Any]:
         """All of it in plain JSON types, with so many bytes of parameters at most."""
-        x, y = principal_components(self.features)
+        x, y, map_kind = places(self.features, self.map_kind)
         architecture = self.nets.architecture(torch.arange(len(self.nets)))
         count = self._num_with_parameters(parameter_bytes)
         return {
@@ -86,12 +89,13 @@ class Collection:
             "facts": self.facts,
             "names": self.names,
             "columns": [_column(name, values) for name, values in self.columns.items()],
-            "map": {"x": rounded(x), "y": rounded(y), "of": self.map_of},
+            "map": {"x": rounded(x), "y": rounded(y), "kind": map_kind, "of": self.map_of},
             "images": self._images(),
             "output_offset": self.output_offset,
             "architectures": [described(params.spec) for params in self.nets.nets],
             "architecture": architecture.tolist(),
             "parameters": {"count": count, "values": self._parameters(count)},
+            "answers": self.answers,
             "featured": self.featured,
         }
 
@@ -130,19 +134,20 @@ class Collection:
 
 
 def collections_of(
-    names: Sequence[str], limit: int = NETWORKS, activation: str | None = None, w0: float = 30.0
+    names: Sequence[str], options: InputOptions, limit: int = NETWORKS, map_kind: str = "pca"
 ) -> list[Collection]:
     """The collections that a user names: zoos, runs or bundles, and networks in files, which are one collection.
 
     Args:
         names: paths, or `package.module:factory`.
+        options: what networks in files do not tell.
         limit: networks of each zoo.
-        activation: of networks in state dicts.
-        w0: the frequency of their sines.
+        map_kind: one of `maps.MAPS`.
 
     Raises:
         ValueError: something cannot be read; says which.
     """
+    require_map(map_kind)
     found, files = [], []
     for name in names:
         path = Path(name)
@@ -154,7 +159,8 @@ def collections_of(
             raise ValueError(f"{name}: no such file or folder, expected a zoo, a run, a bundle or a network")
         else:
             files.append(name)
-    return found + ([of_files(files, InputOptions(activation, w0))] if files else [])
+    found += [of_files(files, options)] if files else []
+    return [replace(collection, map_kind=map_kind) for collection in found]
 
 
 def of_zoo(path: Path, limit: int = NETWORKS) -> Collection:
@@ -175,7 +181,9 @@ def of_run(path: Path, limit: int = NETWORKS) -> Collection:
     try:
         zoo = open_zoo(folder)
     except ValueError as error:
-        raise ValueError(f"{path}: its zoo cannot be shown: {error}") from None
+        raise ValueError(
+            f"{path}: its zoo cannot be shown: {error}; start in the folder where the run began, or put {folder} here"
+        ) from None
     rows = _spread(zoo.splits["test"], limit).sort().values
     result = _of_rows(zoo, rows, str(path), "run", model)
     result.featured, facts = featured_networks(model, zoo, result.nets, rows, result.image_shape)
@@ -209,6 +217,7 @@ def of_files(names: Sequence[str], options: InputOptions) -> Collection:
         output_offset=OUTPUT_OFFSET,
         features=statistics_of(nets),
         map_of="invariant statistics of the weights",
+        answers=answers_of(nets, None),
         facts=[*passed_over, *said_once(assumed)],
     )
 
@@ -223,6 +232,9 @@ def _of_rows(zoo: Zoo, rows: Tensor, name: str, kind: str, model: TrainedModel |
     for column, values in zoo.columns.items():
         if values.ndim == 1:
             columns[column] = _values(values[rows])
+    if "optimizer" in columns and "optimizers" in zoo.provenance:
+        optimizers = zoo.provenance["optimizers"]
+        columns["optimizer"] = [optimizers[int(number)] for number in zoo.columns["optimizer"][rows]]
     if "label" in columns:
         classes = zoo.classes or tuple(str(n) for n in range(int(zoo.columns["label"].max()) + 1))
         columns["label"] = [classes[int(label)] for label in zoo.columns["label"][rows]]
@@ -238,6 +250,7 @@ def _of_rows(zoo: Zoo, rows: Tensor, name: str, kind: str, model: TrainedModel |
             columns |= _answer_columns(model, answers, columns)
             map_of = "the model's last features"
         facts = [f"{key.replace('_', ' ')}: {model.summary[key]:.4f}" for key in model.summary if _is_metric(key)]
+    images_path = zoo.path if model is None else model.config.data.images_path or zoo.path
     return Collection(
         name=name,
         kind=kind,
@@ -249,6 +262,7 @@ def _of_rows(zoo: Zoo, rows: Tensor, name: str, kind: str, model: TrainedModel |
         output_offset=float(zoo.provenance.get("output_offset", OUTPUT_OFFSET)),
         features=statistics_of(nets) if features is None else features,
         map_of=map_of,
+        answers=answers_of(nets, inputs_of_zoo(zoo, Path(images_path))),
         facts=facts,
     )
 
@@ -335,24 +349,6 @@ def statistics_of(nets: Networks) -> Tensor:
             layers, network = invariant_statistics(part)
             rows.append(torch.cat([layers[:, 0], layers.mean(1), layers[:, -1], network], 1))
     return torch.cat(rows)
-
-
-def principal_components(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The first two principal components of features [networks, D], [networks] each, with the signs that make the
-    largest loading positive. Features are standardised, and no further than `FARTHEST` deviations from their mean."""
-    x = features.double().nan_to_num(0, 0, 0)
-    x = x - x.mean(0)
-    spread = x.square().mean(0).sqrt()
-    x = (x[:, spread > 1e-9] / spread[spread > 1e-9]).clamp(-FARTHEST, FARTHEST)
-    x = x - x.mean(0)
-    components = torch.zeros(2, len(features), dtype=torch.float64)
-    if x.numel():
-        _, vectors = torch.linalg.eigh(x.mT @ x)
-        for number in range(min(2, x.shape[1])):
-            loading = vectors[:, -1 - number]
-            sign = loading[loading.abs().argmax()].sign()
-            components[number] = x @ loading * sign
-    return components[0], components[1]
 
 
 def _image_shape(nets: Networks, stated: Any) -> tuple[int, int, int] | None:

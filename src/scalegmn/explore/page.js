@@ -27,6 +27,12 @@ function makeSvg(tag, attributes = {}, text = null) {
 }
 const shown = value => value === null || value === undefined ? "" : typeof value !== "number" ? String(value)
   : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+/** The least and the largest of any number of values. */
+function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
+  return [low, high];
+}
 const valueOf = (column, row) => {
   const value = column.values[row];
   return value === null || column.kind === "number" ? value : column.names[value];
@@ -169,7 +175,7 @@ function showCollection(collection) {
   Object.assign(state, { collection, selected: null, hover: null, sort: [null, 1], limit: 100 });
   byId("note").textContent = [collection.name, collection.note, ...collection.facts].join(" \u00b7 ");
   [...byId("collections").children].forEach((button, i) => button.setAttribute("aria-pressed", DATA.collections[i] === collection));
-  byId("map-note").textContent = `Principal components of ${collection.map.of}, ${collection.names.length.toLocaleString("en")} networks.`;
+  byId("map-note").textContent = `${collection.map.kind === "UMAP" ? "UMAP" : "Principal components"} of ${collection.map.of}, ${collection.names.length.toLocaleString("en")} networks.`;
   const colour = byId("colour");
   colour.replaceChildren(...collection.columns.map(column => make("option", { value: column.name }, column.name)));
   const first = ["label", "prediction", "test_accuracy", "activation"].map(columnNamed).find(column => column);
@@ -178,7 +184,7 @@ function showCollection(collection) {
   const featured = new Set(collection.featured.map(entry => entry.row));
   const rows = [...featured, ...collection.names.keys()].filter((row, i) => i < featured.size || !featured.has(row));
   byId("pick").replaceChildren(...rows.map(row => make("option", { value: row }, collection.names[row] + (featured.has(row) ? " \u2605" : ""))));
-  layoutMap(); refresh(); openNetwork(rows[0]);
+  layoutMap(); refresh(); drawArchitectures(); openNetwork(rows[0]);
 }
 function refresh() { drawMap(); drawLegend(); drawHistograms(); drawTable(); drawCard(); }
 
@@ -188,13 +194,13 @@ let places = [], lasso = null;
 
 function layoutMap() {
   const { x, y } = state.collection.map, width = map.clientWidth, height = map.clientHeight;
-  const bounds = values => { const low = Math.min(...values), high = Math.max(...values); return [low, high > low ? high - low : 1]; };
+  const bounds = values => { const [low, high] = extent(values); return [low, high > low ? high - low : 1]; };
   const [x0, dx] = bounds(x), [y0, dy] = bounds(y);
   places = x.map((value, row) => [14 + (value - x0) / dx * (width - 28), height - 14 - (y[row] - y0) / dy * (height - 28)]);
 }
 function colourOf(column) {
   if (column.kind === "category") return row => column.values[row] === null ? "#8a8a8a" : CATEGORIES[column.values[row] % CATEGORIES.length];
-  const values = column.values.filter(value => value !== null), low = Math.min(...values), high = Math.max(...values);
+  const [low, high] = extent(column.values.filter(value => value !== null));
   return row => column.values[row] === null ? "#8a8a8a" : sequential((column.values[row] - low) / (high - low || 1));
 }
 const shapeOf = column => row => column.kind === "category" && column.values[row] !== null ? SHAPES[Math.floor(column.values[row] % 10 / 3) % SHAPES.length] : "circle";
@@ -223,7 +229,8 @@ function drawLegend() {
   if (column.kind === "number") {
     const values = column.values.filter(value => value !== null), bar = make("canvas", { width: 120, height: 12, "aria-hidden": "true" }), context = bar.getContext("2d");
     for (let x = 0; x < 120; x++) { context.fillStyle = sequential(x / 119); context.fillRect(x, 0, 1, 12); }
-    return legend.replaceChildren(make("span", {}, shown(Math.min(...values)), bar, shown(Math.max(...values))));
+    const [low, high] = extent(values);
+    return legend.replaceChildren(make("span", {}, shown(low), bar, shown(high)));
   }
   legend.replaceChildren(...column.names.slice(0, 30).map((name, number) => {
     const mark = make("canvas", { width: 14, height: 14, "aria-hidden": "true" }), context = mark.getContext("2d");
@@ -286,7 +293,7 @@ function select(rows) {
 function drawCard() {
   const row = state.hover ?? state.row ?? 0, { collection } = state, list = make("dl"), card = byId("card");
   for (const column of collection.columns) list.append(make("dt", {}, column.name), make("dd", {}, shown(valueOf(column, row))));
-  card.replaceChildren(make("strong", {}, `network ${collection.names[row]}`), ...(collection.images ? [thumbnail(collection, row)] : []), list);
+  card.replaceChildren(make("strong", {}, `network ${collection.names[row]}`), ...(collection.images ? [thumbnail(collection, row)] : []), ...(collection.architectures.length > 1 ? [diagram(collection.architectures[collection.architecture[row]])] : []), list);
 }
 
 // --- histograms --------------------------------------------------------------------------------------------------------
@@ -297,7 +304,7 @@ function drawHistograms() {
   collection.columns.forEach((column, number) => {
     const figure = byId("histograms").children[number], canvas = figure.querySelector("canvas"), { context, width, height } = crisp(canvas);
     const values = column.values.filter(value => value !== null);
-    const low = column.kind === "category" ? 0 : Math.min(...values), high = column.kind === "category" ? column.names.length - 1 : Math.max(...values);
+    const [low, high] = column.kind === "category" ? [0, column.names.length - 1] : extent(values);
     const count = column.kind === "category" ? Math.min(column.names.length, 40) : 24, all = new Array(count).fill(0), part = new Array(count).fill(0);
     column.values.forEach((value, row) => {
       if (value === null) return;
@@ -309,6 +316,23 @@ function drawHistograms() {
     const ends = column.kind === "category" ? [column.names[0], column.names[column.names.length - 1]] : [shown(low), shown(high)];
     figure.querySelector("figcaption").replaceChildren(...ends.map(text => make("span", {}, String(text ?? ""))));
   });
+}
+
+// --- architectures -----------------------------------------------------------------------------------------------------
+const MOST_ARCHITECTURES = 12;
+/** The most frequent architectures as buttons that select their networks; none where all networks have the same. */
+function drawArchitectures() {
+  const { collection } = state, members = collection.architectures.map(() => []);
+  collection.architecture.forEach((number, row) => members[number].push(row));
+  byId("architectures-section").hidden = members.length < 2;
+  if (members.length < 2) return;
+  const order = [...members.keys()].sort((a, b) => members[b].length - members[a].length);
+  byId("architectures-note").textContent = `${members.length.toLocaleString("en")} architectures${order.length > MOST_ARCHITECTURES ? `, the ${MOST_ARCHITECTURES} with the most networks` : ""}. Bars are layers, as high as they are wide (logarithmic); arcs are residual connections.`;
+  byId("architectures").replaceChildren(...order.slice(0, MOST_ARCHITECTURES).map(number => {
+    const button = make("button", { type: "button" }, diagram(collection.architectures[number]), make("span", {}, `${collection.architectures[number].text}: ${members[number].length.toLocaleString("en")}`));
+    button.onclick = () => select(members[number]);
+    return button;
+  }));
 }
 
 // --- table -------------------------------------------------------------------------------------------------------------
@@ -350,7 +374,7 @@ function drawTable() {
 }
 
 // --- one network -------------------------------------------------------------------------------------------------------
-const LARGEST_GRAPH = 160, MOST_EDGES = 3000;
+const LARGEST_GRAPH = 300, MOST_EDGES = 4000, BINS = 20;
 
 function openNetwork(row) {
   const { collection } = state, architecture = collection.architectures[collection.architecture[row]];
@@ -362,68 +386,179 @@ function openNetwork(row) {
     const kernel = layer.kernel ? ` ${layer.kernel.join("\u00d7")}` : "", symmetry = [layer.signs && "signs", layer.scales && "scales", layer.phases && "phases"].filter(x => x).join(", ");
     return make("span", { class: layer.neurons.split(" ")[0] }, `${l}: ${layer.inputs} \u2192 ${layer.outputs}${kernel} ${layer.activation}${layer.activation === "sine" ? ` (${layer.w0})` : ""}, ${layer.neurons}${symmetry ? `, ${symmetry}` : ""}`);
   }));
+  byId("layers").prepend(diagram(architecture));
   byId("walk").value = 0;
+  byId("paint").parentElement.hidden = !(state.featured && state.featured.explanation);
+  if (byId("paint").parentElement.hidden) byId("paint").value = "weights";
+  byId("answers").replaceChildren(...answersOf(collection, row));
   prepareMoves(); drawExplanation(); drawEdit(); moveNetwork(); drawCard(); drawMap();
   document.querySelectorAll("#table tbody tr[aria-selected=true]").forEach(line => line.setAttribute("aria-selected", false));
+}
+/** What the graph and the heat maps show: the moved weights and biases, or their contributions, in the moved order. */
+function painted() {
+  const { architecture, moved, featured } = state, explanation = featured && featured.explanation;
+  if (byId("paint").value !== "contributions" || !explanation) return moved;
+  const shares = unflatten(architecture, floats(explanation.values));
+  for (const move of currentMoves()) if (move.startsWith("swap")) act(architecture, shares, parseMove(move)); // scalars change no contribution
+  return shares;
 }
 function drawNetwork() {
   const { architecture, moved } = state, graph = byId("graph"), heat = byId("heat");
   graph.replaceChildren(); heat.replaceChildren();
   if (!moved) return;
-  const sizes = [architecture.inputs, ...architecture.layers.map(layer => layer.outputs)];
-  const edges = architecture.layers.reduce((sum, layer) => sum + layer.inputs * layer.outputs, 0), plain = architecture.layers.every((layer, l) => layer.reads === l - 1);
-  if (plain && sizes.reduce((a, b) => a + b) <= LARGEST_GRAPH && edges <= MOST_EDGES) graph.append(graphOf(sizes));
-  architecture.layers.forEach((layer, l) => heat.append(heatMap(layer, l)));
+  const values = painted(), sizes = [architecture.inputs, ...architecture.layers.map(layer => layer.outputs)];
+  const edges = architecture.layers.reduce((sum, layer) => sum + layer.outputs * layer.weights[1], 0);
+  const most = sizes.reduce((a, b) => a + b) <= LARGEST_GRAPH && edges <= MOST_EDGES ? Infinity : BINS;
+  graph.append(graphOf(sizes, values, most));
+  const kinds = new Set(architecture.layers.flatMap(layer => layer.kinds.map(segment => segment[2])));
+  byId("graph-key").replaceChildren(...[["free", "neurons in any order"], ["tied", "order shared with another layer"], ["pinned", "keep their places"]].filter(([kind]) => kinds.has(kind)).map(([kind, text]) => {
+    const key = makeSvg("svg", { width: 16, height: 16, "aria-hidden": "true" });
+    key.append(neuronMark(8, 8, 5, kind));
+    return make("span", {}, key, `${kind}: ${text}`);
+  }), make("span", {}, most === Infinity ? "blue, solid: positive; orange, dashed: negative" : `summarised: up to ${BINS} groups of neurons a layer, edges are root mean squares; blue, solid: positive sum, orange, dashed: negative`));
+  architecture.layers.forEach((layer, l) => heat.append(heatMap(layer, l, values)));
 }
-/** Neurons in columns, a line per weight (of kernels: their root mean square with the sign of their sum). */
-function graphOf(sizes) {
-  const { architecture, moved } = state, width = 640, tallest = Math.max(...sizes), height = Math.max(180, Math.min(520, 26 * tallest + 40));
-  const svg = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `parameter graph: ${sizes.join(", ")} neurons by layer` });
-  const place = (layer, i) => [30 + layer * (width - 60) / (sizes.length - 1), 26 + (i + .5) * (height - 34) / sizes[layer]];
+/** Free neurons are circles, tied ones squares, pinned ones diamonds, inputs and outputs small circles. */
+function neuronMark(x, y, r, kind) {
+  if (kind === "tied") return makeSvg("rect", { x: x - r * .9, y: y - r * .9, width: 1.8 * r, height: 1.8 * r, class: "neuron tied" });
+  if (kind === "pinned") return makeSvg("path", { d: `M${x} ${y - 1.25 * r}L${x + 1.25 * r} ${y}L${x} ${y + 1.25 * r}L${x - 1.25 * r} ${y}Z`, class: "neuron pinned" });
+  return makeSvg("circle", { cx: x, cy: y, r, class: "neuron" });
+}
+/** Neurons in columns, a line per weight (of kernels: their root mean square with the sign of their sum); of large layers at most `most` groups of neurons. */
+function graphOf(sizes, values, most) {
+  const { architecture, moved } = state, bins = sizes.map(size => { const step = Math.ceil(size / Math.min(size, most)); return { step, count: Math.ceil(size / step) }; });
+  const width = Math.max(640, 90 * sizes.length), tallest = Math.max(...bins.map(bin => bin.count)), height = Math.max(180, Math.min(520, 26 * tallest + 40));
+  const svg = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `parameter graph of ${byId("paint").value}: ${sizes.join(", ")} neurons by layer` });
+  svg.style.minWidth = `${Math.min(width, 64 * sizes.length)}px`;
+  const place = (column, i) => [30 + column * (width - 60) / (sizes.length - 1), 26 + (i + .5) * (height - 34) / bins[column].count];
   architecture.layers.forEach((layer, l) => {
-    const kernel = product(layer.weights.slice(2)), weight = moved.weights[l], values = [];
-    for (let e = 0; e < weight.length / kernel; e++) { let square = 0, sum = 0; for (let k = 0; k < kernel; k++) { square += weight[e * kernel + k] ** 2; sum += weight[e * kernel + k]; } values.push(Math.sign(sum) * Math.sqrt(square / kernel)); }
-    const top = Math.max(...values.map(Math.abs), 1e-12);
-    values.forEach((value, e) => {
-      const i = Math.floor(e / layer.inputs), j = e % layer.inputs, [x1, y1] = place(l, j), [x2, y2] = place(l + 1, i), share = Math.abs(value) / top;
-      if (share > .02) svg.append(makeSvg("line", { x1, y1, x2, y2, class: value > 0 ? "positive" : "negative", "stroke-width": (.3 + 3.2 * share).toFixed(2), opacity: (.25 + .6 * share).toFixed(2) }));
+    const from = layer.reads + 1, [outputs, inputs] = layer.weights, kernel = product(layer.weights.slice(2)), weight = values.weights[l], columns = bins[from].count;
+    if (layer.residual !== null) {
+      const [x1, y1] = place(layer.residual + 1, 0), [x2] = place(l + 1, 0);
+      svg.append(makeSvg("path", { d: `M${x1} ${y1 - 9}Q${(x1 + x2) / 2} ${y1 - 26} ${x2} ${y1 - 9}`, class: "skip" }));
+    }
+    if (layer.constant || !weight.length) return;
+    const squares = new Float64Array(bins[l + 1].count * columns), sums = new Float64Array(squares.length), counts = new Float64Array(squares.length);
+    for (let i = 0, e = 0; i < outputs; i++) {
+      const row = Math.floor(i / bins[l + 1].step) * columns, first = Math.floor(i / (outputs / layer.groups)) * inputs;
+      for (let j = 0; j < inputs; j++) {
+        const cell = row + Math.floor((first + j) / bins[from].step);
+        for (let k = 0; k < kernel; k++, e++) { squares[cell] += weight[e] ** 2; sums[cell] += weight[e]; }
+        counts[cell] += kernel;
+      }
+    }
+    const shares = squares.map((square, cell) => counts[cell] ? Math.sign(sums[cell]) * Math.sqrt(square / counts[cell]) : 0), top = Math.max(...shares.map(Math.abs), 1e-12);
+    shares.forEach((value, cell) => {
+      const share = Math.abs(value) / top;
+      if (share <= .02) return;
+      const [x1, y1] = place(from, cell % columns), [x2, y2] = place(l + 1, Math.floor(cell / columns));
+      svg.append(makeSvg("line", { x1, y1, x2, y2, class: value > 0 ? "positive" : "negative", "stroke-width": (.3 + 3.2 * share).toFixed(2), opacity: (.25 + .6 * share).toFixed(2) }));
     });
   });
   sizes.forEach((size, column) => {
-    svg.append(makeSvg("text", { x: place(column, 0)[0], y: 14, "text-anchor": "middle" }, column === 0 ? "input" : column === sizes.length - 1 ? "output" : `layer ${column - 1}`));
-    for (let i = 0; i < size; i++) {
-      const [cx, cy] = place(column, i), layer = column - 1, movable = column > 0 && architecture.layers[layer].movable;
-      const circle = makeSvg("circle", { cx, cy, r: size > 40 ? 3 : 7, class: movable ? "neuron" : "neuron fixed" });
-      const bias = column > 0 ? `, bias ${shown(moved.biases[layer][i])}` : "";
-      circle.append(makeSvg("title", {}, `neuron ${i}${bias}`));
+    svg.append(makeSvg("text", { x: place(column, 0)[0], y: 12, "text-anchor": "middle" }, column === 0 ? "input" : column === sizes.length - 1 ? "output" : `layer ${column - 1}`));
+    const layer = column - 1, { step, count } = bins[column], exact = step === 1, movable = column > 0 && exact && architecture.layers[layer].movable;
+    for (let i = 0; i < count; i++) {
+      const [x, y] = place(column, i), segment = column > 0 && architecture.layers[layer].kinds.find(([start, stop]) => start <= i * step && i * step < stop);
+      const kind = segment ? segment[2] : "input", mark = neuronMark(x, y, count > 40 ? 3 : 7, kind);
+      const bias = column > 0 && exact && moved ? `, bias ${shown(moved.biases[layer][i])}` : "", name = exact ? `neuron ${i}` : `neurons ${i * step} to ${Math.min(size, (i + 1) * step) - 1}`;
+      mark.append(makeSvg("title", {}, `${name}, ${kind}${bias}`));
       if (movable) {
-        circle.setAttribute("tabindex", 0); circle.setAttribute("role", "button"); circle.setAttribute("aria-label", `layer ${layer}, neuron ${i}${bias}`);
-        if (+byId("move-layer").value === layer && +byId("move-neuron").value === i) circle.classList.add("chosen");
-        circle.onclick = () => chooseNeuron(layer, i);
-        circle.onkeydown = event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chooseNeuron(layer, i); } };
-      }
-      svg.append(circle);
+        mark.setAttribute("tabindex", 0); mark.setAttribute("role", "button"); mark.setAttribute("aria-label", `layer ${layer}, neuron ${i}${bias}`);
+        if (+byId("move-layer").value === layer && +byId("move-neuron").value === i) mark.classList.add("chosen");
+        mark.onclick = () => chooseNeuron(layer, i);
+        mark.onkeydown = event => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); chooseNeuron(layer, i); } };
+      } else mark.classList.add("fixed");
+      svg.append(mark);
     }
   });
   return svg;
 }
-/** A layer's weights, rows of neurons, with the biases as a last column; kernels side by side; large layers averaged. */
-function heatMap(layer, l) {
-  const weight = state.moved.weights[l], bias = state.moved.biases[l], row = weight.length / layer.outputs, columns = row + 1;
-  const shrinkX = Math.ceil(columns / 300), shrinkY = Math.ceil(layer.outputs / 200), width = Math.ceil(columns / shrinkX), height = Math.ceil(layer.outputs / shrinkY);
-  const canvas = make("canvas", { width, height, role: "img", "aria-label": `weights and biases of layer ${l}` }), context = canvas.getContext("2d"), image = context.createImageData(width, height);
+/** A layer's weights, a row per neuron, a column per neuron that it reads, each cell as large as the kernel; the biases are the last column. Large layers are averaged. */
+function heatMap(layer, l, values) {
+  const weight = values.weights[l], bias = values.biases[l], [outputs, inputs, tall = 1, wide = 1] = layer.weights, rows = outputs * tall, columns = inputs * wide + 1;
+  const shrinkX = Math.ceil(columns / 300), shrinkY = Math.ceil(rows / 200), width = Math.ceil(columns / shrinkX), height = Math.ceil(rows / shrinkY);
+  const canvas = make("canvas", { width, height, role: "img", "aria-label": `${byId("paint").value}: weights and biases of layer ${l}` }), context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  const at = (y, x) => { const i = Math.floor(y / tall); return x === columns - 1 ? bias[i] : weight[((i * inputs + Math.floor(x / wide)) * tall + y % tall) * wide + x % wide]; };
   let top = 1e-12;
   for (const value of weight) top = Math.max(top, Math.abs(value));
   for (const value of bias) top = Math.max(top, Math.abs(value));
   for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
     let sum = 0, count = 0;
-    for (let i = y * shrinkY; i < Math.min(layer.outputs, (y + 1) * shrinkY); i++) for (let j = x * shrinkX; j < Math.min(columns, (x + 1) * shrinkX); j++) { sum += j < row ? weight[i * row + j] : bias[i]; count++; }
+    for (let v = y * shrinkY; v < Math.min(rows, (y + 1) * shrinkY); v++) for (let u = x * shrinkX; u < Math.min(columns, (x + 1) * shrinkX); u++) { sum += at(v, u); count++; }
     image.data.set([...diverging(sum / count / top), 255], 4 * (y * width + x));
   }
   context.putImageData(image, 0, 0);
-  const scale = Math.max(1, Math.min(14, Math.floor(230 / Math.max(width, height))));
-  canvas.style.width = `${width * scale}px`; canvas.style.height = `${height * scale}px`;
+  const scale = Math.max(1, Math.min(14, Math.floor(260 / Math.max(width, height))));
+  canvas.style.width = `${width * scale}px`; canvas.style.height = "auto";
   return make("figure", {}, make("figcaption", { class: "note" }, `layer ${l}: up to \u00b1${shown(top)}`), canvas);
+}
+/** An architecture as bars, as high as its layers are wide (logarithmic), with arcs for residual connections; striped bars are convolutions. */
+function diagram(architecture) {
+  const sizes = [architecture.inputs, ...architecture.layers.map(layer => layer.outputs)], shownSizes = sizes.slice(0, 24), step = Math.min(16, 170 / shownSizes.length);
+  const top = Math.log2(1 + Math.max(...shownSizes)), svg = makeSvg("svg", { viewBox: `0 0 ${Math.ceil(step * shownSizes.length) + 4} 54`, width: Math.ceil(step * shownSizes.length) + 4, height: 54, role: "img", "aria-label": `architecture: ${architecture.text}`, class: "diagram" });
+  shownSizes.forEach((size, column) => {
+    const height = 4 + 32 * Math.log2(1 + size) / (top || 1), layer = architecture.layers[column - 1], x = 2 + column * step;
+    const bar = makeSvg("rect", { x, y: 33 - height / 2, width: step * .6, height, class: !layer ? "outside" : layer.kernel ? "kernel" : layer.neurons === "output" ? "outside" : "linear" });
+    bar.append(makeSvg("title", {}, layer ? `layer ${column - 1}: ${size}, ${layer.activation}` : `${size} inputs`));
+    svg.append(bar);
+    if (layer && layer.residual !== null) { const x1 = 2 + (layer.residual + 1) * step + step * .3; svg.append(makeSvg("path", { d: `M${x1} 14Q${(x1 + x + step * .3) / 2} 1 ${x + step * .3} 14`, class: "skip" })); }
+  });
+  return svg;
+}
+/** softmax of K outputs. */
+function softmax(z) { const top = Math.max(...z), e = Array.from(z, v => Math.exp(v - top)), sum = e.reduce((a, b) => a + b); return e.map(v => v / sum); }
+const REACH = 3, CELLS = 72;
+/** The colours of the first classes. */
+const classKey = count => make("span", { class: "legend" }, ...CATEGORIES.slice(0, count).map((colour, c) => { const mark = make("span", { class: "swatch" }); mark.style.background = colour; return make("span", {}, mark, String(c)); }));
+/** Of a chain with one or two inputs: outputs along the axis, or which class has the largest share where, with the decision curves in between. */
+function decisions(architecture, params) {
+  const outputs = architecture.layers[architecture.layers.length - 1].outputs, ticks = Array.from({ length: CELLS }, (_, i) => REACH * (2 * i / (CELLS - 1) - 1));
+  if (architecture.inputs === 1) {
+    const values = evaluate(architecture, params, ticks.map(x => [x])), rows = ticks.map((_, p) => outputs > 1 ? softmax(values.subarray(p * outputs, (p + 1) * outputs)) : [values[p]]);
+    const [low, high] = outputs > 1 ? [0, 1] : extent(rows.flat()), svg = makeSvg("svg", { viewBox: "0 0 240 160", role: "img", "aria-label": outputs > 1 ? `shares of ${outputs} classes for inputs from ${-REACH} to ${REACH}` : `output for inputs from ${-REACH} to ${REACH}` });
+    for (let c = 0; c < rows[0].length; c++) svg.append(makeSvg("path", { d: rows.map((row, p) => `${p ? "L" : "M"}${(26 + p * 208 / (CELLS - 1)).toFixed(1)} ${(138 - (row[c] - low) / (high - low || 1) * 124).toFixed(1)}`).join(""), style: `stroke:${CATEGORIES[c % CATEGORIES.length]}`, "stroke-dasharray": ["", "6 3", "2 2"][c % 3] }));
+    for (const [x, y, text] of [[2, 18, shown(high)], [2, 140, shown(low)], [24, 155, shown(-REACH)], [222, 155, shown(REACH)]]) svg.append(makeSvg("text", { x, y }, text));
+    return make("figure", { class: "curves" }, svg, make("figcaption", {}, outputs > 1 ? "shares of the classes along the input" : "output along the input", ...(outputs > 1 ? [classKey(outputs)] : [])));
+  }
+  const points = []; // rows from the top
+  for (let i = CELLS - 1; i >= 0; i--) for (const x of ticks) points.push([x, ticks[i]]);
+  const values = evaluate(architecture, params, points), best = new Int32Array(points.length), share = new Float64Array(points.length);
+  points.forEach((_, p) => {
+    const z = outputs > 1 ? values.subarray(p * outputs, (p + 1) * outputs) : [0, values[p]], s = softmax(z);
+    best[p] = s.indexOf(Math.max(...s)); share[p] = s[best[p]];
+  });
+  const canvas = make("canvas", { role: "img", "aria-label": `classes of inputs from ${-REACH} to ${REACH}: ${new Set(best).size} of ${Math.max(2, outputs)} appear` }), pixels = new Float64Array(3 * points.length);
+  points.forEach((_, p) => {
+    const x = p % CELLS, y = Math.floor(p / CELLS), edge = x + 1 < CELLS && best[p] !== best[p + 1] || y + 1 < CELLS && best[p] !== best[p + CELLS];
+    const colour = CATEGORIES[best[p] % CATEGORIES.length].match(/[0-9a-f]{2}/g).map(v => parseInt(v, 16) / 255), strength = edge ? 0 : .25 + .75 * share[p];
+    for (let c = 0; c < 3; c++) pixels[3 * p + c] = edge ? 0 : 1 - strength * (1 - colour[c]);
+  });
+  picture(canvas, pixels, CELLS, CELLS, 3);
+  return make("figure", {}, canvas, make("figcaption", {}, `class with the largest share, inputs from ${-REACH} to ${REACH}; black: decision curves`, classKey(Math.max(2, outputs))));
+}
+/** Whether decision curves are drawn: one input, or two and no image. */
+const hasDecisions = architecture => architecture.inputs === 1 || architecture.inputs === 2 && !state.collection.images;
+/** What a classifier answered about some inputs when the page was written: a figure per input. */
+function answersOf(collection, row) {
+  const { answers, architecture } = collection, own = answers && answers.values[architecture[row]];
+  if (!own) return [];
+  if (!own.bytes) { own.bytes = bytes(own.shares); own.first = architecture.indexOf(architecture[row]); }
+  const size = answers.count * own.classes, start = (row - own.first) * size, name = c => answers.classes ? answers.classes[c] : String(c);
+  const figures = Array.from({ length: answers.count }, (_, n) => {
+    const share = Array.from(own.bytes.subarray(start + n * own.classes, start + (n + 1) * own.classes), v => v / 255), best = share.indexOf(Math.max(...share)), right = answers.labels && answers.labels[n];
+    const title = answers.labels ? `class ${name(right)}` : `input ${n}`, text = `${name(best)}: ${(100 * share[best]).toFixed(0)} %`;
+    const bars = makeSvg("svg", { viewBox: "0 0 100 40", role: "img", "aria-label": `${title}: answer ${text}` });
+    share.forEach((value, c) => bars.append(makeSvg("rect", { x: c * 100 / own.classes, y: 40 - 38 * value - 1, width: Math.max(.5, 90 / own.classes), height: 38 * value + 1, class: c === right ? "right" : "other" })));
+    const parts = [bars, make("figcaption", {}, title, make("br"), text)];
+    if (answers.pictures) {
+      const { height, width, channels, pixels } = answers.pictures, canvas = make("canvas", { role: "img", "aria-label": `the image, ${title}` });
+      picture(canvas, Array.from(bytes(pixels).subarray(n * height * width * channels, (n + 1) * height * width * channels), v => v / 255), height, width, channels);
+      parts.unshift(canvas);
+    }
+    return make("figure", {}, ...parts);
+  });
+  return [make("p", { class: "note" }, `Shares of the classes (softmax of the outputs) for ${answers.of}, evaluated when the page was written.${answers.labels ? " Blue: the image's class." : ""}`), make("div", { class: "asked" }, ...figures)];
 }
 function labelled(text, pixels, height, width, channels) {
   const canvas = make("canvas", { role: "img", "aria-label": text });
@@ -458,7 +593,7 @@ function prepareSliders() {
 function chooseNeuron(layer, neuron) {
   byId("move-layer").value = layer; prepareNeurons(); byId("move-neuron").value = neuron;
   settle(); drawNetwork();
-  const chosen = document.querySelector("circle.chosen");
+  const chosen = document.querySelector(".neuron.chosen");
   if (chosen) chosen.focus();
 }
 /** Moves that sliders still hold become part of the list; the sliders are at their start again. */
@@ -480,9 +615,10 @@ function moveNetwork() {
   drawNetwork();
   const pictures = byId("pictures"), moved = byId("moved"), lines = [];
   pictures.replaceChildren(); moved.replaceChildren();
-  document.querySelector(".network").classList.toggle("plain", !collection.images);
+  document.querySelector(".network").classList.toggle("plain", !collection.images && !(params && architecture.drawable && hasDecisions(architecture)));
   if (!params) return;
-  const change = Math.max(...params.weights.flatMap((w, l) => Array.from(w, (value, k) => Math.abs(value - state.moved.weights[l][k]))), ...params.biases.flatMap((b, l) => Array.from(b, (value, k) => Math.abs(value - state.moved.biases[l][k]))));
+  const changes = (own, other) => extent(own.map((values, l) => values.reduce((top, value, k) => Math.max(top, Math.abs(value - other[l][k])), 0)))[1];
+  const change = Math.max(changes(params.weights, state.moved.weights), changes(params.biases, state.moved.biases));
   lines.push(["largest change of a weight or bias", shown(change), ""]);
   if (architecture.drawable) {
     if (collection.images) {
@@ -490,6 +626,14 @@ function moveNetwork() {
       pictures.append(labelled(moves.length ? "what the moved network draws" : "what the network draws", after, height, width, channels));
       const error = before.reduce((top, value, p) => Math.max(top, Math.abs(value - after[p])), 0);
       lines.push(["largest change of a pixel", error.toExponential(1), error < 1e-5 ? "same" : "changed"]);
+    }
+    if (hasDecisions(architecture)) {
+      pictures.append(decisions(architecture, state.moved));
+      if (!collection.images) {
+        const points = Array.from({ length: 49 }, (_, p) => [p % 7 - 3, Math.floor(p / 7) - 3].slice(0, architecture.inputs)), before = evaluate(architecture, params, points), after = evaluate(architecture, state.moved, points);
+        const error = before.reduce((top, value, p) => Math.max(top, Math.abs(value - after[p])), 0);
+        lines.push(["largest change of an output", error.toExponential(1), error < 1e-5 ? "same" : "changed"]);
+      }
     }
   }
   lines.push(...predictions(moves));
@@ -575,6 +719,7 @@ byId("reset").onclick = () => { prepareSliders(); byId("walk").value = 0; state.
 byId("scale").oninput = () => { byId("scale-value").textContent = shown(Number((10 ** (byId("scale").value / 10)).toPrecision(3))); moveNetwork(); };
 byId("phase").oninput = () => { byId("phase-value").textContent = `${byId("phase").value}\u03c0`; moveNetwork(); };
 byId("walk").oninput = () => { const walk = byId("walk").value; prepareSliders(); state.moves = []; byId("walk").value = walk; moveNetwork(); };
+byId("paint").onchange = drawNetwork;
 byId("strength").oninput = drawEdit;
 let pending = null;
 addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(() => { layoutMap(); refresh(); }, 80); });

@@ -291,7 +291,7 @@ def explanation(
     """
     figure = _figure(10, 3.6)
     left, right = figure.subplots(1, 2)
-    start = 0
+    meaning, start = meaning.replace("$", r"\$"), 0
     for number, values in enumerate(neurons):
         left.bar(start + np.arange(len(values)), values, label=f"layer {number}")
         start += len(values) + 1

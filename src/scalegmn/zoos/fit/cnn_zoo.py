@@ -202,6 +202,17 @@ def _merge(recipe: CnnRecipe, shards: Shards, images: Images, device: str) -> No
     shards.merge(splits, provenance, lambda folder: accuracies(folder / "accuracies.png", by_epoch))
 
 
+def as_read(pixels: Tensor, grey: bool) -> Tensor:
+    """Images as the networks read them, [n, channels, height, width] in [-1, 1].
+
+    Args:
+        pixels: [n, height, width, channels] in [0, 1].
+        grey: average the channels.
+    """
+    inputs = pixels.permute(0, 3, 1, 2)
+    return (2 * (inputs.mean(1, keepdim=True) if grey else inputs) - 1).contiguous()
+
+
 def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
     """The chosen images with values in [-1, 1], and which of them train and test the networks.
 
@@ -209,9 +220,7 @@ def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
     Where the source has both sets, the validation set is left out.
     """
     rows = choose_images(images, recipe.num_images)
-    pixels = images.take(rows).permute(0, 3, 1, 2)
-    if recipe.grey:
-        pixels = pixels.mean(1, keepdim=True)
+    inputs = as_read(images.take(rows), recipe.grey)
     test_set = images.validation if images.held_out is None else images.held_out
     if test_set is None:
         order = torch.randperm(len(rows), generator=seeded(recipe.seed))
@@ -221,7 +230,7 @@ def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
         test, train = (part[rows].nonzero()[:, 0] for part in (test_set, others))
     if not len(test) or round(min(recipe.train_fractions) * len(train)) < 1:
         raise ValueError(f"num_images: {counted(len(rows), 'image')} are too few to train and to test on; use more")
-    return LabelledImages((2 * pixels - 1).contiguous(), images.labels[rows], train, test)
+    return LabelledImages(inputs, images.labels[rows], train, test)
 
 
 def _check_size(recipe: CnnRecipe, images: LabelledImages) -> None:
