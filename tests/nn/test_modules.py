@@ -9,7 +9,7 @@ from torch import nn
 
 from scalegmn.engine import messages as fast
 from scalegmn.engine.edges import DenseEdges, EdgeUpdate
-from scalegmn.engine.model import ChainTypes
+from scalegmn.engine.model import LayerTypes
 from scalegmn.engine.modules import invariant_then_linear, run, run_mlp
 from scalegmn.engine.pna import Reduced, aggregate_blocks, graph_norm
 from scalegmn.engine.readouts import read as fast_read
@@ -239,7 +239,7 @@ def test_by_role_keeps_only_what_occurs():
 
 def dense(e):
     """A block of edges between hidden layers."""
-    return DenseEdges(e, receivers=rows("hidden"), sender_role="hidden")
+    return DenseEdges(e, receivers=rows("hidden"), senders=rows("hidden"))
 
 
 def edge_context(num):
@@ -309,7 +309,7 @@ def test_edge_blocks(kernel, types, shifted):
     values, matrix = torch.randn(3, 4, 5, kernel), torch.randn(*types, D, kernel)
     shift = torch.randn(*types, D) if shifted else torch.zeros(*types, D)
     e = (matrix @ values[..., None])[..., 0] + shift
-    ends = {"receivers": rows("hidden"), "sender_role": "hidden"}
+    ends = {"receivers": rows("hidden"), "senders": rows("hidden")}
     block = DenseEdges(values, matrix, shift if shifted else None, **ends)
     weight, bias = torch.randn(2, D), torch.randn(3, 1, 5, 2)
 
@@ -348,7 +348,7 @@ def test_reciprocal():
 def test_positional_embedding_looks_types_up():
     types = [torch.arange(2)[None], torch.full((1, 1), 2), torch.tensor([[3], [4]])]
     module = PositionalEmbedding(5, D)
-    blocks = ChainTypes(types).rows(module.table)
+    blocks = LayerTypes(types).rows(module.table)
     assert [tuple(block.shape) for block in blocks] == [(1, 2, D), (1, 1, D), (2, 1, D)]
     assert torch.equal(blocks[2][1, 0], module.table[4])
     assert torch.equal(module(torch.tensor([4, 4, 0])), module.table[[4, 4, 0]])

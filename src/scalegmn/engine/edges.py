@@ -174,7 +174,7 @@ class Edges(ABC):
 
 @dataclass(frozen=True)
 class DenseEdges(Edges):
-    """All edges from one layer of nodes to the next, of B networks of one architecture.
+    """All edges from one layer of nodes to another, of B networks of one architecture, S to each receiver.
 
     Attributes:
         values: [B, R, S, K]; where `matrix` is None [B, R, S, D].
@@ -182,17 +182,19 @@ class DenseEdges(Edges):
         shift: [R or 1, S or 1, D]; None: zero.
         updates: as in `Edges`.
         receivers: what they belong to.
-        sender_role: the role of the senders.
+        senders: the same of the senders.
+        sender: [R, S] long, where receivers have different senders (layers with groups), their rows; None: all rows
+            send to all receivers.
     """
 
     receivers: Rows = field(kw_only=True)
-    sender_role: str = field(kw_only=True)
+    senders: Rows = field(kw_only=True)
+    sender: Tensor | None = None
 
     def context(self) -> EdgeContext:
         """See `Edges`."""
         shape, device = self.values.shape[:3], self.values.device
-        ends = (self.receivers, self.receivers._replace(role=self.sender_role))
-        return EdgeContext(*(rows.context(shape, device) for rows in ends))
+        return EdgeContext(*(rows.context(shape, device) for rows in (self.receivers, self.senders)))
 
     @property
     def rows(self) -> Rows:
@@ -215,16 +217,16 @@ class DenseEdges(Edges):
         return self.values.shape[2]
 
     def at_senders(self, x: Tensor) -> Tensor:
-        """[B, S, ...] -> [B, 1, S, ...]."""
-        return x[:, None]
+        """[B, S, ...] -> [B, 1, S, ...] or, where receivers have different senders, [B, R, S, ...]."""
+        return x[:, None] if self.sender is None else self._gathered(x)
 
     def at_receivers(self, x: Tensor) -> Tensor:
         """[B, R, ...] -> [B, R, 1, ...]."""
         return x[:, :, None]
 
     def of_senders(self, p: Tensor) -> Tensor:
-        """[S or 1, ...] -> [1, S or 1, ...]."""
-        return p[None]
+        """[S or 1, ...] -> [1, S or 1, ...] or, where receivers have different senders, [R, S, ...]."""
+        return p[None] if self.sender is None or len(p) == 1 else self._gathered(p[None])[0]
 
     def of_receivers(self, p: Tensor) -> Tensor:
         """[R or 1, ...] -> [R or 1, 1, ...]."""
@@ -232,7 +234,7 @@ class DenseEdges(Edges):
 
     def times_senders(self, x: Tensor | ScaledRows, sent: Tensor) -> Tensor | ScaledRows:
         """x * sent [B, S, D]."""
-        return times(x, sent[:, None])
+        return times(x, self.at_senders(sent))
 
     def sum(self, messages: Tensor | ScaledRows) -> Tensor:
         """[B, R, S, D] -> [B, R, D]."""
@@ -282,12 +284,18 @@ class DenseEdges(Edges):
                     _receivers(self.shift, column * receivers, receivers),
                     tuple(u._replace(senders=s[row], receivers=r[row][column]) for u, s, r in updates),
                     receivers=self.receivers.part(row * networks, row * networks + len(part)),
-                    sender_role=self.sender_role,
+                    senders=self.senders.part(row * networks, row * networks + len(part)),
+                    sender=_receivers(self.sender, column * receivers, receivers),
                 )
                 for column, part in enumerate(columns)
             ]
             for row, columns in enumerate(values)
         ]
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """Rows of senders, [B, n, ...] -> [B, R, S, ...]."""
+        assert self.sender is not None
+        return x.index_select(1, self.sender.flatten()).unflatten(1, self.sender.shape)
 
     def _of_edges(self, x: Tensor) -> Tensor:
         return x[None]
@@ -389,11 +397,11 @@ class ByTypes(NamedTuple):
 
 
 def sum_rows(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
-    """The sum of all rows with one index, [n, D] and [n] long -> [num_rows, D]; in mixed precision in float32, as
-    torch's own sums."""
+    """The sum of all rows with one index, [..., n, D] and [n] long -> [..., num_rows, D]; in mixed precision in
+    float32, as torch's own sums."""
     if torch.is_autocast_enabled(rows.device.type):
         rows = rows.float()
-    return rows.new_zeros(num_rows, rows.shape[1]).index_add(0, index, rows)
+    return rows.new_zeros(*rows.shape[:-2], num_rows, rows.shape[-1]).index_add(-2, index, rows)
 
 
 def linear_by_type(x: Tensor, weight: Tensor, types: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class LayerRun:
         rows: of each set of nodes.
         positions: per set [n_l or 1, d] or [n, d]; None without positional embeddings.
         chunks: how blocks are worked through.
-        residuals: along and against residual connections, set of nodes -> [2, C] long, senders among all rows and
-            receivers among the set's.
+        residuals: along and against residual connections, set of nodes -> [2, C] long, senders among the rows of all
+            sets and receivers among the set's.
     """
 
     layout: Layout
@@ -67,11 +67,9 @@ class LayerRun:
             self._receive(layer, *against, nodes, outgoing, backward_edges, messages)
         new_nodes = self._update_nodes(layer, nodes, messages)
         if layer.edge_update is not None:
-            ends = [(senders, k + 1) for k, senders in enumerate(self.layout.lower)]
-            edges = self._update_edges(layer.edge_update, edges, reads.edges, ends, nodes)
+            edges = self._update_edges(layer.edge_update, edges, reads.edges, self.layout.along, nodes)
         if layer.backward_edge_update is not None:
-            ends = [(senders, k) for k, senders in enumerate(self.layout.upper)]
-            update = layer.backward_edge_update
+            update, ends = layer.backward_edge_update, self.layout.against
             backward_edges = self._update_edges(update, backward_edges, reads.backward_edges, ends, nodes)
         return new_nodes, edges, backward_edges
 
@@ -87,40 +85,43 @@ class LayerRun:
         messages: dict[int, list[Tensor]],
     ) -> None:
         """Appends what each set of nodes receives in one direction to its messages."""
-        senders, offset = (self.layout.upper, 0) if against else (self.layout.lower, -1)
+        ends = self.layout.against if against else self.layout.along
         sources, targets = (nodes, outgoing) if against else (outgoing, nodes)
         connections = self.residuals[against]
-        block_of = {node_set: node_set + offset for node_set in messages if 0 <= node_set + offset < len(blocks)}
-        sending = sorted({sender for k in block_of.values() for sender in senders[k]})
-        sent = _split(send(message, join(sources, sending)), nodes, sending)
+        added = None if residual is None or not connections else residual(join(nodes, range(len(nodes))))
+        blocks_to: dict[int, list[int]] = {node_set: [] for node_set in messages}
+        for k, (_, node_set) in enumerate(ends):
+            if node_set in blocks_to:
+                blocks_to[node_set].append(k)
+        sending = sorted({sender for some in blocks_to.values() for k in some for sender in ends[k][0]})
+        sent = _split(send(message, join(sources, sending)), nodes, sending) if sending else {}
         for node_set, received in messages.items():
-            if node_set not in block_of:
-                received.append(torch.zeros_like(nodes[node_set]))
-                continue
-            k = block_of[node_set]
-            parts = blocks[k]
-            assert parts is not None
             receivers = None if message in receive else targets[node_set]
             function = partial(_messages, message, layer.aggregator)
             new: Tensor | None = None
-            for part in parts:
-                positions = None
-                if layer.message_positions:
-                    assert self.positions is not None
-                    positions = (
-                        part.of_senders(join(self.positions, senders[k]))
-                        if layer.bidirectional
-                        else part.of_receivers(self.positions[node_set])
-                    )
-                inputs = EdgeInputs(part, join(sent, senders[k]), receivers, positions)
-                messages_of_part = self.chunks.messages(function, inputs, message.parameters())
-                new = messages_of_part if new is None else new + messages_of_part
-            assert new is not None
-            received.append(self._incoming(node_set, new, nodes[node_set]) if against else new)
-            if residual is not None and node_set in connections:
-                others, ends = connections[node_set]
-                added = residual(join(nodes, range(len(nodes)))).index_select(0, others)
-                received[-1] = received[-1] + sum_rows(added, ends, len(nodes[node_set]))
+            for k in blocks_to[node_set]:
+                senders, parts = ends[k][0], blocks[k]
+                assert parts is not None
+                for part in parts:
+                    positions = None
+                    if layer.message_positions:
+                        assert self.positions is not None
+                        positions = (
+                            part.of_senders(join(self.positions, senders))
+                            if layer.bidirectional
+                            else part.of_receivers(self.positions[node_set])
+                        )
+                    inputs = EdgeInputs(part, join(sent, senders), receivers, positions)
+                    messages_of_part = self.chunks.messages(function, inputs, message.parameters())
+                    new = messages_of_part if new is None else new + messages_of_part
+            if new is None:
+                new = torch.zeros_like(nodes[node_set])
+            elif against:
+                new = self._incoming(node_set, new, nodes[node_set])
+            if added is not None and node_set in connections:
+                others, places = connections[node_set]
+                new = new + sum_rows(added.index_select(-2, others), places, nodes[node_set].shape[-2])
+            received.append(new)
 
     def _outgoing(self, nodes: list[Tensor]) -> list[Tensor]:
         """`outgoing_features` of each set of nodes."""

@@ -1,7 +1,7 @@
 """Sets of nodes and blocks of edges between them, as the engine runs the layers of ScaleGMN.
 
-A set of nodes is a layer of the input networks where all networks are equal chains, and else a role (input, hidden,
-output). Scalar groups are something else: `ScalarGroup`.
+A set of nodes is a layer of the input networks where all networks have one architecture and large layers, and else a
+role (input, hidden, output). Scalar groups are something else: `ScalarGroup`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scalegmn.engine.edges import EdgeIndex, Edges, sum_rows
 from scalegmn.engine.rows import Rows
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
+from scalegmn.networks import NetSpec
 from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
 
 
@@ -35,37 +36,54 @@ class LayerReads:
     backward_edges: tuple[int, ...]
 
 
+Ends = tuple[tuple[int, ...], int]
+"""The sets of nodes that send along a block of edges, and the set that receives."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Sets of nodes 0.., whose rows are one tensor each, and blocks 1.. of edges between them.
 
-    The edges of block k go to set k. Messages against the edges of block k go to set k - 1.
-
     Attributes:
         roles: the role of each set of nodes.
-        lower: per block, the sets from which its edges come.
-        upper: per block, the sets from which messages against its edges come.
-        chain: whether the sets are the layers of equal chains, [B, n_l, ...]; else they are the roles of networks of
-            any architectures, [n, ...], sorted by scalar group.
+        along: per block, the ends of its edges.
+        against: per block, the ends of messages against edges.
+        kinds: where the sets are the layers of equal networks, [B, n_l, ...], a number for each that is the same where
+            scalar groups are; None where they are the roles of networks of any architectures, [n, ...], sorted by
+            scalar group.
     """
 
     roles: tuple[str, ...]
-    lower: tuple[tuple[int, ...], ...]
-    upper: tuple[tuple[int, ...], ...]
-    chain: bool
+    along: tuple[Ends, ...]
+    against: tuple[Ends, ...]
+    kinds: tuple[int, ...] | None = None
 
     @classmethod
-    def by_layer(cls, roles: tuple[str, ...]) -> Layout:
-        """The layers of equal chains, each with edges to the next."""
-        blocks = range(1, len(roles))
-        return cls(roles, tuple((k - 1,) for k in blocks), tuple((k,) for k in blocks), chain=True)
+    def by_layer(cls, spec: NetSpec, kinds: tuple[int, ...]) -> Layout:
+        """The node layers of equal networks, with a block of edges for each layer of weights."""
+        along = tuple(((sender,), receiver) for sender, receiver in spec.node_layers)
+        against = tuple(((receiver,), sender) for sender, receiver in spec.node_layers)
+        return cls(spec.roles, along, against, kinds)
 
-    def together(self, node_sets: Sequence[int]) -> list[Sequence[int]]:
+    def together(self, node_sets: Sequence[int]) -> list[list[int]]:
         """The sets of nodes, in lists whose rows one call of a module can read together."""
-        return [node_sets] * bool(node_sets) if self.chain else [[node_set] for node_set in node_sets]
+        lists: dict[int, list[int]] = {}
+        for node_set in node_sets:
+            lists.setdefault(node_set if self.kinds is None else self.kinds[node_set], []).append(node_set)
+        return list(lists.values())
+
+    def reads(self, by_role: LayerReads) -> LayerReads:
+        """What is read of the sets and blocks, if `by_role` is of those of `BY_ROLE`."""
+        roles = [ROLES.index(role) for role in self.roles]
+        blocks = range(1, len(self.along) + 1)
+        return LayerReads(
+            tuple(node_set for node_set, role in enumerate(roles) if role in by_role.nodes),
+            tuple(k for k in blocks if roles[self.along[k - 1][1]] in by_role.edges),
+            tuple(k for k in blocks if roles[self.against[k - 1][1]] + 1 in by_role.backward_edges),
+        )
 
 
-BY_ROLE = Layout(ROLES, ((0, 1), (0, 1)), ((1, 2), (1, 2)), chain=False)
+BY_ROLE = Layout(ROLES, (((0, 1), 1), ((0, 1), 2)), (((1, 2), 0), ((1, 2), 1)))
 """The roles of networks of any architectures."""
 
 

@@ -138,7 +138,9 @@ def _receive_concat(
     own = first.weight[:, : first.in_features // 2]
     hidden = hidden_layers(message.mlp, edges.linear(own, edges.at_senders(senders)))
     if aggregator == "mean":
-        return last(edges.mean(hidden))
+        degree = edges.degree
+        reached = min(degree, 1) if isinstance(degree, int) else degree.clamp_max(1)  # 0: no message comes, nor a bias
+        return linear(edges.mean(hidden), last.weight, reached * last.bias)
     return linear(edges.sum(hidden), last.weight, edges.degree * last.bias)
 
 

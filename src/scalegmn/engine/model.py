@@ -1,16 +1,18 @@
-"""The fast form of message passing models: equal chains in dense blocks, all other networks as one sparse graph."""
+"""The fast form of message passing models: networks of one architecture in dense blocks, others as one sparse graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.chunks import ChunkPlan
-from scalegmn.engine.edges import DenseEdges, SparseEdges, linear_by_type
+from scalegmn.engine.edges import DenseEdges, SparseEdges, linear_by_type, sum_rows
 from scalegmn.engine.layers import Blocks, LayerRun
 from scalegmn.engine.layout import BY_ROLE, Direction, LayerReads, Layout, RoleRows, inverse
 from scalegmn.engine.messages import receive, updated_edges
@@ -19,16 +21,17 @@ from scalegmn.engine.readouts import read
 from scalegmn.engine.rows import Rows
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
-from scalegmn.networks import NetParams, NetSpec
-from scalegmn.networks.features import Kernels, padded
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks.features import Kernels
+from scalegmn.networks.parameter_indices import senders_by_group
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear
 
 
-class ChainTypes(nn.Module):
-    """The types of nodes, or of edges, of chains of one architecture, layer by layer: buffers that move with a model.
+class LayerTypes(nn.Module):
+    """The types of nodes, or of edges, of networks of one architecture, layer by layer: buffers that move with a model.
 
     Args:
         types: per layer or block, long tensors whose shapes broadcast to those of the features without D.
@@ -42,7 +45,7 @@ class ChainTypes(nn.Module):
         self.register_buffer("types", torch.cat([block.flatten() for block in types]), persistent=False)
 
     @classmethod
-    def of_nodes(cls, spec: NetSpec, num_more: int) -> ChainTypes:
+    def of_nodes(cls, spec: NetSpec, num_more: int) -> LayerTypes:
         """Of nodes, in the numbering of networks with `num_more` more hidden layers."""
         shift = partial(
             shift_types_to_depth,
@@ -53,7 +56,7 @@ class ChainTypes(nn.Module):
         return cls(list(map(shift, spec.node_types)))
 
     @classmethod
-    def of_edges(cls, spec: NetSpec, num_more: int) -> ChainTypes:
+    def of_edges(cls, spec: NetSpec, num_more: int) -> LayerTypes:
         """Of edges, in the numbering of networks with `num_more` more hidden layers."""
         shift = partial(
             shift_types_to_depth,
@@ -90,8 +93,8 @@ class MessagePassingModel(Protocol):
     edge_positions: PositionalEmbedding | None
     edge_position_net: nn.Module | None
     edge_position_map: TypedLinear | None
-    node_types: ChainTypes
-    edge_types: ChainTypes
+    node_types: LayerTypes
+    edge_types: LayerTypes
     summed_roles: tuple[str, ...]
     adds_edge_positions: bool
     bidirectional: bool
@@ -117,49 +120,58 @@ Features = tuple[list[Tensor], list[Tensor]]
 """Node features [B, n_l, D] per layer of nodes, and edge features [B, n_l, n_{l-1}, D] per block."""
 
 
-# Equal chains
+# Networks of one architecture
 
 
-def run_chains(
+def run_layers(
     model: MessagePassingModel,
     params: NetParams,
+    kinds: tuple[int, ...] | None,
     probes: Sequence[Tensor] | None = None,
     statistics: Sequence[Tensor] = (),
 ) -> Tensor | Features:
-    """The readout [B, out_dim], or the features of nodes and edges, of equal chains like `model.spec`.
+    """The readout [B, out_dim], or the features of nodes and edges, of networks like `model.spec`: a dense block for
+    each layer of weights, without a list of edges.
 
     Args:
         model: the model.
         params: the networks.
+        kinds: per layer of nodes, the index into `model.groups` of their scalar group; None: the hidden nodes of a
+            network have one (`model.network_groups`).
         probes: what is added to A_v bias, per layer of nodes [B, n_l, d].
         statistics: what the readout reads beside the nodes, nothing or [B, S].
     """
-    if len(model.groups) == 1:
-        return _run_chains(model, params, probes, statistics, None)
-    group = model.network_groups(params)
+    num_layers, num_groups = len(params.spec.layout), len(model.groups)
+    if num_groups == 1 or kinds is not None:
+        kinds = (0,) * num_layers if num_groups == 1 or kinds is None else kinds
+        sizes = [tuple(len(params) * (group == kind) for group in range(num_groups)) for kind in kinds]
+        return _run_layers(model, params, probes, statistics, kinds, sizes if num_groups > 1 else [None] * num_layers)
+    group, kinds = model.network_groups(params), (0,) * num_layers
     if torch.compiler.is_compiling():
-        return _run_chains(model, params, probes, statistics, group)
+        return _run_layers(model, params, probes, statistics, kinds, [group] * num_layers)
     order = group.argsort(stable=True)
     back = order.argsort()
-    sizes = tuple(group.bincount(minlength=len(model.groups)).tolist())
+    of_all = [tuple(group.bincount(minlength=num_groups).tolist())] * num_layers
     sorted_probes = None if probes is None else [features[order] for features in probes]
-    result = _run_chains(model, params[order], sorted_probes, [rows[order] for rows in statistics], sizes)
+    sorted_statistics = [rows[order] for rows in statistics]
+    result = _run_layers(model, params[order], sorted_probes, sorted_statistics, kinds, of_all)
     if isinstance(result, Tensor):
         return result[back]
     nodes, edges = ([features[back] for features in part] for part in result)
     return nodes, edges
 
 
-def _run_chains(
+def _run_layers(
     model: MessagePassingModel,
     params: NetParams,
     probes: Sequence[Tensor] | None,
     statistics: Sequence[Tensor],
-    sizes: tuple[int, ...] | Tensor | None,
+    kinds: tuple[int, ...],
+    sizes: Sequence[tuple[int, ...] | Tensor | None],
 ) -> Tensor | Features:
-    """`run_chains`, with the networks of each scalar group as in `Rows.sizes`."""
-    spec, raw = model.spec, list(params.edge_features())
-    rows = [Rows(role, model.groups, sizes) for role in spec.roles]
+    """`run_layers`, with the networks of each scalar group as in `Rows.sizes`, per layer of nodes."""
+    spec, layout = params.spec, Layout.by_layer(params.spec, kinds)
+    rows = [Rows(role, model.groups, of_layer) for role, of_layer in zip(spec.roles, sizes, strict=True)]
     positions = model.node_types.rows(model.node_positions.table) if model.node_positions is not None else None
     nodes = [model.node_linear(x) for x in params.node_features()]
     if probes is not None:
@@ -169,24 +181,48 @@ def _run_chains(
         if model.node_position_map is not None:
             maps = model.node_types.rows(model.node_position_map.table)
             nodes = [torch.einsum("...d,...od->...o", x, m) for x, m in zip(nodes, maps, strict=True)]
-    edges = _chain_edges(model, model.edge_linear, raw, rows)
-    backward_edges: Blocks = []
+    blocks: Blocks = [[block] for block in _layer_edges(model, model.edge_linear, params, params.kernels(), rows)]
+    backward_blocks: Blocks = []
     if model.bidirectional:
-        against = edges
+        linear, kernels = model.edge_linear, params.kernels()
         if model.backward_edge_linear is not None:
-            inverted = [padded(*block, spec.edge_dim) for block in model.reciprocal_kernels(params)]
-            against = _chain_edges(model, model.backward_edge_linear, inverted, rows)
-        backward_edges = [[_flipped(block, lower)] for block, lower in zip(against, rows[:-1], strict=True)]
+            linear, kernels = model.backward_edge_linear, list(model.reciprocal_kernels(params))
+        against = _layer_edges(model, linear, params, kernels, rows)
+        backward_blocks = [[_turned(block, layer)] for block, layer in zip(against, spec.layers, strict=True)]
     chunks = model.chunks(len(params) * spec.num_edges, params.biases[0].device)
-    layers = LayerRun(Layout.by_layer(spec.roles), rows, positions, chunks)
-    blocks: Blocks = [[block] for block in edges]
-    for layer, (reads, _) in zip(model.layers, model.reads, strict=True):
-        nodes, blocks, backward_edges = layers.layer(layer, reads, nodes, blocks, backward_edges)
-    if model.readout is not None:
-        hidden = torch.cat([nodes[0][:, :0], *nodes[1:-1]], dim=-2)
-        of_hidden = Rows("hidden", model.groups, sizes)
-        return read(model.readout, of_hidden, nodes[0], hidden, nodes[-1], lambda x: x.sum(1), *statistics)
-    return nodes, _features(chunks, blocks)
+    residuals = _residuals(spec, params.biases[0].device)
+    layers = LayerRun(layout, rows, positions, chunks, residuals)
+    for layer, (of_chains, by_role) in zip(model.layers, model.reads, strict=True):
+        reads = of_chains if spec.is_chain and not spec.residuals else layout.reads(by_role)
+        nodes, blocks, backward_blocks = layers.layer(layer, reads, nodes, blocks, backward_blocks)
+    if model.readout is None:
+        return nodes, _features(chunks, blocks)
+    hidden = [index for index, role in enumerate(spec.roles) if role == "hidden"]
+    if len({kinds[index] for index in hidden}) <= 1:
+        joined = torch.cat([nodes[0][:, :0], *(nodes[index] for index in hidden)], dim=-2)
+        of_hidden = rows[hidden[0]] if hidden else rows[0]._replace(role="hidden")
+        return read(model.readout, of_hidden, nodes[0], joined, nodes[-1], lambda x: x.sum(1), *statistics)
+    hidden.sort(key=lambda index: kinds[index])
+    joined = torch.cat([nodes[index].flatten(0, 1) for index in hidden])
+    networks = torch.arange(len(params), device=joined.device)
+    network = torch.cat([networks.repeat_interleave(spec.layout[index]) for index in hidden])
+    counts = [len(params) * sum(spec.layout[i] for i in hidden if kinds[i] == k) for k in range(len(model.groups))]
+    of_hidden = Rows("hidden", model.groups, tuple(counts), network)
+    total = partial(sum_rows, index=network, num_rows=len(params))
+    return read(model.readout, of_hidden, nodes[0], joined, nodes[-1], total, *statistics)
+
+
+def _residuals(spec: NetSpec, device: torch.device) -> list[dict[int, Tensor]]:
+    """Residual connections along and against, as in `LayerRun`."""
+    if not spec.residuals:
+        return [{}, {}]
+    starts = [0, *accumulate(spec.layout)]
+    ends = []
+    for senders, receivers in (spec.residual_index, spec.residual_index.flip(0)):
+        of_set = torch.searchsorted(torch.tensor(starts[1:]), receivers, right=True)
+        by_set = {int(k): torch.stack([senders, receivers - starts[k]])[:, of_set == k] for k in of_set.unique()}
+        ends.append({k: pairs.to(device) for k, pairs in by_set.items()})
+    return ends
 
 
 def _embed(model: MessagePassingModel, rows: Rows, x: Tensor, p: Tensor) -> Tensor:
@@ -196,39 +232,61 @@ def _embed(model: MessagePassingModel, rows: Rows, x: Tensor, p: Tensor) -> Tens
     return x * p if model.node_position_net is None else run(model.node_position_net, rows, x, p)
 
 
-def _chain_edges(
-    model: MessagePassingModel, linear: nn.Linear, raw: Sequence[Tensor], rows: Sequence[Rows]
+def _layer_edges(
+    model: MessagePassingModel,
+    linear: nn.Linear,
+    params: NetParams,
+    kernels: Sequence[Kernels],
+    rows: Sequence[Rows],
 ) -> list[DenseEdges]:
-    """A_e weight, with positional embeddings."""
-    features: list[Tensor] = list(raw)
-    matrices: list[Tensor | None] = [linear.weight[None, None]] * len(raw)
-    shifts: list[Tensor | None] = [None] * len(raw)
+    """A_e weight, with positional embeddings; each block is as wide as its own kernels."""
+    spec, positions, maps = params.spec, None, None
     if model.edge_positions is not None:
         positions = model.edge_types.rows(model.edge_positions.table)
-        mapped = model.edge_position_map
-        maps = None if mapped is None else model.edge_types.rows(mapped.table)
-        if model.edge_position_net is not None:
-            net = model.edge_position_net
-            features = [run(net, upper, linear(x), p) for upper, x, p in zip(rows[1:], raw, positions, strict=True)]
+        maps = None if model.edge_position_map is None else model.edge_types.rows(model.edge_position_map.table)
+    blocks = []
+    for index, ((values, places), (lower, upper)) in enumerate(zip(kernels, spec.node_layers, strict=True)):
+        sender = senders_by_group(spec.layers[index]).to(values.device) if spec.layers[index].groups > 1 else None
+        block = DenseEdges(values, receivers=rows[upper], senders=rows[lower], sender=sender)
+        whole = len(places) == linear.in_features
+        weight = linear.weight if whole else linear.weight[:, places.to(linear.weight.device)]
+        if positions is None:
+            blocks.append(replace(block, matrix=weight[None, None]))
+        elif model.edge_position_net is not None:
+            features = run(model.edge_position_net, rows[upper], nn.functional.linear(values, weight), positions[index])
             if maps is not None:
-                features = [torch.einsum("...d,...od->...o", x, m) for x, m in zip(features, maps, strict=True)]
-            matrices = [None] * len(raw)
+                features = torch.einsum("...d,...od->...o", features, maps[index])
+            blocks.append(replace(block, values=features))
         elif model.adds_edge_positions:
-            shifts = list(positions)
+            blocks.append(replace(block, matrix=weight[None, None], shift=positions[index]))
         else:
-            scaled = [position[..., None] * linear.weight for position in positions]
-            matrices = list(scaled if maps is None else map(torch.matmul, maps, scaled))
-    return [
-        DenseEdges(x, matrix, shift, receivers=upper, sender_role=lower.role)
-        for x, matrix, shift, upper, lower in zip(features, matrices, shifts, rows[1:], rows[:-1], strict=True)
-    ]
+            scaled = positions[index][..., None] * weight
+            blocks.append(replace(block, matrix=scaled if maps is None else maps[index] @ scaled))
+    return blocks
 
 
-def _flipped(block: DenseEdges, receivers: Rows) -> DenseEdges:
+def _turned(block: DenseEdges, layer: LayerSpec) -> DenseEdges:
     """A block towards the other end of its edges."""
-    matrix, shift = (None if x is None else x.transpose(0, 1) for x in (block.matrix, block.shift))
-    values = block.values.transpose(1, 2).contiguous()
-    return DenseEdges(values, matrix, shift, receivers=receivers, sender_role=block.rows.role)
+    groups, sender = layer.groups, None
+    if groups > 1:
+        size = layer.out_dim // groups
+        first = torch.arange(groups, device=block.values.device).repeat_interleave(layer.in_dim // groups) * size
+        sender = first[:, None] + torch.arange(size, device=first.device)
+    matrix, shift = (
+        x
+        if x is None or x.shape[:2] == (1, 1)
+        else _transposed(x.expand(*block.values.shape[1:3], *x.shape[2:])[None], groups)[0]
+        if groups > 1
+        else x.transpose(0, 1)
+        for x in (block.matrix, block.shift)
+    )
+    values = _transposed(block.values, groups)
+    return DenseEdges(values, matrix, shift, receivers=block.senders, senders=block.receivers, sender=sender)
+
+
+def _transposed(x: Tensor, groups: int) -> Tensor:
+    """Values of edges [B, R, S, ...] of a layer with groups, by sender: [B, groups S, R / groups, ...]."""
+    return x.unflatten(1, (groups, -1)).transpose(2, 3).flatten(1, 2).contiguous()
 
 
 def _features(chunks: ChunkPlan, blocks: Blocks) -> list[Tensor]:

@@ -170,7 +170,9 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
         linear=torch.cat(linear),
         activation=torch.stack([_activation(spec, name, activations) for name in of_networks]),
         activations=activations,
-        scalar_group=torch.stack([_scalar_group(spec, name, scalar_groups) for name in of_networks]),
+        scalar_group=torch.stack(
+            [torch.cat(scalar_groups_by_layer(spec, name, scalar_groups)) for name in of_networks]
+        ),
         scalar_groups=tuple(scalar_groups),
         residuals=spec.residual_index,
         attention=spec.attention_index,
@@ -191,8 +193,14 @@ def _activation(spec: NetSpec, hetero: str, names: Sequence[str]) -> Tensor:
     return indices.repeat_interleave(torch.tensor(spec.layout))
 
 
-def _scalar_group(spec: NetSpec, hetero: str, groups: dict[ScalarGroup, int]) -> Tensor:
-    """[N]: the number of each node's group in `groups`, to which new ones are added; `hetero` as in `_activation`."""
+def scalar_groups_by_layer(spec: NetSpec, hetero: str, groups: dict[ScalarGroup, int]) -> list[Tensor]:
+    """Per layer of nodes [n_l]: the number of each node's group in `groups`, to which new ones are added.
+
+    Args:
+        spec: of the networks.
+        hetero: the activation of hetero layers.
+        groups: those known so far, numbered.
+    """
     layers = [torch.zeros(size, dtype=torch.long) for size in spec.layout]
     for coupled in spec.scaling_classes:
         group = spec.class_symmetry(coupled, hetero)
@@ -207,4 +215,4 @@ def _scalar_group(spec: NetSpec, hetero: str, groups: dict[ScalarGroup, int]) ->
     for nodes, role in zip(layers, spec.roles, strict=True):
         if role != "hidden":
             nodes.fill_(first)
-    return torch.cat(layers)
+    return layers

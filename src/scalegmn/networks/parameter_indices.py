@@ -73,7 +73,7 @@ def edge_types(spec: NetSpec) -> tuple[Tensor, ...]:
     types, num_inputs, output = [], spec.layout[0], len(spec.layout) - 1
     for layer, (sender, receiver) in zip(spec.layers, spec.node_layers, strict=True):
         if sender == 0:
-            types.append(_senders(layer) if layer.groups > 1 else torch.arange(layer.in_dim)[None, :])
+            types.append(senders_by_group(layer) if layer.groups > 1 else torch.arange(layer.in_dim)[None, :])
         else:
             by_receiver = torch.arange(layer.out_dim) if receiver == output else torch.zeros(1, dtype=torch.long)
             types.append(num_inputs + receiver - 2 + by_receiver[:, None])
@@ -85,7 +85,7 @@ def edge_index(spec: NetSpec) -> Tensor:
     starts = _starts(spec)
     blocks = []
     for layer, (sender, receiver) in zip(spec.layers, spec.node_layers, strict=True):
-        senders = _senders(layer)
+        senders = senders_by_group(layer)
         receivers = torch.arange(layer.out_dim)[:, None].expand_as(senders)
         blocks.append(torch.stack([senders.flatten() + starts[sender], receivers.flatten() + starts[receiver]]))
     return torch.cat(blocks, dim=1)
@@ -128,7 +128,7 @@ def _starts(spec: NetSpec) -> Tensor:
     return torch.tensor([0, *spec.layout]).cumsum(0)
 
 
-def _senders(layer: LayerSpec) -> Tensor:
+def senders_by_group(layer: LayerSpec) -> Tensor:
     """Which of the channels that a layer reads each neuron reads, [n_l, n_{l-1} / groups]."""
     size = layer.in_dim // layer.groups
     group = torch.arange(layer.out_dim)[:, None] // (layer.out_dim // layer.groups)

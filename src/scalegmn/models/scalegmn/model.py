@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.layout import LayerReads
 from scalegmn.engine.memory import kept_bytes
-from scalegmn.engine.model import ChainTypes, run_chains, run_graph
+from scalegmn.engine.model import LayerTypes, run_graph, run_layers
 from scalegmn.graphs.edge_values import EdgeValues
-from scalegmn.graphs.parameter_graph import ParameterGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph, scalar_groups_by_layer
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
 from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
 from scalegmn.models.visibility import Visibility, residual_connections
 from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
 from scalegmn.networks.features import Kernels
+from scalegmn.networks.parameter_indices import has_places
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
@@ -44,6 +45,9 @@ from scalegmn.symmetry.statistics import (
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
+
+LEAST_EDGES_OF_BLOCK = 4096
+"""Edges that layers of weights, other than those of chains, have at least on average where they run one by one."""
 
 _RECIPROCAL_FLOOR = 1e-3
 """Messages against an edge read w / ||w||^2, which has no limit at w = 0. Below this share of the norm of the neuron's
@@ -135,7 +139,7 @@ class ScaleGMN(Metanetwork):
             self.edge_positions = PositionalEmbedding(num_types, d)
             self.edge_position_map = parts.position_map(num_types)
             self.edge_position_net = parts.position_net(set(spec.roles[1:]))
-        self.node_types, self.edge_types = ChainTypes.of_nodes(spec, more), ChainTypes.of_edges(spec, more)
+        self.node_types, self.edge_types = LayerTypes.of_nodes(spec, more), LayerTypes.of_edges(spec, more)
 
     def _build_layers(self, parts: Parts) -> None:
         """The message passing layers, with branches only for those roles of nodes that something later reads."""
@@ -248,8 +252,9 @@ class ScaleGMN(Metanetwork):
         if self.config.branch.answers:
             of_branch.append(answer_features(torch.cat([answers for _, answers in pairs])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
-        if self.engine == "fast" and len(read) == 1 and self._is_chain(read[0].spec):
-            output = run_chains(self, read[0], probes[0] if probes else None, of_readout)
+        if self.engine == "fast" and len(read) == 1 and self._runs_by_layer(read[0]):
+            kinds = None if self._is_chain(read[0].spec) else self._layer_groups(read[0].spec)
+            output = run_layers(self, read[0], kinds, probes[0] if probes else None, of_readout)
         else:
             features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
             run = self.plain if self.engine == "plain" else partial(run_graph, self)
@@ -409,14 +414,36 @@ class ScaleGMN(Metanetwork):
 
     # How the engine runs
 
+    def _runs_by_layer(self, params: NetParams) -> bool:
+        """Whether networks run in dense blocks, one for each layer of weights; else as one sparse graph."""
+        spec = params.spec
+        if self._is_chain(spec):
+            return True
+        several = self.config.aggregator != "add" and self.bidirectional  # means are of all edges together
+        large = len(params) * spec.num_edges >= LEAST_EDGES_OF_BLOCK * spec.num_layers
+        return large and not several and _blocks(spec) == _blocks(self.spec) and self._layer_groups(spec) is not None
+
     def _is_chain(self, spec: NetSpec) -> bool:
-        """Whether networks of `spec` can be run in the dense blocks of `self.spec`."""
+        """Whether networks of `spec` are chains, of one activation each, with the blocks of `self.spec`."""
         groups = {
             HETERO if layer.activation == HETERO else ACTIVATIONS[layer.activation].group for layer in spec.layers[:-1]
         }
         mixed = self.config.symmetry == "hetero" and len(groups) > 1
         alike = (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel)
         return alike and spec.is_chain and not spec.residuals and not mixed
+
+    def _layer_groups(self, spec: NetSpec) -> tuple[int, ...] | None:
+        """Per layer of nodes, the index into `groups` of their scalar group; None where networks differ in it, or
+        nodes of a layer."""
+        if len(self.groups) == 1:
+            return (0,) * len(spec.layout)
+        if spec.is_hetero:
+            return None
+        groups: dict[ScalarGroup, int] = {}
+        layers = scalar_groups_by_layer(spec, HETERO, groups)
+        if any(len(nodes) and bool((nodes != nodes[0]).any()) for nodes in layers):
+            return None
+        return tuple(self._branches(tuple(groups), torch.stack([nodes[0] for nodes in layers])).tolist())
 
     def networks_at_once(self, device: torch.device) -> int:
         """As in `Metanetwork`, and at most as many as `chunks` runs at once."""
@@ -448,6 +475,12 @@ def _balance(model: ScaleGMN, spec: NetSpec) -> None:
             zero_hidden_positions(model.node_positions.table, spec)
         if model.edge_positions is not None:
             model.edge_positions.table.zero_()
+
+
+def _blocks(spec: NetSpec) -> tuple[object, ...]:
+    """What the nodes and the blocks of edges of networks are."""
+    kernels = tuple((layer.kernel, layer.groups) for layer in spec.layers)
+    return spec.layout, kernels, spec.node_layers, has_places(spec)
 
 
 def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
