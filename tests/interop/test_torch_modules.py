@@ -455,3 +455,33 @@ def test_attention_written_as_einsums(generator):
     spec = from_module(module, x, strict=True).spec
     assert len(spec.layers) == 5
     assert {index for item in spec.permutation_classes for index in item.layers} == {0, 1, 2, 3}
+
+
+class Cached(nn.Module):
+    """Keeps what it computes from a parameter while it evaluates, as the attention biases of LeViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.cache = nn.Linear(4, 6), nn.Linear(6, 3), {}
+        self.table = nn.Parameter(torch.randn(3, 6))
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+    def forward(self, x):
+        if self.training or "biases" not in self.cache:
+            self.cache["biases"] = self.table[[0, 2, 1]]
+        return self.last(torch.relu(self.first(x) + self.cache["biases"]))
+
+
+def test_tensors_that_modules_keep_while_they_evaluate_are_computed_anew():
+    x, modules = torch.randn(2, 3, 4, dtype=torch.float64), [Cached().double().eval() for _ in range(2)]
+    outputs = [module(x) for module in modules]
+    params = [from_module(module, x) for module in modules]
+    for module, expected in zip(modules, outputs, strict=True):
+        assert torch.equal(module(x), expected)  # it keeps nothing of the export
+    assert torch.equal(to_module(params[1], modules[0], x)(x), outputs[1])
+    assert params[0].spec == params[1].spec

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
-from scalegmn.interop.torch_modules.program import ExampleInput, without_parametrizations
+from scalegmn.interop.torch_modules.program import ExampleInput, drop_caches, without_parametrizations
 from scalegmn.interop.torch_modules.reader import trace_module
 from scalegmn.interop.torch_modules.reading import Reading
 from scalegmn.networks import NetParams, NetSpec
@@ -99,6 +99,7 @@ def to_module(
     if known != signature or spec is None:
         layers, spec = trace_module(plain, example_input, output, is_strict=False)
         _READINGS[module] = (signature, layers, spec)
+    drop_caches(plain)
     written = copy.deepcopy(plain) if plain is module else plain
     write_parameters(params, written, layers, spec)
     return written

@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ def export(
         kwargs = dict(example_input)
     else:
         args = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    drop_caches(module)
     training = [submodule for submodule in module.modules() if submodule.training]
     for submodule in training:
         submodule.training = False
@@ -62,6 +63,7 @@ def export(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{type(module).__name__} cannot be exported: {reason[0]}") from error
     finally:
+        drop_caches(module)  # those that the export has filled hold no numbers
         for submodule in training:
             submodule.training = True
     _inline_contexts(program.graph_module)
@@ -70,6 +72,21 @@ def export(
     _remove_dead_code(program.graph_module.graph)
     _merge_equal(program.graph_module.graph)
     return program
+
+
+def drop_caches(module: nn.Module) -> None:
+    """Drops tensors that submodules have computed from their parameters and keep while they evaluate, such as biases of
+    attention: those that their own `train` drops."""
+    for submodule in module.modules():
+        content = {key: value for key, value in vars(submodule).items() if key not in ("_parameters", "_buffers")}
+        kept = [value.values() if isinstance(value, dict) else value for value in content.values()]
+        lists = [value for value in kept if isinstance(value, ValuesView | list | tuple)]
+        holds_tensors = any(isinstance(item, Tensor) for value in lists for item in value)
+        if holds_tensors and type(submodule).train is not nn.Module.train:
+            modes = {part: part.training for part in submodule.modules()}
+            submodule.train()
+            for part, mode in modes.items():
+                part.training = mode
 
 
 def _check_dtypes(module: nn.Module) -> None:
