@@ -114,7 +114,7 @@ def test_effective_weights(change, exact):
 @pytest.mark.parametrize("place", [("state_dict",), ("model_state_dict",), ("model",), ("net",), ("model", "ema")])
 def test_nested(place):
     module = mlp(2, 4, 3)
-    content = {**module.state_dict(), "criterion.weight": torch.ones(3)}
+    content = {**module.state_dict(), "criterion.weight": torch.ones(3), "1.steps": torch.tensor(7)}
     for name in reversed(place):
         content = {name: content, "epoch": 3, "optimizer": {"state": {0: {"weight": torch.zeros(9, 9)}}}}
     network = stored_network(content)
@@ -124,13 +124,59 @@ def test_nested(place):
 
 
 @pytest.mark.parametrize(
+    ("place", "beside"),
+    [
+        (("checkpoint", "weights", "net"), {}),
+        (("state",), {"rng": torch.get_rng_state(), "optimizer": {"state": {0: {"exp_avg": torch.zeros(4, 2)}}}}),
+        (("state_dict",), {"mean_picture": torch.zeros(3, 4, 4)}),
+    ],
+)
+def test_nested_beside_other_tensors(place, beside):
+    """States of random numbers, of optimizers, or of data are no networks."""
+    content = mlp(2, 4, 3).state_dict()
+    for name in reversed(place):
+        content = {name: content, "epoch": 3}
+    network = stored_network({**content, **beside})
+    assert network.params("tanh").spec.layout == (2, 4, 3)
+    assert network.notes == (f"the network is the entry {'.'.join(place)!r}",)
+
+
+@pytest.mark.parametrize("name", ["ema", "state_dict_ema", "teacher"])
+def test_networks_beside_the_one_that_is_read_are_said(name):
+    first, second = (mlp(2, 4, 3).state_dict() for _ in range(2))
+    network = stored_network({name: second, "model": first})
+    assert torch.equal(network.layers[0].weight, first["0.weight"])
+    assert network.notes[1] == f"not read: the entries {name}, which hold matrices too"
+
+
+def test_several_networks_in_one_state_dict_are_said():
+    """Of which the second can read the first."""
+    networks = {"generator": mlp(2, 4, 1), "critic": mlp(1, 4, 1)}
+    network = stored_network(nn.ModuleDict(networks).state_dict())
+    assert network.notes == ("the layers of generator, critic are taken as one network, each after the other",)
+    assert stored_network(nn.ModuleDict({"body": mlp(2, 4, 4), "head": nn.Linear(4, 1)}).state_dict()).notes == ()
+
+
+def test_numbers_that_are_not_read_are_said():
+    """What may be a frequency or a scale; counts of steps are none."""
+    state = {**mlp(2, 4, 3).state_dict(), "0.omega": torch.tensor(30.0), "0.num_batches_tracked": torch.tensor(3)}
+    assert stored_network(state).notes == ("not read: 0.omega",)
+
+
+@pytest.mark.parametrize(
     ("state", "message"),
     [
         ({}, "no tensors: found nothing, expected a state dict"),
-        ({"state_dict": {}}, "no tensors: found nothing, expected a state dict"),
+        ({"state_dict": {}}, "no tensors: found the entries state_dict, expected a state dict"),
         ({"bias_a": torch.zeros(3)}, "0 weights and 1 biases"),
         (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).state_dict(), "^1: a norm or a PReLU, .*from_module"),
         (nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)).state_dict(), "^1: a norm or a PReLU, .*from_module"),
+        (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False)).state_dict(), "^1: a norm or a PReLU"),
+        (
+            nn.ModuleDict({"a": nn.Linear(2, 3), "shortcut": nn.Linear(3, 3)}).state_dict(),
+            "shortcut.weight: a layer beside others, .*from_module",
+        ),
+        (nn.ModuleDict({"a": nn.Linear(2, 2), "to_q": nn.Linear(2, 2)}).state_dict(), "to_q.weight: attention"),
         (nn.Sequential(nn.Linear(2, 3), nn.PReLU()).state_dict(), "^1: a norm or a PReLU, .*from_module"),
         (nn.RNN(3, 3).state_dict(), "weight_ih_l0: a recurrent layer"),
         (nn.GRUCell(3, 3).state_dict(), "weight_ih: a recurrent layer"),
@@ -209,6 +255,27 @@ def test_several_orders_fit(tmp_path):
         read_network(tmp_path / "net.safetensors", ["fc_one", "fc_1"])
 
 
+@pytest.mark.parametrize("order", [("input", "hidden", "output"), ("out", "fc1", "fc2"), ("2", "1", "0")])
+def test_other_orders_are_said(order):
+    """A state dict may be sorted, or have the order in which a module registers layers, which is not that of use."""
+    network = stored_network(renamed(mlp(3, 3, 3, 3), order))
+    assert names(network) == [*order]
+    words = f"the layers are taken as they stand, {', '.join(order)}; --layers names them in another order"
+    assert network.notes == (words,)
+    assert stored_network(renamed(mlp(3, 3, 3, 3), ("fc1", "fc2", "fc10"))).notes == ()
+
+
+def test_orders_of_modules_are_proposed(tmp_path):
+    save_file(renamed(mlp(2, 4, 4, 4, 1), ("enc.0", "enc.2", "dec.0", "dec.2")), tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"in their order, as in layers enc\.0,enc\.2,dec\.0,dec\.2 "):
+        read_network(tmp_path / "net.safetensors")
+
+
+def test_layers_that_are_left_out_are_said():
+    network = stored_network(renamed(mlp(3, 3, 3, 3), ("a", "b", "c")), ["a", "b"])
+    assert (names(network), network.notes) == (["a", "b"], ("not read: c",))
+
+
 @pytest.mark.parametrize(
     ("module", "note"),
     [
@@ -244,22 +311,27 @@ def test_endings(tmp_path, name):
     assert torch.equal(params.flatten(), scalegmn.from_state_dict(state, "tanh").flatten())
 
 
-def test_shards(tmp_path):
-    """Several .safetensors files with an index are one network."""
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards(tmp_path, suffix):
+    """Several files with an index are one network, beside others."""
     state = mlp(2, 4, 3).state_dict()
     entries = list(state)
-    for number, chosen in enumerate((entries[:1], entries[1:])):
-        save_file({name: state[name] for name in chosen}, tmp_path / f"model-{number}.safetensors")
-    places = {name: f"model-{int(name != entries[0])}.safetensors" for name in entries}
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
+    save, parts = (save_file if suffix == "safetensors" else torch.save), (entries[:1], entries[1:])
+    for number, chosen in enumerate(parts, 1):
+        save({name: state[name] for name in chosen}, tmp_path / f"model-0000{number}-of-00002.{suffix}")
+    save(state, tmp_path / f"other.{suffix}")
+    places = {name: f"model-0000{1 + int(name != entries[0])}-of-00002.{suffix}" for name in entries}
+    index = tmp_path / f"model.{suffix}.index.json"
+    index.write_text("\ufeff" + json.dumps({"weight_map": places}))
     sources, _ = find_sources([str(tmp_path)])
-    assert [source.name for source in sources] == [str(index)]
+    assert [source.name for source in sources] == [str(index), str(tmp_path / f"other.{suffix}")]
+    with pytest.raises(ValueError, match=r"a part of a network; name the file \*.index.json that lists all parts"):
+        read_network(tmp_path / places[entries[0]])
     params, _ = read_source(str(index), InputOptions("tanh", 30.0))
     assert torch.equal(params.flatten(), scalegmn.from_state_dict(state, "tanh").flatten())
-    for outside in ("../model-0.safetensors", "gone.safetensors"):
+    for outside in (f"../other.{suffix}", f"gone.{suffix}"):
         index.write_text(json.dumps({"weight_map": places | {entries[0]: outside}}))
-        with pytest.raises(ValueError, match=f"index.json: names '{outside}', expected a file in"):
+        with pytest.raises(ValueError, match=f"index.json: names '{outside}', expected a file of tensors in"):
             read_network(index)
 
 
@@ -271,9 +343,47 @@ def test_no_network_in_a_folder(tmp_path):
 
 def test_numbers_of_numpy(tmp_path):
     state = mlp(2, 4, 3).state_dict()
-    values = {"accuracy": np.float64(0.9), "epoch": np.int64(3), "done": np.bool_(True)}
+    values = {"accuracy": np.float64(0.9), "epoch": np.int64(3), "done": np.bool_(True), "name": np.str_("net")}
+    arrays = {"history": [np.arange(6.0).reshape(2, 3)], "order": np.asfortranarray([[1, 2], [3, 4]])}
+    values = {**values, **arrays, "random": np.random.RandomState(0).get_state()}
     torch.save({"state_dict": state, **values}, tmp_path / "net.pt")
-    assert read_network(tmp_path / "net.pt").content["accuracy"] == 0.9
+    content = read_network(tmp_path / "net.pt").content
+    assert (content["accuracy"], content["name"]) == (0.9, "net")
+    np.testing.assert_array_equal(content["history"][0], arrays["history"][0])
+    np.testing.assert_array_equal(content["order"], arrays["order"])
+    np.testing.assert_array_equal(content["random"][1], values["random"][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("net.pth", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        ("net.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        ("net.pt", b"<!DOCTYPE html><html>", "a web page: get the file again"),
+        ("net.pth", b"", "empty"),
+        ("net.ckpt", b"\x89HDF\r\n\x1a\n", "HDF5"),
+        ("net.bin", b"\x08\x07", "not written by torch.save"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: refused, not a file of plain tensors \(.*{message}"):
+        read_network(tmp_path / name)
+
+
+def test_files_under_the_suffix_of_others(tmp_path):
+    state = mlp(2, 4, 3).state_dict()
+    save_file(state, tmp_path / "net.pth")
+    torch.save(state, tmp_path / "net.safetensors")
+    np.savez(tmp_path / "arrays.npz", **{name: tensor.numpy() for name, tensor in state.items()})
+    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.pt")
+    for name, message in (
+        ("net.pth", "of safetensors: name it .safetensors"),
+        ("net.safetensors", "written by torch.save: name it .pth"),
+        ("arrays.pt", "not written by torch.save"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: refused, .* \({message}\)$"):
+            read_network(tmp_path / name)
 
 
 @pytest.mark.parametrize("is_archive", [False, True])
@@ -285,7 +395,8 @@ def test_pickles_of_others(tmp_path, is_archive):
         with tarfile.open(tmp_path / "net.tar", "w") as archive:
             archive.add(path, "pickle")
         (tmp_path / "net.tar").rename(path)
-    message = r"net.pth: refused, not a file of plain tensors \(a pickle, or of torch.save's old format.*, FILE\)\)$"
+    kind = "not written by torch.save" if is_archive else r"a pickle, or of torch.save's old format.*, FILE\)"
+    message = rf"net.pth: refused, not a file of plain tensors \({kind}\)$"
     with pytest.raises(ValueError, match=message):
         read_network(path)
 
@@ -296,13 +407,13 @@ def test_pickles_of_others(tmp_path, is_archive):
         (argparse.Namespace(lr=1), "argparse.Namespace"),
         (datetime.datetime(2024, 1, 1), "datetime.datetime"),
         (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-        (np.array(["a"], dtype=object), "numpy._?core.multiarray._reconstruct"),
+        (print, "__builtin__.print"),
     ],
 )
 def test_objects_are_named(tmp_path, value, kind):
     """Which entry, and of which type; in one line without colours."""
     torch.save({"state_dict": mlp(2, 4, 3).state_dict(), "extra": {"hparams": value}}, tmp_path / "net.pt")
-    message = f"net.pt: entry 'hparams' holds a {kind.replace('numpy._?core', 'numpy._core')}, whose code"
+    message = f"net.pt: entry 'hparams' holds a {kind}, whose code"
     with pytest.raises(ValueError, match=message) as error:
         read_network(tmp_path / "net.pt")
     assert "\n" not in str(error.value)

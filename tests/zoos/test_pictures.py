@@ -172,9 +172,78 @@ def test_a_split_without_classes(tmp_path):
 def test_pictures_outside_of_a_split_are_refused(tmp_path):
     write(tmp_path, {"train/a/1.png": grey(1), "test/a/1.png": grey(2), "extra/a/1.png": grey(3)})
     with pytest.raises(
-        ValueError, match=r"found folders train and test, and extra/a/1.png outside of them \(1 in all\)"
+        ValueError, match=r"found folders train and test of a split, and extra/a/1.png in no class of one of them"
     ):
         load_images("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train/a/1", "train/b/2", "test/3"), "found folders train of a split, and test/3.png in no class"),
+        (("train/a/1", "dev/a/2"), "found folders train of a split, and dev/a/2.png in no class"),
+        (("train/a/1", "test/a/2", "cover"), "train and test of a split, and cover.png in no class of one of them"),
+        (("val/a/1", "test/a/2"), "found folders val and test of a split, and none for training"),
+        (("cover", "a/1"), r"cover.png is in no class's folder \(1 in all\), but a/1.png is"),
+    ],
+)
+def test_halves_of_splits_are_refused(tmp_path, names, message):
+    """Neither classes nor pictures of a split are made up."""
+    with pytest.raises(ValueError, match=message):
+        load_images("folder", write(tmp_path, {f"{name}.png": grey(1) for name in names}))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train/{}", "seg_test/seg_test/{}"),
+        ("training_set/{}", "test_set/{}"),
+        ("pets/Train/{}", "pets/Test/{}"),
+        ("train2024/{}", "test2024/{}"),
+        ("{}/train", "{}/test"),
+        ("pets/{}/training", "pets/{}/testing"),
+    ],
+)
+def test_forms_of_splits(tmp_path, train, test):
+    """Around the folders of classes and in them, in the words of others."""
+    places = [train.format("cat"), train.format("dog"), test.format("dog"), test.format("cat")]
+    images = load_images("folder", write(tmp_path, {f"{place}/1.png": grey(k) for k, place in enumerate(places)}))
+    assert images.classes == ("cat", "dog")
+    found = zip(values(images), images.labels.tolist(), images.held_out.tolist(), strict=True)
+    assert sorted(found) == [(0, 0, False), (1, 1, False), (2, 1, True), (3, 0, True)]
+
+
+def test_words_of_splits_in_names_of_classes(tmp_path):
+    """A class may be called so, alone, beside others, or in a split."""
+    images = load_images("folder", write(tmp_path / "a", {"test_tube/1.png": grey(1), "train_car/1.png": grey(2)}))
+    assert (images.classes, images.held_out) == (("test_tube", "train_car"), None)
+    names = ("train/train/1", "train/test/1", "test/train/1", "test/test/1")
+    images = load_images("folder", write(tmp_path / "b", {f"{name}.png": grey(1) for name in names}))
+    assert (images.classes, images.held_out.tolist()) == (("test", "train"), [False, False, True, True])
+    images = load_images("folder", write(tmp_path / "c", {f"{name}/1.png": grey(1) for name in ("train", "test", "x")}))
+    assert images.classes == ("test", "train", "x")
+    assert images.notes == (f"{tmp_path / 'c'}: test, train are taken as classes, since other folders are beside them",)
+
+
+def test_folders_of_a_split_without_pictures_are_said(tmp_path):
+    write(tmp_path, {"train/cat/1.png": grey(1), "train/dog/1.png": grey(2), "test/cat/1.gif": b"GIF"})
+    images = load_images("folder", tmp_path)
+    assert (images.classes, images.held_out) == (("cat", "dog"), None)
+    assert images.notes == (
+        f"{tmp_path}: not read: 1 .gif",
+        f"{tmp_path}: no pictures in test; what a split lacks is drawn from the others",
+    )
+
+
+def test_accents_are_one_letter_or_two(tmp_path):
+    images = load_images("folder", write(tmp_path, {"caf\u00e9/1.png": grey(1), "cafe\u0301/2.png": grey(2)}))
+    assert (images.classes, images.labels.tolist()) == (("caf\u00e9",), [0, 0])
+
+
+def test_many_kinds_of_other_files(tmp_path):
+    write(tmp_path, {f"a/{k}.png": grey(k) for k in range(2)} | {f"a/scan.{k}": b"" for k in range(12)} | {"a/9": b""})
+    (note,) = load_images("folder", tmp_path).notes
+    assert note == f"{tmp_path}: not read: 1 .0, 1 .1, 1 .10, 1 .11, 1 .2, 1 .3, 1 .4, 1 .5 and 5 of other kinds"
 
 
 def test_folders_of_classes_in_several_places_are_said(tmp_path):

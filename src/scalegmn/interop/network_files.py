@@ -12,12 +12,13 @@ from torch import Tensor
 
 from scalegmn.interop.onnx import from_onnx
 from scalegmn.interop.state_dicts import read_network
-from scalegmn.interop.tensor_files import INDEX, SAVED_BY_TORCH, ending
+from scalegmn.interop.tensor_files import INDEX, SAVED_BY_TORCH, ending, files_of_index
 from scalegmn.interop.torch_modules import FACTORY, from_factory
 from scalegmn.networks import NetParams
 from scalegmn.reporting.files import natural_order
+from scalegmn.reporting.words import kinds_counted
 
-KINDS = f"{', '.join(SAVED_BY_TORCH)}, .safetensors, {INDEX.removeprefix('.')} or .onnx"
+KINDS = f"{', '.join(SAVED_BY_TORCH)}, .safetensors, *{INDEX} or .onnx"
 """The endings of files that are read."""
 
 
@@ -74,21 +75,26 @@ def find_sources(names: Sequence[str]) -> tuple[list[Source], list[str]]:
             sources.append(_source(path, path.parent))
             continue
         files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
-        indexed = {file.parent for file in files if ending(file) == INDEX}
+        parts = {part for file in files if ending(file) == INDEX for part in _parts(file)}
         chosen = [
-            file
-            for file in files
-            if (file.suffix.lower() == ".onnx" or ending(file) is not None)
-            and not (file.parent in indexed and ending(file) == ".safetensors")
+            file for file in files if (file.suffix.lower() == ".onnx" or ending(file) is not None) and file not in parts
         ]
-        kinds = Counter(file.suffix or file.name for file in files if file not in chosen and file.parent not in indexed)
+        others = {*files} - {*chosen} - parts
+        kinds = Counter(file.suffix or "without a suffix" for file in others)
         if kinds:
-            counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()))
-            notes.append(f"{path}: not read: {counts}")
+            notes.append(f"{path}: not read: {kinds_counted(kinds)}")
         if not chosen:
             raise ValueError(f"{path}: no network in this folder, expected files {KINDS}")
         sources += [_source(file, path) for file in sorted(chosen, key=lambda file: natural_order(str(file)))]
     return sources, notes
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index names; none if it is damaged, which is said when it is read."""
+    try:
+        return [*files_of_index(index).values()]
+    except ValueError:
+        return []
 
 
 def read_source(name: str, options: InputOptions) -> tuple[NetParams, tuple[str, ...]]:

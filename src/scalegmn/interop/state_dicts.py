@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn.interop.tensor_files import check_size, ending, entries_of_network, read_tensors
+from scalegmn.interop.tensor_files import SAVED_BY_TORCH, check_size, ending, entries_of_network, read_tensors
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.reporting.files import natural_order
 
@@ -22,6 +23,9 @@ MODULE_READS = "scalegmn.from_module(module, example_input), or package.module:f
 
 _MOST_STEPS = 10_000
 """Of the search for orders of layers that fit."""
+
+_SHOWN = 8
+"""Entries in a sentence, of many."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def read_network(path: Path, layers: Sequence[str] | None = None) -> StoredNetwo
     """
     content = read_tensors(path)
     try:
-        network = stored_network(content, layers, in_order=not (ending(path) or "").startswith(".safetensors"))
+        network = stored_network(content, layers, in_order=ending(path) in SAVED_BY_TORCH)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     check_size(path, network.state)
@@ -177,12 +181,18 @@ def stored_network(
     Raises:
         ValueError: as `from_state_dict`.
     """
-    state, place = entries_of_network(content)
+    state, place, beside = entries_of_network(content)
     notes = [] if place is None else [f"the network is the entry {place!r}"]
+    if beside:
+        notes.append(f"not read: the entries {', '.join(beside)}, which hold matrices too")
     entries, passed_over = _layers(state)
+    if layers is None:
+        chain = _ordered(entries, in_order, notes)
+    else:
+        chain = _chosen(entries, layers)
+        passed_over += [layer.name for layer in entries if layer.name not in layers]
     if passed_over:
-        notes.append(f"not read: {', '.join(passed_over)}")
-    chain = _chosen(entries, layers) if layers is not None else _ordered(entries, in_order, notes)
+        notes.append(f"not read: {_some(passed_over)}")
     for index, (before, after) in enumerate(pairwise(chain), 1):
         if not _fits(before, after):
             order = ", ".join(layer.name for layer in chain)
@@ -194,12 +204,16 @@ def stored_network(
             places = after.in_dim // before.out_dim
             shape = "x".join(map(str, _positions(places)))
             notes.append(f"{after.name} reads {before.out_dim} channels at {places} positions each, taken as {shape}")
-    return StoredNetwork(content, state, tuple(chain), (*notes, *_same_shapes(chain)))
+    return StoredNetwork(content, state, tuple(chain), (*notes, *_assumptions(chain)))
 
 
-def _same_shapes(chain: Sequence[StoredLayer]) -> list[str]:
-    """What a layer was taken for where another kind has the same shapes, a sentence each."""
+def _assumptions(chain: Sequence[StoredLayer]) -> list[str]:
+    """What layers were taken for where others have the same shapes, a sentence each."""
     notes = []
+    modules = Counter(layer.name.rpartition(".")[0] for layer in chain)
+    several = [name for name, number in modules.items() if number > 1]
+    if len(several) > 1:
+        notes.append(f"the layers of {_some(several)} are taken as one network, each after the other")
     square = [layer.name for layer in chain if layer.weight.ndim > 2 and layer.in_dim == layer.out_dim > 1]
     if square:
         notes.append(f"{', '.join(square)}: taken as a convolution; a transposed one has the same shapes")
@@ -229,13 +243,14 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
     """
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        entries = {key: value.values() for key, value in state.items() if isinstance(value, dict)}
-        inner = [key for key, values in entries.items() if any(isinstance(item, Tensor) for item in values)]
-        found = f"the entries {', '.join(map(str, state))}" if state else "nothing"
-        remedy = f"; save one alone, as in torch.save(content[{inner[0]!r}], FILE)" if inner else ""
-        raise ValueError(f"no tensors: found {found}, expected a state dict{remedy}")
+        found = f"the entries {_some(map(str, state))}" if state else "nothing"
+        raise ValueError(
+            f"no tensors: found {found}, expected a state dict; write torch.save(module.state_dict(), FILE)"
+        )
     parts = {key: part for key in tensors if (part := _part(key)) is not None}
-    tensors = {key: value for key, value in tensors.items() if value.ndim > 0 or key in parts}  # others count steps
+    numbers = [key for key, value in tensors.items() if value.ndim == 0 and key not in parts]
+    factors = [key for key in numbers if tensors[key].is_floating_point()]  # others count steps
+    tensors = {key: value for key, value in tensors.items() if key not in numbers}
     if not parts:
         parts = {key: ("", "bias" if value.ndim == 1 else "weight") for key, value in tensors.items()}
     by_layer: dict[str, dict[str, str]] = {}
@@ -252,16 +267,22 @@ def _layers(state: Mapping[str, Any]) -> tuple[list[StoredLayer], list[str]]:
         by_layer = {w: {"weight": w, "bias": b} for w, b in zip(weights, biases, strict=True)}
     if not by_layer:
         raise ValueError(f"0 weights and 0 biases, expected one of each per layer: found {_shown(tensors)}")
-    norms = {key.rpartition(".")[0] for key in tensors if key.endswith("running_mean")}
-    norms |= {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim < 2}
+    norms = {stem for stem, own in by_layer.items() if "weight" in own and tensors[own["weight"]].ndim < 2}
     of_losses = {stem for stem in norms if stem.startswith(("criterion", "loss"))}
-    norms = {stem for stem in norms - of_losses if stem in by_layer}
+    statistics = {key.rpartition(".")[0] for key in tensors if key.rpartition(".")[2] == "running_mean"}
+    norms = (norms - of_losses) | statistics
     if norms:
-        names = ", ".join(sorted(norms, key=natural_order))
+        names = _some(sorted(norms, key=natural_order))
         raise ValueError(f"{names}: a norm or a PReLU, and a state dict does not tell where it stands; {MODULE_READS}")
     layers = [_layer(stem, own, tensors) for stem, own in by_layer.items() if stem not in of_losses]
     read = {key for stem, own in by_layer.items() if stem not in of_losses for key in own.values()}
-    return layers, [key for key in tensors if key not in read]
+    return layers, [key for key in tensors if key not in read] + factors
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    first, others = [*names][:_SHOWN], [*names][_SHOWN:]
+    return ", ".join(first) + (f" and {len(others):,} more" if others else "")
 
 
 def _shown(tensors: Mapping[str, Tensor]) -> str:
@@ -273,6 +294,9 @@ def _shown(tensors: Mapping[str, Tensor]) -> str:
 _NO_CHAIN = {
     r"(weight|bias)_[ih]h(_l\d|$)": "a recurrent layer",
     r"in_proj_(weight|bias)$|(^|\.)[qkv]_proj_weight$|(^|\.)bias_[kv]$": "attention",
+    r"(^|\.)(to_)?(q|k|v|query|key|value)(_proj)?\.weight$": "attention",
+    r"(^|[._])(shortcut|downsample|skip|residual)([._]\w+)*\.weight$": "a layer beside others",
+    r"(^|\.)lora_[AB]\.": "a layer beside others",
 }
 """Names of entries -> what has them, for parameters that have the shapes of layers and are none."""
 
@@ -360,12 +384,17 @@ def _chosen(layers: Sequence[StoredLayer], names: Sequence[str]) -> list[StoredL
 
 
 def _ordered(layers: Sequence[StoredLayer], in_order: bool, notes: list[str]) -> list[StoredLayer]:
-    """The layers as they stand if they have an order and are a chain so; else in the only order that is a chain and
-    keeps numbered ones ascending, which is noted."""
-    if in_order and _is_chain(layers):
-        return list(layers)
+    """The layers as they stand if they have an order and are a chain so, and it is noted if other orders fit too; else
+    in the only order that is a chain and keeps numbered ones ascending, which is noted."""
     known = sorted(layers, key=lambda layer: natural_order(layer.name))
-    chains = _chains(known)
+    chains, is_all = _chains(known)
+    if in_order and _is_chain(layers):
+        names = [layer.name for layer in layers]
+        if any([layer.name for layer in chain] != names for chain in chains):
+            notes.append(f"the layers are taken as they stand, {_some(names)}; --layers names them in another order")
+        return list(layers)
+    if not is_all and len(chains) < 2:
+        raise ValueError(f"{len(layers)} layers fit in too many ways; name them in their order (--layers)")
     if not chains:
         return list(layers) if in_order else known
     names = [",".join(layer.name for layer in chain) for chain in chains]
@@ -379,9 +408,11 @@ def _ordered(layers: Sequence[StoredLayer], in_order: bool, notes: list[str]) ->
     return chains[0]
 
 
-def _chains(layers: Sequence[StoredLayer]) -> list[list[StoredLayer]]:
-    """Up to two orders of the layers that are chains, in which those whose names differ in numbers alone ascend."""
+def _chains(layers: Sequence[StoredLayer]) -> tuple[list[list[StoredLayer]], bool]:
+    """Up to two orders of the layers that are chains, in which those whose names differ in numbers alone ascend, first
+    those that stay within a module; and whether there are no more than could be tried."""
     patterns = [re.sub(r"\d+", "#", layer.name) for layer in layers]
+    modules = [layer.name.rpartition(".")[0] for layer in layers]
     steps = 0
 
     def extended(chain: list[int]) -> Iterator[list[int]]:
@@ -389,16 +420,16 @@ def _chains(layers: Sequence[StoredLayer]) -> list[list[StoredLayer]]:
         steps += 1
         if len(chain) == len(layers):
             yield chain
-        for index, layer in enumerate(layers):
+        last = modules[chain[-1]] if chain else ""
+        for index in sorted(range(len(layers)), key=lambda index: modules[index] != last):
+            layer = layers[index]
             if index in chain or steps > _MOST_STEPS or (chain and not _fits(layers[chain[-1]], layer)):
                 continue
             if all(k in chain for k in range(index) if patterns[k] == patterns[index]):
                 yield from extended([*chain, index])
 
     orders = [[layers[index] for index in chain] for chain, _ in zip(extended([]), range(2), strict=False)]
-    if steps > _MOST_STEPS and len(orders) < 2:
-        raise ValueError(f"{len(layers)} layers fit in too many ways; name them in their order (--layers)")
-    return orders
+    return orders, steps <= _MOST_STEPS
 
 
 def _is_chain(layers: Sequence[StoredLayer]) -> bool:

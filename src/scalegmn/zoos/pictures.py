@@ -8,16 +8,15 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalegmn.reporting.files import natural_order
-from scalegmn.reporting.words import counted
-from scalegmn.zoos.zoo_format import SPLIT_NAMES
+from scalegmn.reporting.words import kinds_counted
+from scalegmn.zoos.picture_folders import ORDER, PictureFolders
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,9 +26,6 @@ PICTURES = re.compile(r".*\.(png|jpg|jpeg|bmp|webp|tif|tiff)", re.IGNORECASE)
 
 KINDS = ".png, .jpg, .jpeg, .bmp, .webp, .tif or .tiff"
 """The same in words."""
-
-ORDER = {"train": 0, "val": 1, "test": 2}
-"""The order of the pictures of a split folder: those of the training folder come first."""
 
 
 class NoPicturesError(ValueError):
@@ -61,7 +57,7 @@ class Entries:
 
     Attributes:
         folders: all folders but hidden ones.
-        others: the suffix of each file that is not wanted, or `hidden` -> how many there are.
+        others: the suffix of each file that is not wanted, `without a suffix` or `hidden` -> how many there are.
     """
 
     folders: set[PurePosixPath] = field(default_factory=set)
@@ -71,90 +67,41 @@ class Entries:
 def read_pictures(path: Path, background: str) -> Pictures:
     """The pictures in a folder or tar archive.
 
-    A picture's class is the folder that it is in. Folders `train` (`training`), `val` (`valid`, `validation`) and
-    `test` (`testing`) around the folders of classes, or around the pictures, are a split. Grey pictures have one
-    channel, others three.
+    Classes and splits are those of the folders (`PictureFolders`). Grey pictures have one channel, others three.
 
     Args:
         path: the folder or archive.
         background: the colour behind transparent pixels.
 
     Raises:
-        ValueError: there is none, they differ in size, one is damaged, or some are outside of a split's folders.
+        ValueError: there is none, they differ in size, one is damaged, or their folders are half a split.
     """
     passed_over = Entries()
     pictures = {name: decode(name, content, background) for name, content in entries(path, PICTURES, passed_over)}
-    not_read = ", ".join(f"{number:,} {kind}" for kind, number in sorted(passed_over.others.items()))
+    not_read = kinds_counted(passed_over.others)
     if not pictures:
         found = f" ({not_read})" if not_read else ""
         raise NoPicturesError(f"{path}: found no picture{found}, expected files that end in {KINDS}")
-    split_of, has_classes = _splits(path, list(pictures))
-    names = sorted(pictures, key=lambda name: (ORDER[split_of[name]] if split_of else 0, name.parts))
+    folders = PictureFolders.recognise(path, list(pictures), passed_over.folders)
+    splits = folders.splits
+    names = sorted(pictures, key=lambda name: (ORDER[splits[name]] if splits else 0, name.parts))
     for name in names:
         if pictures[name].shape != pictures[names[0]].shape:
             raise ValueError(
                 f"{path}: {name} has height, width, channels {pictures[name].shape}, expected "
                 f"{pictures[names[0]].shape} as {names[0]}; make all images alike"
             )
-    class_of = {name: name.parent.name if has_classes else "" for name in names}
-    classes, empty = _classes(class_of, passed_over.folders if has_classes else ())
+    classes, empty = folders.classes()
     notes = [f"{path}: not read: {not_read}"] if not_read else []
     if empty:
         notes.append(f"{path}: no pictures in {', '.join(empty)}; other classes keep their numbers")
-    places = sorted({name.parent for name in names})
-    if not split_of and len({place.parent for place in places}) > 1:
-        examples = ", ".join(map(str, places[:4])) + (", .." if len(places) > 4 else "")
-        notes.append(f"{path}: a picture's class is the folder that it is in, and these are in several: {examples}")
-    if split_of:
-        counts = Counter(split_of.values())
-        sizes = ", ".join(f"{split} ({counted(counts[split], 'picture')})" for split in ORDER if counts[split])
-        notes.append(f"{path}: found the folders of a split, {sizes}; networks are split as their pictures are")
-        trained = {class_of[name] for name in names if split_of[name] == "train"}
-        unseen = [name for name in classes if name in class_of.values() and name not in trained]
-        if unseen:
-            notes.append(f"{path}: no training picture of {', '.join(unseen)}; check the names of the classes' folders")
     return Pictures(
         np.stack([pictures[name] for name in names]),
-        np.array([classes.index(class_of[name]) for name in names]),
+        np.array([classes.index(folders.class_of(name)) for name in names]),
         tuple(classes),
-        tuple(split_of[name] for name in names) if split_of else None,
-        tuple(notes),
+        tuple(splits[name] for name in names) if splits else None,
+        (*notes, *folders.notes()),
     )
-
-
-def _classes(
-    class_of: Mapping[PurePosixPath, str], folders: Sequence[PurePosixPath] | set[PurePosixPath]
-) -> tuple[list[str], list[str]]:
-    """The names of all classes, and those without pictures: folders beside those with pictures."""
-    depths = {len(name.parts) - 1 for name in class_of}
-    used = {*class_of.values()}
-    classes = sorted(used | {folder.name for folder in folders if len(folder.parts) in depths}, key=natural_order)
-    return classes, [name for name in classes if name not in used]
-
-
-def _splits(path: Path, names: Sequence[PurePosixPath]) -> tuple[dict[PurePosixPath, str], bool]:
-    """The split of each picture, none where folders are no split, and whether pictures are in folders of classes.
-
-    Raises:
-        ValueError: only some are in the folders of a split.
-    """
-    for has_classes in (True, False):
-        split_of: dict[PurePosixPath, str] = {}
-        for name in names:
-            folders = name.parts[:-2] if has_classes else name.parts[-2:-1]
-            words = [SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES]
-            split_of |= {name: words[-1]} if words else {}
-        if "train" in split_of.values() and len({*split_of.values()}) > 1:
-            outside = [name for name in names if name not in split_of]
-            if not outside:
-                return split_of, has_classes
-            if has_classes:
-                split = " and ".join(sorted({*split_of.values()}, key=ORDER.__getitem__))
-                raise ValueError(
-                    f"{path}: found folders {split}, and {outside[0]} outside of them ({len(outside):,} in all); move "
-                    "these into one of them, or rename the folders if they are no split"
-                )
-    return {}, True
 
 
 def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
@@ -225,7 +172,7 @@ def entries(
         else:
             passed_over.folders.update(name.parents if is_file else (name, *name.parents))
             if is_file and not wanted.fullmatch(name.name):
-                passed_over.others[name.suffix or name.name] += 1
+                passed_over.others[name.suffix or "without a suffix"] += 1
         return is_file and not is_hidden and wanted.fullmatch(name.name) is not None
 
     if path.is_dir():
