@@ -58,6 +58,7 @@ def test_inrs(inrs):
     )
     assert result.returncode == 0, result.stderr
     assert "note: nets: not read: 1 .txt" in result.stderr
+    assert "note: classes, from 0: class 9, class 10, ten" in result.stderr
     assert "zoo: 12 networks (6 train, 3 val, 3 test), MLP [2, 4, 4, 1] (tanh)" in result.stdout
     zoo = open_zoo(folder / "zoo")
     assert zoo.provenance["classes"] == ["class 9", "class 10", "ten"]
@@ -122,9 +123,27 @@ def test_labels_may_be_written_as_decimals(inrs):
     assert (zoo.columns["label"].tolist(), zoo.classes) == ([*range(12)], None)
 
 
+@pytest.mark.parametrize("header", ["name,label", "Name,LABEL", "\n\n name , label "])
+@pytest.mark.parametrize("place", ["nets/", "./nets/", "", "nets\\", "{folder}/nets/"])
+def test_forms_of_names(inrs, header, place):
+    folder, _ = inrs
+    lines = [
+        f"{place.format(folder=folder)}net_{k},{'ca' if k % 2 else 'cafe'}{chr(0x301) * (k == 2)}" for k in (0, 1, 2)
+    ]
+    (folder / "labels.csv").write_text("\n".join([header, *lines]), encoding="utf-8")
+    assert command(folder, "nets", "--labels", "labels.csv", "--activation", "tanh").returncode == 0
+    zoo = open_zoo(folder / "zoo")
+    assert (zoo.columns["label"].tolist(), zoo.classes) == ([1, 0, 2], ("ca", "cafe", "caf\u00e9"))
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ("name,label\nnet_1,0\nnet_3,nan", "label is missing for net_3 (1 in all)"),
+        ("name,label\nnet_1,0.25\nnet_3,1", "label: found 0.25, expected classes: whole numbers from 0, or names"),
+        ('name,label\nnet_1,"a\nb"', "line 3: label has a line break or a control sign"),
+        ("name,label\nnet_1,a\0", "not a CSV file (a table of a spreadsheet?); save it as CSV"),
+        ("PK\x03\x04", "not a CSV file (a table of a spreadsheet?); save it as CSV"),
         ("label,net\n1,a", "found the columns label, net, expected name, label or score"),
         ("name,label\n", "no networks, expected a line for each"),
         ("name,label,label\nnet_1.pth,1,2", "found 2 columns label, expected one"),

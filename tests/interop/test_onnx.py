@@ -173,10 +173,75 @@ def test_activations_with_a_parameter(file, generator, change, name):
     torch.testing.assert_close(evaluate(params, x)[0], torch.from_numpy(found), rtol=0, atol=1e-5)
 
 
+def clipped(low, high):
+    return [constant(f"bound{k}", np.float32(value)) for k, value in enumerate((low, high))]
+
+
+SPELLED_OTHERWISE = {
+    "relu6": ([node("Clip", "z0", "bound0", "bound1", out="x0")], clipped(0, 6)),
+    "relu6 of largest and smallest": (
+        [node("Max", "z0", "bound0", out="m"), node("Min", "m", "bound1", out="x0")],
+        clipped(0, 6),
+    ),
+    "relu6 of a relu": ([node("Relu", "z0", out="m"), node("Min", "bound1", "m", out="x0")], clipped(0, 6)),
+    "relu": ([node("Clip", "z0", "bound0", out="x0")], clipped(0, 6)),
+    "hardtanh": ([node("Clip", "z0", "bound0", "bound1", out="x0")], clipped(-1, 1)),
+    "elu": ([node("Elu", "z0", out="x0")], []),
+    "selu": ([node("Selu", "z0", out="x0")], []),
+    "softplus": ([node("Softplus", "z0", out="x0")], []),
+    "softplus of exp": (
+        [node("Exp", "z0", out="e"), node("Add", "e", "bound1", out="s"), node("Log", "s", out="x0")],
+        clipped(0, 1),
+    ),
+    "mish": ([node("Mish", "z0", out="x0")], []),
+    "hardswish": ([node("HardSwish", "z0", out="x0")], []),
+    "hardsigmoid": ([node("HardSigmoid", "z0", out="x0", alpha=1 / 6)], []),
+    "leaky_relu(0.2)": ([node("PRelu", "z0", "bound0", out="x0")], [constant("bound0", np.float32([0.2]))]),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED_OTHERWISE)
+def test_bounds_and_other_activations(file, generator, name):
+    """By their meaning, with values beyond 6; what is read computes the same."""
+    nodes, numbers = SPELLED_OTHERWISE[name]
+    tensors = [3 * tensor.float() for tensor in tensors_of((2, 5, 4, 3), generator)]
+    parts = chain(tensors, "relu")
+    replaced(2, *nodes)(parts)
+    parts[1].extend(numbers)
+    params = scalegmn.from_onnx(write_onnx(file, parts))
+    assert params.spec.layers[0].activation == name.partition(" ")[0]
+    x = 3 * torch.randn(50, 2, generator=generator)
+    (found,) = ReferenceEvaluator(str(file)).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(evaluate(params, x)[0], torch.from_numpy(found), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Softmax", "z", out="y")],
+        [node("Sigmoid", "z", out="y")],
+        [node("Tanh", "z", out="y")],
+        [node("Clip", "z", "bound0", "bound1", out="y")],
+        [node("Sub", "z", "bound1", out="y")],
+    ],
+    ids=["softmax", "sigmoid", "tanh", "bounds", "an offset"],
+)
+def test_what_follows_the_last_layer_is_left_out(file, generator, nodes):
+    """As of modules."""
+    tensors = [tensor.float() for tensor in tensors_of((2, 5, 4, 3), generator)]
+    parts = chain(tensors, "relu")
+    replaced(7, node("Add", "p2", "bias2", out="z"), *nodes)(parts)
+    parts[1].extend(clipped(0, 1))
+    params = scalegmn.from_onnx(write_onnx(file, parts))
+    expected = scalegmn.from_state_dict(dict(zip("abcdef", tensors, strict=True)), "relu")
+    assert params.spec == expected.spec
+    torch.testing.assert_close(params.flatten(), expected.flatten(), rtol=0, atol=0)
+
+
 BAD = {
     "an unknown operator": (
-        replaced(2, node("Softplus", "z0", out="x0")),
-        "node 'at_x0' (Softplus): is not a known operator",
+        replaced(2, node("Cos", "z0", out="x0")),
+        "node 'at_x0' (Cos): is not a known operator",
     ),
     "a sine after a relu": (
         replaced(2, node("Relu", "z0", out="r"), node("Sin", "r", out="x0")),
@@ -194,14 +259,24 @@ BAD = {
         replaced(2, node("Sigmoid", "z0", out="s"), node("Mul", "z0", "s", out="m"), node("Mul", "m", "s", out="x0")),
         "node 'at_x0' (Mul): an activation is multiplied by another value (a gate)",
     ),
-    "an activation at the end": (
-        replaced(7, node("Add", "p2", "bias2", out="z"), node("Sigmoid", "z", out="y")),
-        "the output has an activation, sigmoid",
-    ),
     "a weight too few": (replaced(0, node("MatMul", "x", "w9", out="p0")), "w9: no such value"),
     "another operator set": (
         replaced(2, helper.make_node("Relu", ["z0"], ["x0"], "at_x0", domain="evil.ops")),
         "'at_x0' (Relu): an operator of evil.ops",
+    ),
+    "weights in whole numbers": (
+        lambda parts: (
+            parts[1].append(constant("w8", np.ones((2, 5), np.int8))),
+            replaced(0, node("MatMul", "x", "w8", out="p0"))(parts),
+        ),
+        "node 'at_p0' (MatMul): multiplies numbers of torch.float64 and torch.int8",
+    ),
+    "slopes": (
+        lambda parts: (
+            parts[1].append(constant("slopes", np.float32([0.1, 0.2, 0.1, 0.2, 0.1]))),
+            replaced(2, node("PRelu", "z0", "slopes", out="x0"))(parts),
+        ),
+        "node 'at_x0' (PRelu): 5 slopes, expected one",
     ),
     "weights elsewhere": (
         lambda parts: (
@@ -446,6 +521,12 @@ def test_architectures_that_torch_exports(file, generator, name, dynamo):
         assert params.spec == expected.spec
         for tensor, other in zip(params.tensors(), expected.tensors(), strict=True):
             torch.testing.assert_close(tensor, other, rtol=0, atol=0)
+
+
+def test_bounds_of_older_files_are_attributes(file, generator):
+    parts = chain(tensors_of((2, 5, 4, 3), generator), "relu")
+    replaced(2, node("Clip", "z0", out="x0", min=0.0, max=6.0))(parts)
+    assert scalegmn.from_onnx(write_onnx(file, parts)).spec.layers[0].activation == "relu6"
 
 
 def test_constants_do_not_fill_the_memory(file):

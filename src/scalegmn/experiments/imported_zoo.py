@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from scalegmn.zoos.zoo_format import SPLIT_NAMES, Networks, Zoo, open_zoo, split
 
 COLUMNS = ("name", "label", "score", "split", "group", "activation")
 """Columns of the table that are read."""
+
+MISSING = ("", "nan", "NaN", "NA", "N/A", "<NA>", "null", "None")
+"""What programs write where there is no value."""
 
 SHOWN = 5
 """Problems in an error, of many."""
@@ -61,9 +65,12 @@ class Table:
     @classmethod
     def _parsed(cls, path: Path, text: str) -> Table:
         """The table in a text; raises ValueError, or csv.Error."""
-        first = text.partition("\n")[0]
+        if "\0" in text or text.startswith("PK"):
+            raise ValueError(f"{path}: not a CSV file (a table of a spreadsheet?); save it as CSV")
+        first = text.lstrip().partition("\n")[0]
         separator = max(",;\t", key=first.count)
         header = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+        header = [cell.lower() if cell.lower() in COLUMNS else cell for cell in header]
         expected = f"expected name, label or score, and perhaps {', '.join(COLUMNS[3:])}"
         if "name" not in header or not {"label", "score"} & {*header}:
             raise ValueError(f"{path}: found the columns {', '.join(header) or 'none'}, {expected}")
@@ -72,14 +79,20 @@ class Table:
             raise ValueError(f"{path}: found {header.count(twice[0])} columns {twice[0]}, expected one")
         rows = []
         reader = csv.reader(io.StringIO(text), delimiter=separator)
-        next(reader)
+        is_first = True
         for cells in reader:
             if any(cell.strip() for cell in cells):
+                if is_first:
+                    is_first = False
+                    continue
                 if len(cells) != len(header):
                     found = f"found {len(cells)} cells, expected {len(header)}"
                     raise ValueError(f"{path}: line {reader.line_num}: {found}")
                 named = zip(header, map(str.strip, cells), strict=True)
-                rows.append({name: cell for name, cell in named if cell and name in COLUMNS})
+                rows.append({name: cell for name, cell in named if cell not in MISSING and name in COLUMNS})
+                broken = [name for name, cell in rows[-1].items() if not cell.isprintable()]
+                if broken:
+                    raise ValueError(f"{path}: line {reader.line_num}: {broken[0]} has a line break or a control sign")
         if not rows:
             raise ValueError(f"{path}: no networks, expected a line for each")
         for name in COLUMNS:
@@ -97,10 +110,21 @@ class Table:
 
     def classes(self) -> tuple[Tensor, list[str] | None]:
         """The class of each network, and the classes' names in their natural order; None where labels are numbers,
-        which some programs write as 1.0 instead of 1."""
+        which some programs write as 1.0 instead of 1.
+
+        Raises:
+            ValueError: they are decimals.
+        """
         cells = self.column("label")
         if all(re.fullmatch(r"\d{1,9}(\.0*)?", cell) for cell in cells):
             return torch.tensor([int(cell.partition(".")[0]) for cell in cells]), None
+        cells = [unicodedata.normalize("NFC", cell) for cell in cells]
+        if all(re.fullmatch(r"[-+]?\d*\.\d+(e-?\d+)?|\d+", cell) for cell in cells):
+            found = next(cell for cell in cells if "." in cell)
+            raise ValueError(
+                f"{self.path}: label: found {found}, expected classes: whole numbers from 0, or names; for numbers "
+                "from 0 to 1 call the column score"
+            )
         names = sorted({*cells}, key=natural_order)
         return torch.tensor([names.index(cell) for cell in cells]), names
 
@@ -212,16 +236,17 @@ def import_zoo(
 
 
 def _matched(sources: Sequence[Source], table: Table) -> tuple[list[Source], list[str]]:
-    """The source of each row: that whose name, or its end, with or without suffix, is the row's."""
+    """The source of each row: that whose name, its end, or its absolute path, with or without suffix, is the row's."""
     by_name: dict[str, list[Source]] = {}
     for source in sources:
         parts = Path(source.name).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
+        ends.append(str(Path(source.name).absolute()))
         for name in {*ends, *(_without_suffix(end) for end in ends), source.name}:
             by_name.setdefault(name, []).append(source)
     problems, chosen = [], []
     for row in table.rows:
-        matches = by_name.get(row["name"].replace("\\", "/"), [])
+        matches = by_name.get(row["name"].replace("\\", "/").removeprefix("./"), [])
         if len(matches) == 1:
             chosen.append(matches[0])
         else:

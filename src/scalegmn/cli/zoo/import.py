@@ -43,6 +43,8 @@ def run(words: Sequence[str]) -> None:
         assumed += [f"state dicts do not tell {what}" for name, what in NOT_TOLD.items() if name in unsaid]
     for note in (*notes, *assumed):
         print(f"note: {note}", file=sys.stderr)
+    if zoo.classes is not None:
+        print(f"note: classes, from 0: {', '.join(zoo.classes)}", file=sys.stderr)
     empty = [name for name, rows in zoo.splits.items() if not len(rows)]
     if empty:
         print(f"note: no networks for {', '.join(empty)}; training needs some of each split", file=sys.stderr)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-GRID = (torch.arange(96, dtype=torch.float64) - 47.5) / 8
-"""Numbers at which activations are compared: none is 0, and all have few digits, so that w0 z / z is w0."""
+_FAR = torch.tensor([-29.5, -13.0, -6.5, 6.5, 13.0, 29.5], dtype=torch.float64)
+GRID = torch.cat([(torch.arange(96, dtype=torch.float64) - 47.5) / 8, _FAR])
+"""Numbers at which activations are compared: none is 0, and all have few digits, so that w0 z / z is w0; some
+are beyond the bounds of relu6."""
 
 TOLERANCE = 1e-6
 """Of activations on the grid: files hold constants such as sqrt(2) in single precision."""
@@ -23,11 +25,21 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "silu": functional.silu,
     "gelu(tanh)": lambda z: functional.gelu(z, approximate="tanh"),
+    "relu6": functional.relu6,
+    "hardtanh": functional.hardtanh,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "softplus": functional.softplus,
+    "log_sigmoid": functional.logsigmoid,
+    "mish": functional.mish,
+    "hardswish": functional.hardswish,
+    "hardsigmoid": functional.hardsigmoid,
 }
 
 ELEMENTWISE = {
     *("Relu", "LeakyRelu", "Tanh", "Sigmoid", "Sin", "Erf", "Neg", "Gelu", "Swish", "Identity", "Sqrt"),
-    *("Add", "Sub", "Mul", "Div", "Pow"),
+    *("Elu", "Selu", "Softplus", "Mish", "HardSwish", "HardSigmoid", "PRelu"),
+    *("Add", "Sub", "Mul", "Div", "Pow", "Exp", "Log", "Abs", "Clip", "Max", "Min"),
 }
 """Operators that activations are made of."""
 

@@ -41,16 +41,11 @@ def from_onnx(path: str | Path, input_shape: tuple[int, ...] | None = None) -> N
 def _params(graph: object, input_shape: tuple[int, ...] | None) -> NetParams:
     source = OnnxGraph(graph, input_shape)
     network = OnnxNetwork(source).eval()
-    if source.output in source.activations:
-        name = source.activations[source.output]
-        raise ValueError(f"the output has an activation, {name}; expected none: leave it out")
     try:
         layers, spec = trace_module(network, source.example_input)
         params = read_parameters(named_tensors(network), layers, spec)
     except ValueError as error:
         raise ValueError(_in_words_of_the_file(str(error), network)) from None
-    if layers[-1].is_activated:
-        raise ValueError("the output has an activation; expected none: leave it out")
     return params
 
 

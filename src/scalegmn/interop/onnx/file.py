@@ -38,12 +38,16 @@ def _read_external(tensor: Any, path: Path) -> None:
     from onnx import TensorProto, helper
 
     place = {item.key: item.value for item in tensor.external_data}
-    file = path.parent / place.get("location", "")
-    if place.get("location") != file.name or file.is_symlink() or not file.is_file():
-        found = place.get("location", "nothing")
+    found = place.get("location", "nothing")
+    file = path.parent / found
+    is_beside = found.removeprefix("./") == file.name != path.name
+    if not is_beside or file.is_symlink() or not file.is_file():
         raise ValueError(f"{path}: {tensor.name!r} is in the file {found!r}, expected a file in {path.parent}")
     size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    offset, length = (int(place.get(key, default)) for key, default in (("offset", 0), ("length", size)))
+    try:
+        offset, length = (int(place.get(key, default)) for key, default in (("offset", 0), ("length", size)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {tensor.name!r} is in {found!r} at no number ({one_line(error)})") from None
     if length != size or offset < 0 or offset + length > file.stat().st_size:
         raise ValueError(f"{file}: too short for {tensor.name!r} of {path}: expected {size:,} bytes from {offset:,} on")
     with open(file, "rb") as content:

@@ -85,6 +85,8 @@ def gemm(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 @onnx_operator("MatMul")
 def matmul(node: Node, x: Tensor, y: Tensor) -> Tensor:
     """x W with a parameter W, or a product of two activations."""
+    if x.dtype != y.dtype:
+        raise ValueError(f"multiplies numbers of {x.dtype} and {y.dtype}, expected one type")
     if y.ndim == 2:
         _check_width(x, len(y))
     return x @ y
@@ -177,6 +179,12 @@ for _name, _function in {
     "Erf": torch.erf,
     "Neg": torch.neg,
     "Sqrt": torch.sqrt,
+    "Exp": torch.exp,
+    "Log": torch.log,
+    "Abs": torch.abs,
+    "Mish": functional.mish,
+    "Softplus": functional.softplus,
+    "HardSwish": functional.hardswish,
     "Reciprocal": torch.reciprocal,
     "Not": torch.logical_not,
     "IsNaN": torch.isnan,
@@ -188,6 +196,70 @@ for _name, _function in {
 def leaky_relu(node: Node, x: Tensor) -> Tensor:
     """max(x, alpha x)."""
     return functional.leaky_relu(x, node.get("alpha", 0.01))
+
+
+@onnx_operator("PRelu")
+def prelu(node: Node, x: Tensor, slope: Any) -> Tensor:
+    """max(x, 0) + slope min(x, 0), of one slope."""
+    if isinstance(slope, Tensor):
+        raise ValueError(f"{slope.numel()} slopes, expected one")
+    return functional.leaky_relu(x, float(str(np.float32(slope))))
+
+
+@onnx_operator("Elu")
+def elu(node: Node, x: Tensor) -> Tensor:
+    """x, or below zero alpha (exp(x) - 1)."""
+    return functional.elu(x, node.get("alpha", 1.0))
+
+
+@onnx_operator("Selu")
+def selu(node: Node, x: Tensor) -> Tensor:
+    """gamma x, or below zero gamma alpha (exp(x) - 1)."""
+    alpha, gamma = node.get("alpha", _SELU[0]), node.get("gamma", _SELU[1])
+    is_standard = abs(alpha - _SELU[0]) < 1e-6 and abs(gamma - _SELU[1]) < 1e-6
+    return functional.selu(x) if is_standard else gamma * functional.elu(x, alpha)
+
+
+_SELU = (1.6732632423543772, 1.0507009873554805)
+"""alpha and gamma."""
+
+
+@onnx_operator("HardSigmoid")
+def hard_sigmoid(node: Node, x: Tensor) -> Tensor:
+    """alpha x + beta between 0 and 1."""
+    alpha, beta = node.get("alpha", 0.2), node.get("beta", 0.5)
+    if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+        return functional.hardsigmoid(x)
+    return (alpha * x + beta).clamp(0, 1)
+
+
+@onnx_operator("Clip")
+def clip(node: Node, x: Tensor, lowest: Any = None, highest: Any = None) -> Tensor:
+    """Values between two numbers."""
+    bounds = [node.get("min") if lowest is None else lowest, node.get("max") if highest is None else highest]
+    numbers = [bound.item() if isinstance(bound, Tensor) and not bound.is_meta else bound for bound in bounds]
+    if numbers == [None, None]:
+        return x
+    if any(isinstance(bound, Tensor) for bound in numbers):
+        raise ValueError("bounds that are computed, expected numbers")
+    return x.clamp(*numbers)
+
+
+def _extreme(name: str) -> Function:
+    """The largest ("max") or smallest ("min") of several values, of which some may be numbers."""
+
+    def function(node: Node, *values: Any) -> Tensor:
+        first, *others = sorted(values, key=lambda value: not isinstance(value, Tensor))
+        for other in others:
+            bound = {"min" if name == "max" else "max": other}
+            first = getattr(torch, f"{name}imum")(first, other) if isinstance(other, Tensor) else first.clamp(**bound)
+        return first
+
+    return function
+
+
+for _name in ("Max", "Min"):
+    ONNX_OPERATORS.register(_name, _extreme(_name.lower()))
 
 
 @onnx_operator("Gelu")
