@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from screens import DRAWINGS, WINDOWS, drawn_page, open_in, shrunk, stored, unlike
 
 from scalegmn.experiments.report import find_runs
 from scalegmn.experiments.report import page as report
@@ -405,6 +406,36 @@ def test_layout(browser, pages, width, dark):
     watched.close()
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    path = tmp_path_factory.mktemp("drawn") / "page.html"
+    path.write_text(drawn_page())
+    return path
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_screenshots(browser, drawn, window):
+    """Drawings look like the stored ones, in other fonts as well; what is broken does not."""
+    opened = open_in(browser, drawn, window)
+    expected = stored(window)
+    assert unlike(shrunk(opened), expected) == []
+    opened.evaluate("document.body.style.fontFamily = 'serif'")
+    assert unlike(shrunk(opened), expected) == []
+    for change, drawings in (
+        ("places = places.map(([x, y]) => [x / 2, y]); drawMap()", {"#map"}),
+        ("document.querySelectorAll('#graph line').forEach(line => line.remove())", {"#graph"}),
+        ("document.querySelectorAll('#heat canvas').forEach(c => c.width = c.width)", {DRAWINGS[3]}),
+        ("document.querySelectorAll('#histograms canvas').forEach(c => c.width = c.width)", {"#histograms"}),
+    ):
+        opened.evaluate(change)
+        assert drawings <= set(unlike(shrunk(opened), expected)), change
+    opened.context.close()
+    opened = open_in(browser, drawn, window)
+    opened.evaluate("document.querySelector('style').remove()")
+    assert len(unlike(shrunk(opened), expected)) >= 2
+    opened.context.close()
+
+
 def test_hostile_names_run_no_script(browser, pages):
     watched = Watched(browser, pages[0] / "hostile.html")
     watched.drag("#map", [(0.01, 0.01), (0.99, 0.01), (0.99, 0.9), (0.01, 0.9), (0.01, 0.02)])
@@ -417,6 +448,44 @@ def test_hostile_names_run_no_script(browser, pages):
     assert watched.evaluate("window.hacked === undefined")
     assert watched.evaluate("document.scripts.length") == 2
     assert watched.evaluate("document.images.length") == 0
+    watched.close()
+
+
+def test_hostile_names_of_files_and_runs(browser, pages, tmp_path):
+    """Markup in the names of files, folders, runs, models and architectures is text in the page and in the report."""
+    run = pages[1]
+    folder = tmp_path / "<img src=x onerror=window.hacked=1>"
+    folder.mkdir()
+    tensors = {"0.weight": torch.randn(5, 2), "0.bias": torch.zeros(5), "1.weight": torch.randn(3, 5)}
+    tensors["1.bias"] = torch.zeros(3)
+    for name in ("'\"><svg onload=window.hacked=1>", "<script>window.hacked=1<script>"):
+        torch.save(tensors, folder / f"{name}.pth")
+    collection = collections_of([str(folder)], InputOptions("relu", 30.0))[0]
+    explanation = run.featured[0]["explanation"] | {"meaning": f"log-odds of class {HOSTILE[1]}"}
+    shown = replace(run, featured=[run.featured[0] | {"explanation": explanation}])
+    (tmp_path / "page.html").write_text(page([collection, shown]))
+    watched = Watched(browser, tmp_path / "page.html")
+    assert "<svg onload=window.hacked=1>" in watched.text("#table")
+    assert str(folder) in watched.text("#pick") or "<img" in watched.text("#pick")
+    watched.click("#collections button:nth-child(2)")
+    assert HOSTILE[1] in watched.text("#explanation-note")
+    assert watched.evaluate("window.hacked === undefined")
+    assert watched.evaluate("document.images.length") == 0
+    watched.close()
+
+    runs = tmp_path / "runs" / "<svg onload=window.hacked=1>"
+    (runs / "figures").mkdir(parents=True)
+    (runs / "config.yml").write_text(json.dumps({"model": HOSTILE[0], "train_args": {"seed": 0}}))
+    (runs / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "train_loss": 1.0, f"val_{HOSTILE[1]}": 0.5}) + "\n")
+    data = {"zoo": HOSTILE[1], "sha256": "ab" * 32, "read": HOSTILE[2], "networks": {"train": 5}}
+    summary = {f"test_{HOSTILE[2]}": 0.5, "data": data, "versions": {HOSTILE[0]: HOSTILE[1]}, "git_commit": None}
+    (runs / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "report.html").write_text(report(find_runs([tmp_path / "runs"])))
+    watched = Watched(browser, tmp_path / "report.html")
+    assert "<svg onload=window.hacked=1>" in watched.text("#results")
+    assert HOSTILE[1] in watched.text("body")
+    assert watched.evaluate("window.hacked === undefined")
+    assert watched.evaluate("document.scripts.length") == 1
     watched.close()
 
 

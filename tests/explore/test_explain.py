@@ -59,6 +59,20 @@ def test_table_json_and_figure(digits, monkeypatch, capsys):
     figure.unlink()
 
 
+def test_hostile_class_names(digits, monkeypatch, capsys):
+    """Class names are text in the table and in the figure, not markup and not formulas."""
+    shutil.copytree(digits.folder / "run", digits.folder / "hostile")
+    summary = json.loads((digits.folder / "hostile" / "summary.json").read_text())
+    hostile = "<script>$\\frac{$</script>"
+    summary["data"]["classes"] = [hostile] * 10
+    (digits.folder / "hostile" / "summary.json").write_text(json.dumps(summary))
+    words = ["explain", "--checkpoint", "hostile", "net.pth", "--figure=hostile.png"]
+    code, table, error = run_command(words, digits.folder, monkeypatch, capsys)
+    assert (code, error) == (0, "")
+    assert table.startswith(f"log-odds of class {hostile}: ")
+    assert (digits.folder / "hostile.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_gradients_need_no_zoo(digits, monkeypatch, capsys):
     shutil.copytree(digits.folder / "run", digits.folder / "moved" / "run")
     shutil.copy(digits.net, digits.folder / "moved")
@@ -73,6 +87,9 @@ def test_gradients_need_no_zoo(digits, monkeypatch, capsys):
 def test_refusals(digits, monkeypatch, capsys, tmp_path):
     assert_refused(ask(digits, monkeypatch, capsys, "net.pth", "--output=10"), "found 10, expected 0 to 9")
     assert_refused(ask(digits, monkeypatch, capsys, "net.pth", "--figure=a.xyz"), "a.xyz, expected a file .png")
+    for activation in ("relu", "tanh"):
+        refused = ask(digits, monkeypatch, capsys, "net.pth", f"--activation={activation}")
+        assert_refused(refused, f"--activation: found {activation}, expected sine as in the networks that run was")
     net = torch.load(digits.net)
     names = list(net)
     net[names[0]], net[names[2]] = torch.zeros(9, 2), torch.zeros(8, 9)

@@ -12,7 +12,7 @@ from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.predict import input_options, with_frequencies
 from scalegmn.experiments.trained import load
 from scalegmn.explore.attribution import METHODS
-from scalegmn.explore.explain import explain, open_reference, require_answers
+from scalegmn.explore.explain import default_method, explain, open_reference, require_answers
 from scalegmn.interop.network_files import KINDS, find_sources, read_source
 from scalegmn.interop.torch_modules import parse_shape
 from scalegmn.reporting.figures import explanation
@@ -38,8 +38,16 @@ def run(words: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if sources[0].is_state_dict:
         params = with_frequencies(params, model)
-    zoo = None if values.method == "gradient" else open_reference(model, values.reference)
-    result = explain(model, params, zoo, values.output)
+    method = values.method or ("integrated" if values.reference else default_method(model))
+    zoo = open_reference(model, values.reference) if method == "integrated" else None
+    try:
+        result = explain(model, params, zoo, values.output)
+    except ValueError:
+        trained = input_options(model).activation
+        if trained is None or values.activation in (None, trained):
+            raise
+        found = f"--activation: found {values.activation}, expected {trained}"
+        raise ValueError(f"{found} as in the networks that {values.checkpoint} was trained on; leave it out") from None
     if values.format == "json":
         print(json.dumps({"network": sources[0].name, **result.content()}, indent=2))
     else:
@@ -62,8 +70,8 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default="integrated",
-        help="gradients integrated from the mean canonical network, or gradient x weight (integrated)",
+        help="gradients integrated from the mean canonical network (the default for classes), or gradient x weight "
+        "(the default for accuracies)",
     )
     parser.add_argument("--output", type=int, metavar="N", help="explain output N, from 0; default: the largest")
     parser.add_argument("--reference", type=Path, metavar="ZOO", help="whose mean is meant; default: the run's zoo")

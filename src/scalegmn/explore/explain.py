@@ -28,8 +28,11 @@ from scalegmn.zoos.zoo_format import Zoo, class_names, in_single, open_zoo
 REFERENCES = 512
 """Training networks whose mean is the reference network."""
 
-REMOVED, DRAWS = 12, 20
-"""Neurons that deletion curves remove, and random orders beside them."""
+REMOVED, DRAWS, FEWEST_DRAWS = 12, 20, 4
+"""Neurons that deletion curves remove; random orders beside them, and the fewest that large networks have."""
+
+EVALUATED = 5 * 10**7
+"""Parameters of all networks together that random orders leave, where they are more than the fewest."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,12 @@ def require_answers(model: TrainedModel) -> None:
         raise ValueError(f"{model.run}: edits networks; explain a model that gives a class or a number")
 
 
+def default_method(model: TrainedModel) -> str:
+    """`integrated` for classes, `gradient` for accuracies: a predictor of accuracies reads every network near the
+    reference as untrained, so that most of the path to it says little about the network itself."""
+    return "gradient" if model.task == "generalization" else "integrated"
+
+
 def open_reference(model: TrainedModel, path: Path | None) -> Zoo:
     """The zoo that the reference network is the mean of: that of the run, unless another is named.
 
@@ -173,7 +182,8 @@ def explain(
     ranked, generator = ranked_neurons(attribution), torch.Generator().manual_seed(seed)
     places = removable_neurons(x.spec)
     count = min(REMOVED, len(places))
-    orders = [torch.randperm(len(places), generator=generator)[:count].tolist() for _ in range(DRAWS)]
+    draws = min(DRAWS, max(FEWEST_DRAWS, EVALUATED // (x.spec.num_parameters * (count + 1))))
+    orders = [torch.randperm(len(places), generator=generator)[:count].tolist() for _ in range(draws)]
     curves = deletion_curves(score, x, [ranked[:count], *([places[place] for place in order] for order in orders)])
     return Explanation(
         output,

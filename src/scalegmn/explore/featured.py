@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scalegmn.experiments.trained import TrainedModel
 from scalegmn.explore.architectures import described
-from scalegmn.explore.explain import explain
+from scalegmn.explore.explain import default_method, explain
 from scalegmn.networks import NetParams
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.tasks.editing import original_images
@@ -136,7 +136,8 @@ def featured_networks(
             continue
         of_model = _answers_of(model)
         entry = {"row": place, **moved_answers(params, of_model, baseline, generator)}
-        explanation = explain(model, params, zoo if _has_reference(zoo, params) else None)
+        with_reference = default_method(model) == "integrated" and zoo.architectures.get(params.spec, 0) > 0
+        explanation = explain(model, params, zoo if with_reference else None)
         entry["explanation"] = {
             "meaning": explanation.meaning,
             "method": explanation.method,
@@ -242,11 +243,6 @@ def _answers_of(model: TrainedModel, batch: int = 128) -> Answer:
         return values if values.ndim == 2 else values[:, None]
 
     return answer
-
-
-def _has_reference(zoo: Zoo, params: NetParams) -> bool:
-    architectures = zoo.architectures
-    return architectures.get(params.spec, 0) > 0
 
 
 def _places(zoo: Zoo, nets: Networks, rows: Tensor) -> list[int]:
