@@ -276,7 +276,8 @@ def answers_and_features(model: TrainedModel, nets: Networks) -> tuple[Tensor | 
     """A model's outputs [networks, out_dim] and the features that its last layer reads [networks, D]; None for models
     that edit.
 
-    The last layer is the last `nn.Linear` of so many outputs; where there is none, the outputs are the features.
+    Where the outputs are sums of what several `nn.Linear` compute, the features are those that all of them read; where
+    they are not what such layers compute, the outputs are the features.
     """
     if model.task_class.output != "vector":
         return None, None
@@ -288,19 +289,38 @@ def answers_and_features(model: TrainedModel, nets: Networks) -> tuple[Tensor | 
             output, feature = _with_last_features(metanetwork, model.config.model_config.out_dim, x)
             outputs.append(output)
             features.append(feature)
-    return torch.cat(outputs).cpu(), torch.cat(features).cpu()
+    if any(feature is None for feature in features):
+        features = outputs
+    return torch.cat(outputs).cpu(), torch.cat([feature for feature in features if feature is not None]).cpu()
 
 
-def _with_last_features(model: Metanetwork, out_dim: int, x: NetParams) -> tuple[Tensor, Tensor]:
-    """The output [B, out_dim], and what the last layer read [B, D]."""
-    read: list[Tensor] = []
+def _with_last_features(model: Metanetwork, out_dim: int, x: NetParams) -> tuple[Tensor, Tensor | None]:
+    """The output [B, out_dim], and what the last layers read [B, D], in the order of the networks; None if there are no
+    such layers.
+
+    Models compute networks of one activation together, in an order of their own; so each activation is one batch here.
+    """
+    if x.activation is not None and len(x.activation.unique()) > 1:
+        rows = [torch.eq(x.activation, index).nonzero()[:, 0] for index in x.activation.unique()]
+        parts = [_with_last_features(model, out_dim, x[some]) for some in rows]
+        back = torch.cat(rows).argsort()
+        features = [feature for _, feature in parts if feature is not None]
+        together = torch.cat(features)[back] if len(features) == len(parts) else None
+        return torch.cat([output for output, _ in parts])[back], together
+    calls: list[tuple[Tensor, Tensor]] = []
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == out_dim]
-    handle = layers[-1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) if layers else None
+    handles = [
+        layer.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output))) for layer in layers
+    ]
     output = model(x)
-    if handle is not None:
+    for handle in handles:
         handle.remove()
     assert isinstance(output, Tensor)
-    return output, read[-1] if read and read[-1].ndim == 2 and len(read[-1]) == len(output) else output
+    calls = [(read, z) for read, z in calls if read.ndim == 2 and z.shape == output.shape]
+    for last in (calls[-1:], calls):
+        if last and torch.allclose(torch.stack([z for _, z in last]).sum(0), output, rtol=1e-4, atol=1e-4):
+            return output, torch.cat([read for read, _ in last], 1)
+    return output, None
 
 
 def _answer_columns(
