@@ -1,1 +1,1 @@
-"""Learned optimisers: networks that read a network under training, and say its next update."""
+"""Learned optimisers: networks that read a network under training, and compute its next update."""
