@@ -17,11 +17,13 @@ from scalegmn.explore.answers import answers_of, inputs_of_zoo, shares
 from scalegmn.explore.architectures import described
 from scalegmn.explore.content import (
     PARAMETER_BYTES,
+    answers_and_features,
     collections_of,
     of_run,
     of_zoo,
     statistics_of,
 )
+from scalegmn.explore.explain import default_method, explain
 from scalegmn.explore.featured import Move, single_moves
 from scalegmn.explore.maps import places, principal_components
 from scalegmn.explore.page import LARGEST, MARK, embedded, page
@@ -128,6 +130,32 @@ def test_what_classifiers_answer(cnns):
     assert test.max() > 0.5 > test.min()
     assert (accuracy - test.flip(0)).abs().max() > 0.2
     assert set(collection.columns["optimizer"]) <= {"sgd", "adam", "rmsprop"}
+
+
+def test_features_are_in_the_order_of_the_networks(cnns):
+    """Models compute networks of one activation together; the map shows each where its own features are, of which the
+    outputs are a linear function. Accuracies are explained by gradient x weight."""
+    (cnns.parent / "run.yml").write_text(
+        "data: {dataset_path: zoo}\nbatch_size: 8\ntrain_args: {num_epochs: 1}\n"
+        "scalegmn_args: {symmetry: hetero, hidden_dim: 4, out_dim: 1, out_scale: 1.0}\n"
+    )
+    words = ["train", "generalization", "--conf", "run.yml", "--run_dir=run"]
+    done = run_here("-m", "scalegmn", *words, cwd=cnns.parent)
+    assert done.returncode == 0, done.stderr
+    model, zoo = load(cnns.parent / "run"), open_zoo(cnns)
+    (params,) = zoo.nets
+    assert len(params.activation.unique()) == 2
+    outputs, features = answers_and_features(model, Networks((params,), {}))
+    order = torch.randperm(len(params), generator=torch.Generator().manual_seed(0))
+    moved_outputs, moved = answers_and_features(model, Networks((params[order],), {}))
+    assert (moved - features[order]).abs().max() <= 1e-5 * features.abs().max()
+    assert (features - features[order]).abs().max() > 1e-2 * features.abs().max()
+    assert (moved_outputs - outputs[order]).abs().max() <= 1e-5 * outputs.abs().max()
+    known = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    solution = torch.linalg.lstsq(known, outputs.double()).solution
+    assert features.shape[1] < len(features) / 2
+    assert (known @ solution - outputs).abs().max() < 1e-4 * outputs.std()
+    assert explain(model, params[:1], None).method == default_method(model) == "gradient"
 
 
 def test_inputs_that_are_not_there(cnns):
