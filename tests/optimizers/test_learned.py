@@ -175,6 +175,29 @@ def test_coordinates_lead_to_the_graph_and_back(random_params, generator):
     assert torch.equal(spread.weights[0][0, :, :, 2, 0], edges[0][0, ..., 0])
 
 
+def test_factored_means(random_params):
+    """Of squares that are products of one number per row and one per column, and of their kernels' mean."""
+    spec = NetSpec((LayerSpec(2, 4, (3, 1), "relu"), LayerSpec(4, 2)))
+    params = random_params(spec, 2).map(torch.square)
+    rows, columns, products = (
+        params.unflatten(x[..., 0]) for x in Coordinates(spec).factored(params.flatten()[..., None])
+    )
+    weight = params.weights[0]
+    assert torch.allclose(rows.weights[0][:, :, 1, 2, 0], weight.mean((2, 3, 4)), rtol=1e-12)
+    assert torch.allclose(columns.weights[0][:, 3, :, 0, 0], weight.mean((1, 3, 4)), rtol=1e-12)
+    expected = weight.mean((2, 3, 4))[:, 2] * weight.mean((1, 3, 4))[:, 1] / weight.mean((1, 2, 3, 4))
+    assert torch.allclose(products.weights[0][:, 2, 1, 0, 0], expected, rtol=1e-12)
+    outer = params.replace(weights=(weight, params.biases[0][:, None, :] * params.biases[1][:, :, None]))
+    (_, _, again) = Coordinates(spec).factored(outer.flatten()[..., None])
+    assert torch.allclose(spec_weight(outer, again), outer.weights[1], rtol=1e-12)
+    assert torch.equal(products.biases[0], params.biases[0])
+
+
+def spec_weight(params, values):
+    """The last weight of values [B, P, 1]."""
+    return params.unflatten(values[..., 0]).weights[1]
+
+
 @pytest.mark.parametrize("network", ["scalegmn", "ng_gnn", "ff", "lstm", "ng_t"])
 def test_other_widths_and_depths(network, random_params):
     optimizer = optimizer_for(chain("relu"), network=network)

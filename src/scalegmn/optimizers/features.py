@@ -94,8 +94,15 @@ class FeatureSet:
             state.steps + 1,
         )
 
-    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
-        """Parameter, gradient and momenta, [B, P, n], and steps taken, [B] -> channels [B, P, C], odd ones first."""
+    def encode(self, numbers: Tensor, second: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+        """Channels [B, P, C], odd ones first.
+
+        Args:
+            numbers: parameter, gradient and momenta, [B, P, n].
+            second: the mean of squared gradients, [B, P].
+            steps: taken, [B].
+            coordinates: of the parameters.
+        """
         raise NotImplementedError
 
 
@@ -106,7 +113,7 @@ class LogarithmicFeatures(FeatureSet):
     def __init__(self) -> None:
         super().__init__((0.5, 0.9, 0.99, 0.999, 0.9999), averages=False, num_odd=7, num_even=7)
 
-    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+    def encode(self, numbers: Tensor, second: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
         """As in `FeatureSet`."""
         size = numbers.abs()
         large = size >= torch.e**-10
@@ -122,13 +129,47 @@ class NormalizedFeatures(FeatureSet):
     def __init__(self) -> None:
         super().__init__((0.1, 0.5, 0.9, 0.99, 0.999, 0.9999), True, num_odd=8, num_even=len(TIME_SCALES))
 
-    def encode(self, numbers: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+    def encode(self, numbers: Tensor, second: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
         """As in `FeatureSet`."""
-        sizes = coordinates.root_mean_squares(numbers)
-        tiny = torch.finfo(numbers.dtype).tiny ** 0.5
-        odd = (numbers / torch.where(sizes > tiny, sizes, 1)).clamp(-_CLIP, _CLIP)
-        time = torch.tanh(steps[:, None] / numbers.new_tensor(TIME_SCALES) - 1)
-        return torch.cat([odd, time[:, None].expand(-1, numbers.shape[1], -1)], dim=-1)
+        return torch.cat([_in_units(numbers, coordinates), _time(steps, numbers)], dim=-1)
+
+
+class FactoredFeatures(FeatureSet):
+    """29 channels after small_fc_lopt (Metz et al., 2022, https://arxiv.org/abs/2203.11860), its factored ones with one
+    decay, .999, in place of three.
+
+    Odd: p, g, momenta m with decays .9, .99, .999; m / sqrt(v), v the mean of squared gradients; g and m / sqrt(v'),
+    v'_ij = row_i col_j / mean(row) for a weight, row and col the means of v over its rows and columns (and kernels),
+    v' = v for a bias (Shazeer and Stern, 2018, https://arxiv.org/abs/1804.04235). Even: v, row, col, and 1 / sqrt of
+    each. All are divided by their root mean square over the tensor and clipped. And tanh(t / tau - 1) for 11 tau.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((0.9, 0.99, 0.999), True, num_odd=12, num_even=6 + len(TIME_SCALES))
+
+    def encode(self, numbers: Tensor, second: Tensor, steps: Tensor, coordinates: Coordinates) -> Tensor:
+        """As in `FeatureSet`."""
+        v = second[..., None]
+        row, col, factored = coordinates.factored(v)
+        smallest = torch.finfo(v.dtype).tiny ** 0.5
+        by_v, by_row, by_col, by_factored = ((x + smallest).rsqrt() for x in (v, row, col, factored))
+        odd = torch.cat([numbers, numbers[..., 2:] * by_v, numbers[..., 1:] * by_factored], dim=-1)
+        even = torch.cat([v, by_v, row, by_row, col, by_col], dim=-1)
+        channels = _in_units(torch.cat([odd, even], dim=-1), coordinates)
+        return torch.cat([channels, _time(steps, numbers)], dim=-1)
+
+
+def _in_units(values: Tensor, coordinates: Coordinates) -> Tensor:
+    """[B, P, C], each divided by its root mean square over the tensor, and clipped."""
+    sizes = coordinates.root_mean_squares(values)
+    tiny = torch.finfo(values.dtype).tiny ** 0.5
+    return (values / torch.where(sizes > tiny, sizes, 1)).clamp(-_CLIP, _CLIP)
+
+
+def _time(steps: Tensor, like: Tensor) -> Tensor:
+    """tanh(t / tau - 1) at all parameters, [B] -> [B, P, 11]."""
+    time = torch.tanh(steps[:, None] / like.new_tensor(TIME_SCALES) - 1)
+    return time[:, None].expand(-1, like.shape[1], -1)
 
 
 FEATURES: Registry[FeatureSet] = Registry("feature set")
@@ -136,3 +177,4 @@ FEATURES: Registry[FeatureSet] = Registry("feature set")
 
 FEATURES.register("ng", LogarithmicFeatures())
 FEATURES.register("unf", NormalizedFeatures())
+FEATURES.register("factored", FactoredFeatures())

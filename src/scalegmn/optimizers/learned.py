@@ -31,11 +31,12 @@ class LearnedOptimizerConfig:
     """A learned optimiser."""
 
     network: str = "scalegmn"
-    """What reads the channels of all parameters: ff and mlp_lopt (an MLP of each parameter), lstm, nfn, ng_gnn, ng_t,
-    scalegmn_forward, scalegmn (bidirectional)."""
+    """What reads the channels of all parameters: ff, mlp_lopt and small_fc_lopt (an MLP of each parameter), lstm, nfn,
+    ng_gnn, ng_t, scalegmn_forward, scalegmn (bidirectional)."""
 
-    features: Literal["ng", "unf"] = "unf"
-    """The channels of a parameter: 14 of Neural Graphs, 19 of UNF."""
+    features: Literal["ng", "unf", "factored"] = "unf"
+    """The channels of a parameter: 14 of Neural Graphs, 19 of UNF; factored: 29 after small_fc_lopt, with means over
+    rows and columns of weights."""
 
     rule: Literal["ng", "mlp_lopt", "unf", "adam"] = "adam"
     """How outputs change a parameter; adam: relative to Adam's step, which it is before training."""
@@ -151,8 +152,8 @@ class LearnedOptimizer(nn.Module):
         numbers = torch.cat(
             [(inputs.parameters / r)[..., None], (inputs.gradients * r)[..., None], inputs.momenta * r[..., None]], -1
         )
-        channels = self.features.encode(numbers, inputs.steps, coordinates)
         moments = Moments(inputs.first * r, inputs.second * r.square(), inputs.steps)
+        channels = self.features.encode(numbers, moments.second, inputs.steps, coordinates)
         changes: Tensor = r * self.rule(self.network(channels, coordinates), moments)
         return changes
 
@@ -177,6 +178,7 @@ UPDATE_NETWORKS.register("ff", _ff)
 UPDATE_NETWORKS.register(
     "mlp_lopt", lambda config, spec: CoordinateMLP(FEATURES[config.features], (config.hidden_dim, config.hidden_dim))
 )
+UPDATE_NETWORKS.register("small_fc_lopt", lambda config, spec: CoordinateMLP(FEATURES[config.features], (4, 4)))
 UPDATE_NETWORKS.register("lstm", lambda config, spec: TensorLSTM(FEATURES[config.features], config.hidden_dim))
 UPDATE_NETWORKS.register("nfn", lambda config, spec: UniversalNFN(FEATURES[config.features], spec, config.hidden_dim))
 UPDATE_NETWORKS.register(
