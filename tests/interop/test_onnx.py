@@ -223,8 +223,9 @@ def test_bounds_and_other_activations(file, generator, name):
         [node("Tanh", "z", out="y")],
         [node("Clip", "z", "bound0", "bound1", out="y")],
         [node("Sub", "z", "bound1", out="y")],
+        [node("Add", "z", "bound1", out="y")],
     ],
-    ids=["softmax", "sigmoid", "tanh", "bounds", "an offset"],
+    ids=["softmax", "sigmoid", "tanh", "bounds", "a difference", "an offset"],
 )
 def test_what_follows_the_last_layer_is_left_out(file, generator, nodes):
     """As of modules."""

@@ -52,7 +52,8 @@ class OnnxGraph:
         self.activations: dict[str, str] = {}
         num_uses = Counter(name for node in graph.node for name in node.input) + Counter([self.output])
         self.example_input = example_input(graph, self.input, constants, input_shape)
-        self.values = GraphValues({**constants, self.input: self.example_input.to("meta")}, num_uses)
+        known = {**constants, self.input: self.example_input.to("meta")}
+        self.values = GraphValues(known, num_uses, self.output)
         for node in graph.node:
             result = attempt(partial(self._read, node))
             if isinstance(result, ValueError):

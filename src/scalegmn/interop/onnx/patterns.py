@@ -56,7 +56,8 @@ def layer_with_bias(
         bias, (x, parameter, *rest) = _per_neuron(added.reshape(-1), size), layer.inputs
         if rest and rest[0]:
             first = values.constant(rest[0])
-            if first is None:
+            is_offset = added.numel() == 1 and outputs[0] == values.output
+            if first is None or is_offset:  # of the output, which is left out as of modules
                 continue
             bias = first + bias
         module: nn.Module = layer.module

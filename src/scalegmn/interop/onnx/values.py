@@ -44,14 +44,15 @@ class GraphValues:
     Args:
         initial: constants; in place of one that cannot be read, why.
         num_uses: how many nodes read each value.
+        output: the name of the graph's output.
 
     Attributes:
         producers: value -> the step that computes it.
     """
 
-    def __init__(self, initial: Mapping[str, Tensor | ValueError], num_uses: Counter[str]) -> None:
+    def __init__(self, initial: Mapping[str, Tensor | ValueError], num_uses: Counter[str], output: str) -> None:
         self._values = dict(initial)
-        self.num_uses = num_uses
+        self.num_uses, self.output = num_uses, output
         self.producers: dict[str, Step] = {}
 
     def value(self, name: str) -> Tensor:
