@@ -46,6 +46,9 @@ def networks(folder):
     save_file(state, folder / "shards" / "part.safetensors")
     index = {"weight_map": dict.fromkeys(state, "part.safetensors")}
     (folder / "shards" / "net.safetensors.index.json").write_text(json.dumps(index))
+    torch.save(state, folder / "shards" / "other.bin")
+    index = {"weight_map": dict.fromkeys(state, "other.bin")}
+    (folder / "shards" / "other.bin.index.json").write_text(json.dumps(index))
     write_onnx(folder / "net.onnx", chain(list(state.values()), "sine", 6.0))
     (folder / "nets").mkdir()
     for number in range(3):
@@ -62,7 +65,7 @@ def pictures(folder):
         images, labels = idx(draw.integers(0, 256, (number, 28, 28))), idx(draw.integers(0, 10, number))
         (folder / "mnist" / f"{part}-images-idx3-ubyte").write_bytes(images)
         (folder / "mnist" / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-    for number, suffix in enumerate(("png", "jpg", "png", "jpg")):
+    for number, suffix in enumerate(("png", "jpg", "tif", "webp", "bmp")):
         path = folder / "pictures" / str(number % 2) / f"{number}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(path)
@@ -126,6 +129,8 @@ KINDS = {
     "net.onnx": predict("bundle", "net.onnx"),
     "shards/net.safetensors.index.json": predict("bundle", "shards"),
     "shards/part.safetensors": predict("bundle", "shards"),
+    "shards/other.bin": predict("bundle", "shards/other.bin.index.json"),
+    "shards/other.bin.index.json": predict("bundle", "shards/other.bin.index.json"),
     "nets/1.pth": command("zoo", "import", "nets", "--labels=labels.csv", "--activation=sine", "--w0=6", "--out=out"),
     "labels.csv": command("zoo", "import", "nets", "--labels=labels.csv", "--activation=sine", "--w0=6", "--out=out"),
     "bundle/config.json": predict("bundle", "net.pth"),
@@ -142,6 +147,9 @@ KINDS = {
     "mnist/t10k-labels-idx1-ubyte.gz": call(lambda home: load_images("mnist", home / "mnist")),
     "pictures/0/0.png": call(lambda home: load_images("folder", home / "pictures")),
     "pictures/1/1.jpg": call(lambda home: load_images("folder", home / "pictures")),
+    "pictures/0/2.tif": call(lambda home: load_images("folder", home / "pictures")),
+    "pictures/1/3.webp": call(lambda home: load_images("folder", home / "pictures")),
+    "pictures/0/4.bmp": call(lambda home: load_images("folder", home / "pictures")),
     "cifar/data_batch_2": call(lambda home: load_images("cifar10", home / "cifar")),
     "inrs/mnist_splits.json": call(
         lambda home: open_data(DataConfig(str(home / "inrs"), "labeled_mnist_inr", convert=False))
