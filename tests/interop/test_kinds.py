@@ -9,7 +9,8 @@ from readings import assert_read
 from torch import nn
 from torch.nn import functional
 
-from scalegmn.interop.torch_modules import PinnedNeurons, from_module
+from scalegmn.interop.torch_modules import PinnedNeurons, from_module, to_module
+from scalegmn.symmetry.groups import GroupElement
 
 
 class Written(nn.Module):
@@ -165,6 +166,12 @@ def autoencoder(m, x):
 
 
 L = nn.Linear
+
+
+def computed():
+    return {"a": L(3, 6), "g": nn.Parameter(torch.randn(6)), "h": nn.Parameter(torch.randn(6)), "last": L(6, 2)}
+
+
 VECTOR, SEQUENCE, IMAGE = (5, 4), (2, 5, 3), (2, 3, 8, 8)
 
 KINDS = {
@@ -253,6 +260,26 @@ KINDS = {
         SEQUENCE,
         [4, 4],
     ),
+    "last position, by its place": (
+        lambda: Written(lambda m, x: m.last(torch.relu(m.a(x))[:, [-1]]), a=L(3, 6), last=L(6, 2)),
+        SEQUENCE,
+        [6],
+    ),
+    "scale of 1 + g": (
+        lambda: Written(lambda m, x: m.last(functional.layer_norm(m.a(x), (6,)) * (1 + m.g)), **computed()),
+        SEQUENCE,
+        [6],
+    ),
+    "decay exp(-exp(g))": (
+        lambda: Written(lambda m, x: m.last(m.a(x).tanh() * torch.exp(-m.g.exp())), **computed()),
+        SEQUENCE,
+        [6],
+    ),
+    "share of two parameters": (
+        lambda: Written(lambda m, x: m.last(m.a(x).tanh() * torch.sigmoid(m.g - 2 * m.h)[None]), **computed()),
+        SEQUENCE,
+        [6],
+    ),
     "GRU of two layers": (
         lambda: Written(lambda m, x: m.last(m.r(x)[0]), r=nn.GRU(3, 4, 2), last=L(4, 2)),
         SEQUENCE,
@@ -282,3 +309,19 @@ def test_what_is_pinned_is_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error", PinnedNeurons)
         from_module(nn.Sequential(L(4, 6), nn.ReLU(), L(6, 2)), torch.randn(VECTOR))
+
+
+def test_parameters_from_which_scales_are_computed_move_with_their_channels(generator):
+    module = Written(lambda m, x: m.last(m.a(x).tanh() * torch.exp(-m.g.exp())), **computed()).double().eval()
+    x = torch.randn(SEQUENCE, dtype=torch.float64)
+    params = from_module(module, x)
+    moved = to_module(GroupElement.sample(params, generator).act(params), module, x)
+    torch.testing.assert_close(moved(x), module(x), rtol=1e-9, atol=1e-9)
+    moved.g.data = module.g.data
+    assert (moved(x) - module(x)).abs().max() > 1e-3
+
+
+def test_parameters_that_differ_from_channel_to_channel_by_constants_stay():
+    module = Written(lambda m, x: m.last(m.a(x).tanh() * (m.g + torch.arange(6))), **computed()).double().eval()
+    params = from_module(module, torch.randn(SEQUENCE, dtype=torch.float64))
+    assert not params.spec.permutation_classes

@@ -20,7 +20,15 @@ from scalegmn.interop.torch_modules.addition import constant_layer
 from scalegmn.interop.torch_modules.alignment import aligned_channels, coupled_layer, mark_aligned, without_coupled
 from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Elements, Neurons, Opaque, Scores, is_constant_along, is_traced
+from scalegmn.interop.torch_modules.values import (
+    ComputedParameters,
+    Elements,
+    Neurons,
+    Opaque,
+    Scores,
+    is_constant_along,
+    is_traced,
+)
 
 ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
 """Operations that keep the shape: along channels the first four treat all alike; along positions all do."""
@@ -85,6 +93,8 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         trace.refuse(f"{function} is not a known operator")
     if not isinstance(result, Tensor):
         trace.refuse(f"{function} returns several values")
+    if not any(isinstance(leaf, Neurons) for leaf, _ in operands):
+        return _of_parameters(trace, operands, result.shape)
     if name == "prelu":
         operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
     return elementwise(trace, operands, result.shape)
@@ -119,19 +129,33 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
         if isinstance(leaf, Neurons):
             continue
         is_same = not isinstance(value, Tensor) or all(is_constant_along(value.expand(*shape), axis) for axis in axes)
-        if isinstance(leaf, Elements) and not leaf.is_buffer:
-            if is_same and leaf.index.numel() == 1:
-                pin(trace, [leaf], "a parameter that all channels have")
-                continue
-            constants = constant_layer(trace, leaf, replace(parts[0], ids=ids[0]))
-            parts.append(constants)
-            ids.append(constants.ids.expand(*shape))
+        if isinstance(leaf, ComputedParameters) or (isinstance(leaf, Elements) and not leaf.is_buffer):
+            for part in leaf.parts if isinstance(leaf, ComputedParameters) else (leaf,):
+                if is_same and len(part.index.unique()) == 1:
+                    pin(trace, [part], "a parameter that all channels have")
+                    continue
+                constants = constant_layer(trace, part, replace(parts[0], ids=ids[0]))
+                parts.append(constants)
+                ids.append(constants.ids.expand(*shape))
         elif not is_same:
             fixed = [axis for axis in axes if not is_constant_along(value.expand(*shape), axis)]
             for item in ids:
                 _in_blocks(trace, item, axes, fixed)
     columns = aligned_channels(trace, parts, ids, axes)
     return _coupled(trace, columns, ids[0], axes)
+
+
+def _of_parameters(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> ComputedParameters:
+    """A function of parameters and numbers alone, element by element."""
+    parts: list[Elements] = []
+    for leaf, value in operands:
+        if isinstance(leaf, ComputedParameters):
+            parts += leaf.parts
+        elif isinstance(leaf, Elements) and not leaf.is_buffer and not trace.tensors[leaf.name].is_complex():
+            parts.append(replace(leaf, scale=1.0))
+        elif is_traced(leaf) or not isinstance(value, Tensor) or value.numel() > 1:
+            trace.refuse("parameters meet values that differ from one to the other")
+    return ComputedParameters(tuple(replace(part, index=part.index.expand(*shape)) for part in parts))
 
 
 def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequence[int]) -> Neurons:

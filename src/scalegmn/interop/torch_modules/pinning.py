@@ -12,7 +12,7 @@ from torch import Tensor
 from scalegmn.interop.torch_modules.alignment import coupled_layer
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Elements, Neurons, Scores, compact
+from scalegmn.interop.torch_modules.values import ComputedParameters, Elements, Neurons, Scores, compact
 
 
 def pin(trace: Trace, values: Sequence[Any], problem: str) -> None:
@@ -27,6 +27,8 @@ def pin(trace: Trace, values: Sequence[Any], problem: str) -> None:
     for value in values:
         if isinstance(value, Neurons):
             pin_neurons(trace, value.ids, reason)
+        elif isinstance(value, ComputedParameters):
+            pin(trace, value.parts, problem)
         elif isinstance(value, Scores):
             _pin_scores(trace, value, reason)
         elif isinstance(value, Elements) and not value.is_buffer:

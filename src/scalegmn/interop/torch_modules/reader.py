@@ -34,6 +34,7 @@ from scalegmn.interop.torch_modules.trace import Refusal, Trace
 from scalegmn.interop.torch_modules.values import (
     FILLS,
     PREPARED,
+    ComputedParameters,
     Elements,
     NetworkInput,
     Neurons,
@@ -159,6 +160,9 @@ class GraphReader:
                 self._trace.refuse("the module returns a value that has been changed in place through another one")
             pin(self._trace, value.values, "its memory is changed in place through another value")
             return _opaque(self._actual[node])
+        if isinstance(value, ComputedParameters):
+            pin(self._trace, [value], "the module returns it")
+            return _opaque(self._actual[node])
         return value
 
     def verify(self, layers: list[TracedLayer], spec: NetSpec) -> None:
@@ -275,7 +279,8 @@ class GraphReader:
         has_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
         neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
         ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
-        if neurons and name not in READS_OPAQUE:
+        are_parameters = all(isinstance(leaf, Elements | ComputedParameters) for leaf in leaves)
+        if (neurons or are_parameters) and name not in READS_OPAQUE:
             ways.append(ALIKE)
         if neurons and (not has_opaque or name in READS_OPAQUE):
             ways.append(AS_LAYERS)
@@ -331,6 +336,8 @@ class GraphReader:
             and (name not in OPERATORS or not OPERATORS[name].reads_input)
         ):
             return PREPARED
+        if any(isinstance(leaf, ComputedParameters) for leaf in leaves) and name not in (*VIEWS, *UNCHANGED):
+            self._trace.refuse("parameters are read that are computed from others")
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")
         is_read_elsewhere = operation(node) == name and _is_read_elsewhere(node)

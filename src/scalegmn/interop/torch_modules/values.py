@@ -154,10 +154,18 @@ class Opaque:
     """What the module computes, for the input of the check."""
 
 
+@dataclass(frozen=True)
+class ComputedParameters:
+    """What is computed from parameters alone, element by element, such as exp(a) or 1 + a."""
+
+    parts: tuple[Elements, ...]
+    """The elements of each parameter, in the shape of the value."""
+
+
 PREPARED = NetworkInput(torch.empty(0))
 """In place of what is computed from the input without parameters, until it is known."""
 
-TRACED = (Elements, Neurons, NetworkInput, Scores, Opaque)
+TRACED = (Elements, Neurons, NetworkInput, Scores, Opaque, ComputedParameters)
 
 
 def is_traced(value: Any) -> bool:

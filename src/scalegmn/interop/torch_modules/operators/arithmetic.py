@@ -55,6 +55,9 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     neurons = [value for value in values if isinstance(value, Neurons)]
     others = [value for value in values if not isinstance(value, Neurons)]
     if not neurons:
+        for value, other in ((x, y), (y, x)):
+            if isinstance(value, Elements) and is_number(other) and float(other) == 0:
+                return value
         prepared(call, *values)
     if any(value.is_output for value in neurons):
         if not (others and is_constant(others[0])):

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Scores, is_traced
+from scalegmn.interop.torch_modules.values import (
+    ComputedParameters,
+    Elements,
+    NetworkInput,
+    Neurons,
+    Scores,
+    is_traced,
+)
 
 VIEWS = (
     *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", "movedim"),
@@ -33,6 +40,8 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     first = next(value for value in leaves if is_traced(value))
     if isinstance(first, Scores):
         return first
+    if isinstance(first, ComputedParameters):
+        return _move_parts(call, first, (args, kwargs))
 
     def numbers(value: Any) -> Any:
         if not is_traced(value):
@@ -48,6 +57,27 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     positional, named = torch.utils._pytree.tree_map(numbers, (args, kwargs), is_leaf=is_traced)
     moved = call.function(*positional, **named)
     return list(map(value, moved)) if isinstance(moved, list | tuple) else value(moved)
+
+
+def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
+    """`move` of each parameter from which a value is computed."""
+    moved = []
+    for part in value.parts:
+        args, kwargs = torch.utils._pytree.tree_map(
+            lambda leaf, part=part: part if leaf is value else leaf, reads, is_leaf=is_traced
+        )
+        moved.append(move(call, *args, **kwargs))
+    if isinstance(moved[0], list):
+        return [ComputedParameters(parts) for parts in zip(*moved, strict=True)]
+    return ComputedParameters(tuple(moved))
+
+
+@operator("views", "index")
+def index(call: Call, x: Any, places: Any) -> Any:
+    """Elements at constant places."""
+    if not isinstance(x, Neurons | NetworkInput) or any(map(is_traced, places)):
+        call.trace.refuse("elements at places that depend on the input, or of a parameter")
+    return move(call, x, places)
 
 
 @operator("no change when evaluated", *UNCHANGED)
