@@ -168,6 +168,10 @@ def autoencoder(m, x):
 L = nn.Linear
 
 
+def hard_swish(x):
+    return x * functional.relu6(x + 3, inplace=True) / 6
+
+
 def computed():
     return {"a": L(3, 6), "g": nn.Parameter(torch.randn(6)), "h": nn.Parameter(torch.randn(6)), "last": L(6, 2)}
 
@@ -259,6 +263,11 @@ KINDS = {
         lambda: Written(lambda m, x: m.last(m.r(x)[0]), r=nn.LSTM(3, 4, bidirectional=True), last=L(8, 2)),
         SEQUENCE,
         [4, 4],
+    ),
+    "hard swish, written in place": (
+        lambda: Written(lambda m, x: m.last(hard_swish(m.a(x))), a=L(4, 6), last=L(6, 2)),
+        VECTOR,
+        [6],
     ),
     "last position, by its place": (
         lambda: Written(lambda m, x: m.last(torch.relu(m.a(x))[:, [-1]]), a=L(3, 6), last=L(6, 2)),
