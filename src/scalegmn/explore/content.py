@@ -289,9 +289,8 @@ def answers_and_features(model: TrainedModel, nets: Networks) -> tuple[Tensor | 
             output, feature = _with_last_features(metanetwork, model.config.model_config.out_dim, x)
             outputs.append(output)
             features.append(feature)
-    if any(feature is None for feature in features):
-        features = outputs
-    return torch.cat(outputs).cpu(), torch.cat([feature for feature in features if feature is not None]).cpu()
+    known = [feature for feature in features if feature is not None]
+    return torch.cat(outputs).cpu(), torch.cat(known if len(known) == len(outputs) else outputs).cpu()
 
 
 def _with_last_features(model: Metanetwork, out_dim: int, x: NetParams) -> tuple[Tensor, Tensor | None]:
