@@ -67,7 +67,13 @@ def test_statistics_baseline(home):
     result = run_here(ROOT / "benchmarks" / "baselines.py", "runs/relu", cwd=home)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (home / "runs/relu/baselines.jsonl").read_text().splitlines()]
-    assert [row["model"].split(",")[0] for row in rows] == ["scalegmn", "statistics", "invariant statistics"]
+    assert [row["model"].split(",")[0] for row in rows] == [
+        "scalegmn",
+        *("statistics", "statistics"),  # trees, and an MLP
+        *("invariant statistics", "invariant statistics"),
+    ]
+    assert all(-1 <= row["moved_tau"] <= 1 for row in rows[1:])
+    assert all(row["moved_tau"] == pytest.approx(row["test_tau"], abs=1e-3) for row in rows[3:])
     assert rows[0]["test_tau"] == json.loads((home / "runs/relu/summary.json").read_text())["test_tau"]
 
 

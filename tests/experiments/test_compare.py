@@ -275,3 +275,31 @@ def test_p_values_of_scores(tmp_path):
         name: [predictions(tmp_path / name, true, true + size * noise)] for name, size in (("good", 0.05), ("bad", 2.0))
     }
     assert p_values(folders, "tau", "good")["bad"] < 0.01
+
+
+def test_controls_and_page(home, compare):
+    """Moved networks, work and simple models beside the results; a page of tables and figures."""
+    models = {"mlp": {"conf": "mlp.yml", "published": "9 | 10 %"}, "gmn": {"conf": "conf.yml"}}
+    content = {"models": models, "common": {"train_args": {"num_epochs": 2}}, "controls": True}
+    code, _, error = compare(content, "--page=pages/small_zoo.md")
+    assert code == 0, error
+    rows = {row["model"]: row for row in read_csv(home / "out/table.csv")}
+    gmn, mlp = rows["gmn"], rows["mlp"]
+    assert gmn["moved_accuracy"] == gmn["test_accuracy"]  # it knows permutations, and the zoo's neurons have no more
+    assert 0 < float(mlp["mflop"]) < float(gmn["mflop"])
+    assert float(gmn["processor_seconds"]) > 0
+    assert set(rows) == {"mlp", "gmn", "weights, logistic regression", "weights, MLP 256-128"} | {
+        f"{number} points, MLP 256-128" for number in (64, 256)
+    }
+    asked = rows["64 points, MLP 256-128"]
+    assert float(asked["moved_accuracy"]) == pytest.approx(float(asked["test_accuracy"]), abs=0.35)
+    page = (home / "pages/small_zoo.md").read_text()
+    assert page.startswith("# Comparison: small zoo\n")
+    assert "published, on other data" in page
+    assert "9 \\| 10 %" in page
+    assert "![Results and costs.](small_zoo_figure.png)" in page
+    assert (home / "pages/small_zoo_figure.png").read_bytes() == (home / "out/figure.png").read_bytes()
+    kept = home / "out/gmn/seed_0/controls.json"
+    kept.write_text(kept.read_text().replace('"mflop": ', '"mflop": 1000'))
+    assert compare(content)[0] == 0
+    assert float(read_csv(home / "out/table.csv")[1]["mflop"]) > 1000  # kept, not counted again

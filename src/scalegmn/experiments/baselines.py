@@ -17,7 +17,7 @@ from scipy.stats import kendalltau
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -35,6 +35,9 @@ from scalegmn.zoos.loader import LabelledNets, load_splits
 
 TREES, DEPTH, LEARNING_RATE = 500, 5, 0.05
 """Gradient boosting: the largest number of trees, their depth, and the learning rate."""
+
+EPOCHS = 60
+"""Of an MLP on statistics; the best one counts."""
 
 BATCH = 256
 """Networks that the trained model reads at a time."""
@@ -69,26 +72,26 @@ CLASSIFIERS: dict[str, tuple[Callable[[NetParams], NDArray], Callable[[], Any]]]
 networks themselves, which must be MLPs."""
 
 
-def flat_baselines(run: Path) -> str:
-    """The table of a classification run beside `CLASSIFIERS`, which is also appended to RUN/baselines.jsonl.
+def flat_rows(run: Path) -> list[dict[str, Any]]:
+    """A classification run, and `CLASSIFIERS` on the same networks: a row each.
 
     Each is tested twice: on the test networks, and on these networks after random permutations and rescalings of their
-    neurons, which do not change what they compute. The classifiers read networks canonical or not, as in the run, each
-    feature standardised on the training split.
+    neurons (`moved_accuracy`), which do not change what they compute. The classifiers read networks canonical or not,
+    as in the run, each feature standardised on the training split.
 
     Raises:
-        ValueError: the zoo is not the one that the run was trained on.
+        ValueError: the zoo is not the one that the run was trained on, or has several architectures.
     """
-    name, summary, splits = _networks_of(run, "label")
+    model, summary, splits = _networks_of(run, "label")
     networks = {split: _all(nets) for split, nets in splits.items()}
     labels = {split: nets.labels.numpy() for split, nets in splits.items()}
-    element = GroupElement.sample(networks["test"], torch.Generator().manual_seed(0))
-    moved = element.act(networks["test"])
+    moved = _moved(networks["test"])
     trained = load(run)
     answers = [trained(moved[start : start + BATCH]) for start in range(0, len(moved), BATCH)]
     predicted = torch.cat([answer for answer in answers if isinstance(answer, Tensor)]).argmax(1)
     accuracy_moved = float((predicted.numpy() == labels["test"]).mean())
-    rows = [(name, summary["test_accuracy"], accuracy_moved, summary["parameters"], summary["seconds"])]
+    columns = ("model", "test_accuracy", "moved_accuracy", "parameters", "seconds")
+    rows = [(model, summary["test_accuracy"], accuracy_moved, summary["parameters"], summary["seconds"])]
     spec = networks["test"].spec
     for name, (features, build) in CLASSIFIERS.items():
         if features is not flattened and (spec.is_cnn or not spec.is_chain):
@@ -104,39 +107,59 @@ def flat_baselines(run: Path) -> str:
         seconds = time.perf_counter() - started
         scores = [classifier.score(features(params), labels["test"]) for params in (networks["test"], moved)]
         rows.append((name, *scores, sum(array.size for array in arrays), seconds))
-    _append(run, ("model", "test_accuracy", "moved_accuracy", "parameters", "seconds"), rows)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def flat_baselines(run: Path) -> str:
+    """The table of `flat_rows`, which are also appended to RUN/baselines.jsonl."""
+    rows = flat_rows(run)
+    _append(run, rows)
+    num_networks = json.loads((run / "summary.json").read_text())["data"]["networks"]["test"]
     lines = [
-        f"Test accuracy on {len(labels['test']):,} networks of held-out images; moved: after random permutations and"
+        f"Test accuracy on {num_networks:,} networks of held-out images; moved: after random permutations and",
+        "rescalings of their neurons, which do not change what they compute",
+        "",
+        f"{'model':<30}{'accuracy':>10}{'moved':>8}{'parameters':>12}{'seconds':>9}",
     ]
-    lines += ["rescalings of their neurons, which do not change what they compute", ""]
-    lines.append(f"{'model':<30}{'accuracy':>10}{'moved':>8}{'parameters':>12}{'seconds':>9}")
-    for name, accuracy, accuracy_moved, parameters, seconds in rows:
-        lines.append(f"{name:<30}{accuracy:>10.1%}{accuracy_moved:>8.1%}{parameters:>12,}{seconds:>9.0f}")
+    for row in rows:
+        shares = f"{row['test_accuracy']:>10.1%}{row['moved_accuracy']:>8.1%}"
+        lines.append(f"{row['model']:<30}{shares}{row['parameters']:>12,}{row['seconds']:>9.0f}")
     return "\n".join(lines)
 
 
-def statistics_baselines(run: Path) -> str:
-    """The table of a generalisation run beside gradient boosting on statistics of the weights (Unterthiner et al.,
-    2020), which is also appended to RUN/baselines.jsonl.
+def statistics_rows(run: Path) -> list[dict[str, Any]]:
+    """A generalisation run, and regressions on statistics of the weights (Unterthiner et al., 2020): a row each.
 
-    Once of the weights as they are, and once of statistics that no permutation, sign or scale of neurons moves: what a
-    function-invariant model can know. The number of trees is chosen by tau on the validation split.
+    Gradient boosting and an MLP, once on statistics of the weights as they are, and once on statistics that no
+    permutation, sign or scale of neurons moves: what a function-invariant model can know. The number of trees, and the
+    MLP's epoch, are chosen by tau on the validation split. `moved_tau`: of the test networks after random permutations
+    and rescalings of their neurons.
 
     Raises:
-        ValueError: the zoo is not the one that the run was trained on.
+        ValueError: the zoo is not the one that the run was trained on, or has several architectures.
     """
     model, summary, splits = _networks_of(run, "test_accuracy")
     networks = {name: _all(nets) for name, nets in splits.items()}
     targets = {name: nets.labels.double().numpy() for name, nets in splits.items()}
-    rows = [(model, *(summary[f"test_{name}"] for name in ("tau", "r2", "mae")), summary["seconds"])]
+    networks["moved"], targets["moved"] = _moved(networks["test"]), targets["test"]
+    own = {f"test_{name}": summary[f"test_{name}"] for name in ("tau", "r2", "mae")}
+    rows = [{"model": model, **own, "parameters": summary["parameters"], "seconds": summary["seconds"]}]
     for kind, statistics_of in STATISTICS.items():
         features = {name: statistics_of(params) for name, params in networks.items()}
-        rows.append(_boosted(kind, features, targets))
-    _append(run, ("model", "test_tau", "test_r2", "test_mae", "seconds"), rows)
-    lines = [f"Test accuracy of {len(targets['test']):,} networks, predicted from their weights", ""]
-    lines.append(f"{'model':<24}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
-    for name, tau, r2, mae, seconds in rows:
-        lines.append(f"{name:<24}{tau:>8.3f}{r2:>8.3f}{mae:>8.3f}{seconds:>9.0f}")
+        rows += [_boosted(kind, features, targets), _perceptron(kind, features, targets)]
+    return rows
+
+
+def statistics_baselines(run: Path) -> str:
+    """The table of `statistics_rows`, which are also appended to RUN/baselines.jsonl."""
+    rows = statistics_rows(run)
+    _append(run, rows)
+    num_networks = json.loads((run / "summary.json").read_text())["data"]["networks"]["test"]
+    lines = [f"Test accuracy of {num_networks:,} networks, predicted from their weights", ""]
+    lines.append(f"{'model':<34}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
+    for row in rows:
+        scores = "".join(f"{row[f'test_{name}']:>8.3f}" for name in ("tau", "r2", "mae"))
+        lines.append(f"{row['model']:<34}{scores}{row['seconds']:>9.0f}")
     return "\n".join(lines)
 
 
@@ -189,26 +212,60 @@ def _all(nets: LabelledNets) -> NetParams:
     return params
 
 
-def _boosted(
-    kind: str, features: Mapping[str, NDArray], targets: Mapping[str, NDArray]
-) -> tuple[str, float, float, float, float]:
-    """Name, test tau, R^2 and MAE, and seconds of gradient boosting, from features and targets per split."""
+def _moved(params: NetParams) -> NetParams:
+    """The networks after random permutations and rescalings of their neurons."""
+    return GroupElement.sample(params, torch.Generator().manual_seed(0)).act(params)
+
+
+def _boosted(kind: str, features: Mapping[str, NDArray], targets: Mapping[str, NDArray]) -> dict[str, Any]:
+    """The row of gradient boosting, from features and targets per split."""
     started = time.perf_counter()
     model = GradientBoostingRegressor(
         n_estimators=TREES, max_depth=DEPTH, learning_rate=LEARNING_RATE, subsample=0.5, random_state=0
     ).fit(features["train"], targets["train"])
     scores = [kendalltau(targets["val"], predicted).statistic for predicted in model.staged_predict(features["val"])]
     trees = int(np.nanargmax(scores)) + 1
-    predicted = list(model.staged_predict(features["test"]))[trees - 1].clip(0, 1)
-    result = metrics(targets["test"], predicted)
-    return f"{kind}, {trees} trees", result["tau"], result["r2"], result["mae"], time.perf_counter() - started
+    predicted = {split: list(model.staged_predict(features[split]))[trees - 1] for split in ("test", "moved")}
+    return _row(f"{kind}, {trees} trees", predicted, targets, time.perf_counter() - started)
 
 
-def _append(run: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _perceptron(kind: str, features: Mapping[str, NDArray], targets: Mapping[str, NDArray]) -> dict[str, Any]:
+    """The row of an MLP 256-256 on standardised features."""
+    started = time.perf_counter()
+    scaler = StandardScaler().fit(features["train"])
+    model, inputs = (
+        MLPRegressor(hidden_layer_sizes=(256, 256), random_state=0),
+        {n: scaler.transform(x) for n, x in features.items()},
+    )
+    best, predicted, epochs = -np.inf, {split: targets[split] * 0 for split in ("test", "moved")}, 0
+    for epoch in range(EPOCHS):
+        model.partial_fit(inputs["train"], targets["train"])
+        tau = kendalltau(targets["val"], model.predict(inputs["val"])).statistic
+        if tau > best:
+            best, epochs = tau, epoch + 1
+            predicted = {split: model.predict(inputs[split]) for split in predicted}
+    row = _row(f"{kind}, MLP, {epochs} epochs", predicted, targets, time.perf_counter() - started)
+    return row | {"parameters": sum(array.size for array in model.coefs_ + model.intercepts_)}
+
+
+def _row(name: str, predicted: Mapping[str, NDArray], targets: Mapping[str, NDArray], seconds: float) -> dict[str, Any]:
+    """A row of `statistics_rows`, from predictions for the test networks, as they are and moved."""
+    test, moved = (metrics(targets["test"], predicted[split].clip(0, 1)) for split in ("test", "moved"))
+    scores = {f"test_{key}": test[key] for key in ("tau", "r2", "mae")}
+    return {"model": name, **scores, "moved_tau": moved["tau"], "seconds": seconds}
+
+
+def _append(run: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Adds the rows to RUN/baselines.jsonl."""
     with open(run / "baselines.jsonl", "a") as file:
-        file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
+
+ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "classification": flat_rows,
+    "generalization": statistics_rows,
+}
+"""Task -> a finished run, and its baselines."""
 
 BASELINES: dict[str, Callable[[Path], str]] = {
     "classification": flat_baselines,

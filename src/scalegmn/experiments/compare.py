@@ -22,6 +22,7 @@ from typing import Any
 
 from scalegmn.configuration.files import leaves
 from scalegmn.configuration.parsing import NO_OPTION
+from scalegmn.experiments.comparison_page import write_page
 from scalegmn.experiments.config import Config, changed_keys, read_config
 from scalegmn.experiments.processes import (
     POLL_SECONDS,
@@ -43,11 +44,15 @@ from scalegmn.experiments.study import (
     row,
     summary_of,
     table,
+    with_controls,
     write_curves,
 )
 from scalegmn.reporting.figures import results_and_costs
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.rows import write_csv
+
+PUBLISHED = "published"
+"""In a model's entry: what its paper reports."""
 
 HOW_READ = ("switch_to_canon", "canonicalize", "augment")
 """Of the section `data`, what may differ between models; the others say which networks there are."""
@@ -62,7 +67,8 @@ class CompareConfig:
     of your own."""
 
     models: dict[str, Any] = field(default_factory=dict)
-    """Name of a model: {conf: FILE}, and settings of this model alone, which win."""
+    """Name of a model: {conf: FILE}, and settings of this model alone, which win; `published`, a text such as 96 % of
+    55,000 networks, stands beside its result, marked as of other data."""
 
     common: dict[str, Any] = field(default_factory=dict)
     """Settings of all models, such as train_args.num_epochs: 5; they win over the files."""
@@ -77,6 +83,13 @@ class CompareConfig:
     train_networks: tuple[int, ...] = ()
     """Learning curves: with the settings that it keeps, each model is also trained on so many of the training networks
     (data.train_networks), with all seeds."""
+
+    controls: bool = False
+    """Also show the test metric on networks that were moved along their orbits, the work per network, and simple models
+    on the same networks: of queried points, of flattened weights, of statistics."""
+
+    page: str | None = None
+    """A Markdown file to write too: tables, figures beside it, and the command."""
 
     processes: int = 1
     """Runs at the same time, each with its share of the cores."""
@@ -119,7 +132,7 @@ class CompareConfig:
 
     def settings(self, name: str) -> dict[str, Any]:
         """A model's settings by dotted key, but for those that are tuned."""
-        of_model = {key: value for key, value in self.models[name].items() if key != "conf"}
+        of_model = {key: value for key, value in self.models[name].items() if key not in ("conf", PUBLISHED)}
         return {**dict(leaves(self.common)), **dict(leaves(of_model))}
 
 
@@ -223,13 +236,19 @@ def compare(config: CompareConfig) -> list[Path]:
         networks = networks_of(runs)
         rows = [row(name, chosen[name] or {}, [run for run in runs if run.model == name]) for name in config.models]
         add_p_values(rows, runs)
+        for model_row in rows:
+            published = config.models[model_row["model"]].get(PUBLISHED)
+            model_row |= {} if published is None else {PUBLISHED: published}
+        of_models = rows
+        if config.controls:
+            rows = with_controls(rows, runs)
         text = f"{table(rows)}\n\n{conditions(config, runs, networks)}\n"
         write_csv(out / "table.csv", rows)
         write_atomic(out / "table.md", text)
         metric = next(key for model_row in rows for key in model_row if key.startswith("test_"))
         points = {
             model_row["model"]: (model_row["seconds"], model_row[metric], model_row[f"{metric}_std"] or 0.0)
-            for model_row in rows
+            for model_row in of_models
             if model_row["seeds"]
         }
         results_and_costs(out / "figure.png", points, metric.replace("_", " ", 1))
@@ -237,6 +256,8 @@ def compare(config: CompareConfig) -> list[Path]:
         failed += train(config, curves)
         if curves:
             write_curves(out, [run for run in curves if run.is_finished] + runs, metric)
+        if config.page is not None:
+            write_page(Path(config.page), out, text)
     print(f"\n{text}\nresults: {out}")
     return failed
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalegmn.experiments.controls import controls
 from scalegmn.experiments.processes import word
 from scalegmn.experiments.report import RunRecord, read_run
 from scalegmn.reporting.figures import networks_and_results
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 """Of the bootstrap."""
 
-COLUMNS = {"networks_per_second": "networks/s", "memory_gb": "peak memory [GB]", "p_value": "p"}
+COLUMNS = {
+    "networks_per_second": "networks/s",
+    "memory_gb": "peak memory [GB]",
+    "processor_seconds": "processor seconds",
+    "mflop": "MFLOP per network",
+    "p_value": "p",
+    "published": "published, on other data",
+}
 """Names of columns in table.md that are not those of table.csv."""
 
 PREDICTIONS = "figures/predictions.csv"
@@ -113,6 +121,7 @@ def results(run: RunRecord) -> dict[str, float]:
         "networks_per_second": statistics.harmonic_mean([epoch["networks_per_second"] for epoch in run.rows]),
         "memory_gb": max(epoch["memory_gb"] for epoch in run.rows),
         "seconds": summary["seconds"],
+        "processor_seconds": summary.get("processor_seconds", math.nan),  # runs of earlier versions lack it
     }
 
 
@@ -150,6 +159,21 @@ def add_p_values(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) -> 
     if any(share is not None for share in shares.values()):
         for row in finished:
             row["p_value"] = shares[row["model"]]
+
+
+def with_controls(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
+    """The rows with `controls` of each model's runs, the mean of each, and then a row for each simple model on the same
+    networks (`baselines.ROWS`), if the task has any and the networks are of one architecture."""
+    from scalegmn.experiments.baselines import ROWS  # scikit-learn takes a second to import
+
+    for model_row in rows:
+        found = [controls(run.folder) for run in runs if run.model == model_row["model"]]
+        model_row |= {key: statistics.fmean(of_run[key] for of_run in found) for key in (found[0] if found else ())}
+    first = runs[0].folder
+    data = summary_of(read_run(first, runs[0].model))["data"]
+    simple = ROWS[data["task"]](first)[1:] if data["task"] in ROWS and data["architectures"] == 1 else []
+    shown = {key for model_row in rows for key in model_row}
+    return [*rows, *({key: value for key, value in simple_row.items() if key in shown} for simple_row in simple)]
 
 
 def write_curves(out: Path, runs: Sequence[PlannedRun], metric: str) -> None:
@@ -209,11 +233,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(model_row: Mapping[str, Any], key: str) -> str:
     """A value of a row, as people read it."""
     value = model_row.get(key)
-    if key.startswith(("test_", "val_")) and value is not None:
-        spread = model_row[f"{key}_std"]
+    if key.startswith(("test_", "val_", "moved_")) and value is not None:
+        spread = model_row.get(f"{key}_std")
         return f"{value:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
     digits = {"p_value": ".3f", "networks_per_second": ",.0f", "memory_gb": ".2f", "seconds": ",.0f", "parameters": ","}
-    return "" if value is None else format(value, digits.get(key, "")) if key in digits else word(value)
+    digits |= {"processor_seconds": ",.0f", "mflop": ".3g"}
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if missing:
+        return ""
+    return format(value, digits[key]) if key in digits else word(value).replace("|", "\\|")
 
 
 def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str) -> str:
@@ -222,9 +250,11 @@ def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str)
     tuned = [f"{key} among {', '.join(map(word, values))}" for key, values in config.tune.items()]
     budget = f"; {' and '.join(tuned)}, chosen on the validation split with seed {config.seeds[0]}" if tuned else ""
     seeds = ", ".join(map(str, config.seeds))
+    moved = "Moved: test networks after random permutations and scalars of neurons. " if config.controls else ""
     return (
         f"{networks}. Every model: epochs at most {epochs}{budget}; then mean +- standard deviation (n - 1) over seeds "
-        f"{seeds}. p: how likely the best model's lead is chance (paired bootstrap over test networks and seeds). "
+        f"{seeds}. {moved}"
+        f"p: how likely the best model's lead is chance (paired bootstrap over test networks and seeds). "
         f"Seconds: of one run; threads of each: {config.threads}."
     )
 

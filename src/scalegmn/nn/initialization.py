@@ -17,6 +17,7 @@ A rule of one's own is registered for a type: `@balance.register`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from itertools import pairwise
@@ -321,17 +322,26 @@ def constant_features(dim: int) -> slice:
     return slice(dim - dim // 8 * 2, dim)
 
 
+EDGE_SCORE = 2.0
+"""What NG-T's attention gives at first to an edge whose features have RMS 1; pairs without an edge get 0."""
+
+
 @balance.register
 def _(attention: RelationalAttention, spec: NetSpec) -> None:
-    """Nearly the mean of ue_ij * v_j over all nodes, of which few share an edge."""
-    for linear in (attention.node_linear, attention.edge_linear):
+    """Nearly the mean of ue_ij * v_j over the edges: queries and keys read edges alone, by the same map, so that the
+    score of an edge is the square of what they read, and of the many pairs without an edge 0."""
+    of_edges = (EDGE_SCORE / attention.scale / attention.head_dim) ** 0.5
+    for linear, gain in ((attention.node_linear, 0.0), (attention.edge_linear, of_edges)):
         linear.weight[:, constant_features(linear.in_features)] = 0
         resize(linear)
         heads = linear.weight.view(attention.num_heads, -1, attention.head_dim, linear.in_features)
-        heads[:, :2] *= 0.1  # queries and keys
+        heads[:, :2] *= gain  # queries and keys
+    heads[:, 1] = heads[:, 0]
     if heads.shape[1] == 4:
         heads[:, 2] = 0  # ve
-    resize(attention.last, spec.num_nodes / num_messages(spec) ** 0.5)
+    size, weight = num_messages(spec), math.exp(EDGE_SCORE)
+    share = size * weight / (size * weight + spec.num_nodes - size)  # of edges
+    resize(attention.last, size**0.5 / share)
 
 
 @balance.register

@@ -53,6 +53,9 @@ class Progress:
     seconds: float = 0.0
     """Seconds of the whole run, without the time between stops and resumptions."""
 
+    processor_seconds: float = 0.0
+    """Processor time of all threads of this process in the whole run."""
+
     best: dict[str, float] = field(default_factory=lambda: {"epoch": -1})
     """Epoch and validation metrics of the best epoch."""
 
@@ -93,6 +96,7 @@ class RunState:
         self.batch_generator = torch.Generator().manual_seed(seed)
         self.epoch_start = self.batch_generator.get_state()
         self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._processor_started, self._processor_before = time.process_time(), 0.0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -106,6 +110,10 @@ class RunState:
     def seconds(self) -> float:
         """Seconds of the run so far."""
         return self._seconds_before + time.perf_counter() - self._started
+
+    def processor_seconds(self) -> float:
+        """Processor time of the run so far, in this process."""
+        return self._processor_before + time.process_time() - self._processor_started
 
     def random_states(self) -> dict[str, Tensor]:
         """States of all random number generators of this process."""
@@ -123,7 +131,7 @@ class RunState:
             of_process = gathered[0]
             gathered = gathered * self.fabric.world_size
             torch.distributed.all_gather_object(gathered, of_process)
-        self.progress.seconds = self.seconds()
+        self.progress.seconds, self.progress.processor_seconds = self.seconds(), self.processor_seconds()
         groups: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "average": {} if self.average is None else self.average.state_dict(),
@@ -171,7 +179,7 @@ class RunState:
             self.schedule.load_state_dict(metadata["schedule"])
         except (KeyError, TypeError, RuntimeError):
             raise ValueError("--resume: its state is of another model or version; start a new run") from None
-        self._seconds_before = self.progress.seconds
+        self._seconds_before, self._processor_before = self.progress.seconds, self.progress.processor_seconds
         if self.average is not None:
             self.average.load_state_dict(_group(tensors, "average"))
         self.best = _group(tensors, "best")

@@ -281,6 +281,7 @@ class Trainer:
             "epochs": progress.epoch,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "seconds": self.state.seconds(),
+            "processor_seconds": self.state.processor_seconds(),
             "device": str(fabric.device),
             "processes": fabric.world_size,
             "data": self.task.identity(),

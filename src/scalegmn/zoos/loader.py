@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
+from scalegmn.symmetry.groups import GroupElement
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
 from scalegmn.zoos.registry import FILE_SETTINGS, unread_settings
@@ -187,20 +188,27 @@ class LabelledNets:
         rows: [M] their numbers in the zoo, those of one architecture together.
         labels: [M].
         removed: the symmetries to remove from each batch.
+        orbit: None; or a seed: networks are first moved by random permutations and scalars of their neurons
+            (`GroupElement.sample`), which do not change what they compute.
     """
 
     zoo: Zoo
     rows: Tensor
     labels: Tensor
     removed: tuple[str, ...]
+    orbit: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, index: slice | Tensor, device: torch.device | str = "cpu") -> NetParams | MultiArchBatch:
         """Some of the networks on a device, in single or double precision, without the symmetries `removed`."""
-        parts = self.zoo.take(self.rows[index]).parts
-        return MultiArchBatch.of(canonicalize(in_single(part.to(device)), self.removed) for part in parts)
+        parts, removed = [in_single(part.to(device)) for part in self.zoo.take(self.rows[index]).parts], self.removed
+        if self.orbit is not None:
+            generator = torch.Generator().manual_seed(self.orbit)
+            parts = [GroupElement.sample(part, generator).act(part) for part in parts]
+            removed = (*self.zoo.canonical, *removed)  # which stored networks no longer have
+        return MultiArchBatch.of(canonicalize(part, removed) for part in parts)
 
     def grouped(self, index: Tensor) -> Tensor:
         """The same numbers of networks, [B], ordered so that those of one architecture stand together."""
