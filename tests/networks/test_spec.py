@@ -211,3 +211,9 @@ def test_mixed_nets_are_sliced_by_network(random_params):
     assert isinstance(nets[0:2], NetParams)  # of one architecture
     assert nets[3:3].spec == parts[0].spec
     assert [part.biases[0].dtype for part in nets.to(torch.float16)] == [torch.float16] * 3
+
+
+def test_frequencies_of_earlier_versions_without_sines():
+    content = NetSpec.mlp([2, 3, 1], "sine", w0=20).to_dict()
+    content["layers"][1]["w0"] = 20.0
+    assert NetSpec.from_dict(content) == NetSpec.mlp([2, 3, 1], "sine", w0=20)

@@ -371,6 +371,7 @@ def test_frequencies_and_offset_of_sirens(tmp_path, generator):
     zoo, other = open_data(plain), open_data(replace(plain, dataset_args=given))
     assert [layer.w0 for layer in other.spec.layers[:2]] == [15.0, 20.0]
     assert [layer.w0 for layer in zoo.spec.layers[:2]] == [30.0, 30.0]
+    assert zoo.spec.layers[-1].w0 == other.spec.layers[-1].w0 == 1  # no sine
     assert other.provenance["output_offset"] == 0
     assert all(map(torch.equal, zoo.params.tensors(), other.params.tensors()))
     defaults = {"w0": 30, "first_w0": None, "output_offset": 0.5}

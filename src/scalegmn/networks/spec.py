@@ -78,10 +78,13 @@ class NetSpec:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> NetSpec:
-        """The inverse of `to_dict`, from plain JSON types."""
+        """The inverse of `to_dict`, from plain JSON types. Zoos of earlier versions may have a w0 where there are no
+        sines."""
         layers = []
         for layer in content["layers"]:
             options: dict[str, Any] = dict(layer)
+            if options.get("activation") not in ("sine", HETERO):
+                options["w0"] = 1.0
             for key in ("kernel", "attention", "coupled", "same_neurons"):
                 if options.get(key) is not None:
                     options[key] = tuple(options[key])

@@ -47,9 +47,12 @@ class SirenOptions:
 
     def spec(self, params: NetParams) -> NetSpec:
         """The architecture of networks with these frequencies."""
-        first, *others = params.spec.layers
-        first = replace(first, w0=float(self.w0 if self.first_w0 is None else self.first_w0))
-        return replace(params.spec, layers=(first, *(replace(layer, w0=float(self.w0)) for layer in others)))
+        first = float(self.w0 if self.first_w0 is None else self.first_w0)
+        layers = (
+            replace(layer, w0=float(self.w0) if index else first) if layer.activation == "sine" else layer
+            for index, layer in enumerate(params.spec.layers)
+        )
+        return replace(params.spec, layers=tuple(layers))
 
 
 class InrDataset(ConvertedDataset):
