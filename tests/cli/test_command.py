@@ -113,3 +113,14 @@ def test_inspect_shows_how_a_module_is_read(tmp_path, monkeypatch, capsys):
     refused = run("factories:bag", "--input_shape", "2,5")
     assert refused[0] != 0
     assert refused[2].strip().endswith("for an input of whole numbers below N set --words N")
+
+
+def test_a_reader_of_the_output_may_stop():
+    """As in `scalegmn ... | head`: no traceback, and nothing on stderr."""
+    code = "import sys\nfrom scalegmn.reporting.errors import user_errors\nwith user_errors():\n"
+    code += "    while True: print('line' * 1000, flush=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1

@@ -61,7 +61,8 @@ def export(
             program = torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:  # whatever the module's own code raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{type(module).__name__} cannot be exported: {reason[0]}") from error
+        advice = "; forward chooses by the values of tensors: use torch.where" if "data-dependent" in reason[0] else ""
+        raise ValueError(f"{type(module).__name__} cannot be exported: {reason[0]}{advice}") from error
     finally:
         drop_caches(module)  # those that the export has filled hold no numbers
         for submodule in training:
