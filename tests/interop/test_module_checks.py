@@ -282,7 +282,7 @@ def test_what_the_output_does_not_depend_on_is_left_out():
 
 
 def test_errors_of_export_print_nothing(capfd):
-    with pytest.raises(ValueError, match="cannot be exported.*use torch.where"):
+    with pytest.raises(ValueError, match=r"cannot be exported.*use torch\.where"):
         read(lambda m, x: m.c(m.b(m.a(x))) if x.sum() > 0 else m.c(m.a(x)), strict=True)
     assert capfd.readouterr() == ("", "")
 

@@ -6,6 +6,7 @@ import io
 import lzma
 import re
 import tarfile
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -111,22 +112,31 @@ def decode(name: PurePosixPath, content: bytes, background: str) -> np.ndarray:
     Raises:
         ValueError: it is damaged, holds several pictures, or has other pixels than 8 bits grey or colour.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            number = getattr(picture, "n_frames", 1)
-            if number > 1 and picture.format != "MPO":  # of cameras: the first is the picture
-                raise ValueError(f"{number} pictures in one file, expected one")
-            is_grey = picture.mode in ("1", "L", "LA", "La")
-            if not is_grey and picture.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"):
-                raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")
-            shown = _on_background(ImageOps.exif_transpose(picture), background)
-            return np.array(shown.convert("L"))[..., None] if is_grey else np.array(shown.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about entries of damaged files, in several lines
+            return _pixels(content, background)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a readable image (no picture, or a damaged one); replace or remove it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise what they like about damaged pictures
         raise ValueError(f"{name}: not a readable image ({error}); convert, replace or remove it") from None
+
+
+def _pixels(content: bytes, background: str) -> np.ndarray:
+    """What `decode` returns."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(content)) as picture:
+        number = getattr(picture, "n_frames", 1)
+        if number > 1 and picture.format != "MPO":  # of cameras: the first is the picture
+            raise ValueError(f"{number} pictures in one file, expected one")
+        is_grey = picture.mode in ("1", "L", "LA", "La")
+        if not is_grey and picture.mode not in ("P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr"):
+            raise ValueError(f"pixels of type {picture.mode}, expected 8 bits grey or colour")
+        shown = _on_background(ImageOps.exif_transpose(picture), background)
+        return np.array(shown.convert("L"))[..., None] if is_grey else np.array(shown.convert("RGB"))
 
 
 def is_colour(name: str) -> bool:
