@@ -17,6 +17,7 @@ from scalegmn.explore.answers import answers_of, inputs_of_zoo, shares
 from scalegmn.explore.architectures import described
 from scalegmn.explore.content import (
     PARAMETER_BYTES,
+    _architectures,
     answers_and_features,
     collections_of,
     of_run,
@@ -29,7 +30,7 @@ from scalegmn.explore.maps import places, principal_components
 from scalegmn.explore.page import LARGEST, MARK, embedded, page
 from scalegmn.explore.serve import server_of
 from scalegmn.interop.network_files import InputOptions
-from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import init_siren, render
@@ -342,6 +343,29 @@ def test_networks_of_several_activations_can_be_renumbered():
     spec = NetSpec.mlp([2, 3, 1], "hetero")
     layer = described(spec)["layers"][0]
     assert (layer["movable"], layer["signs"], layer["scales"], layer["phases"]) == (True, False, False, False)
+
+
+def test_networks_of_several_activations_have_the_moves_of_their_own(random_params):
+    spec = NetSpec.mlp([2, 3, 2], "hetero")
+    numbers = torch.tensor([spec.activations.index(name) for name in ("relu", "tanh", "relu")])
+    drawn = random_params(NetSpec.mlp([2, 3, 2], "tanh"), 3)
+    params = NetParams(spec, drawn.weights, drawn.biases, numbers)
+    found, index = _architectures(Networks((params,), {}))
+    by_name = {architecture["layers"][0]["activation"]: architecture for architecture in found}
+    assert [found[place]["layers"][0]["activation"] for place in index] == ["relu", "tanh", "relu"]
+    assert {name: architecture["text"] for name, architecture in by_name.items()} == {
+        "relu": "MLP [2, 3, 2] (relu)",
+        "tanh": "MLP [2, 3, 2] (tanh)",
+    }
+    x = torch.randn(5, 2, dtype=torch.float64)
+    for row, kinds in ((0, {"scale", "swap"}), (1, {"flip", "swap"})):
+        own = params[row : row + 1]
+        moves = single_moves(own)
+        assert {move.kind for move in moves} == kinds
+        for move in moves:
+            moved = move.act(own)
+            assert (moved.weights[0] != own.weights[0]).any()
+            torch.testing.assert_close(evaluate(moved, x), evaluate(own, x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_bundle_with_a_page(digits, monkeypatch, capsys):

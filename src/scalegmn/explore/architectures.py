@@ -24,8 +24,9 @@ def sizes_of(spec: NetSpec) -> tuple[int, int]:
     return spec.layout[0], spec.layout[-1]
 
 
-def described(spec: NetSpec) -> dict[str, Any]:
-    """Layers with their neurons' symmetries, in plain types.
+def described(spec: NetSpec, activation: str = HETERO) -> dict[str, Any]:
+    """Layers with their neurons' symmetries, in plain types; of networks that have this activation where those of the
+    spec differ.
 
     Each layer's `neurons` says whether they are free (any order), tied (they move with those of other layers) or
     pinned (they keep their places), and its `kinds` which: [start, stop, kind] of neurons side by side.
@@ -34,21 +35,24 @@ def described(spec: NetSpec) -> dict[str, Any]:
     for index, layer in enumerate(spec.layers):
         classes = [coupled for coupled in spec.permutation_classes if index in coupled.layers]
         scaled = [coupled for coupled in spec.scaling_classes if index in coupled.layers]
-        groups = [group for group in (spec.class_symmetry(coupled) for coupled in scaled) if group != HETERO]
+        own = activation if layer.activation == HETERO else layer.activation
+        groups = [
+            group for group in (spec.class_symmetry(coupled, activation) for coupled in scaled) if group != HETERO
+        ]
         tied = sorted({other for coupled in classes for other in coupled.layers} - {index})
         free = sum(coupled.num_channels for coupled in classes)
         neurons = "output" if index == spec.num_layers - 1 else "pinned"
         if free:
             neurons = f"tied to layer {', '.join(map(str, tied))}" if tied else "free"
             neurons += f" ({free} of {layer.out_dim})" if free < layer.out_dim else ""
-        preserved = layer.activation == HETERO or ACTIVATIONS[layer.activation].group.preserves_scalars
+        preserved = own == HETERO or ACTIVATIONS[own].group.preserves_scalars
         layers.append(
             {
                 "inputs": layer.in_dim // layer.groups,
                 "outputs": layer.out_dim,
                 "kernel": list(layer.kernel) if layer.kernel else None,
                 "reads": spec.sender(index),
-                "activation": layer.activation,
+                "activation": own,
                 "w0": layer.w0,
                 "neurons": neurons,
                 "kinds": _kinds(layer.out_dim, neurons, classes),
@@ -59,11 +63,11 @@ def described(spec: NetSpec) -> dict[str, Any]:
                 "scales": any(group.scales for group in groups),
                 "weights": list(layer.weight_shape),
                 "movable": spec.is_chain and not spec.residuals and neurons == "free" and preserved,
-                "phases": layer.activation == "sine" and layer.bias and neurons == "free" and not layer.unscaled,
+                "phases": own == "sine" and layer.bias and neurons == "free" and not layer.unscaled,
             }
         )
     return {
-        "text": str(spec),
+        "text": str(spec).replace(HETERO, activation),
         "inputs": spec.width(-1),
         "parameters": spec.num_parameters,
         "drawable": is_drawable(spec),

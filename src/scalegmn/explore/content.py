@@ -80,7 +80,7 @@ class Collection:
     def content(self, parameter_bytes: int = PARAMETER_BYTES) -> dict[str, Any]:
         """All of it in plain JSON types, with so many bytes of parameters at most."""
         x, y, map_kind = places(self.features, self.map_kind)
-        architecture = self.nets.architecture(torch.arange(len(self.nets)))
+        architectures, architecture = _architectures(self.nets)
         count = self._num_with_parameters(parameter_bytes)
         return {
             "name": self.name,
@@ -92,8 +92,9 @@ class Collection:
             "map": {"x": rounded(x), "y": rounded(y), "kind": map_kind, "of": self.map_of},
             "images": self._images(),
             "output_offset": self.output_offset,
-            "architectures": [described(params.spec) for params in self.nets.nets],
-            "architecture": architecture.tolist(),
+            "architectures": architectures,
+            "architecture": architecture,
+            "group": self.nets.architecture(torch.arange(len(self.nets))).tolist(),  # of equal layers
             "parameters": {"count": count, "values": self._parameters(count)},
             "answers": self.answers,
             "featured": self.featured,
@@ -342,6 +343,19 @@ def _answer_columns(
         pairs = zip(answer["prediction"], columns["label"], strict=True)
         answer["correct"] = ["yes" if p == label else "no" for p, label in pairs]
     return answer
+
+
+def _architectures(nets: Networks) -> tuple[list[dict[str, Any]], list[int]]:
+    """Descriptions of architectures, those of networks that differ in their activation one for each, and which each
+    network has."""
+    found: list[dict[str, Any]] = []
+    index: list[int] = []
+    for params in nets.nets:
+        numbers = [-1] * len(params) if params.activation is None else params.activation.tolist()
+        present = sorted({*numbers})
+        index += [len(found) + present.index(number) for number in numbers]
+        found += [described(params.spec, *([] if n < 0 else [params.spec.activations[n]])) for n in present]
+    return found, index
 
 
 def _architecture_columns(nets: Networks) -> dict[str, list[float | str | None]]:

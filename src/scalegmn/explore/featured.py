@@ -84,9 +84,11 @@ class Move:
 
 
 def single_moves(params: NetParams) -> list[Move]:
-    """All moves of single neurons that keep the function, and swaps of pairs, nearest first, up to `MOST_MOVES`."""
+    """All moves of single neurons that keep the function of one network, and swaps of pairs, nearest first, up to
+    `MOST_MOVES`."""
     moves, swaps = [], []
-    for index, layer in enumerate(described(params.spec)["layers"]):
+    own = () if params.activation is None else (params.spec.activations[int(params.activation[0])],)
+    for index, layer in enumerate(described(params.spec, *own)["layers"]):
         if not layer["movable"]:
             continue
         for neuron in range(layer["outputs"]):

@@ -541,9 +541,9 @@ function decisions(architecture, params) {
 const hasDecisions = architecture => architecture.inputs === 1 || architecture.inputs === 2 && !state.collection.images;
 /** What a classifier answered about some inputs when the page was written: a figure per input. */
 function answersOf(collection, row) {
-  const { answers, architecture } = collection, own = answers && answers.values[architecture[row]];
+  const { answers, group } = collection, own = answers && answers.values[group[row]];
   if (!own) return [];
-  if (!own.bytes) { own.bytes = bytes(own.shares); own.first = architecture.indexOf(architecture[row]); }
+  if (!own.bytes) { own.bytes = bytes(own.shares); own.first = group.indexOf(group[row]); }
   const size = answers.count * own.classes, start = (row - own.first) * size, name = c => answers.classes ? answers.classes[c] : String(c);
   const figures = Array.from({ length: answers.count }, (_, n) => {
     const share = Array.from(own.bytes.subarray(start + n * own.classes, start + (n + 1) * own.classes), v => v / 255), best = share.indexOf(Math.max(...share)), right = answers.labels && answers.labels[n];
