@@ -233,10 +233,8 @@ def _perceptron(kind: str, features: Mapping[str, NDArray], targets: Mapping[str
     """The row of an MLP 256-256 on standardised features."""
     started = time.perf_counter()
     scaler = StandardScaler().fit(features["train"])
-    model, inputs = (
-        MLPRegressor(hidden_layer_sizes=(256, 256), random_state=0),
-        {n: scaler.transform(x) for n, x in features.items()},
-    )
+    model = MLPRegressor(hidden_layer_sizes=(256, 256), random_state=0)
+    inputs = {split: scaler.transform(rows) for split, rows in features.items()}
     best, predicted, epochs = -np.inf, {split: targets[split] * 0 for split in ("test", "moved")}, 0
     for epoch in range(EPOCHS):
         model.partial_fit(inputs["train"], targets["train"])

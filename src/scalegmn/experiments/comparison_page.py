@@ -26,8 +26,8 @@ def write_page(path: Path, out: Path, text: str) -> None:
         f"# Comparison: {path.stem.replace('_', ' ')}",
         "Made from the runs' folders by",
         f"```bash\n{command}\n```",
+        text.strip(),
     ]
-    parts.append(text.strip())
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, shows in FIGURES.items():
         if (out / f"{name}.png").exists():

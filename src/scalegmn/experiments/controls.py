@@ -22,14 +22,14 @@ from scalegmn.tasks import TASKS
 from scalegmn.zoos.loader import LabelledNets
 
 CONTROLS = "controls.json"
-"""In a run's folder: what `controls` found, and of which test."""
+"""In a run's folder: what `controls` returns, and of which test."""
 
 ORBIT = 0
 """The seed of the elements that move test networks."""
 
 
 def controls(run: Path) -> dict[str, float]:
-    """The controls of a finished run; what has been found is kept in RUN/controls.json.
+    """The controls of a finished run; they are kept in RUN/controls.json.
 
     - `moved_<metric>`: the monitored metric on the test networks after random permutations and scalars of their
       neurons, as their symmetries allow: they compute the same (`LabelledNets.orbit`).
@@ -55,9 +55,9 @@ def controls(run: Path) -> dict[str, float]:
     test = task.splits["test"]
     task.splits = {**task.splits, "test": replace(test, orbit=ORBIT)}
     moved = task.evaluate(model, "test", torch.device("cpu"))[metric]
-    found = {f"moved_{metric}": moved, "mflop": work_per_network(model, test) / 1e6}
-    write_json(path, {"tested": tested, **found})
-    return found
+    result = {f"moved_{metric}": moved, "mflop": work_per_network(model, test) / 1e6}
+    write_json(path, {"tested": tested, **result})
+    return result
 
 
 @torch.no_grad()
@@ -66,11 +66,11 @@ def work_per_network(model: Metanetwork, nets: LabelledNets) -> float:
     products and convolutions, as the equations are written (`engine: plain`)."""
     engine, model.engine = model.engine, "plain"
     model.eval()
-    found = []
+    operations = []
     for number in (1, 2):
         batch: NetParams | MultiArchBatch = nets.read(torch.zeros(number, dtype=torch.long))
         with FlopCounterMode(display=False) as counter:
             model(batch)
-        found.append(counter.get_total_flops())
+        operations.append(counter.get_total_flops())
     model.engine = engine
-    return float(found[1] - found[0])
+    return float(operations[1] - operations[0])

@@ -348,14 +348,14 @@ def _answer_columns(
 def _architectures(nets: Networks) -> tuple[list[dict[str, Any]], list[int]]:
     """Descriptions of architectures, those of networks that differ in their activation one for each, and which each
     network has."""
-    found: list[dict[str, Any]] = []
+    descriptions: list[dict[str, Any]] = []
     index: list[int] = []
     for params in nets.nets:
         numbers = [-1] * len(params) if params.activation is None else params.activation.tolist()
         present = sorted({*numbers})
-        index += [len(found) + present.index(number) for number in numbers]
-        found += [described(params.spec, *([] if n < 0 else [params.spec.activations[n]])) for n in present]
-    return found, index
+        index += [len(descriptions) + present.index(number) for number in numbers]
+        descriptions += [described(params.spec, *([] if n < 0 else [params.spec.activations[n]])) for n in present]
+    return descriptions, index
 
 
 def _architecture_columns(nets: Networks) -> dict[str, list[float | str | None]]:

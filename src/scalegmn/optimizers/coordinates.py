@@ -42,10 +42,10 @@ class Coordinates:
     def factored(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each weight the means over the parameters of each output neuron, over those of each input neuron, and
         their product over the mean of all, at all its places; of a bias three times its values. [B, P, C] each."""
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        of_tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, part in enumerate(self.split(values)):
             if index % 2:
-                found.append((part, part, part))
+                of_tensors.append((part, part, part))
                 continue
             shape = self.spec.layers[index // 2].weight_shape
             weight = part.unflatten(1, (shape[0], shape[1], self.kernels[index // 2]))
@@ -53,8 +53,8 @@ class Coordinates:
             mean = row.mean(1, keepdim=True)
             product = row * column / torch.where(mean > 0, mean, 1)
             expanded = [x.expand_as(weight).flatten(1, 3) for x in (row, column, product)]
-            found.append((expanded[0], expanded[1], expanded[2]))
-        rows, columns, products = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+            of_tensors.append((expanded[0], expanded[1], expanded[2]))
+        rows, columns, products = (torch.cat(parts, dim=1) for parts in zip(*of_tensors, strict=True))
         return rows, columns, products
 
     def to_graph(self, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
