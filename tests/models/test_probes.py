@@ -10,7 +10,7 @@ from torch import nn
 from scalegmn.models.scalegmn import BranchConfig, ScaleGMNConfig
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.evaluate import activations
-from scalegmn.nn.probes import ProbeImages, Probes, answer_features
+from scalegmn.nn.probes import Answers, ProbeImages, Probes
 from scalegmn.symmetry.groups import GroupElement
 
 SMALL = ScaleGMNConfig(hidden_dim=6, num_layers=3, out_dim=3, num_probes=5, probe_images=ProbeImages(image_size=7))
@@ -100,12 +100,12 @@ def test_statistics_that_move_are_seen_failing(random_params, generator, monkeyp
 
 def test_answers_by_hand():
     answers = torch.tensor([[[0.0, 0.0], [torch.log(torch.tensor(3.0)), 0.0]], [[1e4, -1e4], [-1e4, 1e4]]])
-    features = answer_features(answers.double())
+    features = Answers(2, 2, None)(answers.double())
     expected = torch.tensor([[1, 1, 1.5, 0.5], [2, 0, 0, 2]]).double()
     torch.testing.assert_close(features[:, :4], expected)
     assert features[1, 4] == 4
     constant = torch.ones(1, 2, 3, requires_grad=True)
-    answer_features(constant).sum().backward()
+    Answers(2, 3, None)(constant).sum().backward()
     assert constant.grad.isfinite().all()
 
 
@@ -118,7 +118,7 @@ def test_branch_is_added(random_params):
     together = model(params)
     (statistics, answers), added = features[0]
     assert statistics.shape == (3, model.statistics(params).shape[1])
-    torch.testing.assert_close(answers, answer_features(model.probes(params)[1]))
+    torch.testing.assert_close(answers, model.answers(model.probes(params)[1]))
     model.branch = None
     torch.testing.assert_close(together - added, model(params))
 

@@ -35,7 +35,7 @@ from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.pna import Aggregate, GraphNorm
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
+from scalegmn.nn.readout import DeepSetReadout, EndsReadout, EqualOutputs, GraphReadout, OutputReadout
 
 D = 6
 GROUPS = (SIGNS, SCALES)
@@ -380,12 +380,14 @@ READOUTS = [
     EndsReadout(D, 2, 3, 4, mlp, mlp),
     GraphReadout(D, 5, InvariantLayer(D, 0, 7, lambda dim: SignInvariant(dim, mlp), mlp), 7, 4, mlp),
     DeepSetReadout(D, 7, 4, mlp),
+    EqualOutputs(OutputReadout(D, 1, 4, mlp), D, mlp),
 ]
 READOUTS_OF_STATISTICS = [
     OutputReadout(D, 3, 4, mlp, 2),
     EndsReadout(D, 2, 3, 4, nn.Linear, mlp, 2),
     GraphReadout(D, 5, InvariantLayer(D, 0, 7, lambda dim: SignInvariant(dim, mlp), mlp), 7, 4, mlp, 2),
     DeepSetReadout(D, 7, 4, mlp, 2),
+    EqualOutputs(EndsReadout(D, 2, 1, 4, nn.Linear, mlp, 2), D, mlp),
 ]
 
 
@@ -410,7 +412,9 @@ def test_readouts(kind):
     changes = (read(inputs + 1, hidden, outputs), read(inputs, hidden + 1, outputs), read(inputs, hidden, outputs + 1))
     moved = [bool((changed - found).abs().max() > 1e-6) for changed in changes]
     reads_all = isinstance(readout, GraphReadout | DeepSetReadout)
-    assert moved == [not isinstance(readout, OutputReadout), reads_all, True]
+    assert moved == [not isinstance(readout, OutputReadout | EqualOutputs), reads_all, True]
+    reordered = (read(inputs, hidden, outputs.flip(1)) - found).abs().max()
+    assert (reordered < 1e-9) == isinstance(readout, DeepSetReadout | EqualOutputs)
 
 
 @pytest.mark.parametrize("kind", READOUTS_OF_STATISTICS, ids=lambda readout: type(readout).__name__)

@@ -337,7 +337,7 @@ class EdgeIndex:
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Type and sender of each pair that occurs, [P] long, and the pair of each edge, [E] long."""
-        num_senders = int(self.sender.max()) + 1
+        num_senders = int(self.sender.max()) + 1 if len(self.sender) else 0
         pairs, pair = (self.type * num_senders + self.sender).unique(return_inverse=True)
         return pairs // num_senders, pairs % num_senders, pair
 

@@ -45,26 +45,26 @@ class LayerTypes(nn.Module):
         self.register_buffer("types", torch.cat([block.flatten() for block in types]), persistent=False)
 
     @classmethod
-    def of_nodes(cls, spec: NetSpec, num_more: int) -> LayerTypes:
-        """Of nodes, in the numbering of networks with `num_more` more hidden layers."""
+    def of_nodes(cls, spec: NetSpec, num_more: int, last: int) -> LayerTypes:
+        """Of nodes, in the numbering of networks with `num_more` more hidden layers; types above `last` are `last`."""
         shift = partial(
             shift_types_to_depth,
             num_types=spec.num_node_types,
             num_last=spec.layout[-1] + spec.num_places,
             num_more=num_more,
         )
-        return cls(list(map(shift, spec.node_types)))
+        return cls([shift(types).clamp(max=last) for types in spec.node_types])
 
     @classmethod
-    def of_edges(cls, spec: NetSpec, num_more: int) -> LayerTypes:
-        """Of edges, in the numbering of networks with `num_more` more hidden layers."""
+    def of_edges(cls, spec: NetSpec, num_more: int, last: int) -> LayerTypes:
+        """Of edges, in the numbering of networks with `num_more` more hidden layers; types above `last` are `last`."""
         shift = partial(
             shift_types_to_depth,
             num_types=spec.num_edge_types,
             num_last=spec.num_output_edge_types,
             num_more=num_more,
         )
-        return cls(list(map(shift, spec.edge_types)))
+        return cls([shift(types).clamp(max=last) for types in spec.edge_types])
 
     def rows(self, table: Tensor) -> list[Tensor]:
         """Per layer or block, table[types] of shape (*types.shape, ...); of a table with one row, [1, ...]."""
@@ -101,6 +101,10 @@ class MessagePassingModel(Protocol):
 
     def network_groups(self, params: NetParams) -> Tensor:
         """[B] long, index into `groups`, of networks whose hidden nodes have one group."""
+        ...
+
+    def graph(self, nets: Sequence[NetParams]) -> ParameterGraph:
+        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart."""
         ...
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
@@ -307,7 +311,7 @@ def run_graph(
     """The readout [sum of B, out_dim] of networks of any architectures, in order; or the features of all nodes [N, D]
     and edges [E, D], network by network; `probes` [N, d], where there are some, are added to A_v bias; `statistics` as
     in `run_chains`, of all networks."""
-    graph = ParameterGraph.from_params(nets, model.spec.kernel, model.max_hidden)
+    graph = model.graph(nets)
     plain = any(not _has_fast_form(layer) for layer in model.layers)
     rows = RoleRows(graph, model.graph_context(graph), model.edge_positions is not None, plain)
     positions = None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scalegmn.engine.dispatch import FastForms
 from scalegmn.engine.modules import run, run_mlp
 from scalegmn.engine.rows import Rows
-from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
+from scalegmn.nn.readout import DeepSetReadout, EndsReadout, EqualOutputs, GraphReadout, OutputReadout
 
 Total = Callable[[Tensor], Tensor]
 """Rows of hidden nodes, [B, n, D] or [n, D] of all networks -> their sum in each network, [B, D]."""
@@ -61,6 +61,19 @@ def _graph(
 ) -> Tensor:
     pooled = total(run(readout.invariant_layer, rows, hidden))
     return run_mlp(readout.mlp, pooled, inputs.flatten(1), outputs.flatten(1), *statistics)
+
+
+@read.register(EqualOutputs)
+def _equal_outputs(
+    readout: EqualOutputs,
+    rows: Rows,
+    inputs: Tensor,
+    hidden: Tensor,
+    outputs: Tensor,
+    total: Total,
+    *statistics: Tensor,
+) -> Tensor:
+    return read(readout.readout, rows, inputs, hidden, readout.pooled(outputs), total, *statistics)
 
 
 @read.register(DeepSetReadout)

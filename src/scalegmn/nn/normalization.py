@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,24 +68,28 @@ class InputNormalization(nn.Module):
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """Normalised weights and biases, per layer, of the shapes given."""
-        rows = self._rows(len(weights))
         if self.centred:
-            weights = [weight - mean for weight, mean in zip(weights, self.weight_means[rows], strict=True)]
-            biases = [bias - mean for bias, mean in zip(biases, self.bias_means[rows], strict=True)]
+            weights = [weight - mean for weight, mean in self._with(self.weight_means, weights)]
+            biases = [bias - mean for bias, mean in self._with(self.bias_means, biases)]
         return (
-            tuple(weight / scale for weight, scale in zip(weights, self.weight_scales[rows], strict=True)),
-            tuple(bias / scale for bias, scale in zip(biases, self.bias_scales[rows], strict=True)),
+            tuple(weight / scale for weight, scale in self._with(self.weight_scales, weights)),
+            tuple(bias / scale for bias, scale in self._with(self.bias_scales, biases)),
         )
 
     def inverse(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
         """The inverse of `forward`, of a centred normalisation: weights and biases per layer, of the shapes given."""
-        rows = self._rows(len(weights))
+        weights = [weight * scale for weight, scale in self._with(self.weight_scales, weights)]
+        biases = [bias * scale for bias, scale in self._with(self.bias_scales, biases)]
         return (
-            tuple(
-                w * s + m for w, s, m in zip(weights, self.weight_scales[rows], self.weight_means[rows], strict=True)
-            ),
-            tuple(b * s + m for b, s, m in zip(biases, self.bias_scales[rows], self.bias_means[rows], strict=True)),
+            tuple(weight + mean for weight, mean in self._with(self.weight_means, weights)),
+            tuple(bias + mean for bias, mean in self._with(self.bias_means, biases)),
         )
+
+    def _with(self, scalars: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's tensor, and its scalar."""
+        if len(tensors) < len(scalars):
+            scalars = torch.cat([scalars[: len(tensors) - 1], scalars[-1:]])
+        return zip(tensors, scalars.unbind(), strict=True)
 
     def _rows(self, num_layers: int) -> Tensor:
         """[num_layers] long, the index of the scalars of each layer of a network."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.cnn import cnn_pre_activations
 from scalegmn.networks.evaluate import pre_activations
+from scalegmn.nn.mlp import BuildMLP
 
 _SMALLEST = 1e-8
 """Deviations of answers below this one count as this one."""
@@ -119,18 +120,29 @@ class Probes(nn.Module):
         return torch.cat([every[: params.spec.num_layers - 1], every[-1:]])
 
 
-def answer_features(answers: Tensor) -> Tensor:
-    """What classifiers answer to probes, [B, P, n] -> [B, `num_answers(P, n)`].
+class Answers(nn.Module):
+    """What classifiers answer to P probes: [B, P, n] -> [B, width].
 
-    The softmax over the n classes, times n, and log10 of the answers' standard deviation over probes and classes.
+    The softmax s over the n classes, times n, of each probe and class, or the mean over classes of MLP(n s); and log10
+    of the answers' standard deviation over probes and classes.
+
+    Args:
+        num_probes: P.
+        num_outputs: n.
+        mlp: builds the MLP of the P answers of a class; None: classes are told apart.
     """
-    deviation = answers.std(dim=(1, 2), correction=0).clamp_min(_SMALLEST)
-    return torch.cat([answers.shape[2] * answers.softmax(2).flatten(1), deviation.log10()[:, None]], dim=1)
 
+    def __init__(self, num_probes: int, num_outputs: int, mlp: BuildMLP | None) -> None:
+        super().__init__()
+        self.mlp = None if mlp is None else mlp(num_probes, num_probes)
+        self.width = num_probes * (num_outputs if mlp is None else 1) + 1
 
-def num_answers(num_probes: int, num_outputs: int) -> int:
-    """The width of `answer_features`; 0 without probes."""
-    return num_probes * num_outputs + 1 if num_probes else 0
+    def forward(self, answers: Tensor) -> Tensor:
+        """[B, P, n] -> [B, width]."""
+        deviation = answers.std(dim=(1, 2), correction=0).clamp_min(_SMALLEST)
+        shares = answers.shape[2] * answers.softmax(2)
+        features = shares.flatten(1) if self.mlp is None else self.mlp(shares.mT).mean(1)
+        return torch.cat([features, deviation.log10()[:, None]], dim=1)
 
 
 def smooth_images(noise: Tensor) -> Tensor:

@@ -112,6 +112,33 @@ class GraphReadout(nn.Module):
         return new
 
 
+class EqualOutputs(nn.Module):
+    """readout(..., the mean over output nodes of MLP(x) in their place): the same for outputs in any order.
+
+    Args:
+        readout: a readout of one output node.
+        dim: width d of node features.
+        mlp: builds the MLP.
+    """
+
+    def __init__(self, readout: nn.Module, dim: int, mlp: BuildMLP) -> None:
+        super().__init__()
+        self.readout = readout
+        self.mlp = mlp(dim, dim)
+
+    def pooled(self, outputs: Tensor) -> Tensor:
+        """[B, n_L, d] -> [B, 1, d]."""
+        mean: Tensor = self.mlp(outputs).mean(1, keepdim=True)
+        return mean
+
+    def forward(
+        self, context: NodeContext, inputs: Tensor, hidden: Tensor, outputs: Tensor, *statistics: Tensor
+    ) -> Tensor:
+        """Features of nodes, see the module's docstring -> [B, out_dim]."""
+        new: Tensor = self.readout(context, inputs, hidden, self.pooled(outputs), *statistics)
+        return new
+
+
 class DeepSetReadout(nn.Module):
     """MLP(sum over all nodes of MLP(x)), permutation-invariant (Zaheer et al., 2017).
 

@@ -39,7 +39,8 @@ def backward_in_micro_batches(
     size = max(1, math.ceil(len(target) / num_micro_batches))  # equal sizes: the largest decides on memory
     for start in range(0, len(target), size):
         rows = slice(start, start + size)
-        contribution = loss(inputs[rows], target[rows]) * (len(target[rows]) / (batch_size or len(target)))
+        part = (inputs, target) if num_micro_batches == 1 else (inputs[rows], target[rows])
+        contribution = loss(*part) * (len(part[1]) / (batch_size or len(target)))
         backward(contribution)
         total = total + contribution.detach()
     return total

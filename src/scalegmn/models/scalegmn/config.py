@@ -92,6 +92,10 @@ class ScaleGMNConfig(ModelConfig):
     readout_projection: Literal["linear", "mlp"] = "linear"
     """How a bidirectional last_layer readout projects output and input nodes before it joins them."""
 
+    equal_outputs: bool = False
+    """For vectors: read output neurons as equals, so that their order does not matter: for tasks that do not name the
+    networks' classes, such as the prediction of accuracies."""
+
     num_layers: int = 4
     """Message passing layers."""
 
@@ -215,9 +219,9 @@ class ScaleGMNConfig(ModelConfig):
                 problems.append(f"{name}.positions: needs node_positions, found none")
         if self.symmetry != "sign" and self.update_rule != "net":
             problems.append(f"update_rule: {self.update_rule} is only {{1, -1}}-equivariant, for sign; use net")
-        for name, reads in (("sizes", self.sizes), ("branch", self.branch.reads)):
-            if reads and self.changes_parameters:
-                found = f"{name}: found {getattr(self, name)}" if name == "sizes" else "branch: found one"
+        for name in ("sizes", "equal_outputs", "branch"):
+            if self.changes_parameters and (self.branch.reads if name == "branch" else getattr(self, name)):
+                found = f"{name}: found {'one' if name == 'branch' else True}"
                 problems.append(f"{found}, but changes of parameters have no readout; use vector output or False")
         if self.branch.answers and not self.num_probes:
             problems.append("branch.answers: found True, but num_probes is 0; use probes, or False")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.nn.probes import Probes, answer_features, check_images, num_answers
+from scalegmn.nn.probes import Answers, Probes, check_images
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import (
@@ -92,6 +93,7 @@ class ScaleGMN(Metanetwork):
         self._build_layers(parts)
         self.readout: nn.Module | None = None
         self.branch: MLP | None = None
+        self.answers: Answers | None = None
         if not config.changes_parameters:
             self._build_readout(parts)
         self.probes: Probes | None = None
@@ -111,13 +113,18 @@ class ScaleGMN(Metanetwork):
         if config.sizes or branch.statistics:
             self.statistics_normalization = StatisticsNormalization(num_sizes + num_invariants)
         if branch.reads:
-            in_dim = num_invariants + num_answers(config.num_probes if branch.answers else 0, spec.layout[-1])
+            mlp = parts.mlp if config.equal_outputs else None
+            self.answers = Answers(config.num_probes, spec.layout[-1], mlp) if branch.answers else None
+            in_dim = num_invariants + (0 if self.answers is None else self.answers.width)
             self.branch = MLP(in_dim, branch.hidden_dims, config.out_dim, dropout=branch.dropout)
 
     def _build_embeddings(self, parts: Parts) -> None:
         """A_v, A_e and positional embeddings."""
         config, spec, d = self.config, self.spec, self.config.hidden_dim
         more = self.max_hidden - spec.num_hidden_layers
+        alike = spec.layout[-1] - 1 if config.equal_outputs else 0
+        num_node_types = spec.num_node_types + more - alike
+        num_edge_types = spec.layout[0] + (self.max_hidden - 1 + spec.layout[-1] - alike if self.max_hidden else 0)
         self.node_linear = nn.Linear(1, d, bias=False)
         self.edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
         self.backward_edge_linear: nn.Linear | None = None
@@ -127,19 +134,19 @@ class ScaleGMN(Metanetwork):
         self.node_position_net: nn.Module | None = None
         self.node_position_map: TypedLinear | None = None
         if config.node_positions != "none":
-            self.node_positions = PositionalEmbedding(spec.num_node_types + more, d)
-            self.node_position_map = parts.position_map(spec.num_node_types + more)
+            self.node_positions = PositionalEmbedding(num_node_types, d)
+            self.node_position_map = parts.position_map(num_node_types)
             roles = {"hidden"} if config.node_positions == "net_sum" else set(spec.roles)
             self.node_position_net = parts.position_net(roles)
         self.edge_positions: PositionalEmbedding | None = None
         self.edge_position_net: nn.Module | None = None
         self.edge_position_map: TypedLinear | None = None
         if config.edge_positions:
-            num_types = spec.layout[0] + (self.max_hidden - 1 + spec.layout[-1] if self.max_hidden else 0)
-            self.edge_positions = PositionalEmbedding(num_types, d)
-            self.edge_position_map = parts.position_map(num_types)
+            self.edge_positions = PositionalEmbedding(num_edge_types, d)
+            self.edge_position_map = parts.position_map(num_edge_types)
             self.edge_position_net = parts.position_net(set(spec.roles[1:]))
-        self.node_types, self.edge_types = LayerTypes.of_nodes(spec, more), LayerTypes.of_edges(spec, more)
+        self.node_types = LayerTypes.of_nodes(spec, more, num_node_types - 1)
+        self.edge_types = LayerTypes.of_edges(spec, more, num_edge_types - 1)
 
     def _build_layers(self, parts: Parts) -> None:
         """The message passing layers, with branches only for those roles of nodes that something later reads."""
@@ -249,8 +256,8 @@ class ScaleGMN(Metanetwork):
         read, elements = zip(*(self.canonical(self.normalized(self._by_fan_in(p))) for p in batches), strict=True)
         pairs = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
         probes = [features for features, _ in pairs]
-        if self.config.branch.answers:
-            of_branch.append(answer_features(torch.cat([answers for _, answers in pairs])))
+        if self.answers is not None:
+            of_branch.append(self.answers(torch.cat([answers for _, answers in pairs])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "fast" and len(read) == 1 and self._runs_by_layer(read[0]):
             kinds = None if self._is_chain(read[0].spec) else self._layer_groups(read[0].spec)
@@ -291,7 +298,7 @@ class ScaleGMN(Metanetwork):
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
         features of all nodes [N, k] and of all edges [E, k K], network by network; `probes` [N, d] are added to A_v
         bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
-        graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
+        graph = self.graph(nets)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
         x = self.embed_nodes(context, graph, p, probes)
@@ -382,6 +389,18 @@ class ScaleGMN(Metanetwork):
             block._replace(values=reciprocal(block.values, floor[..., None, None]))
             for block, floor in zip(params.kernels(self.spec.kernel), floors, strict=True)
         ]
+
+    def graph(self, nets: Sequence[NetParams]) -> ParameterGraph:
+        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart."""
+        graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
+        if not self.config.equal_outputs:
+            return graph
+        node_type, edge_type = graph.node_type, graph.edge_type
+        if self.node_positions is not None:
+            node_type = node_type.clamp(max=len(self.node_positions.table) - 1)
+        if self.edge_positions is not None:
+            edge_type = edge_type.clamp(max=len(self.edge_positions.table) - 1)
+        return replace(graph, node_type=node_type, edge_type=edge_type)
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
         """Role, scalar group and network of the nodes of a graph."""
@@ -511,6 +530,8 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
         if config.branch.answers and spec.layout[-1] == 1:
             problem = f"found True, expected False for {spec}, which has one output, and softmax needs several"
             raise ValueError(f"{config.section}.branch.answers: {problem}")
+    if config.equal_outputs and spec.num_places:
+        raise ValueError(f"{config.section}.equal_outputs: found True, expected False for {spec}, with pinned neurons")
     found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
     if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
         (fitting,) = found if len(found) == 1 else {HETERO}

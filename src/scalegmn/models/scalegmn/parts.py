@@ -22,7 +22,7 @@ from scalegmn.nn.invariant import (
 from scalegmn.nn.messages import MESSAGES, ConcatEdgeUpdate, MessageFunction, MessageParts, ScaleEdgeUpdate
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.positional import TypedLinear
-from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout, OutputReadout
+from scalegmn.nn.readout import DeepSetReadout, EndsReadout, EqualOutputs, GraphReadout, OutputReadout
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import EquivariantNetConfig, ScaleGMNConfig
@@ -171,6 +171,13 @@ class Parts:
 
     def readout(self, num_inputs: int, num_outputs: int, num_statistics: int) -> nn.Module:
         """The readout of a model with vector output, which also reads so many statistics of a network."""
+        d = self.config.hidden_dim
+        if self.config.equal_outputs:
+            return EqualOutputs(self._readout(num_inputs, 1, num_statistics), d, self.mlp)
+        return self._readout(num_inputs, num_outputs, num_statistics)
+
+    def _readout(self, num_inputs: int, num_outputs: int, num_statistics: int) -> nn.Module:
+        """`readout` of outputs that are told apart."""
         options, d = self.config, self.config.hidden_dim
         readout_dim = options.readout_dim or d
         if options.readout == "last_layer" and options.direction == "forward":
