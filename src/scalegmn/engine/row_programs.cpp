@@ -15,6 +15,10 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -275,6 +279,128 @@ void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_colu
     }
 }
 
+// Products of bfloat16 matrices in the eight tile registers of a core, of 16 rows of 16 pairs each (Intel AMX)
+
+#ifdef __AMX_BF16__
+// Whether the system lets this process use them
+inline bool has_tiles() {
+    static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
+    return granted;
+}
+
+// While it lives, this thread's registers are set up
+struct TileRegisters {
+    bool used;
+    explicit TileRegisters(bool uses) : used(uses && has_tiles()) {
+        if (!used) return;
+        static const struct {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } shapes;
+        _tile_loadconfig(&shapes);
+    }
+    ~TileRegisters() {
+        if (used) _tile_release();
+    }
+};
+
+// C [rows, columns] = (or +=) A [rows, pairs] B [pairs, columns]; rows and columns are multiples of 32, pairs of 16
+inline void tile_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, bool adds) {
+    const Int low = 16 * pairs, right = 4 * columns;
+    __asm__ volatile("" ::: "memory");  // the intrinsics do not say that they read and write memory
+    for (Int j = 0; j < columns; j += 32)
+        for (Int i = 0; i < rows; i += 32) {
+            float *top = c + i * columns + j, *bottom = top + 16 * columns;
+            if (adds) {
+                _tile_loadd(0, top, right);
+                _tile_loadd(1, top + 16, right);
+                _tile_loadd(2, bottom, right);
+                _tile_loadd(3, bottom + 16, right);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (Int k = 0; k < pairs; k += 16) {
+                const Pair *left_factor = a + i * pairs + k, *right_factor = b + k * columns + j;
+                _tile_loadd(4, left_factor, 4 * pairs);
+                _tile_loadd(5, left_factor + low, 4 * pairs);
+                _tile_loadd(6, right_factor, right);
+                _tile_loadd(7, right_factor + 16, right);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, top, right);
+            _tile_stored(1, top + 16, right);
+            _tile_stored(2, bottom, right);
+            _tile_stored(3, bottom + 16, right);
+        }
+    __asm__ volatile("" ::: "memory");
+}
+
+// [16, 16] -> its transpose, by rows `from_row` and `to_row` numbers apart
+inline void transpose(const Pair* from, Int from_row, Pair* to, Int to_row) {
+    __m512i x[16], y[16];
+    for (int i = 0; i < 16; i++) x[i] = _mm512_loadu_si512(from + i * from_row);
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int k = 0; k < 2; k++) {
+            x[i + 2 * k] = _mm512_unpacklo_epi64(y[i + k], y[i + k + 2]);
+            x[i + 2 * k + 1] = _mm512_unpackhi_epi64(y[i + k], y[i + k + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int k = 0; k < 4; k++) {
+            y[i + k] = _mm512_shuffle_i32x4(x[i + k], x[i + k + 4], 0x88);
+            y[i + k + 4] = _mm512_shuffle_i32x4(x[i + k], x[i + k + 4], 0xdd);
+        }
+    for (int k = 0; k < 8; k++) {
+        _mm512_storeu_si512(to + k * to_row, _mm512_shuffle_i32x4(y[k], y[k + 8], 0x88));
+        _mm512_storeu_si512(to + (k + 8) * to_row, _mm512_shuffle_i32x4(y[k], y[k + 8], 0xdd));
+    }
+}
+#else
+inline bool has_tiles() { return false; }
+
+struct TileRegisters {
+    explicit TileRegisters(bool) {}
+};
+
+inline void tile_product(Int, Int, Int, const Pair*, const Pair*, float*, bool) {}
+inline void transpose(const Pair*, Int, Pair*, Int) {}
+#endif
+
+inline bool fits_tiles(Int rows, Int columns, Int pairs) {
+    return has_tiles() && rows % 32 == 0 && columns % 32 == 0 && pairs % 16 == 0;
+}
+
+// C [rows, columns] = (or +=) A [rows, pairs] B [pairs, columns]
+inline void pair_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, bool adds) {
+    if (fits_tiles(rows, columns, pairs))
+        tile_product(rows, columns, pairs, a, b, c, adds);
+    else
+        product<float, Pair>(rows, columns, pairs, a, pairs, 1, b, c, adds);
+}
+
+// C [rows, columns] += A^T B for A [pairs, rows] and B [pairs, columns]; `turned` has the size of A
+inline void pair_product_transposed(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c,
+                                    Pair* turned) {
+    if (!fits_tiles(rows, columns, pairs))
+        return product<float, Pair>(rows, columns, pairs, a, 1, rows, b, c, true);
+    for (Int k = 0; k < pairs; k += 16)
+        for (Int r = 0; r < rows; r += 16) transpose(a + k * rows + r, rows, turned + r * pairs + k, pairs);
+    tile_product(rows, columns, pairs, turned, b, c, true);
+}
+
+inline void pair_product(Int, Int, Int, const Pair*, const Pair*, double*, bool) {}
+inline void pair_product_transposed(Int, Int, Int, const Pair*, const Pair*, double*, Pair*) {}
+
 // A weight [out, in] as right factors of x W^T and of g W
 template <class T>
 struct Weight {
@@ -387,7 +513,7 @@ struct Tiles {
     T *value_memory, *gradient_memory, *side_memory;
     std::vector<Int> side_places;  // of each operation
     std::vector<char> has_gradient;
-    Pair *left, *right;  // factors of products, rounded
+    Pair *left, *right, *turned;  // factors of products, rounded
     std::vector<std::vector<T>> parameter_gradients;
     std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
     std::vector<Int> batches, receivers, senders;  // of each row of the tile
@@ -396,7 +522,7 @@ struct Tiles {
         : p(program), parameters(given), weights(packed) {
         Int widest = 0, place = 0;
         for (Int v = 0; v < p.num_values; v++) widest = std::max(widest, p.widths[v]);
-        size = widest > 64 ? 48 : 96;
+        size = widest <= 64 ? 96 : p.uses_halves && has_tiles() ? 64 : 48;
         for (Int v = 0; v < p.num_values; v++) {
             places.push_back(place);
             place += size * p.widths[v] + 16;
@@ -407,10 +533,10 @@ struct Tiles {
             Int code = p.operations[k].code, signs = code == NORM_SILU ? 1 : code == NORM_SILU_BOTH ? 2 : 0;
             if (signs) side_place += signs * size * (p.widths[p.operations[k].result] + 2) + 16;
         }
-        value_memory = memory((backward ? 2 * place : place) + side_place + size * 2 * widest);
+        value_memory = memory((backward ? 2 * place : place) + side_place + size * 3 * widest);
         gradient_memory = value_memory + place;
         side_memory = value_memory + (backward ? 2 * place : place);
-        left = (Pair*)(side_memory + side_place), right = left + size * widest;
+        left = (Pair*)(side_memory + side_place), right = left + size * widest, turned = right + size * widest;
         batches.resize(size), receivers.resize(size), senders.resize(size);
         if (!backward) return;
         has_gradient.resize(p.num_values);
@@ -464,7 +590,7 @@ struct Tiles {
             for (Int i = 0; i < size; i++) std::memcpy(to + i * out, parameter(o.other_parameter), out * sizeof(T));
         if (p.uses_halves) {
             to_halves(from, (Half*)left, size * in);
-            product<T, Pair>(size, out, in / 2, left, in / 2, 1, weights[o.parameter].forward.data(), to, adds);
+            pair_product(size, out, in / 2, left, weights[o.parameter].forward.data(), to, adds);
         } else {
             product<T, T>(size, out, in, from, in, 1, weights[o.parameter].transposed.data(), to, adds);
         }
@@ -477,8 +603,7 @@ struct Tiles {
         if (!p.needs[o.first]) {
         } else if (p.uses_halves) {
             to_halves(g, (Half*)left, size * out);
-            product<T, Pair>(size, in, out / 2, left, out / 2, 1, weights[o.parameter].back.data(), to,
-                             has_gradient[o.first]);
+            pair_product(size, in, out / 2, left, weights[o.parameter].back.data(), to, has_gradient[o.first]);
         } else {
             product<T, T>(size, in, out, g, out, 1, parameter(o.parameter), to, has_gradient[o.first]);
         }
@@ -488,7 +613,7 @@ struct Tiles {
             if (p.uses_halves) {
                 to_row_pairs(g, left, size, out);
                 to_row_pairs(from, right, size, in);
-                product<T, Pair>(out, in, size / 2, left, 1, out, right, sums, true);
+                pair_product_transposed(out, in, size / 2, left, right, sums, turned);
             } else {
                 product<T, T>(out, in, size, g, 1, out, from, sums, true);
             }
@@ -848,6 +973,7 @@ void run(const Program& p, bool backward) {
     const Int rows = p.receivers * p.senders;
 #pragma omp parallel for num_threads(num_threads) schedule(static, 1) ordered
     for (Int thread = 0; thread < num_threads; thread++) {
+        const TileRegisters registers(p.uses_halves);
         Tiles<T> tiles(p, parameters, weights, backward);
         const Int first = p.batch * thread / num_threads * rows, last = p.batch * (thread + 1) / num_threads * rows;
         for (Int start = first; start < last; start += tiles.size) {
@@ -883,7 +1009,9 @@ void run_program(const int64_t* words, int64_t backward) {
 }
 
 int64_t multiplies_halves() {
-#ifdef __AVX512BF16__
+#if defined __AMX_BF16__
+    return has_tiles();  // vdpbf16ps alone is slower than fp32 there
+#elif defined __AVX512BF16__
     return 1;
 #else
     return 0;
