@@ -108,12 +108,11 @@ def residual_connections(spec: NetSpec) -> set[tuple[int, int]]:
 
 
 def attention_connections(spec: NetSpec) -> set[tuple[int, int]]:
-    """(query or key, value) of attention, as node layers."""
+    """(query, key or bias of scores, value) of attention, as node layers."""
     return {
-        (_place(spec, source), _place(spec, index))
-        for index, layer in enumerate(spec.layers)
-        if layer.attention is not None
-        for source in layer.attention[:2]
+        (_place(spec, source), _place(spec, heads.result))
+        for heads in spec.heads
+        for source in (heads.query, heads.key, *heads.score_biases)
     }
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scalegmn.networks.activations import ACTIVATIONS, HETERO
+from scalegmn.networks.heads import Axis, Heads
 from scalegmn.networks.scalar_groups import ALL_SCALARS, SCALES, SIGNS, TRIVIAL, ScalarGroup, shared_group
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class CoupledChannels(NamedTuple):
     num_blocks: int = 1
     """The channels are cut into so many blocks; blocks are permuted as a whole, and channels within each. See
     `block_order`."""
+
+    axes: tuple[Axis, ...] = ()
+    """Of the channels within a block, where they do not all move freely (`heads`)."""
 
     @property
     def num_channels(self) -> int:
@@ -87,9 +91,7 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
         if layer.is_diagonal and not layer.constant:
             links.append(Residual(spec.sender(index), index, layer.out_dim))
         links += [Residual(source, index, layer.out_dim) for source in layer.coupled or ()]
-        if layer.attention is not None:
-            query, key, _ = layer.attention
-            links.append(Residual(key, query, spec.layers[query].out_dim))
+    links += [Residual(heads.key, heads.query, spec.width(heads.key)) for heads in spec.heads if heads.num_repeats == 1]
     links += [Residual(first, second, spec.width(first)) for first, second in transposed_pairs(spec)]
     links += _same_neurons(spec)
     counts, classes = _block_counts(spec), []
@@ -102,13 +104,54 @@ def permutation_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
                 f"is coupled to layers {channels.layers[1:]}; expected equal widths of all",
             )
         classes.append(channels._replace(num_blocks=num_blocks))
-    return tuple(classes)
+    return _with_axes(spec, classes)
+
+
+def _with_axes(spec: NetSpec, classes: Sequence[CoupledChannels]) -> tuple[CoupledChannels, ...]:
+    """The classes with the axes that heads of attention give their layers.
+
+    Axes of one class have one permutation. Those of layers that are in no class stay.
+    """
+    named: dict[int, list[tuple[Axis, ...]]] = {}
+    for heads in spec.heads:
+        for layer, axes in heads.axes(spec):
+            named.setdefault(layer, []).append(axes)
+    moved = {layer for channels in classes for layer in channels.layers}
+    same = {axis.number: -1 for layer in {*named} - moved for axes in named[layer] for axis in axes}
+
+    def number(axis: Axis) -> int:
+        first = axis.number
+        while same.get(first, first) != first:
+            first = same[first]
+        return first
+
+    for channels in classes:
+        lists = [axes for layer in channels.layers for axes in named.get(layer, ())]
+        size = channels.num_channels // channels.num_blocks
+        sizes = {tuple((axis.size, axis.fixed) for axis in axes) for axes in lists}
+        if lists and (len(sizes) > 1 or math.prod(axis.size for axis in lists[0]) != size):
+            raise UnequalBlocks(
+                channels.layers,
+                f"layer {channels.layers[0]}: heads of attention cut its channels in different ways, or into others "
+                f"than {channels.num_blocks} blocks",
+            )
+        for axes in zip(*lists, strict=True):
+            numbers = sorted({number(axis) for axis in axes})
+            same |= dict.fromkeys(numbers, numbers[0])
+    axes_of = {layer: tuple(axis._replace(number=number(axis)) for axis in axes[0]) for layer, axes in named.items()}
+    return tuple(
+        channels._replace(axes=next((axes_of[layer] for layer in channels.layers if layer in axes_of), ()))
+        for channels in classes
+    )
 
 
 def scaling_classes(spec: NetSpec) -> tuple[CoupledChannels, ...]:
-    """Which hidden neurons must have one scalar: those that residual connections join, and those that are the same at
-    another place; see `permutation_classes`."""
-    return _classes(spec, [*residuals(spec), *_same_neurons(spec)])
+    """Which hidden neurons must have one scalar: those that residual connections join, those that are the same at
+    another place, and the values of gates and their products; see `permutation_classes`."""
+    gates = [
+        Residual(spec.sender(index), index, layer.out_dim) for index, layer in enumerate(spec.layers) if layer.linear
+    ]
+    return _classes(spec, [*residuals(spec), *_same_neurons(spec), *gates])
 
 
 def _same_neurons(spec: NetSpec) -> list[Residual]:
@@ -146,15 +189,21 @@ def _block_counts(spec: NetSpec) -> dict[int, set[int]]:
     counts: dict[int, set[int]] = {}
     for index, layer in enumerate(spec.layers):
         cuts = [(spec.sender(index), layer.norm_groups), (index, layer.blocks)]
-        if layer.groups > 1 and not layer.is_diagonal:
+        if layer.groups > 1 and not layer.is_diagonal and layer.attention is None:
             cuts += [(spec.sender(index), layer.groups), (index, layer.groups)]
-        if layer.attention is not None:
-            query, key, heads = layer.attention
-            cuts += [(query, heads), (key, heads), (index, heads)]
         for cut_layer, count in cuts:
             if count > 1:
                 counts.setdefault(cut_layer, set()).add(count)
+    for heads in spec.heads:
+        for cut_layer in _of_heads(heads):
+            if heads.num_heads > 1:
+                counts.setdefault(cut_layer, set()).add(heads.num_heads)
     return counts
+
+
+def _of_heads(heads: Heads) -> tuple[int, ...]:
+    """The layers whose blocks are the heads of an attention."""
+    return heads.query, heads.key, heads.values, heads.result, *heads.score_biases
 
 
 def block_order(spec: NetSpec) -> dict[int, int]:
@@ -165,12 +214,11 @@ def block_order(spec: NetSpec) -> dict[int, int]:
     """
     links = [(index, index) for index in range(spec.num_layers - 1)]
     for index, layer in enumerate(spec.layers):
-        if layer.groups > 1 and not layer.is_diagonal:
+        if layer.groups > 1 and not layer.is_diagonal and layer.attention is None:
             links.append((spec.sender(index), index))
-        if layer.attention is not None:
-            links.append((layer.attention[0], index))
         if layer.blocks > 1:
             links.append((-1, index))
+    links += [(heads.result, other) for heads in spec.heads for other in _of_heads(heads)]
     counts, movable = _block_counts(spec), set()
     for channels in spec.permutation_classes:
         links += [(channels.layers[0], layer) for layer in channels.layers]
@@ -197,42 +245,50 @@ def reciprocal_layers(spec: NetSpec) -> dict[int, int]:
     """Key layer -> query layer of attention where keys may be divided by what queries are multiplied by."""
     single = {channels.layers[0] for channels in spec.scaling_classes if len(channels.layers) == 1}
     free = single - _layers_that_norms_fix(spec)
-    pairs = [layer.attention[:2] for layer in spec.layers if layer.attention is not None]
     return {
         key: query
-        for query, key in pairs
+        for _, query, key, *_ in spec.heads
         if query != key and {query, key} <= free
         if spec.layers[query].activation == spec.layers[key].activation == "identity"
     }
 
 
+def repeated_layers(spec: NetSpec) -> frozenset[int]:
+    """Layers with attention that have the scalars of the values which they repeat."""
+    single = {channels.layers[0] for channels in spec.scaling_classes if len(channels.layers) == 1}
+    free = single - _layers_that_norms_fix(spec)
+    return frozenset(
+        heads.result
+        for heads in spec.heads
+        if heads.num_repeats > 1 and {heads.result, heads.values} <= free
+        if spec.layers[heads.values].activation == spec.layers[heads.result].activation == "identity"
+        if not any(spec.layers[layer].maximum for layer in (heads.result, heads.values))
+    )
+
+
 def layers_without_scalars(spec: NetSpec) -> frozenset[int]:
     """Layers with which no scalar commutes, whatever their activations: those that `_layers_that_norms_fix` names, keys
-    of attention, and queries whose keys cannot follow (`reciprocal_layers`)."""
-    pairs = [layer.attention[:2] for layer in spec.layers if layer.attention is not None]
-    keys = {key for _, key in pairs}
-    queries = {query for query, key in pairs if spec.reciprocal_layers.get(key) != query}
-    return _layers_that_norms_fix(spec) | keys | queries
+    of attention, queries whose keys cannot follow (`reciprocal_layers`), values that cannot be repeated with their
+    scalars (`repeated_layers`), and biases of scores."""
+    fixed = {layer for heads in spec.heads for layer in (heads.key, *heads.score_biases)}
+    fixed |= {heads.query for heads in spec.heads if spec.reciprocal_layers.get(heads.key) != heads.query}
+    repeated = [heads for heads in spec.heads if heads.num_repeats > 1 and heads.result not in spec.repeated_layers]
+    fixed |= {layer for heads in repeated for layer in (heads.values, heads.result)}
+    return _layers_that_norms_fix(spec) | fixed
 
 
 def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
     """Layers that layer and group norms read, whose mean and variance mix channels; layers without weights, and what
-    those that are no norms read; those that say so (`LayerSpec.unscaled`)."""
-    read = {
-        spec.sender(index)
-        for index, layer in enumerate(spec.layers)
-        if layer.norm in ("layer", "group") or (layer.norm is None and not layer.affine and not layer.is_zero)
-    }
-    coupled = {source for layer in spec.layers for source in layer.coupled or ()}
-    return frozenset(
-        read
-        | coupled
-        | {
-            index
-            for index, layer in enumerate(spec.layers)
-            if (not layer.affine and not layer.is_zero) or layer.unscaled
-        }
-    )
+    those that are no norms read, but for heads of attention and the values of gates; those that say so
+    (`LayerSpec.unscaled`)."""
+    fixed: set[int] = set()
+    for index, layer in enumerate(spec.layers):
+        is_unweighted = not layer.affine and not layer.is_zero and layer.attention is None
+        if layer.norm in ("layer", "group") or (layer.norm is None and is_unweighted):
+            fixed |= {*(layer.coupled or ())} if layer.linear else {spec.sender(index), *(layer.coupled or ())}
+        if (is_unweighted and not layer.linear) or layer.unscaled:
+            fixed.add(index)
+    return frozenset(fixed)
 
 
 def class_symmetry(
@@ -242,7 +298,8 @@ def class_symmetry(
 
     Layers that a residual connection joins share those scalars alone that their activations preserve, chi(q) = q;
     tied weights, transposed, those with q = 1 / q; maxima, those with chi(q) > 0. Keys of attention have those of
-    their queries (`reciprocal_layers`), inverted.
+    their queries (`reciprocal_layers`), inverted. Values of gates and queries that are turned by position have all
+    scalars, other layers without activation the positive ones.
 
     Args:
         spec: the network.
@@ -266,4 +323,6 @@ def class_symmetry(
             group &= SIGNS if set(pair) <= members else TRIVIAL
     if group.sign_exponent == 1 and any(spec.layers[layer].maximum for layer in channels.layers):
         group = replace(group, signs=False)
-    return SCALES if group == ALL_SCALARS else group
+    signed = {heads.query for heads in spec.heads if heads.rotary}
+    signed |= {layer for layer in members if spec.layers[layer].linear}
+    return SCALES if group == ALL_SCALARS and not members & signed else group

@@ -38,14 +38,7 @@ def check_layer(spec: NetSpec, index: int) -> None:
     if not layer.constant and layer.in_dim != spec.width(reads) and (index or layer.reads is not None):
         _refuse(index, f"reads {layer.in_dim} neurons, but layer {reads} has {spec.width(reads)}")
     if layer.attention is not None:
-        query, key, heads = layer.attention
-        widths = {spec.layers[query].out_dim, spec.layers[key].out_dim}
-        if heads < 1 or len(widths) > 1 or any(width % heads for width in (*widths, layer.out_dim)):
-            _refuse(
-                index,
-                f"attention: found {heads} heads for queries and keys of widths {sorted(widths)} and values of width "
-                f"{layer.out_dim}, expected equal widths of queries and keys, all divisible by the heads",
-            )
+        _check_attention(spec, index)
     for name, together in (("coupled", layer.coupled or ()), ("same_neurons", layer.same_neurons)):
         for source in together:
             if spec.width(source) != layer.out_dim:
@@ -53,6 +46,31 @@ def check_layer(spec: NetSpec, index: int) -> None:
     added = spec.layers[layer.residual] if spec.is_chain and layer.residual not in (None, -1) else layer
     if (layer.kernel is None) != (added.kernel is None):
         _refuse(index, f"residual: found {layer.residual}, but only one of the two layers is a convolution")
+
+
+def _check_attention(spec: NetSpec, index: int) -> None:
+    """Raises ValueError unless queries, keys, values and biases of scores have sizes that fit."""
+    layer = spec.layers[index]
+    assert layer.attention is not None
+    query, key, heads = layer.attention
+    widths = spec.width(query), spec.width(key)
+    repeats, rest = divmod(*widths)
+    is_cut = heads > 0 and repeats > 0 and not rest and heads % repeats == 0 and not widths[0] % heads
+    if not is_cut or layer.out_dim % heads:
+        _refuse(
+            index,
+            f"attention: found {heads} heads for queries and keys of widths {widths} and values of width "
+            f"{layer.out_dim}, expected widths that the heads divide, and as many of queries for each head of keys",
+        )
+    if repeats > 1 and (layer.affine or layer.groups != layer.in_dim or layer.out_dim != repeats * layer.in_dim):
+        _refuse(
+            index, f"attention: found {repeats} heads of queries for each of keys, expected as many copies of values"
+        )
+    if layer.rotary and len(layer.rotary) != widths[0] // heads:
+        _refuse(index, f"rotary: found {len(layer.rotary)} channels, expected the {widths[0] // heads} of a head")
+    for bias in layer.score_biases:
+        if spec.width(bias) != heads:
+            _refuse(index, f"score_biases: layer {bias} has {spec.width(bias)} neurons, expected {heads}, one per head")
 
 
 def _check_sizes(index: int, layer: LayerSpec) -> None:
@@ -67,6 +85,8 @@ def _check_sizes(index: int, layer: LayerSpec) -> None:
         _refuse(index, f"blocks: found {layer.blocks} of {layer.out_dim} channels, expected a divisor")
     if layer.coupled is not None and layer.affine:
         _refuse(index, "coupled: found for a layer with weights, expected affine false")
+    if layer.linear and layer.coupled is None:
+        _refuse(index, "linear: found true for a layer that is coupled to no other, expected coupled")
     if layer.opaque and not layer.constant:
         _refuse(index, "opaque: found true for a layer that reads others, expected constant inputs")
     if layer.norm is not None and (layer.norm not in NORMS or layer.out_dim != layer.groups):
@@ -81,6 +101,7 @@ def _check_sources(index: int, layer: LayerSpec) -> None:
     if layer.attention is not None:
         sources |= {"query": layer.attention[0], "key": layer.attention[1]}
     sources |= {f"coupled {place}": source for place, source in enumerate(layer.coupled or ())}
+    sources |= {f"score_biases {place}": source for place, source in enumerate(layer.score_biases)}
     sources |= {f"same_neurons {place}": source for place, source in enumerate(layer.same_neurons)}
     for name, source in sources.items():
         lowest = -1 if name in ("reads", "residual") else 0

@@ -35,8 +35,13 @@ class LayerSpec:
         epsilon: what a normalisation layer adds to the variance.
         affine: false: the weights are no parameters but ones; of constant inputs, zeros.
         bias: false: the biases are no parameters but zeros.
-        attention: (query layer, key layer, heads): the layer computes the values v of a multi-head attention,
-            softmax(q k^T) v, and layers that read it read the heads' results.
+        attention: (query layer, key layer, heads of queries): the layer computes the values v of a multi-head
+            attention, softmax(q k^T) v, and layers that read it read the heads' results. Where R heads of queries have
+            one of keys and values (n_query = R n_key), it has no weights, and repeats each channel of the values that
+            it reads for each of them, [head of keys, channel, head of queries].
+        rotary: of attention whose queries and keys are turned by position, per channel of a head: the number of the
+            pair that it is turned in; -1 for channels that are not turned. Empty: none are.
+        score_biases: earlier layers with a neuron per head of queries, which is added to the scores of this head.
         tied: the earlier layer whose weights, transposed, this layer shares.
         maximum: layers that read it read the maximum of its values at several positions (max pooling), with which
             negative factors do not commute.
@@ -46,6 +51,8 @@ class LayerSpec:
             no layer describes.
         coupled: it has no weights, and is computed channel by channel, alike for all, from the layer that it reads and
             from these earlier ones, by operations that no activation describes; None: it is not.
+        linear: of a `coupled` layer: it is linear in the layer that it reads (the values of a gate), whose scalars are
+            its own.
         unscaled: no scalar but 1 commutes with what reads it.
         same_neurons: earlier layers whose neurons are this layer's at another place or time, since they have weights or
             biases of this one (a layer that is used twice), or are the state of a loop one step before.
@@ -68,12 +75,15 @@ class LayerSpec:
     affine: bool = True
     bias: bool = True
     attention: tuple[int, int, int] | None = None
+    rotary: tuple[int, ...] = ()
+    score_biases: tuple[int, ...] = ()
     tied: int | None = None
     maximum: bool = False
     pinned: bool = False
     opaque: bool = False
     blocks: int = 1
     coupled: tuple[int, ...] | None = None
+    linear: bool = False
     unscaled: bool = False
     same_neurons: tuple[int, ...] = ()
 

@@ -103,22 +103,23 @@ def residual_index(spec: NetSpec) -> Tensor:
 
 
 def attention_index(spec: NetSpec) -> Tensor:
-    """[2, C] long, rows sender and receiver: each query and each key of a head, and all values of this head; channels
-    of layers that are coupled to others, and of the layer that they are coupled to; the same neurons of two layers."""
+    """[2, C] long, rows sender and receiver: each query, each key and the bias of the scores of a head, and all values
+    of this head; channels of layers that are coupled to others, and of the layer that they are coupled to; the same
+    neurons of two layers."""
     starts = _starts(spec)
     joined = [torch.empty(2, 0, dtype=torch.long)]
     for index, layer in enumerate(spec.layers):
         for source in (*(layer.coupled or ()), *layer.same_neurons):
             ends = torch.stack([starts[spec.node_layers[source][1]], starts[spec.node_layers[index][1]]])
             joined.append(ends[:, None] + torch.arange(layer.out_dim))
-        if layer.attention is None:
-            continue
-        query, key, heads = layer.attention
-        values = starts[spec.node_layers[index][1]] + torch.arange(layer.out_dim).reshape(heads, -1, 1)
-        for source in (query, key):
-            width = spec.layers[source].out_dim
-            senders = starts[spec.node_layers[source][1]] + torch.arange(width).reshape(heads, 1, -1)
-            shape = (heads, values.shape[1], senders.shape[2])
+    for heads in spec.heads:
+        results = torch.arange(spec.width(heads.result)).reshape(heads.num_heads, -1, heads.num_repeats).mT
+        values = starts[spec.node_layers[heads.result][1]] + results[..., None]
+        for source in (heads.query, heads.key, *heads.score_biases):
+            repeats = 1 if source == heads.key else heads.num_repeats
+            nodes = torch.arange(spec.width(source)).reshape(heads.num_heads, repeats, 1, -1)
+            senders = starts[spec.node_layers[source][1]] + nodes
+            shape = torch.broadcast_shapes(values.shape, senders.shape)
             joined.append(torch.stack([senders.expand(shape).flatten(), values.expand(shape).flatten()]))
     return torch.cat(joined, dim=1)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from scalegmn.networks import coupling, parameter_indices
+from scalegmn.networks import coupling, heads, parameter_indices
 from scalegmn.networks.activations import ACTIVATIONS, BUILT_IN, HETERO, not_built_in
 from scalegmn.networks.coupling import CoupledChannels
 from scalegmn.networks.layer_checks import check_extra_activations, check_layer
@@ -85,7 +85,7 @@ class NetSpec:
             options: dict[str, Any] = dict(layer)
             if options.get("activation") not in ("sine", HETERO):
                 options["w0"] = 1.0
-            for key in ("kernel", "attention", "coupled", "same_neurons"):
+            for key in ("kernel", "attention", "rotary", "score_biases", "coupled", "same_neurons"):
                 if options.get(key) is not None:
                     options[key] = tuple(options[key])
             layers.append(LayerSpec(**options))
@@ -216,11 +216,13 @@ class NetSpec:
     # Symmetry
 
     residuals = property(coupling.residuals)
+    heads = cached_property(heads.all_heads)
     permutation_classes = cached_property(coupling.permutation_classes)
     scaling_classes = cached_property(coupling.scaling_classes)
     block_order = cached_property(coupling.block_order)
     transposed_pairs = cached_property(coupling.transposed_pairs)
     reciprocal_layers = cached_property(coupling.reciprocal_layers)
+    repeated_layers = cached_property(coupling.repeated_layers)
     layers_without_scalars = cached_property(coupling.layers_without_scalars)
 
     def class_symmetry(self, channels: CoupledChannels, activation: str = HETERO) -> ScalarGroup | Literal["hetero"]:
@@ -247,10 +249,12 @@ class NetSpec:
 
 _COMPUTED_AT_ONCE = (
     "node_layers",
+    "heads",
     "permutation_classes",
     "scaling_classes",
     "transposed_pairs",
     "reciprocal_layers",
+    "repeated_layers",
     "layers_without_scalars",
 )
 """Properties that are computed with the spec: torch.compile cannot trace the lock of a property not yet computed."""

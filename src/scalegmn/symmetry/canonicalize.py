@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.networks import HETERO, NetParams, ScalarGroup
+from scalegmn.networks.heads import tie_scalars
 from scalegmn.symmetry.groups import (
     GroupElement,
     PhaseShift,
@@ -77,8 +78,9 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
                 q = by_group(params, coupled, partial(ScalarGroup.canonical, norm=norm))
                 for layer in coupled.layers:
                     scales[layer] = _with_channels(scales[layer], coupled.channels, q)
-    for key, query in spec.reciprocal_layers.items():
-        scales[key] = 1 / scales[query]
+        if index in spec.repeated_layers:
+            tie_scalars(spec, scales)
+    tie_scalars(spec, scales)
     return GroupElement(tuple(map(_places, scales)), tuple(scales))
 
 

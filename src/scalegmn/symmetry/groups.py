@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, LayerSpec, NetParams, NetSpec
+from scalegmn.networks.heads import Axis, tie_scalars
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, random_scalars
 
 
@@ -58,8 +59,7 @@ class GroupElement:
             q = by_group(params, coupled, partial(ScalarGroup.project, q=draws))
             for layer in coupled.layers:
                 scales[layer][:, coupled.channels] = q
-        for key, query in spec.reciprocal_layers.items():
-            scales[key] = 1 / scales[query]
+        tie_scalars(spec, scales)
         return cls(
             tuple(permutation.to(reference.device) for permutation in permutations),
             tuple(q.to(reference) for q in scales),
@@ -159,10 +159,11 @@ class GroupElement:
     def _act_on_block(self, block: Tensor, spec: NetSpec, index: int, sender: Tensor | None) -> Tensor:
         """Features of a layer's edges, [B, n_l, n_{l-1} / groups, D], divided by `sender` [B, n_{l-1}]."""
         layer, reads = spec.layers[index], spec.sender(index)
-        if sender is not None:
+        has_scalars = not layer.linear and index not in spec.repeated_layers  # else q_i = q_j
+        if sender is not None and has_scalars:
             block = block / by_receiver(sender, layer)[..., None]
         if index < len(self.scales):
-            block = self._permuted(block * self.scales[index][:, :, None, None], index)
+            block = self._permuted(block * self.scales[index][:, :, None, None] if has_scalars else block, index)
         if reads >= 0 and layer.groups == 1 and len(block) == 1:
             block = block.index_select(2, self.permutations[reads][0])
         elif reads >= 0:
@@ -284,7 +285,8 @@ def without_residual_turns(spec: NetSpec, turns: list[Tensor]) -> list[Tensor]:
         is_bound = layer.maximum or layer.pinned or layer.unscaled or not layer.bias
         if is_bound and index < len(turns):
             turns[index].zero_()
-        for reads in (*(layer.attention or ())[:2], *([spec.sender(index)] if layer.norm else [])):
+        is_read = layer.norm or layer.linear or (layer.attention and not layer.affine)
+        for reads in (*(layer.attention or ())[:2], *([spec.sender(index)] if is_read else [])):
             if reads >= 0:
                 turns[reads].zero_()
     return turns
@@ -294,7 +296,8 @@ def _sample_permutations(spec: NetSpec, num_networks: int, generator: torch.Gene
     """Per hidden layer [B, n_l], random permutations of the channels of each class."""
     permutations = [_identity((num_networks, layer.out_dim)) for layer in spec.layers[:-1]]
     orders: dict[int, Tensor] = {}
-    for coupled in spec.permutation_classes:
+    within: dict[int, Tensor] = {}  # axis -> [B, blocks, its size]
+    for place, coupled in enumerate(spec.permutation_classes):
         num_blocks, key = coupled.num_blocks, spec.block_order[coupled.layers[0]]
         size = coupled.num_channels // num_blocks
         order = _identity((num_networks, num_blocks))
@@ -302,11 +305,26 @@ def _sample_permutations(spec: NetSpec, num_networks: int, generator: torch.Gene
             if key not in orders:
                 orders[key] = _permutation((num_networks, num_blocks), generator)
             order = orders[key]
-        within = _permutation((num_networks * num_blocks, size), generator).reshape(num_networks, num_blocks, size)
-        permutation = (order[..., None] * size + within).flatten(1)
+        permutation = order
+        for axis in coupled.axes or (Axis(-2 - place, size),):
+            if axis.number not in within or axis.number == -1:
+                within[axis.number] = _within_blocks(axis, (num_networks, num_blocks), generator)
+            moved = within[axis.number].reshape(num_networks, num_blocks, *[1] * (permutation.ndim - 2), axis.size)
+            permutation = permutation[..., None] * axis.size + moved
+        permutation = permutation.flatten(1)
         for layer in coupled.layers:
             permutations[layer][:, coupled.channels] = coupled.channels.start + permutation
     return permutations
+
+
+def _within_blocks(axis: Axis, blocks: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """[B, blocks, n], permutations of the channels along an axis within each block."""
+    order = torch.arange(axis.size).repeat(*blocks, 1)
+    free = torch.tensor([not fixed for fixed in axis.fixed or (False,) * axis.size])
+    if axis.number != -1 and int(free.sum()):
+        drawn = _permutation((blocks[0] * blocks[1], int(free.sum())), generator)
+        order[..., free] = order[..., free].flatten(0, 1).gather(1, drawn).reshape(*blocks, -1)
+    return order
 
 
 def _identity(shape: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,22 +67,49 @@ def without_coupled(trace: Trace, columns: Sequence[Tensor]) -> list[Tensor]:
 def mark_aligned(trace: Trace, nodes: Tensor) -> None:
     """Notes that an operation reads these neurons that computes each channel alike: no scalar commutes with it."""
     trace.neurons.mark_aligned(nodes)
+    mark_part(trace, nodes)
+
+
+def mark_part(trace: Trace, nodes: Tensor) -> None:
+    """Notes that an operation reads these neurons channel by channel, so that they are a layer of their own."""
     if not any(torch.equal(nodes, part) for part in trace.parts if part[0] == nodes[0]):
         trace.parts.append(nodes)
 
 
-def coupled_layer(trace: Trace, columns: Sequence[Tensor]) -> Tensor:
+def coupled_layer(trace: Trace, columns: Sequence[Tensor], linear: Tensor | None = None) -> Tensor:
     """[n] neurons of a new layer without weights that is coupled to what it reads.
 
     Args:
         trace: the layers so far.
         columns: [n] neurons of each layer that is read, in one order.
+        linear: the column in which it is linear, if there is one.
     """
     sources = without_coupled(trace, columns)
+    values = _linear_source(trace, sources, columns, linear)
     for nodes in sources:
-        mark_aligned(trace, nodes)
+        if nodes is values:
+            trace.neurons.mark_read(nodes)
+            mark_part(trace, nodes)
+        else:
+            mark_aligned(trace, nodes)
     size = len(columns[0])
-    options = {"groups": size, "affine": False}
+    options: dict[str, Any] = {"groups": size, "affine": False}
+    if values is not None:
+        options["linear"] = True
+        sources = [values, *(nodes for nodes in sources if nodes is not values)]
     layer = trace.new_layer(size, sources[0], None, is_activated=True, options=options, coupled=tuple(sources[1:]))
     trace.add_layer(layer)
     return layer.nodes
+
+
+def _linear_source(
+    trace: Trace, sources: Sequence[Tensor], columns: Sequence[Tensor], linear: Tensor | None
+) -> Tensor | None:
+    """The neurons among those that a layer is computed from in which it is linear; None where there are none, or where
+    others are computed from them too."""
+    if linear is None or len(sources) < 2:
+        return None
+    others = without_coupled(trace, [column for column in columns if column is not linear])
+    found = [nodes for nodes in sources if torch.equal(nodes, linear)]
+    is_alone = bool(found) and not any(torch.equal(linear, other) for other in others)
+    return found[0] if is_alone else None

@@ -47,6 +47,9 @@ OF_ALL = (
 """Operations that reduce an axis, and do not depend on the order of what they reduce."""
 
 
+PRODUCTS = ("mul", "multiply", "glu")
+"""Operations that are linear in one of two values."""
+
 OF_TWO = ("cosine_similarity", "linalg_vecdot", "pairwise_distance")
 """Operations that reduce an axis of two values, and do not depend on the order of what they reduce."""
 
@@ -98,7 +101,7 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         return _of_parameters(trace, operands, result.shape)
     if name == "prelu":
         operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
-    return elementwise(trace, operands, result.shape)
+    return elementwise(trace, operands, result.shape, name in PRODUCTS)
 
 
 def _along_second_axis(slope: Any, value: Tensor, ndim: int) -> tuple[Any, Tensor]:
@@ -109,13 +112,16 @@ def _along_second_axis(slope: Any, value: Tensor, ndim: int) -> tuple[Any, Tenso
     return slope, value.reshape(shape)
 
 
-def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> Neurons:
+def elementwise(
+    trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int], is_product: bool = False
+) -> Neurons:
     """A function of aligned values, element by element.
 
     Args:
         trace: the layers so far.
         operands: traced values and constants, with what the module computes for them.
         shape: of the result.
+        is_product: whether it is linear in one of two values: that which has no activation, or the first.
     """
     parts = [leaf for leaf, _ in operands if isinstance(leaf, Neurons)]
     if not parts or any(isinstance(leaf, Scores) for leaf, _ in operands):
@@ -143,7 +149,16 @@ def elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequen
             for item in ids:
                 _in_blocks(trace, item, axes, fixed)
     columns = aligned_channels(trace, parts, ids, axes)
-    return _coupled(trace, columns, ids[0], axes)
+    linear = None
+    if is_product and len(columns) == 2:
+        linear = min(columns, key=lambda column: _has_activation(trace, column))
+    return _coupled(trace, columns, ids[0], axes, linear)
+
+
+def _has_activation(trace: Trace, column: Tensor) -> bool:
+    """Whether a layer has an activation, or is computed channel by channel from others."""
+    layer = trace.layers[trace.neurons.layer_of(column[0])]
+    return layer.options.get("activation", "identity") != "identity" or layer.coupled is not None
 
 
 def _of_parameters(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> ComputedParameters:
@@ -159,7 +174,9 @@ def _of_parameters(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Seq
     return ComputedParameters(tuple(replace(part, index=part.index.expand(*shape)) for part in parts))
 
 
-def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequence[int]) -> Neurons:
+def _coupled(
+    trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequence[int], linear: Tensor | None = None
+) -> Neurons:
     """A layer without weights that is coupled to what it reads.
 
     Args:
@@ -167,8 +184,9 @@ def _coupled(trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequenc
         columns: [n] neurons of each layer that is read, in one order.
         ids: neurons of the first of them, in the shape of the result.
         axes: those along which they differ.
+        linear: the column in which it is linear, if there is one.
     """
-    nodes = coupled_layer(trace, columns)
+    nodes = coupled_layer(trace, columns, linear)
     number = torch.zeros(int(columns[0].max()) + 1, dtype=torch.long)
     number[columns[0]] = nodes
     new = ids
