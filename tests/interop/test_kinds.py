@@ -186,11 +186,11 @@ KINDS = {
         SEQUENCE,
         [8, 8, 8, 12],
     ),
-    "T5 block": (lambda: Block(Attention(bias="table"), nn.RMSNorm), SEQUENCE, [8, 8, 8, 12]),
+    "T5 block": (lambda: Block(Attention(bias="table"), nn.RMSNorm), SEQUENCE, [8, 2, 8, 8, 12]),
     "block with slopes": (lambda: Block(Attention(bias="slopes")), SEQUENCE, [8, 8, 8, 12]),
     "block with cosines": (lambda: Block(Attention(bias="cosine")), SEQUENCE, [8, 8, 8, 12]),
-    "grouped queries": (lambda: Block(Attention(heads=4, groups=2)), SEQUENCE, [8, 4, 4, 12]),
-    "one key for all queries": (lambda: Block(Attention(groups=1)), SEQUENCE, [8, 4, 4, 12]),
+    "grouped queries": (lambda: Block(Attention(heads=4, groups=2)), SEQUENCE, [8, 8, 4, 4, 8, 12]),
+    "one key for all queries": (lambda: Block(Attention(groups=1)), SEQUENCE, [8, 8, 4, 4, 8, 12]),
     "ResNet block": (
         lambda: Pooled(
             nn.Sequential(conv(3, 6), nn.ReLU(), Residual(nn.Sequential(conv(6, 4), norm_relu(4), conv(4, 6)))), 6

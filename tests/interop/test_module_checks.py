@@ -156,14 +156,22 @@ def slopes(scores):
     return -torch.tensor([0.5, 2.0]).view(2, 1, 1) * (distance[:, None] - distance).abs()
 
 
+BIASES = {
+    "a bias per head": lambda m, s: (s + m.p[:50].view(1, 2, 5, 5)).softmax(-1),
+    "a bias from an embedding": lambda m, s: (
+        s + functional.embedding(torch.arange(25) % 10, m.p[:20].view(10, 2)).T.view(1, 2, 5, 5)
+    ).softmax(-1),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_of_scores_belong_to_heads(name, generator):
+    module, x, params = read(attention(BIASES[name]), (2, 5, 3), w=(18, 6), p=(60,), strict=True)
+    assert_exact(module, x, params, generator)
+    assert params.spec.heads[0].score_biases
+
+
 SCORES = {
-    "a bias per head": (lambda m, s: (s + m.p[:50].view(1, 2, 5, 5)).softmax(-1), "meet a parameter"),
-    "a bias from an embedding": (
-        lambda m, s: (s + functional.embedding(torch.arange(25) % 10, m.p[:20].view(10, 2)).T.view(1, 2, 5, 5)).softmax(
-            -1
-        ),
-        "meet a layer's output",
-    ),
     "a temperature": (lambda m, s: (s / m.p[0]).softmax(-1), "meet a parameter"),
     "a gate": (lambda m, s: (s * torch.sigmoid(s)).softmax(-1), "sigmoid is applied to a value that is not"),
     "a product": (lambda m, s: (s * s).softmax(-1), "combined with other scores"),

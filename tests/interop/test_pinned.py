@@ -1,6 +1,7 @@
 """What no layer describes is pinned: the network is complete, its claimed group is smaller, and never wrong."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import scalegmn
 from scalegmn.interop.torch_modules import from_module, to_module
 from scalegmn.models import NGGNNConfig, NGTConfig, ScaleGMNConfig, StatNNConfig
 from scalegmn.networks import NetParams
+from scalegmn.networks.scalar_groups import ALL_SCALARS, TRIVIAL
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.measure import assert_invariant
 
@@ -257,12 +259,18 @@ def test_a_layer_reads_a_sum_of_all_channels(generator):
     assert "not foreseen" not in str(scalegmn.read(module, x))
 
 
-def test_a_gate_takes_no_scalars(generator):
+def test_a_gate_takes_the_scalars_of_its_values(generator):
     module, x, params = read(ALIKE["SwiGLU"])
     tied = next(item for item in params.spec.permutation_classes if len(item.layers) > 1)
     assert len(tied.layers) == 3  # gate, value, and their product
     scaled = GroupElement.sample(params, generator, permute=False)
-    assert all(bool((scaled.scales[layer] == 1).all()) for layer in tied.layers)
+    assert [params.spec.class_symmetry(item) for item in params.spec.scaling_classes[1:]] == [TRIVIAL, ALL_SCALARS]
+    gate, values, product = tied.layers
+    assert bool((scaled.scales[gate] == 1).all())
+    assert bool((scaled.scales[values] < 0).any())
+    assert torch.equal(scaled.scales[values], scaled.scales[product])
+    too_far = replace(scaled, scales=tuple(2 * q if i == gate else q for i, q in enumerate(scaled.scales)))
+    assert (to_module(too_far.act(params), module, x)(x) - module(x)).abs().max() > 1e-3
     wrong = params.replace(weights=tuple(w.flip(1) if i == tied.layers[0] else w for i, w in enumerate(params.weights)))
     assert (to_module(wrong, module, x)(x) - module(x)).abs().max() > 1e-3  # the gate alone
 

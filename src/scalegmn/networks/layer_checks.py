@@ -54,7 +54,7 @@ def _check_attention(spec: NetSpec, index: int) -> None:
     assert layer.attention is not None
     query, key, heads = layer.attention
     widths = spec.width(query), spec.width(key)
-    repeats, rest = divmod(*widths)
+    repeats, rest = divmod(widths[0], widths[1])
     is_cut = heads > 0 and repeats > 0 and not rest and heads % repeats == 0 and not widths[0] % heads
     if not is_cut or layer.out_dim % heads:
         _refuse(

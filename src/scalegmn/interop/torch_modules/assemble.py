@@ -97,7 +97,7 @@ def _output_problem(trace: Trace, result: Any) -> str:
 def _without_unread(trace: Trace, layers: Sequence[TracedLayer]) -> list[TracedLayer]:
     """The layers without those that nothing reads of operations which compute channels alike."""
     kept: list[TracedLayer] = []
-    read: set[int] = {number for triple in trace.attended for nodes in triple for number in nodes.tolist()}
+    read: set[int] = {number for joined in trace.attended for nodes in joined for number in nodes.tolist()}
     read |= trace.kept
     read |= {number for nodes, _ in trace.blocks.values() for number in nodes.tolist()}
     for layer in reversed(layers):
@@ -141,8 +141,10 @@ def _layer_spec(
         options["unscaled"] = True
     attention = options.pop("attention", None)
     if attention:
-        ((queries, keys, heads),) = attention.values()
-        options["attention"] = (layer_of[int(queries[0])], layer_of[int(keys[0])], heads)
+        (item,) = attention.values()
+        options["attention"] = (layer_of[int(item.queries[0])], layer_of[int(item.keys[0])], item.num_heads)
+        options["rotary"] = item.rotary
+        options["score_biases"] = tuple(dict.fromkeys(layer_of[int(nodes[0])] for nodes in item.biases))
     if tied is not None:
         options["tied"] = tied
     if layer.reads is not None:
@@ -198,12 +200,13 @@ def _shared_parameters(
 
 
 def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
-    """The layers, those of values behind those of their queries and keys."""
+    """The layers, those of values behind those of their queries, keys and biases of scores."""
     ordered: list[TracedLayer] = []
     waiting: list[tuple[set[int], TracedLayer]] = []
     known: set[int] = set()
     for layer in layers:
-        needed = {int(nodes[0]) for q, k, _ in layer.options.get("attention", {}).values() for nodes in (q, k)}
+        attended = layer.options.get("attention", {}).values()
+        needed = {int(nodes[0]) for item in attended for nodes in (item.queries, item.keys, *item.biases)}
         waiting.append((needed, layer))
         while ready := next((item for item in waiting if item[0] <= known), None):
             waiting.remove(ready)

@@ -130,7 +130,7 @@ def elementwise(
     if len(single) < len(parts):  # a gate of one channel, that all channels of the others meet
         parts = [leaf for leaf in parts if _varying(leaf.ids)]
         pin(trace, single, "a neuron that all channels meet")
-    ids = [leaf.ids.expand(*shape) for leaf in parts]
+    ids, num_values = [leaf.ids.expand(*shape) for leaf in parts], len(parts)
     axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
     for leaf, value in operands:
         if isinstance(leaf, Neurons):
@@ -151,7 +151,7 @@ def elementwise(
     columns = aligned_channels(trace, parts, ids, axes)
     linear = None
     if is_product and len(columns) == 2:
-        linear = min(columns, key=lambda column: _has_activation(trace, column))
+        linear = min(columns[:num_values], key=lambda column: _has_activation(trace, column))
     return _coupled(trace, columns, ids[0], axes, linear)
 
 
@@ -169,8 +169,14 @@ def _of_parameters(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Seq
             parts += leaf.parts
         elif isinstance(leaf, Elements) and not leaf.is_buffer and not trace.tensors[leaf.name].is_complex():
             parts.append(replace(leaf, scale=1.0))
-        elif is_traced(leaf) or not isinstance(value, Tensor) or value.numel() > 1:
+        elif is_traced(leaf) or not isinstance(value, Tensor):
             trace.refuse("parameters meet values that differ from one to the other")
+    indices = [part.index.expand(*shape) for part in parts]
+    for leaf, value in operands:
+        if not is_traced(leaf):
+            axes = [axis for axis in range(len(shape)) if not is_constant_along(value.expand(*shape), axis)]
+            if not all(is_constant_along(index, axis) for index in indices for axis in axes):
+                trace.refuse("parameters meet values that differ from one to the other")
     return ComputedParameters(tuple(replace(part, index=part.index.expand(*shape)) for part in parts))
 
 

@@ -17,11 +17,11 @@ def cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
     """The layers, those that compute several of queries, keys and values, or pinned neurons beside others, cut into a
     layer for each. Where that cannot be, the neurons are pinned."""
     cuts = _Cuts(layers)
-    for queries, keys, values in trace.attended:
+    for values, *others in trace.attended:
         layer = cuts.owner[int(values[0])]
-        if not cuts.take(queries, keys, values):
+        if not cuts.take(values, *others):
             problem = "queries, keys or values are a part of a layer with groups or an addition"
-            pin_or_refuse(trace, layer, problem, queries, keys, values)
+            pin_or_refuse(trace, layer, problem, values, *others)
             layer.options["attention"].pop(int(values[0]))
     for first, (nodes, _) in list(trace.blocks.items()):
         if not cuts.take(nodes):

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.values import Elements
+
+
+class TracedAttention(NamedTuple):
+    """Attention of the layer whose values it weights."""
+
+    queries: Tensor
+    keys: Tensor
+    """Numbers of neurons, head by head."""
+
+    num_heads: int
+    """Of queries."""
+
+    rotary: tuple[int, ...] = ()
+    biases: tuple[Tensor, ...] = ()
+    """As of `values.Scores`."""
 
 
 @dataclass

@@ -12,7 +12,15 @@ from torch import Tensor
 from scalegmn.interop.torch_modules.alignment import coupled_layer
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import ComputedParameters, Elements, Neurons, Scores, compact
+from scalegmn.interop.torch_modules.values import (
+    ComputedParameters,
+    Elements,
+    Neurons,
+    OfHeads,
+    Scores,
+    Turned,
+    compact,
+)
 
 
 def pin(trace: Trace, values: Sequence[Any], problem: str) -> None:
@@ -31,6 +39,11 @@ def pin(trace: Trace, values: Sequence[Any], problem: str) -> None:
             pin(trace, value.parts, problem)
         elif isinstance(value, Scores):
             _pin_scores(trace, value, reason)
+        elif isinstance(value, Turned):
+            for ids, _ in value.terms:
+                pin_neurons(trace, ids, reason)
+        elif isinstance(value, OfHeads):
+            pin_neurons(trace, value.heads, reason)
         elif isinstance(value, Elements) and not value.is_buffer:
             _pin_parameter(trace, value, reason)
 
@@ -74,7 +87,10 @@ def _pin_scores(trace: Trace, scores: Scores, reason: str) -> None:
         rows += [torch.tensor(list(heads)) for heads in zip(*groups.values(), strict=True)]
     numbers = torch.cat(rows).flatten()
     is_one_layer = all(len({trace.neurons.layer_of(node) for node in nodes.flatten().tolist()}) == 1 for nodes in rows)
-    if trace.is_strict or not is_even or not is_one_layer or len(numbers.unique()) < len(numbers):
+    for nodes in scores.biases:
+        pin_neurons(trace, nodes, reason)
+    is_repeated = len(numbers.unique()) < len(numbers)
+    if trace.is_strict or scores.rotary or not is_even or not is_one_layer or is_repeated:
         pin_neurons(trace, scores.queries, reason)
         pin_neurons(trace, scores.keys, reason)
         return

@@ -24,6 +24,7 @@ from scalegmn.interop.torch_modules.execution import (
     seeded,
     tensor_names,
 )
+from scalegmn.interop.torch_modules.headwise import before_scores, computed_in_heads
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
 from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions, with_scores
@@ -38,7 +39,10 @@ from scalegmn.interop.torch_modules.values import (
     Elements,
     NetworkInput,
     Neurons,
+    OfHeads,
     Opaque,
+    Scores,
+    Turned,
     is_prepared_by,
     is_traced,
 )
@@ -60,8 +64,9 @@ LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
 
-AS_IT_IS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "alike", "as layers", "mixed", "opaque"
-"""Ways to read an operation: by its operator's rule; as one that computes each channel alike; by its rule, with what is
+AS_IT_IS, IN_HEADS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "in heads", "alike", "as layers", "mixed", "opaque"
+"""Ways to read an operation: by its operator's rule; as one on queries or keys that computes each head alike; as one
+that computes each channel alike; by its rule, with what is
 computed from layers as layers without weights; as one that mixes positions, with all but its last argument pinned; by
 its rule, with all activations pinned."""
 
@@ -134,6 +139,7 @@ class GraphReader:
         self._counted = torch.arange(max([1, *sizes.values()]))
         trace.tensors = generic_tensors(program, self._dtype)
         self._inputs: dict[str, Any] = {}
+        self._before_scores = before_scores(program.graph)
         self._output: Tensor | None = None
 
     def read(self) -> list[Any]:
@@ -246,6 +252,10 @@ class GraphReader:
         if _is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
         ways = [] if is_drawn else self._attempts(name, leaves)
+        if any(isinstance(leaf, Turned | OfHeads) for leaf in leaves) and node in self._before_scores:
+            ways = [IN_HEADS]
+        elif node in self._before_scores and ways and not trace.is_strict:
+            ways.insert(1 if AS_IT_IS in ways else 0, IN_HEADS)
         if ALIKE in ways and "softmax" in name and _is_read_by_others(node):
             ways.sort(key=[ALIKE, AS_IT_IS, AS_LAYERS].index)
         for way in ways:
@@ -269,6 +279,8 @@ class GraphReader:
                 return value
         if not is_computed:
             self._actual[node] = self._compute(node)
+        if leaves and all(isinstance(leaf, Elements) and leaf.is_buffer for leaf in leaves):
+            return self._actual[node]
         pin(trace, leaves, problem or f"{name} of what no layer describes")
         return _opaque(self._actual[node])
 
@@ -294,8 +306,10 @@ class GraphReader:
         """The value of an operation that is read in one of the ways of `_attempts`."""
         trace = self._trace
         nodes = (node.args, node.kwargs)
-        if way == ALIKE:
+        if way in (ALIKE, IN_HEADS):
             actual = torch.fx.map_arg(nodes, self._actual.__getitem__)
+            if way == IN_HEADS:
+                return computed_in_heads(trace, node.target, args, kwargs, actual, node.meta["val"].shape)
             return computed_alike(trace, node.target, args, kwargs, actual, node.meta["val"])
         if way == AS_LAYERS:
             is_new = False
@@ -336,7 +350,9 @@ class GraphReader:
             and (name not in OPERATORS or not OPERATORS[name].reads_input)
         ):
             return PREPARED
-        if any(isinstance(leaf, ComputedParameters) for leaf in leaves) and name not in (*VIEWS, *UNCHANGED):
+        are_scores = any(isinstance(leaf, Scores) for leaf in leaves)
+        is_view = name in (*VIEWS, *UNCHANGED)
+        if any(isinstance(leaf, ComputedParameters) for leaf in leaves) and not (is_view or are_scores):
             self._trace.refuse("parameters are read that are computed from others")
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")

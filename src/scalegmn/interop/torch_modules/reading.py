@@ -88,6 +88,8 @@ def _kind(layer: LayerSpec) -> str:
         kind = f"{layer.norm} norm"
     elif layer.is_zero:
         kind = "zeros, the state before the first step"
+    elif layer.attention is not None and not layer.affine:
+        kind = f"values of {layer.attention[2]} heads of queries"
     elif not layer.affine:
         kind = "without weights"
     elif layer.groups > 1:

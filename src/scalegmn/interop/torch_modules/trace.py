@@ -18,6 +18,7 @@ from scalegmn.interop.torch_modules.values import (
     Neurons,
     Opaque,
     Scores,
+    Turned,
     is_constant_along,
 )
 
@@ -54,8 +55,8 @@ class Trace:
         """Where in the module the operation at hand is, for messages."""
         self.input: Tensor | None = None
         """[n_0] numbers of the input's neurons, once a layer has read the input."""
-        self.attended: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Neurons of queries, keys and values of each attention."""
+        self.attended: list[tuple[Tensor, ...]] = []
+        """Neurons of values, queries, keys and biases of scores of each attention."""
         self.blocks: dict[int, tuple[Tensor, int]] = {}
         """First neuron -> those of values that are mixed over positions, and into how many blocks they are cut."""
         self.kept: set[int] = set()
@@ -101,6 +102,8 @@ class Trace:
                 owners |= {layer for layer in value.versions if layer >= 0}
             elif isinstance(value, Scores):
                 owners |= {self.neurons.layer_of(nodes.flatten()[0]) for nodes in (value.queries, value.keys)}
+            elif isinstance(value, Turned):
+                owners |= {layer for ids, _ in value.terms for layer in self.neurons.layers_of(ids)}
         copies = {owner: self.layers[owner].copy() for owner in owners if owner >= 0}
         lists: tuple[list[Any], ...] = (self.layers, self.attended, self.sources, self.parts)
         counts = [len(items) for items in lists]
@@ -238,6 +241,8 @@ class Trace:
         if isinstance(value, Tensor) and not value.any():  # the state before the first step
             layer = self.new_layer(value.shape[axis], None, None, options={"constant": True, "affine": False})
             return replace(self.output_of(layer, axis, value.shape), value=value)
+        if isinstance(value, Tensor) and not self.is_strict:
+            return self._new_source(value, axis)
         if not isinstance(value, NetworkInput):
             self.refuse("a layer reads parameters, expected the input or a layer's output")
         ndim = value.index.ndim

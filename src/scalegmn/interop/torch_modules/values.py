@@ -142,7 +142,39 @@ class Scores:
     keys: Tensor
     """[heads, channels] numbers of neurons."""
 
+    order: Tensor
+    """[n] the head of each place along the axes of batch and heads, in a row."""
+
     is_softmaxed: bool = False
+
+    rotary: tuple[int, ...] = ()
+    """As of `LayerSpec`."""
+
+    biases: tuple[Tensor, ...] = ()
+    """[heads] numbers of neurons that meet the scores of each."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Sums of neurons with constant factors, which differ by position and channel, such as in rotary embeddings."""
+
+    terms: tuple[tuple[Tensor, Tensor], ...]
+    """Numbers of neurons and factors, in the shape of the value."""
+
+
+@dataclass(frozen=True)
+class OfHeads:
+    """What is computed from the channels of each head of a layer, alike for all heads."""
+
+    labels: Tensor
+    """The head that each element is computed from, in the shape of the value."""
+
+    heads: Tensor
+    """[heads, channels] numbers of neurons."""
+
+    channels: Tensor | None = None
+    """The channel of its head that each element is computed from, alike for all, and -1 where all channels are read in
+    any order; None where channels are computed in different ways."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +197,7 @@ class ComputedParameters:
 PREPARED = NetworkInput(torch.empty(0))
 """In place of what is computed from the input without parameters, until it is known."""
 
-TRACED = (Elements, Neurons, NetworkInput, Scores, Opaque, ComputedParameters)
+TRACED = (Elements, Neurons, NetworkInput, Scores, Turned, OfHeads, Opaque, ComputedParameters)
 
 
 def is_traced(value: Any) -> bool:

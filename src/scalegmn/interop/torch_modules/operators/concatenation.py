@@ -29,6 +29,8 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
             are_states = all(isinstance(value, NetworkInput) or _is_zero(value) for value in values)
             ndim = len(call.shape)
             return replace(PREPARED, parts=(axis % ndim - ndim, tuple(values))) if are_states else PREPARED
+        if all(map(_is_parameter, values)) and len({(value.name, value.scale) for value in values}) == 1:
+            return replace(values[0], index=torch.cat([value.index for value in values], axis))
         trace.refuse("parameters are concatenated, expected values of layers")
     if axis % neurons[0].ids.ndim != trace.channel_axis(neurons[0]):
         if is_opaque:

@@ -75,8 +75,8 @@ def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
 @operator("views", "index")
 def index(call: Call, x: Any, places: Any) -> Any:
     """Elements at constant places."""
-    if not isinstance(x, Neurons | NetworkInput) or any(map(is_traced, places)):
-        call.trace.refuse("elements at places that depend on the input, or of a parameter")
+    if not isinstance(x, Neurons | NetworkInput | Elements) or any(map(is_traced, places)):
+        call.trace.refuse("elements at places that depend on the input")
     return move(call, x, places)
 
 
