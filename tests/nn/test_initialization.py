@@ -11,15 +11,19 @@ from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
 from scalegmn.models.gradmetanet import GradMetaNetConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
+from scalegmn.models.inr2jls import INR2JLSConfig
 from scalegmn.models.monomial_nfn import MonomialNFNConfig
 from scalegmn.models.nfn import NFNConfig
+from scalegmn.models.nft import NFTConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
+from scalegmn.models.quasi_scalegmn import QuasiScaleGMNConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.statnn import StatNNConfig
+from scalegmn.models.unf import UNFConfig
 from scalegmn.networks import BUILT_IN, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.nn.initialization import constant_features, resize, start_odd, started
@@ -172,6 +176,7 @@ STARTING = {
     "scalegmn": ScaleGMNConfig(**SMALL),
     "scalegmn-bidirectional": ScaleGMNConfig(**SMALL, direction="bidirectional"),
     "scalegmn-product": ScaleGMNConfig(**SMALL, message_function="product", mlp_layer_norm=False),
+    "quasi_scalegmn": QuasiScaleGMNConfig(**SMALL),
     "gmn": ScaleGMNConfig(**SMALL, symmetry="permutation", message_function="product"),
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16, num_layers=3, out_dim=4, reverse_edges=False),
     "ng_t": NGTConfig(**NG, **NG_T, reverse_edges=True, num_layers=3, out_dim=4),
@@ -182,6 +187,9 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "hidden_probe": HiddenProbeConfig(num_probes=16, hidden_dim=32, num_linears=3, neuron_dim=16, out_dim=4),
     "phasor": PhasorConfig(hidden_dim=16, num_layers=3, out_dim=4),
     "dng": DNGConfig(hidden_dim=32, num_frequencies=8, readout_dim=32, out_dim=4),
+    "inr2jls": INR2JLSConfig(hidden_dim=32, num_frequencies=8, readout_dim=32, out_dim=4),
+    "unf": UNFConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
+    "nft": NFTConfig(hidden_dim=16, num_layers=1, readout_dim=32, out_dim=4),
     "monomial_nfn": MonomialNFNConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
     "gradmetanet": GradMetaNetConfig(num_probes=64, num_layers=1, out_dim=4),
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),
@@ -189,7 +197,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),
     "mlp": FlatMLPConfig(hidden_dim=64, num_hidden=1, out_dim=4),
 }
-SHARE_LEFT = {"probegen": 0.5, "hidden_probe": 0.5, "scalegmn-product": 0.5}
+SHARE_LEFT = {"nft": 0.5, "probegen": 0.5, "hidden_probe": 0.5, "scalegmn-product": 0.5}
 """The most that 50 steps leave of the first loss; 0.2 of models that are not named."""
 
 

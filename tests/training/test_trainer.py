@@ -136,6 +136,19 @@ def test_early_stopping_tests_the_best_epoch(run):
     assert not torch.equal(last.weight, best.weight)
 
 
+def test_what_the_model_adds_to_the_loss_is_minimised_too(run):
+    trainer = build(Line(), run, num_epochs=30)
+
+    def add(model, inputs, output):
+        if model.training:
+            model.auxiliary_loss = 100 * (model.bias - 4).square().sum()
+
+    trainer.model.register_forward_hook(add)
+    trainer.fit()
+    last, _ = read_tensors(run.folder / "checkpoints" / "last.safetensors")
+    assert last["bias"].item() == pytest.approx(4, abs=0.2)
+
+
 def test_same_seed_same_numbers(tmp_path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

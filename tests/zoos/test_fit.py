@@ -30,19 +30,23 @@ def test_gradients_equal_autograd(layout, generator):
         torch.testing.assert_close(grad[:, :, -1], bias.grad, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-2), ("sgd", 0.3)])
-def test_run_equals_one_by_one_with_torch(optimizer, lr, generator):
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "base_width"), [("adamw", 1e-2, None), ("adamw", 1e-2, 3), ("sgd", 0.3, None)]
+)
+def test_run_equals_one_by_one_with_torch(optimizer, lr, base_width, generator):
     """All networks at once give what autograd and torch's optimizer give for each alone."""
     params, points, targets = problem([2, 6, 5, 1], generator)
     before = params.weights[0].clone()
-    weight_decay = 0.1 if optimizer == "adamw" else 0.0
-    fitted = SirenFit(params, points, targets).run(Descent(20, lr, optimizer, weight_decay))
+    weight_decay = 0.1 if optimizer == "adamw" and base_width is None else 0.0
+    fitted = SirenFit(params, points, targets).run(Descent(20, lr, optimizer, weight_decay, base_width=base_width))
     assert torch.equal(params.weights[0], before)
     assert fitted.steps.tolist() == [20] * len(params)
     for index in range(len(params)):
         own = params[index : index + 1].map(lambda tensor: tensor.clone().requires_grad_())
         torch_class = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
-        descent = torch_class([*own.weights, *own.biases], lr=lr, weight_decay=weight_decay)
+        groups = [{"params": [own.weights[0], *own.biases]}]
+        groups += [{"params": [w], "lr": lr * (base_width or w.shape[2]) / w.shape[2]} for w in own.weights[1:]]
+        descent = torch_class(groups, lr=lr, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, 20)
         for _ in range(20):
             descent.zero_grad()
@@ -90,3 +94,15 @@ def test_result_does_not_depend_on_cores(generator, monkeypatch):
     for a, b in zip(found[0].params.weights, found[1].params.weights, strict=True):
         assert torch.equal(a, b)
     torch.testing.assert_close(found[0].mse, SirenFit(params, points, targets).run(Descent(10, 1e-2)).mse)
+
+
+def test_starts_of_mup():
+    """As they are at the base width; at four times the width outputs are half as large and biases as large."""
+    size = {}
+    for width in (8, 32):
+        spec = NetSpec.mlp([2, width, width, 1], "sine", 3.0)
+        seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        published, mup = init_siren(spec, 200, seeds[0]), init_siren(spec, 200, seeds[1], base_width=8)
+        pairs = zip((*mup.weights, *mup.biases), (*published.weights, *published.biases), strict=True)
+        size[width] = [round(float((x.square().mean() / y.square().mean()).sqrt()), 5) for x, y in pairs]
+    assert size == {8: [1.0] * 6, 32: [1, 1, 0.5, 1, 2, 2]}

@@ -9,14 +9,18 @@ from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.flat_mlp import FlatMLPConfig
 from scalegmn.models.gradmetanet import GradMetaNetConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
+from scalegmn.models.inr2jls import INR2JLSConfig
 from scalegmn.models.monomial_nfn import MonomialNFNConfig
 from scalegmn.models.nfn import NFNConfig
+from scalegmn.models.nft import NFTConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
+from scalegmn.models.quasi_scalegmn import QuasiScaleGMNConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.statnn import StatNNConfig
+from scalegmn.models.unf import UNFConfig
 
 __all__ = [
     "METANETWORKS",
@@ -25,12 +29,16 @@ __all__ = [
     "FlatMLPConfig",
     "GradMetaNetConfig",
     "HiddenProbeConfig",
+    "INR2JLSConfig",
     "MonomialNFNConfig",
     "NFNConfig",
+    "NFTConfig",
     "NGGNNConfig",
     "NGTConfig",
     "PhasorConfig",
     "ProbeGenConfig",
+    "QuasiScaleGMNConfig",
     "ScaleGMNConfig",
     "StatNNConfig",
+    "UNFConfig",
 ]

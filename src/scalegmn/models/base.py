@@ -46,6 +46,9 @@ class Metanetwork(nn.Module):
     """How `forward` runs: `plain` executes the equations of the modules in `nn` as they are written; `fast` executes
     `scalegmn.engine`'s form of the same modules, with the same parameters. Models with one form ignore it."""
 
+    auxiliary_loss: Tensor | None = None
+    """What the last `forward` in training mode adds to the loss, a mean over networks; None: nothing."""
+
     def __init__(self, config: ModelConfig, spec: NetSpec, normalization: InputNormalization | None) -> None:
         super().__init__()
         self.spec = spec

@@ -99,6 +99,11 @@ class DNG(Metanetwork):
         Raises:
             ValueError: the networks are not those that the model was built for.
         """
+        output: Tensor = self.readout(self.encoded(params))
+        return output
+
+    def encoded(self, params: NetParams) -> Tensor:
+        """The states of all outputs, [B, n_L d]."""
         self.validate_spec(params.spec)
         read = self.normalized(params)
         states = self.inputs.expand(len(params), -1, -1)  # [B, n_l, d]
@@ -108,5 +113,4 @@ class DNG(Metanetwork):
             messages = (edges * self.senders(states)[:, None]).sum(2) / math.sqrt(weight.shape[2])
             new = self.update(bias_features(bias[..., None]).flatten(0, 1), messages.flatten(0, 1))
             states = self.norm(new.unflatten(0, bias.shape))
-        output: Tensor = self.readout(states.flatten(1))
-        return output
+        return states.flatten(1)

@@ -31,6 +31,10 @@ NUM_NETWORK_STATISTICS = 2 + 1 + NUM_QUANTILES
 """Of `network_statistics`."""
 
 
+NUM_NEURON_STATISTICS = 3
+"""Of `neuron_statistics`."""
+
+
 def sizes(params: NetParams) -> Tensor:
     """log10 of the root mean square of each layer's canonical weights, and of its canonical biases.
 
@@ -74,7 +78,7 @@ def layer_statistics(canonical: NetParams) -> Tensor:
     """
     spec = canonical.spec
     signs, scales = (_admits(canonical, allowed) for allowed in (_has_signs, _has_scales))
-    outgoing = _outgoing_norms(canonical)
+    outgoing = outgoing_norms(canonical)
     rows = []
     for index, (weight, bias) in enumerate(zip(canonical.weights, canonical.biases, strict=True)):
         sender = spec.sender(index)
@@ -180,7 +184,20 @@ def _values(x: Tensor, signed: Tensor) -> Tensor:
     return torch.cat([size.log10(), *parts], dim=1)
 
 
-def _outgoing_norms(params: NetParams) -> list[Tensor]:
+def neuron_statistics(params: NetParams) -> list[Tensor]:
+    """Sizes of what comes to each neuron and of what leaves it, per layer [B, n_l, NUM_NEURON_STATISTICS].
+
+    log10 ||[W_i, b_i]||, log10 of the norm of the outgoing weights (0 of outputs), |b_i| / ||[W_i, b_i]||. They are
+    permuted with the neurons and the same for all signs; scales move them.
+    """
+    rows = []
+    for index, (bias, outgoing) in enumerate(zip(params.biases, outgoing_norms(params), strict=True)):
+        norm = incoming_norm(params, index).clamp_min(SMALLEST)
+        rows.append(torch.stack([norm.log10(), outgoing.log10(), bias.abs() / norm], dim=-1))
+    return rows
+
+
+def outgoing_norms(params: NetParams) -> list[Tensor]:
     """Per layer [B, n_l], the norm of all weights that read a neuron; of layers that no weight reads, 1."""
     squares: dict[int, Tensor] = {}
     for index, (layer, weight) in enumerate(zip(params.spec.layers, params.weights, strict=True)):

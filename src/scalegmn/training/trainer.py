@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -170,7 +169,7 @@ class Trainer:
         share = slice(first, last)
         self.optimizer.zero_grad()
         loss = backward_in_micro_batches(
-            partial(self.task.loss, self._called),
+            self._loss,
             inputs[share],
             target[share],
             self._max_micro_batch,
@@ -184,6 +183,12 @@ class Trainer:
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=self._max_norm, error_if_nonfinite=False)
         loss_value, norm_value = torch.stack([loss, cast(Tensor, norm)]).tolist()
         return loss_value, norm_value, stop, save
+
+    def _loss(self, inputs: Any, target: Tensor) -> Tensor:
+        """The task's loss, and what the model itself adds to it."""
+        loss: Tensor = self.task.loss(self._called, inputs, target)
+        auxiliary: Tensor | None = getattr(self.model, "auxiliary_loss", None)
+        return loss if auxiliary is None else loss + auxiliary
 
     def _update_parameters(self) -> None:
         """Applies the gradient, and moves learning rate and moving average on."""

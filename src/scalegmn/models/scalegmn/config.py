@@ -279,11 +279,15 @@ class ScaleGMNConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`; warns if it does not see all of their parameters."""
-        model = started(ScaleGMN(self, spec), self.init, spec)
+        model = started(self.new_model(spec), self.init, spec)
         model.visibility(spec).warn(
             f"use {self.section}.readout: full_graph, or more layers ({self.section}.num_layers)"
         )
         return model
+
+    def new_model(self, spec: NetSpec) -> ScaleGMN:
+        """The model with published initial values."""
+        return ScaleGMN(self, spec)
 
 
 METANETWORKS.register(ScaleGMNConfig.name, ScaleGMNConfig)

@@ -255,7 +255,7 @@ class ScaleGMN(Metanetwork):
         of_readout, of_branch = self._statistics(batches)
         read, elements = zip(*(self.canonical(self.normalized(self._by_fan_in(p))) for p in batches), strict=True)
         pairs = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
-        probes = [features for features, _ in pairs]
+        probes = self.added_features(batches, read, [features for features, _ in pairs])
         if self.answers is not None:
             of_branch.append(self.answers(torch.cat([answers for _, answers in pairs])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
@@ -282,6 +282,18 @@ class ScaleGMN(Metanetwork):
             back = elements[0].inverse()
             changes = list(map(back.act_on_changes, changes))
         return self.joined_heads([self._by_fan_in(of_head, inverse=True) for of_head in changes])
+
+    def added_features(
+        self, nets: Sequence[NetParams], read: Sequence[NetParams], probes: list[list[Tensor]]
+    ) -> list[list[Tensor]]:
+        """What is added to A_v bias, per batch and layer of nodes [B, n_l, d], or nothing. Here: features of probes.
+
+        Args:
+            nets: the networks as they are.
+            read: as the model reads them (`canonical`).
+            probes: the features of probes, where there are some.
+        """
+        return probes
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """As in `Metanetwork`, and by what the values of probes are divided."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,6 +65,10 @@ class InrRecipe(Recipe):
     """independent: every network has its own initial weights; shared: all images of one view start from the same. Both
     are drawn as the SIREN paper does, and as those of the published zoos were."""
 
+    base_width: int | None = None
+    """Start and learn as networks of this hidden width do (muP), whatever `hidden` is: wider networks then store images
+    in functions of the same kind. For adamw; null: as the SIREN paper, with one learning rate."""
+
     dtype: Literal["float32", "float16"] = "float32"
     """How weights are stored; float16 halves the zoo. The PSNR is that of the stored weights."""
 
@@ -86,13 +90,20 @@ class InrRecipe(Recipe):
         fractions = [fraction for fraction in (self.val_fraction, self.test_fraction) if fraction is not None]
         if not min(fractions) > 0 or not sum(fractions) < 1:
             problems.append(f"val_fraction, test_fraction: found {fractions}, expected positive with a sum below 1")
+        if self.base_width is not None and (self.base_width < 1 or self.optimizer != "adamw"):
+            found = f"found {self.base_width} with {self.optimizer}"
+            problems.append(f"base_width: {found}, expected at least 1, with optimizer adamw")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def plan(self) -> dict[str, Any]:
+        """As in `Recipe`; without base_width where there is none, as in zoos made before it."""
+        return {key: value for key, value in super().plan().items() if key != "base_width" or value is not None}
 
     @property
     def descent(self) -> Descent:
         """How each network is fitted."""
-        return Descent(self.steps, self.lr, self.optimizer, self.weight_decay, self.target_psnr)
+        return Descent(self.steps, self.lr, self.optimizer, self.weight_decay, self.target_psnr, self.base_width)
 
 
 def make_zoo(recipe: InrRecipe) -> Path:
@@ -184,8 +195,8 @@ def _spec(recipe: InrRecipe, images: Images) -> NetSpec:
 def _initial(recipe: InrRecipe, spec: NetSpec, number: int, num_networks: int) -> NetParams:
     """The initial networks of shard `number`."""
     if recipe.init == "independent":
-        return init_siren(spec, num_networks, seeded(recipe.seed, number))
-    views = init_siren(spec, recipe.views, seeded(recipe.seed, 0))
+        return init_siren(spec, num_networks, seeded(recipe.seed, number), recipe.base_width)
+    views = init_siren(spec, recipe.views, seeded(recipe.seed, 0), recipe.base_width)
     return views[(number * BLOCK + torch.arange(num_networks)) % recipe.views]
 
 

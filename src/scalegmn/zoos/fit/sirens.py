@@ -29,6 +29,8 @@ class Descent:
         optimizer: adamw (betas 0.9 and 0.999, epsilon 1e-8) or sgd (no momentum).
         weight_decay: decoupled, times the learning rate.
         target_psnr: in dB; a network stops at the first step at which its fit reaches it. None: all steps.
+        base_width: weights that read n hidden neurons have the learning rate lr base_width / n, those of muP for Adam
+            (Yang et al., 2022, https://arxiv.org/abs/2203.03466). None: lr.
     """
 
     steps: int
@@ -36,6 +38,7 @@ class Descent:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     target_psnr: float | None = None
+    base_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ class SirenFit:
         self.square.mul_(second).addcmul_(self.grad, self.grad, value=1 - second)
         correction = math.sqrt(1 - second ** (step + 1))
         torch.sqrt(self.square, out=self.scratch).add_(EPSILON * correction)
+        if descent.base_width is not None:
+            for divisors in self._matrices(self.scratch)[1:]:
+                divisors[:, :, :-1].mul_((divisors.shape[2] - 1) / descent.base_width)
         self.flat.addcdiv_(self.mean, self.scratch, value=-lr * correction / (1 - first ** (step + 1)))
 
     def run(self, descent: Descent) -> Fitted:
