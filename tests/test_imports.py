@@ -27,6 +27,7 @@ ROOMS = {
         "registry",
         "networks",
         "symmetry",
+        "engine.siren_fit",
         "reporting",
         "configuration",
         "interop.state_dicts",

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from scalegmn.engine import siren_fit
 from scalegmn.networks import NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import init_siren, pixel_grid
 from scalegmn.zoos.fit import sirens
-from scalegmn.zoos.fit.sirens import Descent, SirenFit, fit_sirens
+from scalegmn.zoos.fit.sirens import CompiledSirenFit, Descent, SirenFit, fit_sirens
 
 
 def problem(layout, generator, num_networks=5):
@@ -19,8 +20,7 @@ def problem(layout, generator, num_networks=5):
 def test_gradients_equal_autograd(layout, generator):
     params, points, targets = problem(layout, generator)
     fit = SirenFit(params, points, targets)
-    residual = fit.forward().mT.clone()
-    fit.backward()
+    residual = fit.evaluate().mT
     leaves = params.map(lambda tensor: tensor.clone().requires_grad_())
     expected = evaluate(leaves, points) - targets
     expected.square().mean((1, 2)).sum().backward()
@@ -28,6 +28,24 @@ def test_gradients_equal_autograd(layout, generator):
     for grad, weight, bias in zip(fit.grads, leaves.weights, leaves.biases, strict=True):
         torch.testing.assert_close(grad[:, :, :-1], weight.grad, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(grad[:, :, -1], bias.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.skipif(not siren_fit.is_compiled(torch.zeros(1)), reason="needs a C++ compiler")
+@pytest.mark.parametrize("w0", [3.0, 300.0])
+@pytest.mark.parametrize("layout", [[2, 7, 1], [2, 5, 6, 3], [2, 33, 18, 6, 2], [1, 2]])
+def test_compiled_form_equals_double_precision(layout, w0, generator):
+    """Residuals and gradients to single precision, also of phases up to hundreds of turns, for 35 points."""
+    spec = NetSpec.mlp(layout, "sine", w0)
+    params = init_siren(spec, 5, generator)
+    points, targets = 4 * torch.rand(35, layout[0]) - 2, torch.rand(5, 35, layout[-1])
+    compiled, exact = CompiledSirenFit(params, points, targets), SirenFit(params, points, targets)
+    double = SirenFit(params.to(torch.float64), points.double(), targets.double())
+    errors = []
+    for fit in (compiled, exact):
+        found = [fit.evaluate(), *fit.grads]
+        expected = [double.evaluate(), *double.grads]
+        errors.append(max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)))
+    assert errors[0] < max(2e-6, 3 * errors[1])
 
 
 @pytest.mark.parametrize(
@@ -68,14 +86,13 @@ def test_each_network_stops_where_it_reaches_the_target(generator):
     whole = SirenFit(params, points, targets)
     reached = {}
     for step in range(61):
-        errors = whole.forward().square().mean((1, 2))
+        errors = whole.evaluate().square().mean((1, 2))
         for index in range(6):
             if index not in reached and (step == 60 or errors[index] <= 10**-1.4):
                 reached[index] = step
                 for fitted, matrix in zip(early.params.weights, whole.matrices, strict=True):
                     torch.testing.assert_close(fitted[index], matrix[index, :, :-1], rtol=1e-9, atol=1e-9)
                 torch.testing.assert_close(early.mse[index], errors[index], rtol=1e-9, atol=0)
-        whole.backward()
         whole.update(step, Descent(60, 2e-2))
     assert early.steps.tolist() == [reached[index] for index in range(6)]
 

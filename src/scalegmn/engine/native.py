@@ -1,4 +1,4 @@
-"""The library that `row_programs.cpp` becomes: compiled when it is first needed, and kept for later processes."""
+"""The library that the C++ files here become: compiled when it is first needed, and kept for later processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("row_programs.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("products.h", "row_programs.cpp", "siren_fit.cpp")]
 
 _FLAGS = (
     "-O3",
@@ -56,14 +56,15 @@ def multiplies_halves() -> bool:
 def _compiled(compiler: str) -> Path:
     """The library's file, compiled if there is none of this source, compiler and processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), version, *_FLAGS, _processor()]).encode()).hexdigest()[:16]
+    parts = [*(file.read_text() for file in SOURCES), version, *_FLAGS, _processor()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scalegmn"
-    file = folder / f"row_programs_{key}.so"
+    file = folder / f"operations_{key}.so"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / file.name
-            command = [compiler, *_FLAGS, "-o", str(made), str(SOURCE)]
+            command = [compiler, *_FLAGS, "-o", str(made), *(str(file) for file in SOURCES if file.suffix == ".cpp")]
             subprocess.run(command, capture_output=True, text=True, check=True)
             made.replace(file)  # whole, whoever else compiles it at the same time
     return file

@@ -5,16 +5,9 @@
 // results of linear maps, which the forward pass has kept, and goes through the operations in reverse order.
 // row_programs.py says what the operations are and writes programs.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
 #include <vector>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+
+#include "products.h"
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -22,17 +15,7 @@
 
 namespace {
 
-typedef int64_t Int;
-typedef uint32_t Pair;  // two bfloat16 numbers
-typedef uint16_t Half;  // one
-
 enum Code { LOAD, LINEAR, ADD, SUBTRACT, MULTIPLY, SCALE, SILU_BOTH, NORM_SILU, NORM_SILU_BOTH, SILU, STORE, SUM };
-
-template <class T>
-struct Lanes {
-    typedef T Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-    static const int count = 64 / sizeof(T);
-};
 
 struct Input {
     const char* values;
@@ -87,196 +70,6 @@ Program read(const Int* words) {
     p.widths = words, words += p.num_values;
     p.needs = words;
     return p;
-}
-
-// Numbers
-
-inline Lanes<double>::Vector exponential(Lanes<double>::Vector x) {
-    for (int i = 0; i < 8; i++) x[i] = std::exp(x[i]);
-    return x;
-}
-
-inline Lanes<float>::Vector exponential(Lanes<float>::Vector x) {
-    typedef Lanes<float>::Vector Vector;
-    typedef int32_t Whole __attribute__((vector_size(64)));
-    x = x > 88.0f ? Vector{} + 88.0f : x;  // comparisons are false for NaN, which stays
-    x = x < -87.0f ? Vector{} - 87.0f : x;
-    const float shift = 12582912.0f;  // 1.5 2^23: the sum is rounded to a whole number
-    Vector t = x * 1.44269504088896341f + shift;
-    Vector n = t - shift;
-    Vector r = x - n * 0.693145751953125f;
-    r = r - n * 1.428606820309417232e-6f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    Whole exponent = ((Whole)t - 0x4b400000 + 127) << 23;
-    return p * (Vector)exponent;
-}
-
-inline Lanes<double>::Vector sigmoid(Lanes<double>::Vector x) { return 1 / (1 + exponential(-x)); }
-
-#ifdef __AVX512F__
-inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
-    __m512 t = _mm512_mul_ps((__m512)x, _mm512_set1_ps(-1.44269504088896341f));
-    __m512 n = _mm512_roundscale_ps(t, 8), r = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(1.535336188e-4f);  // 2^r
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.339887440e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.618437357e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550332548e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402264791e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931472028e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_scalef_ps(p, n);
-    __m512 d = _mm512_add_ps(_mm512_min_ps(_mm512_set1_ps(1e38f), p), _mm512_set1_ps(1.0f));  // NaN stays
-    __m512 q = _mm512_rcp14_ps(d);
-    return (Lanes<float>::Vector)_mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, _mm512_set1_ps(2.0f)));
-}
-#else
-inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) { return 1 / (1 + exponential(-x)); }
-#endif
-
-// Its value, rounded: sums of two products are the same in either order
-template <class Vector>
-inline Vector rounded(Vector x) {
-#ifdef __AVX512F__
-    __asm__("" : "+v"(x));
-#endif
-    return x;
-}
-
-template <class T>
-inline T total(typename Lanes<T>::Vector x) {
-    T sum = 0;
-    for (int i = 0; i < Lanes<T>::count; i++) sum += x[i];
-    return sum;
-}
-
-#ifdef __AVX512BF16__
-template <>
-inline float total<float>(Lanes<float>::Vector x) {
-    return _mm512_reduce_add_ps((__m512)x);
-}
-
-inline void to_halves(const float* from, Half* to, Int count) {
-    for (Int i = 0; i < count; i += 16)
-        _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
-}
-
-inline __m512i half_bits(const float* from) {
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
-}
-
-// [rows, columns] -> [rows / 2, columns] pairs of one column of two rows
-inline void to_row_pairs(const float* from, Pair* to, Int rows, Int columns) {
-    for (Int r = 0; r < rows; r += 2)
-        for (Int c = 0; c < columns; c += 16) {
-            __m512i low = half_bits(from + r * columns + c), high = half_bits(from + (r + 1) * columns + c);
-            _mm512_storeu_si512(to + r / 2 * columns + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
-}
-#else
-inline void to_halves(const float*, Half*, Int) {}
-inline void to_row_pairs(const float*, Pair*, Int, Int) {}
-#endif
-
-inline void to_halves(const double*, Half*, Int) {}
-inline void to_row_pairs(const double*, Pair*, Int, Int) {}
-
-template <class T>
-inline void copy(const T* from, T* to, Int count) {
-    for (Int i = 0; i < count; i++) to[i] = from[i];
-}
-
-template <class T>
-inline void from_halves(const Half* from, T* to, Int count) {
-    for (Int i = 0; i < count; i++) {
-        uint32_t bits = (uint32_t)from[i] << 16;
-        float number;
-        std::memcpy(&number, &bits, 4);
-        to[i] = number;
-    }
-}
-
-// Matrix products
-
-template <class T, class E>
-inline __attribute__((always_inline)) typename Lanes<T>::Vector multiply_add(typename Lanes<T>::Vector sum, E a,
-                                                                             typename Lanes<T>::Vector b) {
-    return sum + a * b;
-}
-
-#ifdef __AVX512BF16__
-template <>
-inline __attribute__((always_inline)) Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, Pair a,
-                                                                                     Lanes<float>::Vector b) {
-    return (Lanes<float>::Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
-}
-#else
-template <>
-inline Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, Pair, Lanes<float>::Vector) {
-    return sum;
-}
-#endif
-
-// C [M, V lanes] = (or +=) A [M, K] B [K, V lanes]; A by strides, B and C by rows
-template <class T, class E, int M, int V>
-void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c, Int c_row, bool adds) {
-    typedef typename Lanes<T>::Vector Vector;
-    const int L = Lanes<T>::count;
-    Vector sums[M][V];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) sums[i][j] = adds ? *(Vector*)(c + i * c_row + j * L) : Vector{};
-    for (Int k = 0; k < depth; k++) {
-        const E* row = b + k * b_row;
-        Vector factors[V];
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) factors[j] = *(const Vector*)(row + j * L);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; i++) {
-            E factor = a[i * a_row + k * a_column];
-#pragma GCC unroll 4
-            for (int j = 0; j < V; j++) sums[i][j] = multiply_add<T, E>(sums[i][j], factor, factors[j]);
-        }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < V; j++) *(Vector*)(c + i * c_row + j * L) = sums[i][j];
-}
-
-template <class T, class E, int M, int V>
-inline Int panel(Int start, Int rows, Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c,
-                 Int c_row, bool adds) {
-    for (; start + M <= rows; start += M)
-        micro<T, E, M, V>(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row, adds);
-    return start;
-}
-
-// C [rows, columns] = (or +=) A [rows, depth] B [depth, columns]; columns is a multiple of the lanes
-template <class T, class E>
-void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, bool adds) {
-    const int L = Lanes<T>::count;
-    const int M4 = sizeof(E) == sizeof(T) && !std::is_same<E, Pair>::value ? 6 : 4, M2 = M4 == 6 ? 12 : 8;
-    Int j = 0;
-    for (; j + 4 * L <= columns; j += 4 * L) {
-        Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-    }
-    for (; j + 2 * L <= columns; j += 2 * L) {
-        Int i = panel<T, E, M2, 2>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        i = panel<T, E, 4, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-    }
-    for (; j < columns; j += L) {
-        Int i = panel<T, E, 12, 1>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 1>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-    }
 }
 
 // Products of bfloat16 matrices in the eight tile registers of a core, of 16 rows of 16 pairs each (Intel AMX)

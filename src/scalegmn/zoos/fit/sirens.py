@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scalegmn.engine.siren_fit import is_compiled, padded, residuals_and_gradients
 from scalegmn.networks import NetParams, NetSpec
 
 CACHE_BYTES = 6 << 20
@@ -79,34 +80,45 @@ class SirenFit:
         layers = zip(params.weights, params.biases, strict=True)
         self.flat = torch.cat([torch.cat([weight, bias[..., None]], -1).flatten() for weight, bias in layers])
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        shape = len(params), len(points)
+        self._allocate(points)
+        self._bind()
+
+    def _allocate(self, points: Tensor) -> None:
+        """Buffers for what `evaluate` computes."""
+        shape = len(self.rows), len(points)
         self.inputs = [points.new_ones(shape[0], layer.in_dim + 1, shape[1]) for layer in self.spec.layers]
         self.inputs[0][:, :-1] = points.mT
         self.phases = [points.new_empty(shape[0], layer.out_dim, shape[1]) for layer in self.spec.layers[:-1]]
         self.deltas = [points.new_empty(shape[0], layer.out_dim, shape[1]) for layer in self.spec.layers]
-        self._bind()
 
     def _bind(self) -> None:
         """Views of the flat buffers."""
         self.grad, self.scratch = torch.empty_like(self.flat), torch.empty_like(self.flat)
         self.matrices, self.grads = self._matrices(self.flat), self._matrices(self.grad)
-        self.waves = [x[:, :-1] for x in self.inputs]
 
     def _matrices(self, flat: Tensor) -> list[Tensor]:
         """[B, out, in + 1] of each layer."""
         shapes = [(len(self.rows), layer.out_dim, layer.in_dim + 1) for layer in self.spec.layers]
         return [part.view(shape) for part, shape in zip(flat.split(list(map(math.prod, shapes))), shapes, strict=True)]
 
-    def forward(self) -> Tensor:
-        """The residuals, output minus target, [B, n_L, P]; keeps what `backward` needs."""
+    def evaluate(self) -> Tensor:
+        """The residuals, output minus target, [B, n_L, P]; sets `grads`, the gradients of each network's mean squared
+        residual, [B, out, in + 1] per layer."""
+        residual = self._forward()
+        result = residual.clone()
+        self._backward()
+        return result
+
+    def _forward(self) -> Tensor:
+        """The residuals; keeps what `_backward` needs."""
         for index, phase in enumerate(self.phases):
             w0 = self.spec.layers[index].w0
             torch.baddbmm(phase, self.matrices[index], self.inputs[index], beta=0, alpha=w0, out=phase)
-            torch.sin(phase, out=self.waves[index + 1])
+            torch.sin(phase, out=self.inputs[index + 1][:, :-1])
         return torch.baddbmm(self.targets, self.matrices[-1], self.inputs[-1], beta=-1, out=self.deltas[-1])
 
-    def backward(self) -> None:
-        """Gradients of each network's mean squared residual, into `grads`, [B, out, in + 1] per layer."""
+    def _backward(self) -> None:
+        """The gradients; overwrites what `_forward` has kept."""
         scale = 2 / self.targets[0].numel()
         for index in reversed(range(self.spec.num_layers)):
             grad, delta = self.grads[index], self.deltas[index]
@@ -142,7 +154,7 @@ class SirenFit:
         limit = -1.0 if descent.target_psnr is None else 10 ** (-descent.target_psnr / 10)
         step = 0
         while len(self.rows):
-            residual = self.forward()
+            residual = self.evaluate()
             if descent.target_psnr is not None or step == descent.steps:
                 errors = residual.square().mean((1, 2))
                 finished = errors <= limit if step < descent.steps else torch.ones_like(errors, dtype=torch.bool)
@@ -153,7 +165,6 @@ class SirenFit:
                         result[rows] = matrix[finished]
                     self._keep(~finished)
                     continue
-            self.backward()
             self.update(step, descent)
             step += 1
         weights = tuple(matrix[:, :, :-1].contiguous() for matrix in matrices)
@@ -165,9 +176,29 @@ class SirenFit:
         flats = [self._matrices(flat) for flat in (self.flat, self.mean, self.square)]
         self.flat, self.mean, self.square = (torch.cat([part[kept].flatten() for part in parts]) for parts in flats)
         self.rows, self.targets = self.rows[kept], self.targets[kept]
+        self._shorten()
+        self._bind()
+
+    def _shorten(self) -> None:
+        """Buffers for as many networks as are left."""
         for buffers in (self.inputs, self.phases, self.deltas):
             buffers[:] = [buffer[: len(self.rows)] for buffer in buffers]
-        self._bind()
+
+
+class CompiledSirenFit(SirenFit):
+    """The same in single precision on a CPU, by compiled code (`scalegmn.engine.siren_fit`)."""
+
+    def _allocate(self, points: Tensor) -> None:
+        self.points, self.residuals = padded(points), torch.empty_like(self.targets)
+
+    def evaluate(self) -> Tensor:
+        """As in `SirenFit`."""
+        frequencies = [layer.w0 for layer in self.spec.layers[:-1]]
+        residuals_and_gradients(self.points, self.targets, frequencies, self.matrices, self.residuals, self.grads)
+        return self.residuals
+
+    def _shorten(self) -> None:
+        self.residuals = self.residuals[: len(self.rows)]
 
 
 def networks_per_core(spec: NetSpec, num_points: int) -> int:
@@ -195,10 +226,11 @@ def fit_sirens(
         on_done: called with the number of networks that have been fitted since the call before.
     """
     size = len(params) if device.startswith("cuda") else networks_per_core(params.spec, len(points))
+    kind = CompiledSirenFit if is_compiled(points.to(device)) else SirenFit
 
     def fit(start: int) -> Fitted:
         rows = slice(start, start + size)
-        return SirenFit(params[rows].to(device), points.to(device), targets[rows].to(device)).run(descent)
+        return kind(params[rows].to(device), points.to(device), targets[rows].to(device)).run(descent)
 
     threads = torch.get_num_threads()
     parts = []
