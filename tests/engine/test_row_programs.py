@@ -120,6 +120,8 @@ MODELS = {
     "positions": {"message": {"positions": True}},
     "product": {"message_function": "product"},
     "no norms": {"mlp_layer_norm": False},
+    "permutations": {"symmetry": "permutation", "direction": "bidirectional"},
+    "permutations, means": {"symmetry": "permutation", "aggregator": "mean"},
     "widths without programs": {"hidden_dim": 24},
 }
 

@@ -14,7 +14,12 @@ from scalegmn.engine.modules import (
     invariant_then_linear,
     run,
 )
-from scalegmn.engine.programs import edge_update_program, message_program
+from scalegmn.engine.programs import (
+    concat_message_program,
+    concat_update_program,
+    edge_update_program,
+    message_program,
+)
 from scalegmn.engine.rows import GatheredRows, Rows, ScaledRows, gathered, linear, times
 from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ProductMessage, ScaleEdgeUpdate, ScaleMessage
 
@@ -135,13 +140,19 @@ def _receive_concat(
 ) -> Tensor:
     """The last Linear acts on the aggregate."""
     first, last = message.mlp.linears[0], message.mlp.linears[-1]
-    own = first.weight[:, : first.in_features // 2]
-    hidden = hidden_layers(message.mlp, edges.linear(own, edges.at_senders(senders)))
+    own, degree, total = first.weight[:, : first.in_features // 2], edges.degree, None
+    if isinstance(edges, DenseEdges):
+        form = _form(edges)
+        program = concat_message_program(message, senders, form)
+        if program is not None:
+            total = program(edges.values.shape[:3], [*_inputs(edges, form, own), edges.at_senders(senders)])
+    if total is None:
+        total = edges.sum(hidden_layers(message.mlp, edges.linear(own, edges.at_senders(senders))))
     if aggregator == "mean":
-        degree = edges.degree
+        count = max(degree, 1) if isinstance(degree, int) else degree.clamp_min(1)
         reached = min(degree, 1) if isinstance(degree, int) else degree.clamp_max(1)  # 0: no message comes, nor a bias
-        return linear(edges.mean(hidden), last.weight, reached * last.bias)
-    return linear(edges.sum(hidden), last.weight, edges.degree * last.bias)
+        return linear(total / count, last.weight, reached * last.bias)
+    return linear(total, last.weight, degree * last.bias)
 
 
 @edge_ends.register(ScaleEdgeUpdate)
@@ -178,5 +189,11 @@ def _ends_concat(update: ConcatEdgeUpdate, rows: Rows, nodes: Tensor) -> tuple[T
 @updated_edges.register(ConcatEdgeUpdate)
 def _update_concat(update: ConcatEdgeUpdate, edges: Edges, senders: Tensor, receivers: Tensor) -> Tensor:
     weight, _, _ = update.phi.linears[0].weight.chunk(3, dim=1)
+    if isinstance(edges, DenseEdges):
+        form = _form(edges)
+        program = concat_update_program(update, senders, form)
+        if program is not None:
+            both = edges.at_senders(senders), edges.at_receivers(receivers)
+            return program(edges.values.shape[:3], [*_inputs(edges, form, weight), *both])
     ends = edges.at_senders(senders) + edges.at_receivers(receivers)
     return after_first_linear(update.phi, edges.linear(weight, ends))

@@ -15,7 +15,7 @@ from scalegmn.engine.dispatch import FastForms
 from scalegmn.engine.row_programs import LANES, WIDEST, RowProgram, Value, Vector, available
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
 from scalegmn.nn.invariant import InvariantLayer, SignInvariant
-from scalegmn.nn.messages import ScaleEdgeUpdate, ScaleMessage
+from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ScaleEdgeUpdate, ScaleMessage
 from scalegmn.nn.mlp import MLP
 
 
@@ -229,3 +229,40 @@ def edge_update_program(update: ScaleEdgeUpdate, x: Tensor, form: str) -> RowPro
         return program.store(program.multiply(edge, write_after_first(update.phi, program, ends)), halves=True)
 
     return program_of(update, form, x, writer)
+
+
+def concat_message_program(message: ConcatMessage, x: Tensor, form: str) -> RowProgram | None:
+    """The sum over senders of what goes into the last Linear of messages.
+
+    Inputs: by form as of `edge_update_program`, and what `send` makes of senders.
+    """
+
+    def writer(program: RowProgram) -> RowProgram:
+        first = message.mlp.linears[0]
+        z = _first_of_edges(program, first, first.in_features // 2, form)
+        return program.sum(write_hidden(message.mlp, program, program.add(z, program.load(first.out_features))))
+
+    return program_of(message, form, x, writer)
+
+
+def concat_update_program(update: ConcatEdgeUpdate, x: Tensor, form: str) -> RowProgram | None:
+    """New features of edges [B, R, S, D]. Inputs: by form as of `edge_update_program`, and `edge_ends` of both ends."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        first = update.phi.linears[0]
+        z = _first_of_edges(program, first, first.in_features // 3, form)
+        for _ in range(2):
+            z = program.add(z, program.load(first.out_features))
+        return program.store(write_after_first(update.phi, program, z), halves=True)
+
+    return program_of(update, form, x, writer)
+
+
+def _first_of_edges(program: RowProgram, first: nn.Linear, width: int, form: str) -> Value:
+    """The leading columns of a Linear, times features of edges in a form."""
+    _check(first.out_features, width)
+    if form == "scaled":
+        return program.scale(program.load(first.out_features), program.load(1))
+    if form == "product":
+        return program.load(first.out_features)
+    return program.linear(program.load(width), weight_of(program, first, 0, width))
