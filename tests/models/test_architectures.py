@@ -84,7 +84,7 @@ def gradients(output, model, nets):
 def fill_up(request, monkeypatch):
     """Whether NG-T fills up small networks of any size."""
     if request.param:
-        monkeypatch.setattr("scalegmn.models.ng_t._LEAST_SHARE", 0)
+        monkeypatch.setattr("scalegmn.engine.relational._LEAST_SHARE", 0)
 
 
 NEURAL_GRAPHS = [config for config in CONFIGS if config.name in ("ng_gnn", "ng_t")]
@@ -127,7 +127,7 @@ def test_no_gradient_between_networks(config, specs, random_params):
 @pytest.mark.parametrize("pooling", ["outputs", "mean", "token"])
 def test_nothing_comes_from_where_nobody_is(pooling, random_params, monkeypatch):
     """NaN in the features of nodes and pairs with which NG-T fills up the smaller networks."""
-    monkeypatch.setattr("scalegmn.models.ng_t._LEAST_SHARE", 0)
+    monkeypatch.setattr("scalegmn.engine.relational._LEAST_SHARE", 0)
     model, nets = build(replace(TRANSFORMER, pooling=pooling), SPECS[2]), nets_of(random_params)
     plain = model(nets)
     expected = torch.autograd.grad(plain.square().sum(), list(model.parameters()))

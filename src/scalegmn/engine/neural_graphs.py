@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, starmap
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
 from scalegmn.graphs.probes import probe_features
 from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.nn.fourier import Encoder, FourierFeatures
+from scalegmn.nn.mlp import MLP
 from scalegmn.nn.neural_graph import NeuralGraphFeatures, middle_of
 
 _CHUNK = 8
@@ -96,6 +97,38 @@ class BlockGraph(NamedTuple):
     """[N] long, the network of a node of one graph; networks are in order among output nodes and among the others."""
 
 
+class NeuralGraphNetwork(Protocol):
+    """What the engine reads of a model; see `scalegmn.models.neural_graph.NeuralGraphModel`."""
+
+    graph: NeuralGraphFeatures
+    layers: nn.ModuleList
+    readout: MLP | None
+    node_readout: MLP
+    edge_readout: MLP
+
+    @property
+    def pooling(self) -> str:
+        """How nodes are pooled, as in the configuration."""
+        ...
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the result is read from all nodes, not from output nodes alone."""
+        ...
+
+    def normalized(self, params: NetParams) -> NetParams:
+        """Networks as the model reads them."""
+        ...
+
+    def read_out(self, pooled: Tensor) -> Tensor:
+        """The readout of pooled nodes."""
+        ...
+
+    def changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor) -> NetParams:
+        """Changes of parameters from the outputs of both readouts."""
+        ...
+
+
 def node_slices(spec: NetSpec) -> list[slice]:
     """Per node layer 0..L, its nodes among all N."""
     ends = list(accumulate(spec.layout, initial=0))
@@ -116,6 +149,14 @@ def encode_then_linear(encoder: Encoder, after: nn.Linear, v: Tensor) -> Tensor:
     for layer in inner:
         x = nn.functional.silu(layer(x))
     return nn.functional.linear(x, after.weight @ last.weight, after(last.bias))
+
+
+def block_graph(model: NeuralGraphNetwork, nets: Sequence[NetParams]) -> BlockGraph:
+    """The neural graphs of networks: in dense blocks, if they are chains of one architecture."""
+    read = [model.normalized(params) for params in nets]
+    if len(nets) == 1 and nets[0].spec.is_chain:
+        return chain_graph(model.graph, read[0], nets[0])
+    return component_graph(model.graph, read, nets)
 
 
 def chain_graph(features: NeuralGraphFeatures, params: NetParams, stored: NetParams) -> BlockGraph:

@@ -7,13 +7,93 @@ only the nodes that are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, pad
 
-from scalegmn.engine.neural_graphs import BlockGraph, DenseEdges, SortedEdges
+from scalegmn.engine.memory import tensor_bytes
+from scalegmn.engine.neural_graphs import (
+    BlockGraph,
+    DenseEdges,
+    NeuralGraphNetwork,
+    SortedEdges,
+    block_graph,
+    node_slices,
+    pool,
+)
+from scalegmn.networks import NetParams
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
+
+_LEAST_SHARE = 0.85
+"""Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
+
+
+class RelationalNetwork(NeuralGraphNetwork, Protocol):
+    """What the engine reads of NG-T; see `scalegmn.models.ng_t.NGT`."""
+
+    token: nn.Parameter | None
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes of one query, key or value of a pair of nodes."""
+        ...
+
+
+def run_network(model: RelationalNetwork, nets: Sequence[NetParams]) -> Tensor | NetParams:
+    """The fast form of `model.plain(nets)`. Networks of about the same size run together, padded to the largest of
+    them."""
+    if len(nets) == 1:
+        return _run_chains(model, nets[0]) if nets[0].spec.is_chain else _run_padded(model, nets)
+    outputs = [torch.empty(0)] * len(nets)
+    for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // model.pair_bytes):
+        alike = [nets[place] for place in places]
+        output = _run_padded(model, alike) if len(alike) > 1 else run_network(model, alike)
+        assert isinstance(output, Tensor)
+        for place, rows in zip(places, torch.split(output, [len(params) for params in alike]), strict=True):
+            outputs[place] = rows
+    return torch.cat(outputs)
+
+
+def _run_chains(model: RelationalNetwork, params: NetParams) -> Tensor | NetParams:
+    """`run_network` for chains of one architecture."""
+    graph = block_graph(model, [params])
+    read = slice(0, graph.x.shape[1]) if model.reads_all else graph.outputs
+    layers = cast("Sequence[RelationalLayer]", model.layers)
+    x, e = run_layers(layers, model.token, graph.x, all_pairs(graph), read, None, model.readout is None)
+    if model.readout is not None:
+        return model.read_out(pool(x, graph, model.pooling, model.reads_all))
+    nodes = node_slices(params.spec)
+    changes = [model.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
+    return model.changes(params, changes, model.node_readout(x[:, params.spec.layout[0] :]))
+
+
+def _run_padded(model: RelationalNetwork, nets: Sequence[NetParams]) -> Tensor:
+    """`run_network` for networks of any architectures, all at once."""
+    graph = block_graph(model, nets)
+    x, e, exists, places = padded(graph)
+    read = slice(0, x.shape[1] if model.reads_all else nets[0].spec.layout[-1])
+    x, _ = run_layers(cast("Sequence[RelationalLayer]", model.layers), model.token, x, e, read, exists)
+    if model.reads_all:
+        x = x.flatten(0, 1)[places]
+    return model.read_out(pool(x, graph, model.pooling, model.reads_all))
+
+
+def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
+    """Places of architectures that pass together, filled up to the largest of them: not much smaller ones, and no more
+    than `most_pairs` pairs of nodes in all."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(nets)), key=lambda place: -nets[place].spec.num_nodes):
+        size = nets[place].spec.num_nodes
+        if groups:
+            largest = nets[groups[-1][0]].spec.num_nodes
+            num_networks = sum(len(nets[other]) for other in (*groups[-1], place))
+        if not groups or size < _LEAST_SHARE * largest or num_networks * largest**2 > most_pairs:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def run_layers(

@@ -4,14 +4,14 @@ https://arxiv.org/abs/2403.12143)."""
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.neural_graphs import BlockGraph, chain_graph, component_graph, probes_of
 from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
+from scalegmn.graphs.probes import probe_features
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.visibility import Visibility, attention_connections, residual_connections
 from scalegmn.networks import HETERO, NetParams, NetSpec, not_built_in
@@ -117,12 +117,16 @@ class NeuralGraph(NamedTuple):
     num_networks: int
     """G."""
 
-    none: Tensor
-    """[d_e], the features of a pair without an edge."""
+    no_edge: Tensor
+    """[d_e], the features of a pair of nodes without an edge."""
 
 
 class NeuralGraphModel(Metanetwork):
     """What NG-GNN and NG-T do before and after their layers.
+
+    x, e = `NeuralGraphFeatures` of all nodes and edges (`read_graph`); the layers of a subclass (`plain`); then, for
+    vectors, MLP(pooled x) (`pool`, `read_out`) or, for parameters, MLP_v(x_i) of every neuron for its bias and
+    MLP_e(e_ij) of every edge for its weight (`changes_of`). `run_engine` computes the same.
 
     Args:
         config: the hyper-parameters; inputs are normalised if it says so or, where it does not, unless they are CNNs.
@@ -145,14 +149,7 @@ class NeuralGraphModel(Metanetwork):
         self.config, self.one_pass, self.engine = config, not config.changes_parameters, config.engine
         self._check_options(spec)
         options = NeuralGraphOptions(
-            config.reverse_edges,
-            config.num_frequencies,
-            config.frequency_scale,
-            config.encoder_layers,
-            config.num_probes,
-            config.positions,
-            config.linear_encoder,
-            config.activation_embedding,
+            **{field.name: getattr(config, field.name) for field in fields(NeuralGraphOptions)}
         )
         sizes = (node_dim, edge_dim, spec.layout, spec.kernel, max_layers - 1, spec.num_places)
         self.graph = NeuralGraphFeatures(options, *sizes, not_built_in(_hidden_activations(spec)))
@@ -248,36 +245,24 @@ class NeuralGraphModel(Metanetwork):
         features, read = self.graph, [self.normalized(params) for params in nets]
         graph = ParameterGraph.from_params(read, features.kernel, features.max_hidden_layers)
         is_input = graph.role == ROLES.index("input")
-        probes = [probes_of(features, params) for params in nets]
-        x = features.nodes(
-            graph.nodes.masked_fill(is_input[:, None], 0),
-            graph.node_type,
-            features.rows_of(graph.activations, graph.nodes.device)[graph.activation],
-            torch.cat([rows.flatten(0, 1) for rows in probes if rows is not None])
-            if features.points is not None
-            else None,
-        )
+        probes = None
+        if features.points is not None:
+            answers = (probe_features(params, features.points) for params in nets)
+            probes = torch.cat([features.probes(of_layers).flatten(0, 1) for of_layers in answers])
+        bias, activation = graph.nodes.masked_fill(is_input[:, None], 0), graph.activation
+        activation_rows = features.rows_of(graph.activations, bias.device)[activation]
+        x = features.nodes(bias, graph.node_type, activation_rows, probes)
         raw, linear, edge_index = _raw_edges(graph, features)
-        none = torch.zeros_like(raw[:1])
-        without_edge = features.edges(none, torch.zeros_like(linear[:1]))
-        return NeuralGraph(
-            x, features.edges(raw, linear), edge_index, graph.role, graph.network, graph.num_networks, without_edge[0]
-        )
-
-    def read_blocks(self, nets: Sequence[NetParams]) -> BlockGraph:
-        """The same for the engine: in dense blocks, if they are chains of one architecture."""
-        read = [self.normalized(params) for params in nets]
-        if len(nets) == 1 and nets[0].spec.is_chain:
-            return chain_graph(self.graph, read[0], nets[0])
-        return component_graph(self.graph, read, nets)
+        e = features.edges(raw, linear)
+        no_edge = features.edges(torch.zeros_like(raw[:1]), torch.zeros_like(linear[:1]))[0]
+        return NeuralGraph(x, e, edge_index, graph.role, graph.network, graph.num_networks, no_edge)
 
     def pool(self, x: Tensor, graph: NeuralGraph) -> Tensor:
         """The readout's input, [G, D], from all nodes [N, d]."""
-        pooling = self.config.pooling
-        if pooling in ("mean", "max"):
-            return aggregate(x, graph.network, graph.num_networks, "max" if pooling == "max" else "mean")
+        if self.pooling in ("mean", "max"):
+            return aggregate(x, graph.network, graph.num_networks, self.pooling)
         outputs = x[graph.role == ROLES.index("output")].reshape(graph.num_networks, -1, x.shape[1])
-        return outputs.flatten(1) if pooling == "outputs" else outputs.mean(1)
+        return outputs.flatten(1) if self.pooling == "outputs" else outputs.mean(1)
 
     def read_out(self, pooled: Tensor) -> Tensor:
         """The readout of pooled nodes, [G, D] -> [G, out_dim]."""
@@ -286,9 +271,14 @@ class NeuralGraphModel(Metanetwork):
         return output
 
     @property
+    def pooling(self) -> str:
+        """How nodes are pooled, as in the configuration."""
+        return self.config.pooling
+
+    @property
     def reads_all(self) -> bool:
         """Whether the result is read from all nodes, not from output nodes alone."""
-        return self.readout is None or self.config.pooling in ("mean", "max")
+        return self.readout is None or self.pooling in ("mean", "max")
 
     def changes_of(self, params: NetParams, x: Tensor, e: Tensor, graph: NeuralGraph) -> NetParams:
         """Changes of parameters from the features of nodes [N, d] and of the edges of weights [E, d_e]."""

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scalegmn.engine.modules import after_first_linear
-from scalegmn.engine.neural_graphs import DenseEdges, joined, pool
-from scalegmn.engine.pna import map_edges, pass_messages
+from scalegmn.engine.pna import run_network
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
@@ -124,18 +122,7 @@ class NGGNN(NeuralGraphModel):
 
     def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
         """As in `NeuralGraphModel`."""
-        graph = self.read_blocks(nets)
-        read = graph.nodes if self.reads_all else [graph.outputs]
-        layers = cast("Sequence[PNALayer]", self.layers)
-        norms, updates = cast("Sequence[GraphNorm]", self.norms), cast("Sequence[EdgeUpdate]", self.edge_updates)
-        x, edges, inner = pass_messages(layers, norms, updates, self.dropout, graph, read)
-        if self.readout is not None:
-            return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
-        forward = [block for block in edges if isinstance(block, DenseEdges) and not block.residual]
-        forward = [block for block in forward if block.senders.start < block.receivers.start]
-        (to_readout,) = map_edges(forward, [joined(self.edge_readout.linears[0], inner)])
-        changes = [after_first_linear(self.edge_readout, block.features) for block in to_readout]
-        return self.changes(nets[0], changes, self.node_readout(x[:, nets[0].spec.layout[0] :]))
+        return run_network(self, nets)
 
     @property
     def feature_bytes(self) -> int:

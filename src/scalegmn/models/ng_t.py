@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from scalegmn.engine.memory import tensor_bytes
-from scalegmn.engine.neural_graphs import node_slices, pool
-from scalegmn.engine.relational import all_pairs, padded, run_layers
+from scalegmn.engine.relational import run_network
 from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
 from scalegmn.nn.initialization import balance, balance_children, constant_features, started
-
-_LEAST_SHARE = 0.85
-"""Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
 
 
 @dataclass(frozen=True)
@@ -167,61 +161,24 @@ class NGT(NeuralGraphModel):
         exists[graph.network, place] = True
         sender, receiver = graph.edge_index
         pairs = (graph.network[sender] * size + place[sender]) * size + place[receiver]
-        e = graph.none.repeat(graph.num_networks * size * size, 1)
-        e = e.index_add(0, pairs, graph.e - graph.none).view(graph.num_networks, size, size, -1)
+        e = graph.no_edge.repeat(graph.num_networks * size * size, 1)
+        e = e.index_add(0, pairs, graph.e - graph.no_edge).view(graph.num_networks, size, size, -1)
         if self.token is not None:
             x[:, 0], exists[:, 0] = self.token, True
             e = pad(e[:, 1:, 1:], (0, 0, 1, 0, 1, 0))
         return x, e, exists, pairs
 
     def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
-        """As in `NeuralGraphModel`. Networks of about the same size run together, padded to the largest of them."""
-        if len(nets) == 1:
-            return self._chains(nets[0]) if nets[0].spec.is_chain else self._padded_together(nets)
-        outputs = [torch.empty(0)] * len(nets)
-        for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // self._pair_bytes):
-            group = [nets[place] for place in places]
-            output = self._padded_together(group) if len(group) > 1 else self.run_engine(group)
-            assert isinstance(output, Tensor)
-            for place, rows in zip(places, torch.split(output, [len(params) for params in group]), strict=True):
-                outputs[place] = rows
-        return torch.cat(outputs)
-
-    def _chains(self, params: NetParams) -> Tensor | NetParams:
-        """`run_engine` for chains of one architecture."""
-        graph = self.read_blocks([params])
-        read = slice(0, graph.x.shape[1]) if self.reads_all else graph.outputs
-        x, e = run_layers(
-            self._relational_layers, self.token, graph.x, all_pairs(graph), read, None, self.readout is None
-        )
-        if self.readout is not None:
-            return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
-        nodes = node_slices(params.spec)
-        changes = [self.edge_readout(e[:, i, j]).transpose(1, 2) for i, j in pairwise(nodes)]
-        return self.changes(params, changes, self.node_readout(x[:, params.spec.layout[0] :]))
-
-    def _padded_together(self, nets: Sequence[NetParams]) -> Tensor:
-        """`run_engine` for networks of any architectures, all at once."""
-        graph = self.read_blocks(nets)
-        x, e, exists, places = padded(graph)
-        read = slice(0, x.shape[1] if self.reads_all else self.spec.layout[-1])
-        x, _ = run_layers(self._relational_layers, self.token, x, e, read, exists)
-        if self.reads_all:
-            x = x.flatten(0, 1)[places]
-        return self.read_out(pool(x, graph, self.config.pooling, self.reads_all))
-
-    @property
-    def _relational_layers(self) -> Sequence[RelationalLayer]:
-        """`layers`, by the type of their modules."""
-        return cast("Sequence[RelationalLayer]", self.layers)
+        """As in `NeuralGraphModel`."""
+        return run_network(self, nets)
 
     @property
     def feature_bytes(self) -> int:
         """Bytes of one query, key or value of all pairs of one network's nodes."""
-        return self.spec.num_nodes**2 * self._pair_bytes
+        return self.spec.num_nodes**2 * self.pair_bytes
 
     @property
-    def _pair_bytes(self) -> int:
+    def pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
         return self._attention_dim * self.graph.edge_linear.weight.element_size()
 
@@ -236,18 +193,3 @@ def _balance(model: NGT, spec: NetSpec) -> None:
         linear.bias[constant] = linear.bias.new_tensor([1.0, -1.0]).repeat((constant.stop - constant.start) // 2)
     if model.graph.node_positions is not None:
         model.graph.node_positions[:, constant_features(model.config.node_dim)] = 0
-
-
-def _by_size(nets: Sequence[NetParams], most_pairs: int) -> list[list[int]]:
-    """Places of architectures that pass together, filled up to the largest of them: not much smaller ones, and no more
-    than `most_pairs` pairs of nodes in all."""
-    groups: list[list[int]] = []
-    for place in sorted(range(len(nets)), key=lambda place: -nets[place].spec.num_nodes):
-        size = nets[place].spec.num_nodes
-        if groups:
-            largest = nets[groups[-1][0]].spec.num_nodes
-            num_networks = sum(len(nets[other]) for other in (*groups[-1], place))
-        if not groups or size < _LEAST_SHARE * largest or num_networks * largest**2 > most_pairs:
-            groups.append([])
-        groups[-1].append(place)
-    return groups
