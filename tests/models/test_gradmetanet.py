@@ -2,9 +2,10 @@ import pytest
 import torch
 from contract import Contract, build
 
-from scalegmn.models.gradmetanet import GradMetaNetConfig, SetOfSetsLayer, gradient_factors
+from scalegmn.models.gradmetanet import GradMetaNetConfig, SetOfSetsLayer
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.evaluate import evaluate
+from scalegmn.networks.gradients import gradient_factors
 
 SPECS = [
     NetSpec.mlp([2, 5, 4, 1], "sine", 6.0),

@@ -9,7 +9,7 @@ from torch import nn
 
 from scalegmn.models.scalegmn import BranchConfig, ScaleGMNConfig
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
-from scalegmn.networks.evaluate import activations
+from scalegmn.networks.evaluate import activations, pre_activations
 from scalegmn.nn.probes import Answers, ProbeImages, Probes
 from scalegmn.symmetry.groups import GroupElement
 
@@ -17,9 +17,15 @@ SMALL = ScaleGMNConfig(hidden_dim=6, num_layers=3, out_dim=3, num_probes=5, prob
 SINE, RELU = NetSpec.mlp([2, 5, 4, 2], "sine", 2.0), NetSpec.mlp([2, 5, 4, 2], "relu")
 CNN = NetSpec((LayerSpec(2, 3, (3, 3), "relu"), LayerSpec(3, 4, (3, 1), "relu"), LayerSpec(4, 2)))
 RESIDUAL = NetSpec(
-    (LayerSpec(2, 5, None, "relu"), LayerSpec(5, 4, None, "relu"), LayerSpec(4, 3, None, "relu", 0), LayerSpec(3, 2))
+    (
+        LayerSpec(2, 5, None, "relu"),
+        LayerSpec(5, 4, None, "relu"),
+        LayerSpec(4, 3, None, "relu", residual=0),
+        LayerSpec(3, 2),
+    )
 )
 HETERO_CNN = NetSpec((*(replace(layer, activation="hetero") for layer in CNN.layers[:2]), CNN.layers[2]))
+HETERO_MLP = NetSpec.mlp([2, 5, 4, 2], "hetero", 2.0)
 BRANCH = BranchConfig(statistics=True, answers=True, hidden_dims=(8,))
 EDITS = {"output": "parameters", "normalize": False}
 CASES = [
@@ -30,7 +36,7 @@ CASES = [
     ("scale", CNN, {"direction": "bidirectional"}),
     ("scale", CNN, EDITS),
     ("scale", RESIDUAL, {"node_positions": "none"}),
-    ("hetero", NetSpec.mlp([2, 5, 4, 2], "hetero", 2.0), {"direction": "bidirectional", **EDITS}),
+    ("hetero", HETERO_MLP, {"direction": "bidirectional", **EDITS}),
     ("hetero", HETERO_CNN, {"readout": "full_graph"}),
     ("permutation", NetSpec.mlp([2, 5, 4, 2], "gelu"), {"direction": "bidirectional", "normalize": False}),
     ("permutation", SINE, EDITS),
@@ -40,6 +46,11 @@ CASES = [
     ("hetero", HETERO_CNN, {"branch": replace(BRANCH, answers=False)}),
     ("sign", SINE, {"branch": BRANCH, "readout": "full_graph"}),
     ("permutation", SINE, {"branch": replace(BRANCH, statistics=False)}),
+    ("sign", SINE, {"probe_losses": 2, "direction": "bidirectional", **EDITS}),
+    ("scale", RELU, {"probe_losses": 2, "direction": "bidirectional", "output": "parameters", "normalize": True}),
+    ("hetero", HETERO_MLP, {"probe_losses": 1, "readout": "full_graph", "direction": "bidirectional"}),
+    ("hetero", HETERO_MLP, {"probe_losses": 1, **EDITS}),
+    ("permutation", SINE, {"probe_losses": 2, "message_function": "product", "branch": BRANCH}),
 ]
 
 
@@ -220,3 +231,80 @@ def test_a_branch_that_cannot_be_is_refused():
         ValueError, match=r"branch.answers: found True, expected False for .*, which has one output, and softmax"
     ):
         replace(SMALL, branch=BRANCH).build(one)
+
+
+@pytest.mark.parametrize(("symmetry", "names"), [("sign", ["sine", "tanh"]), ("permutation", ["gelu", "relu"])])
+def test_gradients_of_networks_of_several_architectures(symmetry, names, random_params):
+    layouts, (first, second) = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 6, 3, 2]], names
+    specs = [NetSpec.mlp(layout, name) for layout, name in zip(layouts, (first, second, first), strict=True)]
+    model = build(replace(SMALL, symmetry=symmetry, max_hidden_layers=3, probe_losses=2), specs[0])
+    nets = [random_params(spec, 2) for spec in specs]
+    model.fit_normalization(nets)
+    assert (model.gradients.scales != 1).all()
+    alone = torch.cat([model(params[index : index + 1]) for params in nets for index in range(2)])
+    torch.testing.assert_close(model(nets), alone, rtol=1e-9, atol=1e-9)
+    model.engine = "plain"
+    torch.testing.assert_close(model(nets), alone, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_by_hand(random_params):
+    """Those of autograd, for losses whose derivatives by the answers are the signals."""
+    params = random_params(SINE, 3).map(lambda x: x.requires_grad_())
+    model = build(replace(SMALL, probe_losses=2), SINE)
+    model.fit_normalization([params[:2], params[2:]])
+    probes, gradients = model.probes, model.gradients
+    answers = probes(params)[1]
+    nodes, edges = gradients(params, probes.inputs, answers)
+    signals = gradients.signals(answers.flatten(1)).view(3, 2, 5, 2).detach()
+    losses = [(signals[:, loss] * answers).sum() for loss in range(2)]
+    by_weights = [torch.autograd.grad(loss, params.weights, retain_graph=True) for loss in losses]
+    for layer, scale in enumerate(gradients.scales[3:]):
+        expected = torch.stack([of_loss[layer] for of_loss in by_weights], dim=-1)
+        torch.testing.assert_close(edges[layer], expected / scale, rtol=1e-9, atol=1e-12)
+        assert expected.square().mean().sqrt().item() == pytest.approx(scale.item())
+    per_probe = torch.autograd.functional.jacobian(
+        lambda offset: torch.einsum("bhpo,bpo->hp", signals, _answers_with(params, probes.inputs, offset)),
+        torch.zeros(4, dtype=torch.float64),
+    )
+    weight = gradients.hidden_linear.weight
+    expected = torch.einsum("hpi,dhp->id", per_probe, weight.unflatten(1, (2, 5))) / gradients.scales[1]
+    torch.testing.assert_close(nodes[2].sum(0), expected, rtol=1e-9, atol=1e-12)
+
+
+def _answers_with(params, inputs, offset):
+    """The answers of networks whose second hidden layer has these biases more."""
+    biases = (params.biases[0], params.biases[1] + offset, params.biases[2])
+    return pre_activations(params.replace(biases=biases), inputs)[-1]
+
+
+@pytest.mark.parametrize("broken", ["covariant signals", "a bias"])
+def test_gradients_that_move_otherwise_are_seen_failing(broken, random_params, generator, monkeypatch):
+    """Gradients of relu networks as they are stored go by 1 / q; a bias does not change sign with the neuron."""
+    symmetry, spec = ("scale", RELU) if broken == "covariant signals" else ("sign", SINE)
+    params = random_params(spec, 6)
+    model = build(replace(SMALL, symmetry=symmetry, probe_losses=2, direction="bidirectional", **EDITS), spec)
+    element = GroupElement.sample(params, generator)
+    assert error(model, params, element) <= 1e-9
+    if broken == "a bias":
+        biased = nn.Linear(10, 6, dtype=torch.float64)
+        biased.weight = model.gradients.hidden_linear.weight
+        model.gradients.hidden_linear = biased
+    else:
+        monkeypatch.setattr(
+            model, "_gradient_inputs", lambda params: (params, model.probes.inputs, model.probes(params)[1])
+        )
+    assert error(model, params, element) > 1e-6
+
+
+def test_gradients_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"probe_losses: found 2, but num_probes is 0; use probes, or 0"):
+        replace(SMALL, num_probes=0, probe_losses=2)
+    with pytest.raises(ValueError, match=r"probe_losses: found -1, expected 0 or more"):
+        replace(SMALL, probe_losses=-1)
+    with pytest.raises(ValueError, match=r"probe_losses: found 2, which is exact for scales with norm_epsilon 0 alone"):
+        replace(SMALL, symmetry="scale", probe_losses=2, norm_epsilon=1e-10)
+    for spec in (CNN, RESIDUAL):
+        with pytest.raises(
+            ValueError, match=r"probe_losses: found 2, expected 0 for .*: gradients are those of linear"
+        ):
+            replace(SMALL, symmetry="scale", probe_losses=2).build(spec)

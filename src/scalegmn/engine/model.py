@@ -22,7 +22,7 @@ from scalegmn.engine.rows import Rows
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph, shift_types_to_depth
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
-from scalegmn.networks.features import Kernels
+from scalegmn.networks.features import Kernels, beside
 from scalegmn.networks.parameter_indices import senders_by_group
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
@@ -103,8 +103,9 @@ class MessagePassingModel(Protocol):
         """[B] long, index into `groups`, of networks whose hidden nodes have one group."""
         ...
 
-    def graph(self, nets: Sequence[NetParams]) -> ParameterGraph:
-        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart."""
+    def graph(self, nets: Sequence[NetParams], gradients: Sequence[Sequence[Tensor]]) -> ParameterGraph:
+        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart; `gradients`
+        as in `ParameterGraph.from_params`."""
         ...
 
     def graph_context(self, graph: ParameterGraph) -> NodeContext:
@@ -132,6 +133,7 @@ def run_layers(
     params: NetParams,
     kinds: tuple[int, ...] | None,
     probes: Sequence[Tensor] | None = None,
+    gradients: Sequence[Tensor] | None = None,
     statistics: Sequence[Tensor] = (),
 ) -> Tensor | Features:
     """The readout [B, out_dim], or the features of nodes and edges, of networks like `model.spec`: a dense block for
@@ -143,22 +145,26 @@ def run_layers(
         kinds: per layer of nodes, the index into `model.groups` of their scalar group; None: the hidden nodes of a
             network have one (`model.network_groups`).
         probes: what is added to A_v bias, per layer of nodes [B, n_l, d].
+        gradients: what is read beside the weights, per block [B, n_l, n_{l-1}, H].
         statistics: what the readout reads beside the nodes, nothing or [B, S].
     """
     num_layers, num_groups = len(params.spec.layout), len(model.groups)
     if num_groups == 1 or kinds is not None:
         kinds = (0,) * num_layers if num_groups == 1 or kinds is None else kinds
         sizes = [tuple(len(params) * (group == kind) for group in range(num_groups)) for kind in kinds]
-        return _run_layers(model, params, probes, statistics, kinds, sizes if num_groups > 1 else [None] * num_layers)
+        groups = sizes if num_groups > 1 else [None] * num_layers
+        return _run_layers(model, params, probes, gradients, statistics, kinds, groups)
     group, kinds = model.network_groups(params), (0,) * num_layers
     if torch.compiler.is_compiling():
-        return _run_layers(model, params, probes, statistics, kinds, [group] * num_layers)
+        return _run_layers(model, params, probes, gradients, statistics, kinds, [group] * num_layers)
     order = group.argsort(stable=True)
     back = order.argsort()
     of_all = [tuple(group.bincount(minlength=num_groups).tolist())] * num_layers
-    sorted_probes = None if probes is None else [features[order] for features in probes]
+    of_nodes, of_edges = (
+        None if part is None else [features[order] for features in part] for part in (probes, gradients)
+    )
     sorted_statistics = [rows[order] for rows in statistics]
-    result = _run_layers(model, params[order], sorted_probes, sorted_statistics, kinds, of_all)
+    result = _run_layers(model, params[order], of_nodes, of_edges, sorted_statistics, kinds, of_all)
     if isinstance(result, Tensor):
         return result[back]
     nodes, edges = ([features[back] for features in part] for part in result)
@@ -169,6 +175,7 @@ def _run_layers(
     model: MessagePassingModel,
     params: NetParams,
     probes: Sequence[Tensor] | None,
+    gradients: Sequence[Tensor] | None,
     statistics: Sequence[Tensor],
     kinds: tuple[int, ...],
     sizes: Sequence[tuple[int, ...] | Tensor | None],
@@ -185,10 +192,13 @@ def _run_layers(
         if model.node_position_map is not None:
             maps = model.node_types.rows(model.node_position_map.table)
             nodes = [torch.einsum("...d,...od->...o", x, m) for x, m in zip(nodes, maps, strict=True)]
-    blocks: Blocks = [[block] for block in _layer_edges(model, model.edge_linear, params, params.kernels(), rows)]
+    kernels = params.kernels()
+    if gradients is not None:
+        kernels = beside(kernels, gradients, model.spec.edge_dim)
+    blocks: Blocks = [[block] for block in _layer_edges(model, model.edge_linear, params, kernels, rows)]
     backward_blocks: Blocks = []
     if model.bidirectional:
-        linear, kernels = model.edge_linear, params.kernels()
+        linear = model.edge_linear
         if model.backward_edge_linear is not None:
             linear, kernels = model.backward_edge_linear, list(model.reciprocal_kernels(params))
         against = _layer_edges(model, linear, params, kernels, rows)
@@ -306,12 +316,13 @@ def run_graph(
     model: MessagePassingModel,
     nets: Sequence[NetParams],
     probes: Tensor | None = None,
+    gradients: Sequence[Sequence[Tensor]] = (),
     statistics: Sequence[Tensor] = (),
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The readout [sum of B, out_dim] of networks of any architectures, in order; or the features of all nodes [N, D]
-    and edges [E, D], network by network; `probes` [N, d], where there are some, are added to A_v bias; `statistics` as
-    in `run_chains`, of all networks."""
-    graph = model.graph(nets)
+    and edges [E, D], network by network; `probes` [N, d], where there are some, are added to A_v bias; `gradients` as
+    in `run_layers`, of each batch, where there are some; `statistics` as in `run_layers`, of all networks."""
+    graph = model.graph(nets, gradients)
     plain = any(not _has_fast_form(layer) for layer in model.layers)
     rows = RoleRows(graph, model.graph_context(graph), model.edge_positions is not None, plain)
     positions = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.networks import HETERO, NetParams, NetSpec
+from scalegmn.networks.features import beside
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 
 ROLES = ("input", "hidden", "output")
@@ -30,7 +31,7 @@ class ParameterGraph:
     Attributes:
         nodes: [N, 1] raw node features: biases; `NetSpec.input_value` for input nodes.
         edges: of [E, K] raw edge features: kernels centred in the largest one, flattened, zeros around; the weight of a
-            linear layer in component 0.
+            linear layer in component 0; with `gradients`, H more.
         edge_index: [2, E] long, rows sender and receiver.
         network: [N] long, the network of a node, 0..G-1.
         num_networks: G.
@@ -69,14 +70,25 @@ class ParameterGraph:
     attention: Tensor
 
     @classmethod
-    def from_params(cls, nets: Sequence[NetParams], kernel: tuple[int, int], max_hidden_layers: int) -> ParameterGraph:
+    def from_params(
+        cls,
+        nets: Sequence[NetParams],
+        kernel: tuple[int, int],
+        max_hidden_layers: int,
+        gradients: Sequence[Sequence[Tensor]] = (),
+    ) -> ParameterGraph:
         """The graph of all networks, in order; one batch of networks per spec is the fastest.
 
         Args:
             nets: networks with as many inputs and as many outputs as one another.
             kernel: (kh, kw), at least that of each.
             max_hidden_layers: at least the hidden layers of each.
+            gradients: of each batch, further raw features of edges, per block [B, n_l, n_{l-1}, H]; empty: none.
         """
+        kernels, width = [params.kernels(kernel) for params in nets], math.prod(kernel)
+        if gradients:
+            kernels = [beside(blocks, more, width) for blocks, more in zip(kernels, gradients, strict=True)]
+            width += gradients[0][0].shape[-1]
         device, sizes = nets[0].biases[0].device, [len(params) for params in nets]
         indices = [_indices(params.spec, max_hidden_layers) for params in nets]
         activations = tuple(dict.fromkeys(name for of_spec in indices for name in of_spec.activations))
@@ -106,7 +118,7 @@ class ParameterGraph:
 
         return cls(
             nodes=torch.cat([torch.cat(params.node_features(), dim=1).flatten(0, 1) for params in nets]),
-            edges=EdgeValues.of_networks([params.kernels(kernel) for params in nets], math.prod(kernel)),
+            edges=EdgeValues.of_networks(kernels, width),
             edge_index=shifted("edge_index"),
             network=torch.arange(sum(sizes)).repeat_interleave(num_nodes).to(device),
             num_networks=sum(sizes),

@@ -45,6 +45,20 @@ def kernels(params: NetParams, kernel: tuple[int, int] | None = None) -> list[Ke
     ]
 
 
+def beside(blocks: Sequence[Kernels], more: Sequence[Tensor], width: int) -> list[Kernels]:
+    """Kernels with more raw features of their edges.
+
+    Args:
+        blocks: of kernels with at most `width` components.
+        more: per block [B, n_l, n_{l-1}, H], which fill the components width..width + H - 1.
+        width: K.
+    """
+    return [
+        Kernels(torch.cat([values, added], -1), torch.cat([places, width + torch.arange(added.shape[-1])]))
+        for (values, places), added in zip(blocks, more, strict=True)
+    ]
+
+
 def edge_features(params: NetParams, kernel: tuple[int, int] | None = None) -> list[Tensor]:
     """Raw edge features, per block [B, n_l, n_{l-1}, K]; [B, n_l, n_{l-1} / groups, K] of layers with groups.
 

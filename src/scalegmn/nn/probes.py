@@ -4,7 +4,7 @@ networks answer."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,12 +83,13 @@ class Probes(nn.Module):
             ValueError: the probes do not go through the networks (`pre_activations`, `cnn_pre_activations`).
         """
         values = self._values(params)
-        *hidden, outputs = [z / s for z, s in zip(values, self.scales[self._rows(params)], strict=True)]
+        *hidden, outputs = [
+            z / s for z, s in zip(values, self.scales[layer_rows(params.spec, self.scales)], strict=True)
+        ]
         features = [*map(self.hidden_linear, hidden), self.output_linear(outputs)]
         of_inputs = features[0].new_zeros(len(params), params.spec.layout[0], features[0].shape[-1])
         return [of_inputs, *features], values[-1].mT
 
-    @torch.no_grad()
     def fitted_on(self, batches: Iterable[NetParams], as_read: Callable[[NetParams], NetParams]) -> Iterator[NetParams]:
         """The same batches; once all are drawn, `scales` are set by them.
 
@@ -96,14 +97,9 @@ class Probes(nn.Module):
             batches: networks as they are stored.
             as_read: networks as `forward` gets them.
         """
-        squares, counts = torch.zeros(2, len(self.scales), dtype=torch.float64, device=self.scales.device)
-        for params in batches:
-            values, rows = self._values(as_read(params)), self._rows(params)
-            squares[rows] += torch.stack([z.double().square().sum() for z in values])
-            counts[rows] += torch.tensor([z.numel() for z in values], device=counts.device)
-            yield params
-        scales = (squares / counts.clamp_min(1)).sqrt()
-        self.scales.copy_(torch.where(scales > 0, scales, 1))
+        return root_mean_squares(
+            self.scales, batches, lambda params: (self._values(as_read(params)), layer_rows(params.spec, self.scales))
+        )
 
     def _values(self, params: NetParams) -> list[Tensor]:
         """z per layer 1..L, [B, n_l, P]."""
@@ -114,10 +110,33 @@ class Probes(nn.Module):
             values = pre_activations(params, inputs)
         return [z.mT for z in values]
 
-    def _rows(self, params: NetParams) -> Tensor:
-        """[L] long, which of `scales` the layers of networks have."""
-        every = torch.arange(len(self.scales), device=self.scales.device)
-        return torch.cat([every[: params.spec.num_layers - 1], every[-1:]])
+
+def layer_rows(spec: NetSpec, scales: Tensor) -> Tensor:
+    """[L] long, which of the scales of the deepest networks' layers the layers of `spec` have: the first ones, and in
+    the last layer the last."""
+    every = torch.arange(len(scales), device=scales.device)
+    return torch.cat([every[: spec.num_layers - 1], every[-1:]])
+
+
+@torch.no_grad()
+def root_mean_squares(
+    scales: Tensor, batches: Iterable[NetParams], measure: Callable[[NetParams], tuple[Sequence[Tensor], Tensor]]
+) -> Iterator[NetParams]:
+    """The same batches; once all are drawn, `scales` are the root mean squares of what was measured; 1 of nothing.
+
+    Args:
+        scales: [S].
+        batches: networks.
+        measure: networks -> tensors, and which of the scales each belongs to, long.
+    """
+    squares, counts = torch.zeros(2, len(scales), dtype=torch.float64, device=scales.device)
+    for params in batches:
+        values, rows = measure(params)
+        squares[rows] += torch.stack([value.double().square().sum() for value in values])
+        counts[rows] += torch.tensor([value.numel() for value in values], device=counts.device)
+        yield params
+    sizes = (squares / counts.clamp_min(1)).sqrt()
+    scales.copy_(torch.where(sizes > 0, sizes, 1))
 
 
 class Answers(nn.Module):

@@ -193,6 +193,11 @@ class ScaleGMNConfig(ModelConfig):
     """Learned inputs of the networks, if these are chains: what a neuron computes for each of them, before its
     activation, becomes a feature beside its bias, exactly as symmetric; 0: none."""
 
+    probe_losses: int = 0
+    """H learned losses of what the networks, linear layers in a chain, answer to the probes. The gradients of each, by
+    what a neuron computes for each probe and by the weights, are features of nodes and edges, exactly as symmetric; 0:
+    none."""
+
     probe_images: ProbeImages = field(default_factory=ProbeImages)
     """Of CNNs, the learned inputs."""
 
@@ -206,6 +211,7 @@ class ScaleGMNConfig(ModelConfig):
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout", "mlp_dropout", "branch.dropout"])
         if self.num_probes < 0:
             problems.append(f"num_probes: found {self.num_probes}, expected 0 or more")
+        problems += self._gradient_problems() if self.probe_losses else []
         for name, widths in (("mlp_dims", self.mlp_dims), ("branch.hidden_dims", self.branch.hidden_dims)):
             if widths is not None and (not widths or min(widths) < 1):
                 problems.append(f"{name}: found {list(widths)}, expected one or more positive widths")
@@ -234,6 +240,19 @@ class ScaleGMNConfig(ModelConfig):
         """Permutations and the symmetry; of hetero both, each network its own."""
         return frozenset({"permutation", *(("sign", "scale") if self.symmetry == HETERO else (self.symmetry,))})
 
+    def _gradient_problems(self) -> list[str]:
+        """What contradicts gradients at probes."""
+        found, problems = f"probe_losses: found {self.probe_losses}", []
+        if self.probe_losses < 0:
+            problems.append(f"{found}, expected 0 or more")
+        if not self.num_probes:
+            problems.append(f"{found}, but num_probes is 0; use probes, or 0")
+        inexact = self.norm_epsilon != 0 if self.direction == "forward" else not self.reciprocal
+        if self.symmetry in ("scale", "hetero") and inexact:
+            option = "norm_epsilon 0" if self.direction == "forward" else "reciprocal True"
+            problems.append(f"{found}, which is exact for scales with {option} alone; use it, or 0")
+        return problems
+
     def _width_problems(self) -> list[str]:
         """What depends on the networks' widths, so that `width_transfer` does not hold."""
         problems = []
@@ -242,6 +261,10 @@ class ScaleGMNConfig(ModelConfig):
         if self.readout == "full_graph":
             problems.append(
                 "width_transfer: the sum over all nodes grows with widths, found readout full_graph; use null"
+            )
+        if self.probe_losses:
+            problems.append(
+                f"width_transfer: gradients depend on widths, found probe_losses {self.probe_losses}; use 0"
             )
         if self.sizes or self.branch.statistics:
             name = "sizes" if self.sizes else "branch.statistics"

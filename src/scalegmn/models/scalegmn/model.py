@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from scalegmn.networks.features import Kernels
 from scalegmn.networks.parameter_indices import has_places
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
 from scalegmn.nn.context import ROLES, NodeContext
+from scalegmn.nn.gradients import ProbeGradients
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
@@ -53,6 +54,19 @@ LEAST_EDGES_OF_BLOCK = 4096
 _RECIPROCAL_FLOOR = 1e-3
 """Messages against an edge read w / ||w||^2, which has no limit at w = 0. Below this share of the norm of the neuron's
 [W, b], the divisor is constant (`scalegmn.nn.messages.reciprocal`), so that the result goes to 0 with w."""
+
+
+class Probed(NamedTuple):
+    """What probes say about B networks."""
+
+    nodes: list[Tensor]
+    """Features per layer of nodes, [B, n_l, d]."""
+
+    edges: list[Tensor]
+    """With `probe_losses`, per block [B, n_l, n_{l-1}, H]; else empty."""
+
+    answers: Tensor
+    """[B, P, n_L], before the last activation."""
 
 
 class ScaleGMN(Metanetwork):
@@ -99,6 +113,10 @@ class ScaleGMN(Metanetwork):
         self.probes: Probes | None = None
         if config.num_probes:
             self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
+        self.gradients: ProbeGradients | None = None
+        if config.probe_losses:
+            sizes = config.probe_losses, config.num_probes, config.hidden_dim
+            self.gradients = ProbeGradients(*sizes, spec, max_hidden + 1)
         self.validate_spec(spec)
 
     def _build_readout(self, parts: Parts) -> None:
@@ -126,7 +144,7 @@ class ScaleGMN(Metanetwork):
         num_node_types = spec.num_node_types + more - alike
         num_edge_types = spec.layout[0] + (self.max_hidden - 1 + spec.layout[-1] - alike if self.max_hidden else 0)
         self.node_linear = nn.Linear(1, d, bias=False)
-        self.edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
+        self.edge_linear = nn.Linear(spec.edge_dim + config.probe_losses, d, bias=False)
         self.backward_edge_linear: nn.Linear | None = None
         if self.bidirectional and config.reciprocal and config.symmetry in ("scale", "hetero"):
             self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
@@ -254,18 +272,20 @@ class ScaleGMN(Metanetwork):
             raise ValueError(ONE_ARCHITECTURE)
         of_readout, of_branch = self._statistics(batches)
         read, elements = zip(*(self.canonical(self.normalized(self._by_fan_in(p))) for p in batches), strict=True)
-        pairs = [] if self.probes is None else [self.probes(self.canonical(params)[0]) for params in batches]
-        probes = self.added_features(batches, read, [features for features, _ in pairs])
+        probed = [] if self.probes is None else list(map(self._probed, batches))
+        probes = self.added_features(batches, read, [of.nodes for of in probed])
+        gradients = [of.edges for of in probed if of.edges]
         if self.answers is not None:
-            of_branch.append(self.answers(torch.cat([answers for _, answers in pairs])))
+            of_branch.append(self.answers(torch.cat([of.answers for of in probed])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
         if self.engine == "fast" and len(read) == 1 and self._runs_by_layer(read[0]):
             kinds = None if self._is_chain(read[0].spec) else self._layer_groups(read[0].spec)
-            output = run_layers(self, read[0], kinds, probes[0] if probes else None, of_readout)
+            of_nodes, of_edges = probes[0] if probes else None, gradients[0] if gradients else None
+            output = run_layers(self, read[0], kinds, of_nodes, of_edges, of_readout)
         else:
             features = torch.cat([torch.cat(of_nets, 1).flatten(0, 1) for of_nets in probes]) if probes else None
             run = self.plain if self.engine == "plain" else partial(run_graph, self)
-            output = run(read, features, of_readout)
+            output = run(read, features, gradients, of_readout)
         if isinstance(output, Tensor):
             return output if self.branch is None else output + self.branch(*of_branch)
         spec, (nodes, edges) = read[0].spec, output
@@ -295,8 +315,25 @@ class ScaleGMN(Metanetwork):
         """
         return probes
 
+    def _probed(self, params: NetParams) -> Probed:
+        """What probes, and the gradients at them, say about networks."""
+        assert self.probes is not None
+        nodes, answers = self.probes(self.canonical(params)[0])
+        if self.gradients is None:
+            return Probed(nodes, [], answers)
+        of_nodes, edges = self.gradients(*self._gradient_inputs(params))
+        return Probed(list(map(torch.add, nodes, of_nodes)), edges, answers)
+
+    def _gradient_inputs(self, params: NetParams) -> tuple[NetParams, Tensor, Tensor]:
+        """The arguments of `gradients`."""
+        assert self.probes is not None
+        canonical = self.canonical(params)[0]
+        return canonical, self.probes.inputs, self.probes(canonical)[1]
+
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
-        """As in `Metanetwork`, and by what the values of probes are divided."""
+        """As in `Metanetwork`, and by what the values of probes, and gradients at them, are divided."""
+        if self.gradients is not None:
+            batches = self.gradients.fitted_on(batches, self._gradient_inputs)
         if self.probes is not None:
             batches = self.probes.fitted_on(batches, lambda params: self.canonical(params)[0])
         super().fit_normalization(map(self._by_fan_in, batches))
@@ -305,12 +342,17 @@ class ScaleGMN(Metanetwork):
     # The equations as they are written
 
     def plain(
-        self, nets: Sequence[NetParams], probes: Tensor | None = None, statistics: Sequence[Tensor] = ()
+        self,
+        nets: Sequence[NetParams],
+        probes: Tensor | None = None,
+        gradients: Sequence[Sequence[Tensor]] = (),
+        statistics: Sequence[Tensor] = (),
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
         features of all nodes [N, k] and of all edges [E, k K], network by network; `probes` [N, d] are added to A_v
-        bias, `statistics` (nothing, or [sum of B, S]) are read beside the nodes."""
-        graph = self.graph(nets)
+        bias, `gradients` (nothing, or per batch and block [B, n_l, n_{l-1}, H]) are read beside the weights,
+        `statistics` (nothing, or [sum of B, S]) beside the nodes."""
+        graph = self.graph(nets, gradients)
         context = self.graph_context(graph)
         p = self.node_positions(graph.node_type) if self.node_positions is not None else None
         x = self.embed_nodes(context, graph, p, probes)
@@ -402,9 +444,10 @@ class ScaleGMN(Metanetwork):
             for block, floor in zip(params.kernels(self.spec.kernel), floors, strict=True)
         ]
 
-    def graph(self, nets: Sequence[NetParams]) -> ParameterGraph:
-        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart."""
-        graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden)
+    def graph(self, nets: Sequence[NetParams], gradients: Sequence[Sequence[Tensor]] = ()) -> ParameterGraph:
+        """The parameter graphs of networks, with the types of nodes and edges that the model tells apart; `gradients`
+        as in `ParameterGraph.from_params`."""
+        graph = ParameterGraph.from_params(nets, self.spec.kernel, self.max_hidden, gradients)
         if not self.config.equal_outputs:
             return graph
         node_type, edge_type = graph.node_type, graph.edge_type
@@ -539,6 +582,11 @@ def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
         if not spec.is_chain:
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
         check_images(config.probe_images, spec, f"{config.section}.probe_images")
+        if config.probe_losses and (spec.is_cnn or spec.residuals):
+            problem = (
+                f"found {config.probe_losses}, expected 0 for {spec}: gradients are those of linear layers in a chain"
+            )
+            raise ValueError(f"{config.section}.probe_losses: {problem}")
         if config.branch.answers and spec.layout[-1] == 1:
             problem = f"found True, expected False for {spec}, which has one output, and softmax needs several"
             raise ValueError(f"{config.section}.branch.answers: {problem}")
