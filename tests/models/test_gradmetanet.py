@@ -79,3 +79,9 @@ def test_wrong_configurations_and_networks_are_refused():
     for spec in (NetSpec.mlp([2, 3], "sine"), NetSpec((LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 2)))):
         with pytest.raises(ValueError, match=r"gradmetanet reads linear layers with hidden ones, found .*; use"):
             GradMetaNetConfig().build(spec)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=["vector", "parameters"])
+def test_what_a_step_keeps_is_counted(config):
+    """Derivatives within the forward pass do not disturb it."""
+    assert build(config, SPECS[0]).networks_at_once(torch.device("cpu")) > 1

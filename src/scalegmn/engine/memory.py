@@ -90,12 +90,13 @@ def saved_bytes(model: nn.Module, params: NetParams) -> int:
     stored = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: Tensor) -> None:
-        """Keeps storages, so that no other takes their place, but no tensors: a graph that holds its own output is
-        never freed."""
+    def keep(tensor: Tensor) -> Tensor:
+        """Keeps storages, so that no other takes their place, and for derivatives within the forward pass their values,
+        but not the tensors: a graph that holds its own output is never freed."""
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor.detach()
 
-    hooks = saved_tensors_hooks(keep, lambda _: None)  # type: ignore[arg-type, return-value]  # nothing is read back
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
     with _undisturbed(model), torch.enable_grad(), hooks:
         model.forward(params.map(lambda tensor: tensor.detach().requires_grad_()).with_batch_norm_folded())
     return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in stored)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.func import grad
 
 from scalegmn.networks.evaluate import activate_layer, linear_layers
+from scalegmn.networks.layers import LayerSpec
 from scalegmn.networks.params import NetParams
 
 
@@ -29,6 +31,20 @@ def gradient_factors(params: NetParams, inputs: Tensor, signals: Tensor) -> tupl
     xs = [inputs.expand(len(params), -1, -1), *(x for _, x in layers)]
     gs = [signals.expand(*signals.shape[:-3], len(params), -1, -1)]
     for layer, (z, _), weight in zip(params.spec.layers[-2::-1], layers[-2::-1], params.weights[:0:-1], strict=True):
-        slope = grad(lambda z, layer=layer: activate_layer(z, layer, params).sum())(z)
-        gs.append(slope * (gs[-1] @ weight))
+        gs.append(_slope(z, layer, params) * (gs[-1] @ weight))
     return xs, [gs[-1] @ params.weights[0], *reversed(gs)]
+
+
+def _slope(z: Tensor, layer: LayerSpec, params: NetParams) -> Tensor:
+    """sigma_l'(z), [B, P, n_l]."""
+
+    def total(z: Tensor) -> Tensor:
+        return activate_layer(z, layer, params).sum()
+
+    if torch.compiler.is_compiling():
+        slope: Tensor = grad(total)(z)
+        return slope
+    with torch.enable_grad():  # `grad` does not run where saved tensors are counted
+        inputs = z if z.requires_grad else z.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(total(inputs), inputs, create_graph=z.requires_grad)
+    return slope

@@ -7,7 +7,8 @@ what a trained model answers, and the text of its model card. `TASKS` has all ta
 from scalegmn.tasks.classification import Classification
 from scalegmn.tasks.editing import Editing
 from scalegmn.tasks.generalization import Generalization
+from scalegmn.tasks.improvement import Improvement
 from scalegmn.tasks.registry import TASKS, register_task
 from scalegmn.tasks.zoo_task import ZooTask
 
-__all__ = ["TASKS", "Classification", "Editing", "Generalization", "ZooTask", "register_task"]
+__all__ = ["TASKS", "Classification", "Editing", "Generalization", "Improvement", "ZooTask", "register_task"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from scalegmn.zoos.fit.cnns import train_cnns
 from scalegmn.zoos.fit.common import OnDone, Recipe, choose_device, choose_images, fit_shards, seeded
 from scalegmn.zoos.images import Images
 from scalegmn.zoos.shards import Shards, lock
-from scalegmn.zoos.zoo_format import Networks, joined, open_zoo, split_by_group
+from scalegmn.zoos.zoo_format import Networks, Zoo, joined, open_zoo, split_by_group
 
 BLOCK = 256
 """Networks per shard. A shard depends on the recipe and its number alone, not on who trains it or what came before."""
@@ -231,6 +231,29 @@ def _labelled(recipe: CnnRecipe, images: Images) -> LabelledImages:
     if not len(test) or round(min(recipe.train_fractions) * len(train)) < 1:
         raise ValueError(f"num_images: {counted(len(rows), 'image')} are too few to train and to test on; use more")
     return LabelledImages(inputs, images.labels[rows], train, test)
+
+
+def zoo_images(zoo: Zoo, path: str | None) -> tuple[LabelledImages, tuple[int, Literal["same", "valid"]]]:
+    """The images that a zoo's networks were trained and tested on, and the stride and padding with which they read
+    them.
+
+    Args:
+        zoo: of `scalegmn zoo cnn`.
+        path: where the images' files are; `digits` needs none.
+
+    Raises:
+        ValueError: the zoo has another origin, or other images are there.
+    """
+    plan, names = zoo.provenance.get("recipe", {}), {field.name for field in fields(CnnRecipe)}
+    if not {"padding", "grey", "mixed"} <= set(plan):
+        raise ValueError(f"{zoo.path}: its provenance names no recipe of CNNs; use a zoo of `scalegmn zoo cnn`")
+    given = {"images_path": path, "background": zoo.provenance.get("background", "white")}
+    recipe = CnnRecipe(**{key: value for key, value in plan.items() if key in names}, **given)
+    images = recipe.load_images()
+    if images.source != plan["image_source"]:
+        found = f"found {images.source}, but {zoo.path} was made from {plan['image_source']}"
+        raise ValueError(f"data.images_path: {found}; set it to these")
+    return _labelled(recipe, images), (1 if recipe.mixed else 2, recipe.padding)
 
 
 def _check_size(recipe: CnnRecipe, images: LabelledImages) -> None:
