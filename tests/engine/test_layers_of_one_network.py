@@ -8,8 +8,7 @@ from torch import nn
 import scalegmn
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.graphs.parameter_graph import ParameterGraph
-from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
-from scalegmn.models.scalegmn import model as scalegmn_model
+from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig, execution
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 
 
@@ -52,7 +51,7 @@ def graphs(monkeypatch):
         return from_params(*args)
 
     monkeypatch.setattr(ParameterGraph, "from_params", spy)
-    monkeypatch.setattr(scalegmn_model, "LEAST_EDGES_OF_BLOCK", 0)
+    monkeypatch.setattr(execution, "LEAST_EDGES_OF_BLOCK", 0)
     return built
 
 

@@ -17,15 +17,16 @@ from scalegmn.engine.layout import LayerReads
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.engine.model import LayerTypes, run_graph, run_layers
 from scalegmn.graphs.edge_values import EdgeValues
-from scalegmn.graphs.parameter_graph import ParameterGraph, scalar_groups_by_layer
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
+from scalegmn.models.scalegmn.execution import is_chain, layer_groups, runs_by_layer
+from scalegmn.models.scalegmn.input_networks import check_fit, check_spec
 from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
-from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, skips_hidden_layers
+from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, residual_ends
 from scalegmn.models.visibility import Visibility, residual_connections
-from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 from scalegmn.networks.features import Kernels
-from scalegmn.networks.parameter_indices import has_places
-from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, symmetry_word
+from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.gradients import ProbeGradients
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
@@ -34,7 +35,7 @@ from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear, embed_positions
-from scalegmn.nn.probes import Answers, Probes, check_images
+from scalegmn.nn.probes import Answers, Probes
 from scalegmn.symmetry.canonicalize import incoming_norm, scale_to_canonical
 from scalegmn.symmetry.groups import GroupElement
 from scalegmn.symmetry.statistics import (
@@ -47,9 +48,6 @@ from scalegmn.symmetry.statistics import (
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
-
-LEAST_EDGES_OF_BLOCK = 4096
-"""Edges that layers of weights, other than those of chains, have at least on average where they run one by one."""
 
 _RECIPROCAL_FLOOR = 1e-3
 """Messages against an edge read w / ||w||^2, which has no limit at w = 0. Below this share of the norm of the neuron's
@@ -90,7 +88,7 @@ class ScaleGMN(Metanetwork):
     one_pass = True
 
     def __init__(self, config: ScaleGMNConfig, spec: NetSpec) -> None:
-        _check_fit(config, spec)
+        check_fit(config, spec)
         config = config.with_readout(spec)
         max_hidden = config.max_hidden_layers or spec.num_hidden_layers
         normalize = config.symmetry == "permutation" if config.normalize is None else config.normalize
@@ -194,8 +192,8 @@ class ScaleGMN(Metanetwork):
         config, spec, d = self.config, self.spec, self.config.hidden_dim
         node_dim, edge_dim = (config.heads, config.heads * spec.edge_dim) if gives_changes else (d, d)
         roles = {ROLES[role] for role in reads.nodes}
-        reads_residuals = bool(roles & _residual_ends(spec, against=False))
-        reads_reversed_residuals = self.bidirectional and bool(roles & _residual_ends(spec, against=True))
+        reads_residuals = bool(roles & residual_ends(spec, against=False))
+        reads_reversed_residuals = self.bidirectional and bool(roles & residual_ends(spec, against=True))
         symmetric = config.symmetry != "permutation"
         senders = roles - {"output"} if self.bidirectional else set()  # get messages against the edges
         return MessagePassingLayer(
@@ -215,35 +213,7 @@ class ScaleGMN(Metanetwork):
 
     def validate_spec(self, spec: NetSpec) -> None:
         """Raises ValueError unless the model can read networks of `spec`."""
-        own, depth = self.spec, spec.num_hidden_layers
-        least = 0 if self.config.max_hidden_layers else self.max_hidden
-        if (
-            (spec.layout[0], spec.layout[-1]) != (own.layout[0], own.layout[-1])
-            or not least <= depth <= self.max_hidden
-            or max(a - b for a, b in zip(spec.kernel, own.kernel, strict=True)) > 0
-            or spec.num_places > own.num_places
-        ):
-            raise ValueError(
-                f"the model was built for networks from {own.layout[0]} to {own.layout[-1]}, of {least} to "
-                f"{self.max_hidden} hidden layers (max_hidden_layers), kernels up to "
-                f"{own.kernel[0]}x{own.kernel[1]} and pinned layers of up to {own.num_places} neurons, found {spec}"
-            )
-        if self.readout is None and (depth, spec.kernel) != (own.num_layers - 1, own.kernel):
-            raise ValueError(f"{self.config.section}.output: the model was built for changes of {own}, found {spec}")
-        if self.config.num_probes and spec.is_cnn != own.is_cnn:
-            kind = "images" if own.is_cnn else "points"
-            raise ValueError(f"{self.config.section}.num_probes: the probes are {kind}, of {own}, found {spec}")
-        reads_outputs_alone = (
-            self.readout is not None and not self.bidirectional and self.config.readout == "last_layer"
-        )
-        if reads_outputs_alone and skips_hidden_layers(spec) and not skips_hidden_layers(own):
-            raise ValueError(
-                f"{self.config.section}.readout: the model was built for networks whose output layer does not read the "
-                f"input, found {spec}; use full_graph"
-            )
-        if spec.residuals and not own.residuals:
-            raise ValueError(f"the model was built for networks without residual connections, found {spec}")
-        _check_fit(self.config, spec)
+        check_spec(self, spec)
 
     def visibility(self, spec: NetSpec) -> Visibility:
         """As in `Metanetwork`; a model with probes sees all, since the answers of output neurons depend on all."""
@@ -278,8 +248,8 @@ class ScaleGMN(Metanetwork):
         if self.answers is not None:
             of_branch.append(self.answers(torch.cat([of.answers for of in probed])))
         output: Tensor | tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]
-        if self.engine == "fast" and len(read) == 1 and self._runs_by_layer(read[0]):
-            kinds = None if self._is_chain(read[0].spec) else self._layer_groups(read[0].spec)
+        if self.engine == "fast" and len(read) == 1 and runs_by_layer(self, read[0]):
+            kinds = None if is_chain(self, read[0].spec) else layer_groups(self, read[0].spec)
             of_nodes, of_edges = probes[0] if probes else None, gradients[0] if gradients else None
             output = run_layers(self, read[0], kinds, of_nodes, of_edges, of_readout)
         else:
@@ -288,19 +258,29 @@ class ScaleGMN(Metanetwork):
             output = run(read, features, gradients, of_readout)
         if isinstance(output, Tensor):
             return output if self.branch is None else output + self.branch(*of_branch)
-        spec, (nodes, edges) = read[0].spec, output
-        if isinstance(nodes, Tensor) and isinstance(edges, Tensor):
-            nodes, edges = _by_layer(spec, len(read[0]), nodes, edges)
-        assert isinstance(nodes, list)
-        assert isinstance(edges, list)
+        return self._changes(read[0], elements[0], *output)
+
+    def _changes(
+        self,
+        read: NetParams,
+        element: GroupElement | None,
+        nodes: Tensor | list[Tensor],
+        edges: Tensor | list[Tensor],
+    ) -> NetParams:
+        """Changes of all weights and biases, from the features of nodes and edges of networks as they are `read`, to
+        which `element` has led."""
+        spec = read.spec
+        if isinstance(nodes, Tensor) or isinstance(edges, Tensor):
+            assert isinstance(nodes, Tensor)
+            assert isinstance(edges, Tensor)
+            nodes, edges = _by_layer(spec, len(read), nodes, edges)
         of_heads = zip(*([x.chunk(self.config.heads, dim=-1) for x in (*nodes, *edges)]), strict=True)
         changes = [
-            NetParams.from_features(spec, features[: len(nodes)], features[len(nodes) :], read[0].activation)
+            NetParams.from_features(spec, features[: len(nodes)], features[len(nodes) :], read.activation)
             for features in of_heads
         ]
-        if elements[0] is not None:
-            back = elements[0].inverse()
-            changes = list(map(back.act_on_changes, changes))
+        if element is not None:
+            changes = list(map(element.inverse().act_on_changes, changes))
         return self.joined_heads([self._by_fan_in(of_head, inverse=True) for of_head in changes])
 
     def added_features(
@@ -461,7 +441,7 @@ class ScaleGMN(Metanetwork):
         """Role, scalar group and network of the nodes of a graph."""
         group = torch.zeros_like(graph.role)
         if len(self.groups) > 1:
-            group = self._branches(graph.scalar_groups, graph.scalar_group)
+            group = self.branches(graph.scalar_groups, graph.scalar_group)
         return NodeContext(graph.role, group, graph.network, self.groups)
 
     def network_groups(self, params: NetParams) -> Tensor:
@@ -470,10 +450,10 @@ class ScaleGMN(Metanetwork):
         if params.activation is None:
             hidden = params.spec.layers[:-1]
             group = ACTIVATIONS[hidden[0].activation].group if hidden else TRIVIAL
-            return self._branches([group], torch.zeros(len(params), dtype=torch.long, device=device))
-        return self._branches([ACTIVATIONS[name].group for name in params.spec.activations], params.activation)
+            return self.branches([group], torch.zeros(len(params), dtype=torch.long, device=device))
+        return self.branches([ACTIVATIONS[name].group for name in params.spec.activations], params.activation)
 
-    def _branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
+    def branches(self, groups: Sequence[ScalarGroup], index: Tensor) -> Tensor:
         """Index into `self.groups`, from an index into other groups; networks whose group is {1} go through the branch
         of {-1, 1}."""
         places = {TRIVIAL: 0, **{group: place for place, group in enumerate(self.groups)}}
@@ -486,38 +466,7 @@ class ScaleGMN(Metanetwork):
             )
         return branch
 
-    # How the engine runs
-
-    def _runs_by_layer(self, params: NetParams) -> bool:
-        """Whether networks run in dense blocks, one for each layer of weights; else as one sparse graph."""
-        spec = params.spec
-        if self._is_chain(spec):
-            return True
-        several = self.config.aggregator != "add" and self.bidirectional  # means are of all edges together
-        large = len(params) * spec.num_edges >= LEAST_EDGES_OF_BLOCK * spec.num_layers
-        return large and not several and _blocks(spec) == _blocks(self.spec) and self._layer_groups(spec) is not None
-
-    def _is_chain(self, spec: NetSpec) -> bool:
-        """Whether networks of `spec` are chains, of one activation each, with the blocks of `self.spec`."""
-        groups = {
-            HETERO if layer.activation == HETERO else ACTIVATIONS[layer.activation].group for layer in spec.layers[:-1]
-        }
-        mixed = self.config.symmetry == "hetero" and len(groups) > 1
-        alike = (spec.layout, spec.kernel) == (self.spec.layout, self.spec.kernel)
-        return alike and spec.is_chain and not spec.residuals and not mixed
-
-    def _layer_groups(self, spec: NetSpec) -> tuple[int, ...] | None:
-        """Per layer of nodes, the index into `groups` of their scalar group; None where networks differ in it, or
-        nodes of a layer."""
-        if len(self.groups) == 1:
-            return (0,) * len(spec.layout)
-        if spec.is_hetero:
-            return None
-        groups: dict[ScalarGroup, int] = {}
-        layers = scalar_groups_by_layer(spec, HETERO, groups)
-        if any(len(nodes) and bool((nodes != nodes[0]).any()) for nodes in layers):
-            return None
-        return tuple(self._branches(tuple(groups), torch.stack([nodes[0] for nodes in layers])).tolist())
+    # Memory
 
     def networks_at_once(self, device: torch.device) -> int:
         """As in `Metanetwork`, and at most as many as `chunks` runs at once."""
@@ -551,20 +500,6 @@ def _balance(model: ScaleGMN, spec: NetSpec) -> None:
             model.edge_positions.table.zero_()
 
 
-def _blocks(spec: NetSpec) -> tuple[object, ...]:
-    """What the nodes and the blocks of edges of networks are."""
-    kernels = tuple((layer.kernel, layer.groups) for layer in spec.layers)
-    return spec.layout, kernels, spec.node_layers, has_places(spec)
-
-
-def _residual_ends(spec: NetSpec, against: bool) -> set[str]:
-    """The roles of nodes at which residual connections end or, against them, start."""
-    last = spec.num_layers - 1
-    outside = any(residual.source < 0 if against else residual.receiver == last for residual in spec.residuals)
-    ends = {"input" if against else "output"} if outside else set()
-    return ends | {"hidden"} if spec.residuals else ends
-
-
 def _by_layer(spec: NetSpec, num_networks: int, x: Tensor, edge: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Features of nodes [N, D] and of edges [E, K] of networks of one architecture, per layer of nodes [B, n_l, D] and
     per block [B, n_l, n_{l-1}, K]."""
@@ -572,30 +507,3 @@ def _by_layer(spec: NetSpec, num_networks: int, x: Tensor, edge: Tensor) -> tupl
     shapes = [layer.weight_shape[:2] for layer in spec.layers]
     blocks = edge.unflatten(0, (num_networks, -1)).split([math.prod(shape) for shape in shapes], dim=1)
     return list(nodes), [block.unflatten(1, shape) for block, shape in zip(blocks, shapes, strict=True)]
-
-
-def _check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
-    """Raises ValueError when the symmetry is not one of the networks'."""
-    if config.width_transfer and not spec.is_chain:
-        raise ValueError(f"{config.section}.width_transfer: found True, expected False for {spec}, no chain")
-    if config.num_probes:
-        if not spec.is_chain:
-            raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
-        check_images(config.probe_images, spec, f"{config.section}.probe_images")
-        if config.probe_losses and (spec.is_cnn or spec.residuals):
-            problem = (
-                f"found {config.probe_losses}, expected 0 for {spec}: gradients are those of linear layers in a chain"
-            )
-            raise ValueError(f"{config.section}.probe_losses: {problem}")
-        if config.branch.answers and spec.layout[-1] == 1:
-            problem = f"found True, expected False for {spec}, which has one output, and softmax needs several"
-            raise ValueError(f"{config.section}.branch.answers: {problem}")
-    if config.equal_outputs and spec.num_places:
-        raise ValueError(f"{config.section}.equal_outputs: found True, expected False for {spec}, with pinned neurons")
-    found = {symmetry_word(spec.class_symmetry(channels)) for channels in spec.scaling_classes}
-    if config.symmetry not in ("permutation", HETERO) and not found <= {config.symmetry}:
-        (fitting,) = found if len(found) == 1 else {HETERO}
-        raise ValueError(
-            f"scalegmn_args.symmetry: {config.symmetry} does not hold for {spec}, whose activations admit "
-            f"{', '.join(sorted(found))}; use {fitting}"
-        )

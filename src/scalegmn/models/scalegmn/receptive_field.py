@@ -73,3 +73,11 @@ def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> l
                 backward_edges = backward_edges | against
         nodes = before
     return reads[::-1]
+
+
+def residual_ends(spec: NetSpec, against: bool) -> set[str]:
+    """The roles of nodes at which residual connections end or, against them, start."""
+    last = spec.num_layers - 1
+    outside = any(residual.source < 0 if against else residual.receiver == last for residual in spec.residuals)
+    ends = {"input" if against else "output"} if outside else set()
+    return ends | {"hidden"} if spec.residuals else ends
