@@ -1,7 +1,8 @@
 import torch
 
-from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
+from scalegmn.networks.parameter_indices import ROLES
 from scalegmn.networks.scalar_groups import SCALES, SIGNS, TRIVIAL
 
 RESIDUAL = NetSpec(

@@ -26,7 +26,7 @@ from scalegmn.models.statnn import StatNNConfig
 from scalegmn.models.unf import UNFConfig
 from scalegmn.networks import BUILT_IN, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
-from scalegmn.nn.initialization import constant_features, resize, start_odd, started
+from scalegmn.nn.initialization import constant_features, initialized, resize, start_odd
 from scalegmn.nn.messages import ConcatMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.symmetry.groups import GroupElement
@@ -57,7 +57,7 @@ PERMUTATION = {
 
 def build(config, spec, init, seed=0):
     torch.manual_seed(seed)
-    return started(config.build(spec), init, spec).double().eval()
+    return initialized(config.build(spec), init, spec).double().eval()
 
 
 def test_values_alone_differ():
@@ -88,7 +88,7 @@ def test_mlp_starts_odd(hidden_dims):
 
 
 def test_concat_message_starts_odd_in_edge_and_in_sender():
-    message = started(ConcatMessage(8, lambda i, o: MLP(i, [8], o)), "balanced", SIREN).double()
+    message = initialized(ConcatMessage(8, lambda i, o: MLP(i, [8], o)), "balanced", SIREN).double()
     edge, sender = torch.randn(2, 10, 8, dtype=torch.float64)
     new = message(None, None, sender, edge)
     for other in (message(None, None, -sender, edge), message(None, None, sender, -edge)):

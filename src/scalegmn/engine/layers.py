@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from scalegmn.engine.chunks import ChunkPlan, EdgeInputs
 from scalegmn.engine.edges import Edges, EdgeUpdate, sum_rows
-from scalegmn.engine.layout import LayerReads, Layout, join
+from scalegmn.engine.layout import Layout, join
 from scalegmn.engine.messages import edge_ends, receive, send, updated_edges
 from scalegmn.engine.modules import roles_alike, run
 from scalegmn.engine.rows import GatheredRows, Rows
-from scalegmn.nn.message_passing import MessagePassingLayer
+from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
 from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 Blocks = list[Sequence[Edges] | None]

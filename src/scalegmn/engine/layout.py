@@ -19,22 +19,7 @@ from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.networks import NetSpec
 from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
-
-
-@dataclass(frozen=True)
-class LayerReads:
-    """What one message passing layer must compute, because something later reads it.
-
-    Attributes:
-        nodes: sets of nodes of a `Layout`, ascending.
-        edges: blocks 1.. whose edge features are updated, ascending.
-        backward_edges: the same of the edge features that messages against the edges read.
-    """
-
-    nodes: tuple[int, ...]
-    edges: tuple[int, ...]
-    backward_edges: tuple[int, ...]
-
+from scalegmn.nn.message_passing import LayerReads
 
 Ends = tuple[tuple[int, ...], int]
 """The sets of nodes that send along a block of edges, and the set that receives."""

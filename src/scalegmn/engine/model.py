@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.edges import DenseEdges, SparseEdges, linear_by_type, sum_rows
 from scalegmn.engine.layers import Blocks, LayerRun
-from scalegmn.engine.layout import BY_ROLE, Direction, LayerReads, Layout, RoleRows, inverse
+from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse
 from scalegmn.engine.messages import receive, updated_edges
 from scalegmn.engine.modules import run
 from scalegmn.engine.readouts import read
@@ -26,7 +26,7 @@ from scalegmn.networks.features import Kernels, beside
 from scalegmn.networks.parameter_indices import senders_by_group
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
-from scalegmn.nn.message_passing import MessagePassingLayer
+from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear
 
 

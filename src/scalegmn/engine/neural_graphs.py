@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from scalegmn.engine.memory import tensor_bytes
 from scalegmn.graphs.edge_values import EdgeValues
-from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.graphs.probes import probe_features
 from scalegmn.networks import HETERO, NetParams, NetSpec
+from scalegmn.networks.parameter_indices import ROLES
 from scalegmn.nn.fourier import Encoder, FourierFeatures
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.neural_graph import NeuralGraphFeatures, middle_of

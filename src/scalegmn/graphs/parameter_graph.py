@@ -14,10 +14,8 @@ from torch import Tensor
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.networks.features import beside
+from scalegmn.networks.parameter_indices import ROLES
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
-
-ROLES = ("input", "hidden", "output")
-"""Of nodes: input nodes, neurons or channels of hidden layers, outputs."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
-from scalegmn.nn.initialization import PAIR, balance, balance_children, repeat_rows, started
+from scalegmn.nn.initialization import PAIR, balance, balance_children, initialized, repeat_rows
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import EdgeUpdate, GraphNorm, PNALayer
 
@@ -68,7 +68,7 @@ class NGGNNConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGGNN:
         """The model for networks of `spec`; warns if it does not see all of their parameters."""
-        model = started(NGGNN(self, spec), self.init, spec)
+        model = initialized(NGGNN(self, spec), self.init, spec)
         model.visibility(spec).warn(f"use {self.section}.pooling: mean, or more layers ({self.section}.num_layers)")
         return model
 

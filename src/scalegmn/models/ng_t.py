@@ -16,7 +16,7 @@ from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.visibility import Visibility
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
-from scalegmn.nn.initialization import balance, balance_children, constant_features, started
+from scalegmn.nn.initialization import balance, balance_children, constant_features, initialized
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class NGTConfig(NeuralGraphConfig):
 
     def build(self, spec: NetSpec) -> NGT:
         """The model for networks of `spec`; warns if it does not see all of their parameters."""
-        model = started(NGT(self, spec), self.init, spec)
+        model = initialized(NGT(self, spec), self.init, spec)
         model.visibility(spec).warn(f"use {self.section}.pooling: mean, or more layers ({self.section}.num_layers)")
         return model
 

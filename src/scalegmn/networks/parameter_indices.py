@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from scalegmn.networks.spec import NetSpec
 
 
+ROLES = ("input", "hidden", "output")
+"""The roles of nodes: network inputs and constants, neurons or channels of hidden layers, outputs."""
+
+
 def node_layers(spec: NetSpec) -> tuple[tuple[int, int], ...]:
     """Per layer, the node layers (sender, receiver) of its block of edges."""
     place, receivers, pairs = 0, {-1: 0}, []

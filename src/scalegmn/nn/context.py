@@ -1,4 +1,8 @@
-"""Contexts: to which role, scalar group and network rows of features belong."""
+"""Contexts: to which role, scalar group and network rows of features belong.
+
+Modules that treat rows differently (`ByRole`, `ByScalarGroup`) are called as module(context, x, ...) with the context
+of the rows of x; modules around them pass it on, and modules in their place that treat all rows alike do not read it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from scalegmn.networks.parameter_indices import ROLES
 from scalegmn.networks.scalar_groups import ScalarGroup
 
-ROLES = ("input", "hidden", "output")
-"""The roles of nodes."""
+__all__ = ["ROLES", "EdgeContext", "NodeContext", "select_branches"]
 
 
 @dataclass(frozen=True)

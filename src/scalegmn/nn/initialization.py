@@ -45,7 +45,7 @@ Init = Literal["published", "balanced"]
 """Initial values: those of the published code, or those of the rules here."""
 
 
-def started(model: Model, init: Init, spec: NetSpec) -> Model:
+def initialized(model: Model, init: Init, spec: NetSpec) -> Model:
     """A new model for input networks of `spec`, with the initial values that `init` names."""
     if init == "balanced":
         with torch.no_grad():

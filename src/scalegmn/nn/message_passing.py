@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -12,22 +14,46 @@ from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 
+@dataclass(frozen=True)
+class LayerReads:
+    """What one message passing layer must compute, because something later reads it.
+
+    Nodes are in sets 0.., the layers of a network or the three roles; edges into set k are block k.
+
+    Attributes:
+        nodes: sets of nodes, ascending.
+        edges: blocks whose edge features are updated, ascending.
+        backward_edges: the same of the edge features that messages against the edges read.
+    """
+
+    nodes: tuple[int, ...]
+    edges: tuple[int, ...]
+    backward_edges: tuple[int, ...]
+
+
 class MessagePassingLayer(nn.Module):
     """One round of messages and updates (ScaleGMN, eqs. 15, 16 and 18, https://arxiv.org/abs/2406.10685).
 
-    m_i  = AGG_j MSG(x_i, x_j, e_ji, p) (+ sum_s A_r x_s over residual connections s -> i; q_s = q_i)
-    x_i' = UPD([x_i, m_i], p_i) (+ S x_i);  bidirectional: UPD([x_i, m_i forward, m_i backward], p_i)
-    e_ji' = edge update of (x_i, x_j, e_ji)
+        m_i   = AGG_j MSG(x_i, chi(x_j), e_ji, p)            along the edges j -> i
+        n_j   = psi(AGG_i MSG'(chi(x_j), x_i, f_ji, p))      against them: bidirectional layers alone
+        x_i'  = dropout(UPD([x_i, m_i, n_i], p_i) + S x_i)   [x_i, m_i] in forward layers
+        e_ji' = edge update of (x_i, x_j, e_ji)
+        f_ji' = backward edge update of (x_j, x_i, f_ji)
+
+    e are `edge`, f `backward_edge`. chi and psi are the identity for activations with sigma(q z) = q sigma(z), those of
+    the paper; for others chi(x) is multiplied by chi(q), and psi takes messages from chi(q) back to q
+    (`scalegmn.nn.scalars`). A residual connection s -> i, whose ends have one scalar, q_s = q_i, adds A_r x_s to m_i
+    and, with another matrix, A_r' x_i to n_s.
 
     Args:
         forward_message: MSG along the edges.
-        backward_message: MSG against them; None: a forward model.
+        backward_message: MSG' against them; None: a forward model.
         update: UPD, called as update(context, [x, m...], *p).
         edge_update: called as edge_update(context, receiver, sender, edge); None: the edges stay.
         backward_edge_update: updates backward_edge likewise; None: it stays.
-        skip: S, or None.
+        skip: S; None: nothing is added.
         forward_residual: A_r, or None: residual connections are not read.
-        backward_residual: the same against them.
+        backward_residual: A_r', or None.
         dropout: probability on the new node features.
         aggregator: `add` or `mean`.
         message_positions: MSG reads the receiver's p; in bidirectional models the sender's, in both directions, as in
@@ -99,9 +125,9 @@ class MessagePassingLayer(nn.Module):
         if self.skip is not None:
             new = new + self.skip(x)
         if self.edge_update is not None:
-            edge = self.edge_update(*ends(context, edge_index, x), edge)
+            edge = self.edge_update(*ends(context, edge_index, x, x), edge)
         if self.backward_edge_update is not None:
-            backward_edge = self.backward_edge_update(*ends(context, against, x), backward_edge)
+            backward_edge = self.backward_edge_update(*ends(context, against, x, x), backward_edge)
         return self.dropout(new), edge, backward_edge
 
     def receive(
@@ -114,16 +140,23 @@ class MessagePassingLayer(nn.Module):
         edge: Tensor,
         p: Tensor | None,
     ) -> Tensor:
-        """AGG_j MSG(x_i, x_j, e_ji, p) per node, [N, d]. `receivers` and `senders` [N, d] are features of all nodes, of
-        which the edges read one at either end."""
+        """AGG_j MSG(x_i, x_j, e_ji, p) per node, [N, d]; arguments of edges as in `ends`."""
         sender, receiver = edge_index
         positions = [] if p is None or not self.message_positions else [p[sender if self.bidirectional else receiver]]
-        where = EdgeContext(context[receiver], context[sender])
-        messages = message(where, receivers[receiver], senders[sender], edge, *positions)
+        messages = message(*ends(context, edge_index, receivers, senders), edge, *positions)
         return aggregate(messages, receiver, len(context.role), self.aggregator)
 
 
-def ends(context: NodeContext, edge_index: Tensor, x: Tensor) -> tuple[EdgeContext, Tensor, Tensor]:
-    """The contexts of the ends of E edges, the features of the receivers and those of the senders, [E, d]."""
+def ends(
+    context: NodeContext, edge_index: Tensor, receivers: Tensor, senders: Tensor
+) -> tuple[EdgeContext, Tensor, Tensor]:
+    """The contexts of the ends of E edges, the features of the receivers and those of the senders, [E, d].
+
+    Args:
+        context: of the N nodes.
+        edge_index: [2, E] long, rows sender and receiver.
+        receivers: features of all nodes as receivers, [N, d].
+        senders: as senders, [N, d].
+    """
     sender, receiver = edge_index
-    return EdgeContext(context[receiver], context[sender]), x[receiver], x[sender]
+    return EdgeContext(context[receiver], context[sender]), receivers[receiver], senders[sender]

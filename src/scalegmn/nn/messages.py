@@ -60,7 +60,8 @@ class MessageFunction(nn.Module):
 class ScaleMessage(MessageFunction):
     """MSG((A x_j) * (B e_ji), p) (ScaleGMN, eq. 15).
 
-    The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j.
+    The product is multiplied by q_i under rescaling, since x_j is by q_j and e_ji by q_i / q_j. As in the published
+    code, MSG does not read x_i, which the update reads.
 
     Args:
         dim: width d of node and edge features.
@@ -148,7 +149,7 @@ MESSAGES.register("concat", lambda parts: ConcatMessage(parts.dim, parts.build_m
 
 
 class ScaleEdgeUpdate(nn.Module):
-    """e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)]), one inv for both ends.
+    """e_ji' = (C e_ji) * phi([inv(x_j), inv(x_i)]), one inv for both ends: multiplied by q_i / q_j as e_ji is.
 
     Args:
         dim: width d of node and edge features.

@@ -147,8 +147,11 @@ class StreamNodeUpdate(nn.Module):
 class StreamEdgeUpdate(nn.Module):
     """e_ij' = (C e_ij + (D x_i) * (G y_j)) * g_ij,  f_ij' = (C' f_ij + (D' y_i) * (G' x_j)) * h_ij.
 
-    The second product has the form of a gradient, delta_i a_j. The factors are [g_ij, h_ij] = MLP of the invariants of
-    both ends, of (P e_ij) * (Q f_ij), and of the invariant features of the edge.
+    x, y are covariant and contravariant features of nodes, e, f of edges, i the receiver, j the sender. (D' y_i) *
+    (G' x_j) has the form of a gradient, delta_i a_j. With s_i = `PairInvariant`(x_i, y_i) and t_ij the invariant
+    features of the edge, the factors are
+
+        [g_ij, h_ij] = MLP([R s_i + S s_j, (P e_ij) * (Q f_ij), t_ij])
 
     Args:
         dim: d.

@@ -9,7 +9,7 @@ from scalegmn.models.base import ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import HETERO, NetSpec
-from scalegmn.nn.initialization import Init, started
+from scalegmn.nn.initialization import Init, initialized
 from scalegmn.nn.messages import MESSAGES
 from scalegmn.nn.probes import ProbeImages
 
@@ -302,7 +302,7 @@ class ScaleGMNConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> ScaleGMN:
         """The model for networks of `spec`; warns if it does not see all of their parameters."""
-        model = started(self.new_model(spec), self.init, spec)
+        model = initialized(self.new_model(spec), self.init, spec)
         model.visibility(spec).warn(
             f"use {self.section}.readout: full_graph, or more layers ({self.section}.num_layers)"
         )

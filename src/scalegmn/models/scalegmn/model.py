@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.engine.chunks import ChunkPlan
-from scalegmn.engine.layout import LayerReads
 from scalegmn.engine.memory import kept_bytes
 from scalegmn.engine.model import LayerTypes, run_graph, run_layers
 from scalegmn.graphs.edge_values import EdgeValues
@@ -30,7 +29,7 @@ from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.gradients import ProbeGradients
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
-from scalegmn.nn.message_passing import MessagePassingLayer
+from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization

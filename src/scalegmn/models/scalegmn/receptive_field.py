@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scalegmn.engine.layout import LayerReads
 from scalegmn.networks import NetSpec
 from scalegmn.nn.context import ROLES
+from scalegmn.nn.message_passing import LayerReads
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig

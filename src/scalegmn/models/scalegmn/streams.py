@@ -26,8 +26,12 @@ class StreamWidths:
 class StreamScaleGMN(nn.Module):
     """Covariant, contravariant and invariant features of nodes and edges of chains, `num_layers` times updated.
 
-    Linear embeddings of raw features, without bias where scalars act, then `StreamLayer`s. It reads chains of any
-    widths and depths: nodes of one role (input, hidden, output) are told apart by their features alone.
+    Linear embeddings of raw features, without bias where scalars act, then `StreamLayer`s (`scalegmn.nn.streams`). It
+    reads chains of any widths and depths: nodes of one role (input, hidden, output) are told apart by their features
+    alone.
+
+    This is no `Metanetwork` that a configuration can name, but the network of a learned optimiser
+    (`scalegmn.optimizers.networks`) and of the hand-set weights in `scalegmn.theory`.
 
     Args:
         group: the scalars of all hidden neurons, with chi(q) = q.
