@@ -8,7 +8,7 @@ from memory import share_of_budget
 
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
-from scalegmn.nn.statistics import statistics
+from scalegmn.nn.statistics import raw_statistics
 from scalegmn.nn.weight_space import InputOutputEmbedding
 
 
@@ -170,14 +170,13 @@ def test_np_layers_permute_inputs_and_outputs_too_unless_told_apart(output, rand
 
 def test_statistics_against_torch(random_params):
     params = random_params(SPECS[2], 4)
-    (found,) = statistics([(params.weights, params.biases)])
+    (found,) = raw_statistics([(params.weights, params.biases)])
     rows = [x.flatten(1) for pair in zip(params.weights, params.biases, strict=True) for x in pair]
     quantiles = torch.linspace(0, 1, 5, dtype=torch.float64)
     expected = [torch.cat([x.mean(1)[:, None], x.var(1)[:, None], x.quantile(quantiles, 1).mT], 1) for x in rows]
     torch.testing.assert_close(found, torch.cat(expected, 1), rtol=1e-12, atol=1e-12)
-    assert (
-        statistics([([torch.ones(2, 1, 3)], [torch.full((2, 1), 5.0)])])[0][:, 7:] == torch.tensor([5.0, 0] + [5] * 5)
-    ).all()
+    (constant,) = raw_statistics([([torch.ones(2, 1, 3)], [torch.full((2, 1), 5.0)])])
+    assert (constant[:, 7:] == torch.tensor([5.0, 0] + [5] * 5)).all()
 
 
 def test_the_layer_norm_is_per_neuron(random_params):

@@ -68,7 +68,7 @@ class Metanetwork(nn.Module):
         """
         run = super().__call__
         if isinstance(nets, NetParams):
-            self._check_numbers(nets)
+            self._check_dtype_and_device(nets)
             output: Tensor | NetParams = run(nets.with_batch_norm_folded())
             if nets.statistics is not None and not isinstance(output, Tensor):
                 raise ValueError(
@@ -77,7 +77,7 @@ class Metanetwork(nn.Module):
             return output
         folded = [params.with_batch_norm_folded() for params in nets]
         for params in folded:
-            self._check_numbers(params)
+            self._check_dtype_and_device(params)
         places: dict[NetSpec, list[int]] = {}
         for place, params in enumerate(folded):
             places.setdefault(params.spec, []).append(place)
@@ -89,14 +89,18 @@ class Metanetwork(nn.Module):
         rows = torch.split(torch.cat(outputs), [len(folded[place]) for place in order])
         return torch.cat([row for _, row in sorted(zip(order, rows, strict=True), key=itemgetter(0))])
 
-    def _check_numbers(self, params: NetParams) -> None:
+    def _check_dtype_and_device(self, params: NetParams) -> None:
         """Raises ValueError unless networks have the type and device of the model's parameters."""
-        own, given = next(self.parameters(), None), params.biases[0]
-        if torch.compiler.is_compiling() or own is None or (own.dtype, own.device) == (given.dtype, given.device):
+        expected, given = next(self.parameters(), None), params.biases[0]
+        if torch.compiler.is_compiling() or expected is None:
             return
-        found = f"the networks are {given.dtype} on {given.device}, the model's parameters {own.dtype} on {own.device}"
-        to = f"{own.dtype}" if own.device == given.device else f'"{own.device}", {own.dtype}'
-        raise ValueError(f"{found}; pass params.to({to})")
+        if (expected.dtype, expected.device) == (given.dtype, given.device):
+            return
+        target = f"{expected.dtype}" if expected.device == given.device else f'"{expected.device}", {expected.dtype}'
+        raise ValueError(
+            f"the networks are {given.dtype} on {given.device}, the model's parameters {expected.dtype} on "
+            f"{expected.device}; pass params.to({target})"
+        )
 
     def networks_at_once(self, device: torch.device) -> int:
         """How many networks a training step should send through the model at once, the rest of a batch after them."""

@@ -115,6 +115,7 @@ class Term(NamedTuple):
     """The hidden node layers along which it acts."""
 
     factor: float
+    """That the map's result is multiplied by: 1 / how many maps there are between the two tensors."""
 
 
 def tensor_axes(num_layers: int) -> list[Axes]:
@@ -122,7 +123,7 @@ def tensor_axes(num_layers: int) -> list[Axes]:
     axes: list[tuple[int, ...]] = [(layer - 1, layer) for layer in range(1, num_layers + 1)]
     axes += [(layer,) for layer in range(1, num_layers + 1)]
     ends = (0, num_layers)
-    return [Axes(tuple(a for a in own if a not in ends), tuple(a for a in own if a in ends)) for own in axes]
+    return [Axes(tuple(a for a in tensor if a not in ends), tuple(a for a in tensor if a in ends)) for tensor in axes]
 
 
 class DWSLayer(nn.Module):
@@ -150,15 +151,15 @@ class DWSLayer(nn.Module):
         self.terms: list[Term] = []
         self.maps = nn.ModuleList()
         narrow = {last - 2, *range(last, 2 * last - 2)}  # W_{L-1} and b_1..b_{L-2}, as sources of W_L
-        for source, (own, own_fixed) in enumerate(self.axes):
-            for target, (sets, fixed) in enumerate(self.axes):
-                width = in_dim * math.prod(layout[a] for a in own_fixed)
+        for source, source_axes in enumerate(self.axes):
+            for target, target_axes in enumerate(self.axes):
+                width = in_dim * math.prod(layout[a] for a in source_axes.fixed)
                 is_narrow = target == last - 1 and source in narrow and not config.full
                 new_width = out_dim if is_narrow else self.out_dims[target]
-                shared = tuple(a for a in own if a in sets)
-                # the published code does not pass the option on
-                apart = not {*own, *own_fixed} & {*sets, *fixed} and (source < last) != (target < last)
-                num_linears = 1 if apart else config.num_linears
+                shared = tuple(a for a in source_axes.sets if a in target_axes.sets)
+                node_layers = [{*axes.sets, *axes.fixed} for axes in (source_axes, target_axes)]
+                apart = node_layers[0].isdisjoint(node_layers[1]) and (source < last) != (target < last)
+                num_linears = 1 if apart else config.num_linears  # the published code does not pass the option on
                 if len(shared) == 1:
                     self.terms.append(Term(source, target, shared, 1))
                     self.maps.append(

@@ -86,6 +86,28 @@ class ParametersHead:
 Head = VectorHead | ParametersHead
 
 
+def changes_by_head(
+    params: NetParams, weights: Sequence[Tensor], biases: Sequence[Tensor], heads: int
+) -> list[NetParams]:
+    """The k changes w_i and u_i of B networks, from one tensor per layer that holds those of all heads.
+
+    Args:
+        params: the networks.
+        weights: per layer [B, n_l, n_{l-1}, k F_l] or [B, n_l n_{l-1}, k F_l]: the F_l kernel values of the first head,
+            then those of the second.
+        biases: per layer [B, n_l, k].
+        heads: k.
+    """
+    by_layer = list(zip(weights, params.weights, strict=True))
+    return [
+        params.replace(
+            weights=tuple(new.chunk(heads, dim=-1)[head].reshape(old.shape) for new, old in by_layer),
+            biases=tuple(new[..., head] for new in biases),
+        )
+        for head in range(heads)
+    ]
+
+
 def _scaled(tensors: tuple[Tensor, ...], factors: Tensor | nn.Module) -> tuple[Tensor, ...]:
     """Each layer's tensor times its factor."""
     assert isinstance(factors, Tensor)

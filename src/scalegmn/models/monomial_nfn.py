@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import changes_by_head
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP
@@ -202,7 +203,7 @@ class MonomialNFN(Metanetwork):
                 weights, biases = list(map(self.activation, weights)), list(map(self.activation, biases))
             features = weights, biases
         if self.readout is None:
-            return self.joined_heads([self._changes(params, features, head) for head in range(self.config.heads)])
+            return self.joined_heads(changes_by_head(params, *features, self.config.heads))
         output: Tensor = self.readout(*self.pooled(features, *norms))
         return output
 
@@ -218,14 +219,6 @@ class MonomialNFN(Metanetwork):
         first, last, *between = invariant
         pooled = [first.mean(1), last.mean(2), last_bias, *(x.mean((1, 2)) for x in between)]
         return [x.flatten(1) for x in (*pooled, *(x.mean(1) for x in of_biases))]
-
-    def _changes(self, params: NetParams, features: Features, head: int) -> NetParams:
-        """Changes of one head, before the learned factor of each layer."""
-        weights = [new.chunk(self.config.heads, dim=-1)[head] for new in features[0]]
-        return params.replace(
-            weights=tuple(new.reshape(old.shape) for new, old in zip(weights, params.weights, strict=True)),
-            biases=tuple(bias[..., head] for bias in features[1]),
-        )
 
 
 def _linear(in_dim: int, out_dim: int, bias: bool = False) -> nn.Linear:

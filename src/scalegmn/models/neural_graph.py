@@ -10,12 +10,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scalegmn.graphs.parameter_graph import ROLES, ParameterGraph
+from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.graphs.probes import probe_features
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import changes_by_head
 from scalegmn.models.visibility import Visibility, attention_connections, residual_connections
 from scalegmn.networks import HETERO, NetParams, NetSpec, not_built_in
 from scalegmn.networks.activations import without_parameter
+from scalegmn.networks.parameter_indices import ROLES
 from scalegmn.nn.aggregation import aggregate
 from scalegmn.nn.initialization import Init
 from scalegmn.nn.mlp import MLP
@@ -296,20 +298,15 @@ class NeuralGraphModel(Metanetwork):
             weights: q_e(e) per layer, [B, n_l, n_{l-1}, heads] or [B, n_l n_{l-1}, heads].
             biases: q_v(x) of all nodes but inputs, [B, N - n_0, heads].
         """
-        return self.joined_heads([self._changes(params, weights, biases, head) for head in range(self.config.heads)])
+        by_layer = torch.split(biases, list(params.spec.layout[1:]), dim=1)
+        of_heads = changes_by_head(params, weights, by_layer, self.config.heads)
+        return self.joined_heads(list(map(self._denormalized, of_heads)) if self.config.denormalize else of_heads)
 
-    def _changes(self, params: NetParams, weights: Sequence[Tensor], biases: Tensor, head: int) -> NetParams:
-        """Those of one head."""
-        pairs = zip(weights, params.weights, strict=True)
-        changes = params.replace(
-            weights=tuple(change[..., head].reshape(weight.shape) for change, weight in pairs),
-            biases=tuple(torch.split(biases[..., head], list(params.spec.layout[1:]), dim=1)),
-        )
-        if self.config.denormalize:
-            assert self.normalization is not None
-            new_weights, new_biases = self.normalization.inverse(changes.weights, changes.biases)
-            changes = changes.replace(weights=new_weights, biases=new_biases)
-        return changes
+    def _denormalized(self, changes: NetParams) -> NetParams:
+        """Changes in the units of the networks as they are stored."""
+        assert self.normalization is not None
+        weights, biases = self.normalization.inverse(changes.weights, changes.biases)
+        return changes.replace(weights=weights, biases=biases)
 
 
 def _hidden_activations(spec: NetSpec) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import changes_by_head
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
-from scalegmn.nn.statistics import NUM_STATISTICS, statistics
+from scalegmn.nn.statistics import NUM_STATISTICS, raw_statistics
 from scalegmn.nn.weight_space import (
-    Activation,
     ChannelNorm,
     HiddenNeuronLayer,
     InputOutputEmbedding,
     NeuronLayer,
     NeuronNorm,
     PointwiseLayer,
+    ReLUDropout,
     SinusoidalPositions,
     WeightSpaceFourier,
     WeightSpacePool,
@@ -149,7 +149,7 @@ class NFN(Metanetwork):
                 self.layers.append(ChannelNorm(self.kernels, width))
             elif config.norm == "neurons":
                 self.layers.append(NeuronNorm(spec.layout, width))
-            self.layers.append(Activation(config.dropout))
+            self.layers.append(ReLUDropout(config.dropout))
             dim = width
         self.readout = None
         if config.changes_parameters:
@@ -190,18 +190,9 @@ class NFN(Metanetwork):
         for layer in self.layers:
             features = layer(*features)
         if self.readout is None:
-            heads = self.config.heads
-            weights = (new.chunk(heads, dim=-1) for new in features[0])
-            biases = (new.unbind(-1) for new in features[1])
-            of_heads = zip(zip(*weights, strict=True), zip(*biases, strict=True), strict=True)
-            return self.joined_heads([self._changes(params, *of_head) for of_head in of_heads])
+            return self.joined_heads(changes_by_head(params, *features, self.config.heads))
         pooled = self.pool(*features)
         if self.config.append_statistics:
-            pooled = torch.cat([pooled, *statistics([(read.weights, read.biases)])], dim=1)
+            pooled = torch.cat([pooled, *raw_statistics([(read.weights, read.biases)])], dim=1)
         output: Tensor = self.readout(pooled)
         return output
-
-    def _changes(self, params: NetParams, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> NetParams:
-        """Changes of one head, [B, n_l, n_{l-1}, F_l] and [B, n_l] per layer, in the shapes of the parameters."""
-        shaped = (new.reshape(old.shape) for new, old in zip(weights, params.weights, strict=True))
-        return params.replace(weights=tuple(shaped), biases=tuple(biases))

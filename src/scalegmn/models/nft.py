@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from scalegmn.models.base import Metanetwork, ModelConfig
+from scalegmn.models.heads import changes_by_head
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP
@@ -188,9 +189,9 @@ class NFT(Metanetwork):
             weights, biases = layer(weights, biases)
         weights, biases = (list(map(self.norm, tensors)) for tensors in (weights, biases))
         if self.readout is None:
-            return self.joined_heads(
-                [self._changes(params, weights, biases, head) for head in range(self.config.heads)]
-            )
+            new_weights = [linear(x) for linear, x in zip(self.weight_changes, weights, strict=True)]
+            new_biases = [linear(x) for linear, x in zip(self.bias_changes, biases, strict=True)]
+            return self.joined_heads(changes_by_head(params, new_weights, new_biases, self.config.heads))
         every = torch.cat([*(x.flatten(1, 2) for x in weights), *biases], dim=1)
         output: Tensor = self.readout(self.pool(self.latents.expand(len(params), -1, -1), every).flatten(1))
         return output
@@ -203,10 +204,3 @@ class NFT(Metanetwork):
         weights[-1] = weights[-1] + self.outputs[:, None]
         biases[-1] = biases[-1] + self.outputs
         return weights, biases
-
-    def _changes(self, params: NetParams, weights: Sequence[Tensor], biases: Sequence[Tensor], head: int) -> NetParams:
-        """Changes of one head, before the learned factor of each layer."""
-        maps = zip(self.weight_changes, weights, params.weights, strict=True)
-        new = (linear(x).chunk(self.config.heads, dim=-1)[head].reshape(old.shape) for linear, x, old in maps)
-        of_biases = (linear(x)[..., head] for linear, x in zip(self.bias_changes, biases, strict=True))
-        return params.replace(weights=tuple(new), biases=tuple(of_biases))

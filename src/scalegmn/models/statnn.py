@@ -15,7 +15,7 @@ from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
-from scalegmn.nn.statistics import NUM_STATISTICS, statistics
+from scalegmn.nn.statistics import NUM_STATISTICS, raw_statistics
 from scalegmn.symmetry.statistics import NUM_LAYER_STATISTICS, NUM_NETWORK_STATISTICS, at_depth, invariant_statistics
 
 
@@ -98,7 +98,7 @@ class StatNN(Metanetwork):
             invariant: Tensor = self.mlp(self.statistics_normalization(torch.cat(list(map(self.statistics, parts)))))
             return invariant
         read = [self.normalized(params) for params in parts]
-        rows = statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
+        rows = raw_statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
         width = 2 * NUM_STATISTICS * self.max_layers
         output: Tensor = self.mlp(torch.cat([pad(row, (0, width - row.shape[1])) for row in rows]))
         return output

@@ -1,4 +1,6 @@
-"""Statistics of a network's weights and biases (Unterthiner et al., 2020)."""
+"""Statistics of weights and biases as they are (Unterthiner et al., 2020, https://arxiv.org/abs/2002.11448).
+
+Those that permutations, signs and scales of neurons leave as they are are in `scalegmn.symmetry.statistics`."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ NUM_STATISTICS = 7
 """Numbers per tensor: mean, variance and five quantiles."""
 
 
-def statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> list[Tensor]:
+def raw_statistics(nets: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> list[Tensor]:
     """The mean, the variance and five quantiles of every weight and bias tensor.
 
     The variance is unbiased, and 0 for a tensor with a single value. The quantiles are 0, 1/4, 1/2, 3/4 and 1, linearly

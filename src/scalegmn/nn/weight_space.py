@@ -134,8 +134,8 @@ class PointwiseLayer(nn.Module):
         )
 
 
-class Reads(NamedTuple):
-    """The tensors of which the new weights and biases of one layer are affine maps; None: not read."""
+class MapInputs(NamedTuple):
+    """The tensors of which the new weights and biases of one layer are affine maps (`AffineMaps`); None: not read."""
 
     position: Tensor | None
     """The weights, [B, n_l, n_{l-1}, ...]."""
@@ -155,16 +155,16 @@ class AffineMaps(nn.Module):
     out.
 
     Args:
-        reads: tensors with the widths of those that `forward` reads.
+        inputs: tensors with the widths of those that `forward` reads.
         weight_dim: width of W'.
         bias_dim: width of b'.
         jointly: P, R, C and G start uniform within 1 / sqrt(the sum of their input widths), as B and H always do;
             false: each starts within 1 / sqrt(its input width).
     """
 
-    def __init__(self, reads: Reads, weight_dim: int, bias_dim: int, jointly: bool = True) -> None:
+    def __init__(self, inputs: MapInputs, weight_dim: int, bias_dim: int, jointly: bool = True) -> None:
         super().__init__()
-        widths = {kind: tensor.shape[-1] for kind, tensor in reads._asdict().items() if tensor is not None}
+        widths = {kind: tensor.shape[-1] for kind, tensor in inputs._asdict().items() if tensor is not None}
         self.weight_maps = nn.ModuleDict({kind: nn.Linear(width, weight_dim) for kind, width in widths.items()})
         self.bias_maps = nn.ModuleDict(
             {kind: nn.Linear(width, bias_dim) for kind, width in widths.items() if kind in ("receiver", "all")}
@@ -174,19 +174,19 @@ class AffineMaps(nn.Module):
             for parameter in maps.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, reads: Reads) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: MapInputs) -> tuple[Tensor, Tensor]:
         """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim]; an axis along which the
         result is constant has size 1."""
-        weight, bias = (maps["all"](reads.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
+        weight, bias = (maps["all"](inputs.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
         weight = weight[:, None]
         if "receiver" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
-            weight = weight + self.weight_maps["receiver"](reads.receiver)[:, :, None]
+            weight = weight + self.weight_maps["receiver"](inputs.receiver)[:, :, None]
         if "sender" in self.weight_maps:
-            weight = weight + self.weight_maps["sender"](reads.sender)[:, None]
+            weight = weight + self.weight_maps["sender"](inputs.sender)[:, None]
         if "position" in self.weight_maps:
-            weight = weight + self.weight_maps["position"](reads.position)
+            weight = weight + self.weight_maps["position"](inputs.position)
         if "receiver" in self.bias_maps:
-            bias = bias + self.bias_maps["receiver"](reads.receiver)
+            bias = bias + self.bias_maps["receiver"](inputs.receiver)
         return weight, bias
 
 
@@ -207,26 +207,26 @@ class NeuronLayer(nn.Module):
 
     def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
         super().__init__()
-        reads = self.read(*_empty(layout, kernels, in_dim))
-        self.maps = nn.ModuleList(AffineMaps(x, out_dim * f, out_dim) for x, f in zip(reads, kernels, strict=True))
+        inputs = self.map_inputs(*_empty(layout, kernels, in_dim))
+        self.maps = nn.ModuleList(AffineMaps(x, out_dim * f, out_dim) for x, f in zip(inputs, kernels, strict=True))
 
     @staticmethod
-    def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
+    def map_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[MapInputs]:
         """Per layer, the tensors that its maps read."""
         over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
-        g = _everywhere(over_receivers, biases)
-        reads = []
+        g = _means_of_all(over_receivers, biases)
+        inputs = []
         for index, weight in enumerate(weights):
             sender = [over_receivers[index]]
             if index:
                 sender += [over_senders[index - 1], biases[index - 1]]
             receiver = [over_senders[index], biases[index], *over_receivers[index + 1 : index + 2]]
-            reads.append(Reads(weight, torch.cat(sender, -1), torch.cat(receiver, -1), g))
-        return reads
+            inputs.append(MapInputs(weight, torch.cat(sender, -1), torch.cat(receiver, -1), g))
+        return inputs
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
-        new = [maps(reads) for maps, reads in zip(self.maps, self.read(weights, biases), strict=True)]
+        new = [maps(inputs) for maps, inputs in zip(self.maps, self.map_inputs(weights, biases), strict=True)]
         return [weight for weight, _ in new], [bias for _, bias in new]
 
 
@@ -249,24 +249,24 @@ class HiddenNeuronLayer(nn.Module):
 
     def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
         super().__init__()
-        reads, last = self.read(*_empty(layout, kernels, in_dim)), len(kernels) - 1
+        inputs, last = self.map_inputs(*_empty(layout, kernels, in_dim)), len(kernels) - 1
         self.num_inputs, self.num_outputs = layout[0], layout[-1]
         self.maps = nn.ModuleList()
         for index, f in enumerate(kernels):
             ends = {0: layout[0], last: layout[-1]}.get(index, 1)
             biases = out_dim * (layout[-1] if index == last else 1)
-            self.maps.append(AffineMaps(reads[index], out_dim * f * ends, biases, jointly=index > 0))
+            self.maps.append(AffineMaps(inputs[index], out_dim * f * ends, biases, jointly=index > 0))
 
     @staticmethod
-    def read(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Reads]:
+    def map_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[MapInputs]:
         """Per layer, the tensors that its maps read."""
         last = len(weights) - 1
         over_receivers, over_senders = [w.mean(1) for w in weights], [w.mean(2) for w in weights]
         first_whole = weights[0].mT.flatten(2)  # [B, n_1, c F_1 n_0]
         last_whole = weights[last].permute(0, 2, 3, 1).flatten(2)  # [B, n_{L-1}, c F_L n_L]
         ends = [over_receivers[0], over_senders[last], biases[last]]
-        g = torch.cat([_everywhere(over_receivers, biases), *(x.mT.flatten(1) for x in ends)], -1)
-        reads = []
+        g = torch.cat([_means_of_all(over_receivers, biases), *(x.mT.flatten(1) for x in ends)], -1)
+        inputs = []
         for index, weight in enumerate(weights):
             if index == 0:
                 sender, receiver = [], [first_whole, over_receivers[1], biases[0]]
@@ -279,12 +279,12 @@ class HiddenNeuronLayer(nn.Module):
             receiver += [last_whole] if index == last - 1 else []
             between = weight if 0 < index < last else None
             of_sender, of_receiver = (torch.cat(x, -1) if x else None for x in (sender, receiver))
-            reads.append(Reads(between, of_sender, of_receiver, g))
-        return reads
+            inputs.append(MapInputs(between, of_sender, of_receiver, g))
+        return inputs
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
-        new = [maps(reads) for maps, reads in zip(self.maps, self.read(weights, biases), strict=True)]
+        new = [maps(inputs) for maps, inputs in zip(self.maps, self.map_inputs(weights, biases), strict=True)]
         weights, biases = [weight for weight, _ in new], [bias for _, bias in new]
         weights[0] = torch.unflatten(weights[0][:, :, 0], -1, (-1, self.num_inputs)).mT
         weights[-1] = torch.unflatten(weights[-1][:, 0], -1, (-1, self.num_outputs)).permute(0, 3, 1, 2)
@@ -299,7 +299,7 @@ def _empty(layout: Sequence[int], kernels: Sequence[int], dim: int) -> Features:
     return weights, [torch.empty(1, n, dim, device="meta") for n in layout[1:]]
 
 
-def _everywhere(over_receivers: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+def _means_of_all(over_receivers: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """g of `NeuronLayer`: the means of all weight and all bias tensors, [B, sum of widths]."""
     return torch.cat([x.mean(1) for x in (*over_receivers, *biases)], -1)
 
@@ -350,7 +350,7 @@ class NeuronNorm(nn.Module):
         return [*weights, last.transpose(1, 2)], [norm(x) for norm, x in zip(self.bias_norms, biases, strict=True)]
 
 
-class Activation(nn.Module):
+class ReLUDropout(nn.Module):
     """ReLU, then, while training, dropout of whole channels of weights and of single entries of biases.
 
     Args:
