@@ -1,16 +1,17 @@
 """The largest input network [2, n, 2n, 3] that a model can train on at fixed memory, one network at a time.
 
-python benchmarks/largest_network.py [--models scalegmn ...] [--gigabytes 8] [--seconds 120]
+python benchmarks/largest_network.py [--models scalegmn ...] [--gigabytes 8] [--seconds 300] [--least 16]
 
 A try is one step, forward, backward and AdamW, under the published configuration for MNIST's INRs, in a process of its
-own that is ended as soon as its resident memory is above the limit. n is doubled until a try fails, then bisected until
-the largest that fits and the smallest that does not are within an eighth. A try that takes longer than `--seconds` ends
-the search: what fits in memory may then be larger (`time` in the last column).
+own that is ended as soon as its resident memory is above the limit. n is doubled from `--least` until a try fails, then
+bisected until the largest that fits and the smallest that does not are within an eighth. A try that takes more than
+`--seconds` of processor time ends the search: what fits in memory may then be larger (`time` in the last column).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -30,9 +31,6 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "mnist_cls"
 
 MODELS = ("scalegmn", "ng_gnn", "ng_t", "nfn", "dwsnet")
 
-LEAST = 16
-"""n of the first try."""
-
 INTERVAL = 0.02
 """Seconds between two looks at the memory of a try."""
 
@@ -43,7 +41,7 @@ class Try(NamedTuple):
     Attributes:
         outcome: whether it fits, or what it exceeds.
         gigabytes: the most resident memory that was seen.
-        seconds: of the whole process.
+        seconds: of processor time of the whole process.
     """
 
     outcome: Literal["fits", "memory", "time"]
@@ -70,24 +68,24 @@ def attempt(name: str, n: int, gigabytes: float, seconds: float) -> Try:
     Raises:
         RuntimeError: the process failed of itself.
     """
-    start, most = time.perf_counter(), 0
+    most, used = 0, 0.0
     process = subprocess.Popen(
         [sys.executable, __file__, "--step", name, str(n)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     exceeded: Literal["memory", "time"] | None = None
     while process.poll() is None and exceeded is None:
         time.sleep(INTERVAL)
-        most = max(most, resident(process.pid))
+        most, used = max(most, resident(process.pid)), max(used, processor_seconds(process.pid))
         if most > gigabytes * 1e9:
             exceeded = "memory"
-        elif time.perf_counter() - start > seconds:
+        elif used > seconds:
             exceeded = "time"
     if exceeded is not None:
         process.kill()
     _, errors = process.communicate()
     if exceeded is None and process.returncode:
         raise RuntimeError(f"{name}, n = {n}: {errors.strip().splitlines()[-1]}")
-    return Try(exceeded or "fits", most / 1e9, time.perf_counter() - start)
+    return Try(exceeded or "fits", most / 1e9, used)
 
 
 def resident(pid: int) -> int:
@@ -99,10 +97,19 @@ def resident(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def largest(run: Callable[[int], Try]) -> tuple[int, Try, str]:
-    """The largest n that fits, its try, and what a larger one exceeds."""
+def processor_seconds(pid: int) -> float:
+    """Processor time of a process, of all its threads; 0 once it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def largest(run: Callable[[int], Try], least: int) -> tuple[int, Try, str]:
+    """The largest n that fits, its try, and what a larger one exceeds; n = 0 where not even `least` fits."""
     low, best, high, exceeded = 0, Try("fits", 0.0, 0.0), 0, ""
-    n = LEAST
+    n = least
     while not high or high - low > high / 8:
         tried = run(n)
         if tried.outcome == "fits":
@@ -120,7 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--gigabytes", type=float, default=8.0)
-    parser.add_argument("--seconds", type=float, default=120.0, help="the longest try")
+    parser.add_argument("--seconds", type=float, default=300.0, help="processor time of the longest try")
+    parser.add_argument("--least", type=int, default=16, help="n of the first try")
     parser.add_argument("--step", nargs=2, metavar=("MODEL", "N"), help=argparse.SUPPRESS)
     values = parser.parse_args()
     if values.step is not None:
@@ -134,7 +142,7 @@ def main() -> None:
             print(f"{name}, n = {n}: {tried.outcome}, {tried.gigabytes:.2f} GB, {tried.seconds:.0f} s", flush=True)
             return tried
 
-        n, best, exceeded = largest(run)
+        n, best, exceeded = largest(run, values.least)
         parameters = NetSpec.mlp([2, n, 2 * n, 3], "sine").num_parameters if n else 0
         size = f"[2, {n:,}, {2 * n:,}, 3] | {parameters:,}"
         rows.append(f"| {name} | {size} | {best.gigabytes:.2f} | {best.seconds:.0f} | {exceeded} |")
