@@ -173,7 +173,7 @@ def test_biases_of_scores_belong_to_heads(name, generator):
 
 SCORES = {
     "a temperature": (lambda m, s: (s / m.p[0]).softmax(-1), "meet a parameter"),
-    "a gate": (lambda m, s: (s * torch.sigmoid(s)).softmax(-1), "sigmoid is applied to a value that is not"),
+    "a gate": (lambda m, s: (s * torch.sigmoid(s)).softmax(-1), "combined with other scores"),
     "a product": (lambda m, s: (s * s).softmax(-1), "combined with other scores"),
     "a sum": (lambda m, s: (s + s.mT).softmax(-1), "combined with other scores"),
     "no softmax": (lambda m, s: s, "without a softmax"),

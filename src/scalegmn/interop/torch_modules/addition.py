@@ -75,27 +75,4 @@ def constant_layer(trace: Trace, elements: Elements, neurons: Neurons) -> Neuron
     index = index.reshape([1] * (neurons.ids.ndim - index.ndim) + list(index.shape))
     if index.shape[axis] != neurons.ids.shape[axis]:
         trace.refuse(f"a parameter with {index.shape[axis]} channels is added to {neurons.ids.shape[axis]} channels")
-    return rows_of_constants(trace, elements, axis, index.shape)
-
-
-def rows_of_constants(trace: Trace, elements: Elements, axis: int, shape: Sequence[int]) -> Neurons:
-    """Parameters as a layer that reads constant inputs, with a neuron for each place along an axis.
-
-    Args:
-        trace: the layers so far.
-        elements: the parameter.
-        axis: the axis of the channels.
-        shape: of the elements, with further axes of size 1 in front.
-    """
-    index = elements.index.reshape(tuple(shape))
-    rows = index.movedim(axis, 0).reshape(index.shape[axis], -1)
-    if _has_duplicates(rows[0]):  # expanded over batches, for example: each position once
-        rows = torch.stack(list(rows.mT.unique(dim=0)), dim=1)
-    layer = trace.new_layer(len(rows), None, replace(elements, index=rows), options={"constant": True})
-    return trace.output_of(layer, axis, index.shape)
-
-
-def _has_duplicates(numbers: Tensor) -> bool:
-    """Whether a number occurs twice."""
-    in_order = numbers.sort().values
-    return bool((in_order[1:] == in_order[:-1]).any())
+    return trace.layer_of_constants(replace(elements, index=index), axis)

@@ -175,11 +175,21 @@ def _sum(trace: Trace, name: str, operands: Sequence[tuple[Any, Any]]) -> Turned
         if isinstance(leaf, Elements) and not leaf.is_buffer:
             trace.refuse("queries or keys are multiplied by parameters")
         assert turned is not None
+        if not any(isinstance(value, Turned) for value, _ in operands) and _is_uniform(turned, constant):
+            trace.refuse("a factor that all channels have")
         terms = [(ids, factors / constant if name == "div" else factors * constant) for ids, factors in turned.terms]
     else:
         trace.refuse(f"{name} of what is no sum of neurons with constant factors")
     shape = torch.broadcast_shapes(*(factors.shape for _, factors in terms))
     return Turned(tuple((ids.expand(shape), factors.expand(shape)) for ids, factors in terms))
+
+
+def _is_uniform(turned: Turned, constant: Any) -> bool:
+    """Whether a factor is the same for all channels."""
+    if not isinstance(constant, Tensor):
+        return True
+    ids, constant = torch.broadcast_tensors(turned.terms[0][0], constant)
+    return all(is_constant_along(ids, axis) or is_constant_along(constant, axis) for axis in range(ids.ndim))
 
 
 def _alike(

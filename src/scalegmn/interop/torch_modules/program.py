@@ -8,6 +8,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ def export(
             submodule.training = True
     _inline_contexts(program.graph_module)
     _spell_out_einsums(program.graph)
+    _spell_out_sums_of_products(program.graph)
     _choose_output(program, output, is_strict)
     _remove_dead_code(program.graph_module.graph)
     _merge_equal(program.graph_module.graph)
@@ -211,6 +213,32 @@ def _spell_out_einsums(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _spell_out_sums_of_products(graph: torch.fx.Graph) -> None:
+    """Writes beta x + alpha y z of several matrices as a product and a sum."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operation(node) != "baddbmm":
+            continue
+        x, y, z = node.args
+        beta, alpha = (node.kwargs.get(name, 1) for name in ("beta", "alpha"))
+        with graph.inserting_before(node):
+            product = _inserted(graph, node, torch.ops.aten.bmm.default, y, z)
+            factors = ((x, beta), (product, alpha))
+            terms = [
+                value if factor == 1 else _inserted(graph, node, torch.ops.aten.mul.Scalar, value, factor)
+                for value, factor in factors
+            ]
+            result = _inserted(graph, node, torch.ops.aten.add.Tensor, *terms)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+
+def _inserted(graph: torch.fx.Graph, place: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
+    """A new operation, at the place in the module of another one."""
+    new = graph.call_function(function, args)
+    new.meta = {**place.meta, "val": function(*torch.fx.map_arg(args, lambda arg: arg.meta["val"]))}
+    return new
+
+
 def _as_product(
     graph: torch.fx.Graph, node: torch.fx.Node, equation: str, x: torch.fx.Node, y: torch.fx.Node
 ) -> torch.fx.Node | None:
@@ -240,10 +268,7 @@ def _as_product(
     if out != "".join(batch + rows + columns) and is_other_way:
         left, right, x, y, rows, columns = right, left, y, x, columns, rows  # what a layer reads comes first
 
-    def call(function: Any, *args: Any) -> torch.fx.Node:
-        new = graph.call_function(function, args)
-        new.meta = {**node.meta, "val": function(*torch.fx.map_arg(args, lambda arg: arg.meta["val"]))}
-        return new
+    call = partial(_inserted, graph, node)
 
     def arranged(value: torch.fx.Node, term: str, *groups: list[str]) -> torch.fx.Node:
         """The value with its batch first, then an axis for each group of letters (one for each letter of rows that no

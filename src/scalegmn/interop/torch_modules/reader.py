@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,6 +139,12 @@ class GraphReader:
         self._dtype = check_dtype(sum(sizes.values()))
         self._counted = torch.arange(max([1, *sizes.values()]))
         trace.tensors = generic_tensors(program, self._dtype)
+        names, uses = tensor_names(program), Counter[str]()
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in names:
+                tensor = program.state_dict.get(names[node.name])
+                uses[self._first_names.get(id(tensor), names[node.name])] += len(node.users)
+        trace.shared = {name for name, count in uses.items() if count > 1}
         self._inputs: dict[str, Any] = {}
         self._before_scores = before_scores(program.graph)
         self._output: Tensor | None = None
@@ -351,6 +358,10 @@ class GraphReader:
         ):
             return PREPARED
         are_scores = any(isinstance(leaf, Scores) for leaf in leaves)
+        is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        has_tensors = any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves(args[1:]))
+        if are_scores and len(leaves) == 1 and is_pointwise and not has_tensors and isinstance(args[0], Scores):
+            return args[0]  # a function of each score
         is_view = name in (*VIEWS, *UNCHANGED)
         if any(isinstance(leaf, ComputedParameters) for leaf in leaves) and not (is_view or are_scores):
             self._trace.refuse("parameters are read that are computed from others")

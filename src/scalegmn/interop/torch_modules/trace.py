@@ -65,6 +65,10 @@ class Trace:
         """Numbers for the channels of what no layer describes, that layers read."""
         self.tensors: Mapping[str, Tensor] = {}
         """Parameters and buffers by name, for the check of what is read."""
+        self.shared: set[str] = set()
+        """Names of parameters that several operations read."""
+        self.embeddings: set[int] = set()
+        """First neurons of embeddings."""
         self.claimed: Tensor | None = None
         """What the layer that the operation at hand leads to computes as it was read, where that is known."""
         self.parts: list[Tensor] = []
@@ -204,6 +208,9 @@ class Trace:
         if value.factor == 0 or owner < 0 or others or value.is_output:
             return False
         layer = self.layers[owner]
+        is_embedding = layer.weight is not None and int(layer.nodes[0]) in self.embeddings
+        if not self.is_strict and is_embedding and layer.weight is not None and layer.weight.name in self.shared:
+            return False  # the head that shares its weight reads it without the factor
         is_whole = layer.version == value.versions[owner] and len(value.ids.unique()) == len(layer.nodes)
         return layer.is_linear and is_whole and not self.neurons.is_read(layer.nodes)
 
@@ -243,8 +250,10 @@ class Trace:
             return replace(self.output_of(layer, axis, value.shape), value=value)
         if isinstance(value, Tensor) and not self.is_strict:
             return self._new_source(value, axis)
+        if isinstance(value, Elements) and not value.is_buffer:
+            return replace(self.layer_of_constants(value, axis), value=self.read(value))
         if not isinstance(value, NetworkInput):
-            self.refuse("a layer reads parameters, expected the input or a layer's output")
+            self.refuse("a layer reads constants, expected the input or a layer's output")
         ndim = value.index.ndim
         if value.parts is not None and axis % ndim == value.parts[0] % ndim:
             parts = [self.as_neurons(part, axis) for part in value.parts[1]]
@@ -267,6 +276,17 @@ class Trace:
             )
             self.refuse(f"{problem}; concatenate what the network reads, before its first layer")
         return Neurons(ids, {-1: 0}, value=value.value)
+
+    def layer_of_constants(self, elements: Elements, axis: int) -> Neurons:
+        """Parameters in place of activations, such as learned queries: a layer of constant inputs, with a neuron for
+        each place along an axis."""
+        shape = elements.index.shape
+        rows = elements.index.movedim(axis, 0).reshape(shape[axis], -1)
+        in_order = rows[0].sort().values
+        if bool((in_order[1:] == in_order[:-1]).any()):  # expanded over batches, for example: each position once
+            rows = torch.stack(list(rows.mT.unique(dim=0)), dim=1)
+        layer = self.new_layer(len(rows), None, replace(elements, index=rows), options={"constant": True})
+        return self.output_of(layer, axis, shape)
 
     def _new_source(self, value: Tensor | None, axis: int) -> Neurons:
         """What no layer describes, or channels of the input that other layers read otherwise, as neurons."""

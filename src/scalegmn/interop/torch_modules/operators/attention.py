@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalegmn.interop.torch_modules.addition import rows_of_constants
 from scalegmn.interop.torch_modules.heads import head_scores, scores_of_rows
 from scalegmn.interop.torch_modules.layers import TracedAttention
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
@@ -76,7 +75,7 @@ def _by_head(call: Call, scores: Scores, elements: Elements) -> Neurons:
     axes = [axis for axis in _axes_of_heads(call, scores) if -axis <= index.ndim and index.shape[axis] > 1]
     if len(axes) != 1:
         trace.refuse("attention scores meet a parameter that all heads have, or that heads have along several axes")
-    return rows_of_constants(trace, elements, axes[0], index.shape)
+    return trace.layer_of_constants(elements, axes[0])
 
 
 def _with_bias(call: Call, scores: Scores, bias: Neurons) -> Scores:

@@ -18,6 +18,9 @@ from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInp
 def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
     """Channels of several layers, or of the input, side by side, or one layer's channels at more positions."""
     trace = call.trace
+    values = [value for value in values if not (isinstance(value, Tensor) and not value.numel())]
+    if len(values) == 1:  # beside nothing, such as the keys of no earlier words
+        return values[0]
     neurons = [value for value in values if isinstance(value, Neurons)]
     is_opaque = any(isinstance(value, Opaque) for value in values)
     if is_opaque and not neurons:
