@@ -190,3 +190,26 @@ def test_sizes_of_heads_are_checked():
     ):
         with pytest.raises(ValueError, match=problem):
             NetSpec((*layers, wrong, last))
+
+
+class Normalised(nn.Module):
+    """Queries, keys and values of one layer behind one batch norm; scores that are bounded; a shared embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm, self.all = nn.Embedding(7, 4), nn.BatchNorm1d(12), nn.Linear(4, 12)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.words(x) * 2
+        q, k, v = self.norm(self.all(h).flatten(0, 1)).reshape(*x.shape, 3, 2, 2).permute(2, 0, 3, 1, 4)
+        mixed = ((q @ k.mT / 3).tanh() * 3).softmax(-1) @ v
+        h = h + self.mix(mixed.transpose(1, 2).flatten(2))
+        return functional.linear(h, self.words.weight) / 30
+
+
+def test_what_heads_are_cut_from_and_what_bounds_scores(generator):
+    torch.manual_seed(0)
+    module = Normalised().double().eval()
+    assert_read(module, torch.randint(7, (2, STEPS)), generator)
+    assert read(module, torch.randint(7, (2, STEPS))).neurons_moved == 1

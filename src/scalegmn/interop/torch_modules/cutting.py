@@ -77,7 +77,8 @@ class _Cuts:
         if torch.equal(nodes, layer.nodes):
             return _fits(nodes, self.parts(layer))
         numbers = set(nodes.tolist())
-        if any(self.owner.get(number) is not layer for number in numbers) or layer.options.get("groups", 1) > 1:
+        is_cut = layer.options.get("groups", 1) == 1 or _is_by_channel(layer)
+        if any(self.owner.get(number) is not layer for number in numbers) or not is_cut:
             return False
         together = {place for number in numbers for place in self._sets_of.get(number, ())}
         return all(self._sets[place] <= numbers for place in together) and _fits(nodes, self.parts(layer))
@@ -109,6 +110,9 @@ class _Cuts:
                 continue
             place = _places(layer.nodes, part)
             waiting += [nodes[place] for nodes in _added(layer)]
+            if _is_by_channel(layer):
+                assert layer.reads is not None
+                waiting.append(layer.reads[place])
             for other in self._added_to.get(id(layer), ()):
                 for nodes in _added(other):
                     if self.owner.get(int(nodes[0])) is layer:
@@ -119,6 +123,12 @@ class _Cuts:
 def _added(layer: TracedLayer) -> list[Tensor]:
     """Numbers of neurons of other layers in the order of a layer's own, which are cut as these are."""
     return [*([] if layer.residual is None else [layer.residual]), *layer.same_neurons]
+
+
+def _is_by_channel(layer: TracedLayer) -> bool:
+    """Whether each neuron reads one channel alone, such as of a batch norm."""
+    is_diagonal = layer.reads is not None and layer.options.get("groups", 1) == len(layer.nodes) == len(layer.reads)
+    return is_diagonal and layer.coupled is None and layer.options.get("norm", "batch") == "batch"
 
 
 def _places(nodes: Tensor, part: Tensor) -> Tensor:
@@ -152,13 +162,17 @@ def _parts_of(
             options["blocks"] = trace.blocks[first][1]
         if torch.equal(nodes, layer.nodes):
             yield replace(layer, options=options)
-        else:
-            yield layer.rows(torch.tensor([place[number] for number in nodes.tolist()]), nodes, options=options)
+            continue
+        chosen, changes = torch.tensor([place[number] for number in nodes.tolist()]), {}
+        if _is_by_channel(layer):
+            assert layer.reads is not None
+            changes, options["groups"] = {"reads": layer.reads[chosen]}, len(nodes)
+        yield layer.rows(chosen, nodes, options=options, **changes)
 
 
 def _read_together(layers: Sequence[TracedLayer]) -> tuple[list[set[int]], dict[int, list[int]]]:
     """Sets of neurons that a layer reads channel by channel; neuron -> places of those that it is in."""
-    tensors = [layer.reads for layer in layers if layer.options.get("groups", 1) > 1]
+    tensors = [layer.reads for layer in layers if layer.options.get("groups", 1) > 1 and not _is_by_channel(layer)]
     tensors += [nodes for layer in layers for nodes in layer.coupled or ()]
     sets = [set(nodes.tolist()) for nodes in tensors if nodes is not None]
     places: dict[int, list[int]] = {}

@@ -25,6 +25,7 @@ from scalegmn.interop.torch_modules.values import (
     Elements,
     Neurons,
     OfHeads,
+    Opaque,
     Turned,
     is_constant_along,
     is_traced,
@@ -175,8 +176,9 @@ def _sum(trace: Trace, name: str, operands: Sequence[tuple[Any, Any]]) -> Turned
         if isinstance(leaf, Elements) and not leaf.is_buffer:
             trace.refuse("queries or keys are multiplied by parameters")
         assert turned is not None
-        if not any(isinstance(value, Turned) for value, _ in operands) and _is_uniform(turned, constant):
-            trace.refuse("a factor that all channels have")
+        is_of_neurons = not any(isinstance(value, Turned) for value, _ in operands)
+        if isinstance(leaf, Opaque) and is_of_neurons and _is_uniform(turned, constant):
+            trace.refuse("a factor that all channels have, such as of a norm")
         terms = [(ids, factors / constant if name == "div" else factors * constant) for ids, factors in turned.terms]
     else:
         trace.refuse(f"{name} of what is no sum of neurons with constant factors")

@@ -67,8 +67,6 @@ class Trace:
         """Parameters and buffers by name, for the check of what is read."""
         self.shared: set[str] = set()
         """Names of parameters that several operations read."""
-        self.embeddings: set[int] = set()
-        """First neurons of embeddings."""
         self.claimed: Tensor | None = None
         """What the layer that the operation at hand leads to computes as it was read, where that is known."""
         self.parts: list[Tensor] = []
@@ -208,9 +206,8 @@ class Trace:
         if value.factor == 0 or owner < 0 or others or value.is_output:
             return False
         layer = self.layers[owner]
-        is_embedding = layer.weight is not None and int(layer.nodes[0]) in self.embeddings
-        if not self.is_strict and is_embedding and layer.weight is not None and layer.weight.name in self.shared:
-            return False  # the head that shares its weight reads it without the factor
+        if not self.is_strict and layer.weight is not None and layer.weight.name in self.shared:
+            return False  # others read it without the factor
         is_whole = layer.version == value.versions[owner] and len(value.ids.unique()) == len(layer.nodes)
         return layer.is_linear and is_whole and not self.neurons.is_read(layer.nodes)
 
@@ -248,6 +245,8 @@ class Trace:
         if isinstance(value, Tensor) and not value.any():  # the state before the first step
             layer = self.new_layer(value.shape[axis], None, None, options={"constant": True, "affine": False})
             return replace(self.output_of(layer, axis, value.shape), value=value)
+        if isinstance(value, Elements) and value.is_buffer:
+            value = self.read(value)
         if isinstance(value, Tensor) and not self.is_strict:
             return self._new_source(value, axis)
         if isinstance(value, Elements) and not value.is_buffer:

@@ -157,7 +157,6 @@ def embedding(call: Call, weight: Any, x: Any, *rest: Any, **options: Any) -> Ne
     layer = call.trace.new_layer(
         weight.index.shape[1], reads, transposed, options={} if is_input else {"constant": True}
     )
-    call.trace.embeddings.add(int(layer.nodes[0]))
     return call.trace.output_of(layer, -1, call.shape)
 
 

@@ -21,7 +21,7 @@ from scalegmn.interop.torch_modules.values import (
 VIEWS = (
     *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", "movedim"),
     *("squeeze", "unsqueeze", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand"),
-    *("getitem", "repeat", "tile", "mT", "swapaxes", "swapdims", "tensor_split", "expand_as", "view_as"),
+    *("getitem", "repeat", "tile", "mT", "swapaxes", "swapdims", "tensor_split", "expand_as", "view_as", "reshape_as"),
     *("roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat_interleave"),
 )
 """Operations whose result may share memory with their argument, and others that only move elements."""
