@@ -99,15 +99,6 @@ class ParameterGraph:
             parts = (getattr(of_spec, name).repeat(size) for of_spec, size in zip(indices, sizes, strict=True))
             return torch.cat(list(parts)).to(device)
 
-        def by_activation(tables: Sequence[Tensor]) -> Tensor:
-            """[N]: of each network the row of its spec's table, [activations, nodes], that its activation names."""
-            rows = []
-            for params, table in zip(nets, tables, strict=True):
-                activation = torch.zeros(len(params), dtype=torch.long, device=device)
-                activation = activation if params.activation is None else params.activation.to(device)
-                rows.append(table.to(device)[activation].flatten())
-            return torch.cat(rows)
-
         def shifted(name: str) -> Tensor:
             """[2, E] or [2, C]: pairs of nodes, numbered in the whole graph."""
             pairs = zip(indices, first_nodes, strict=True)
@@ -125,9 +116,11 @@ class ParameterGraph:
             node_type=repeated("node_type"),
             edge_type=repeated("edge_type"),
             linear=repeated("linear"),
-            activation=by_activation([_renumbered(i.activation, i.activations, activations) for i in indices]),
+            activation=_by_activation(nets, [_renumbered(i.activation, i.activations, activations) for i in indices]),
             activations=activations,
-            scalar_group=by_activation([_renumbered(i.scalar_group, i.scalar_groups, scalar_groups) for i in indices]),
+            scalar_group=_by_activation(
+                nets, [_renumbered(i.scalar_group, i.scalar_groups, scalar_groups) for i in indices]
+            ),
             scalar_groups=scalar_groups,
             residuals=shifted("residuals"),
             attention=shifted("attention"),
@@ -152,6 +145,16 @@ class _Indices(NamedTuple):
     scalar_groups: tuple[ScalarGroup, ...]
     residuals: Tensor
     attention: Tensor
+
+
+def _by_activation(nets: Sequence[NetParams], tables: Sequence[Tensor]) -> Tensor:
+    """[N]: of each network the row of its spec's table, [activations, nodes], that its activation names."""
+    device, rows = nets[0].biases[0].device, []
+    for params, table in zip(nets, tables, strict=True):
+        activation = torch.zeros(len(params), dtype=torch.long, device=device)
+        activation = activation if params.activation is None else params.activation.to(device)
+        rows.append(table.to(device)[activation].flatten())
+    return torch.cat(rows)
 
 
 def _renumbered(index: Tensor, items: Sequence[object], others: Sequence[object]) -> Tensor:

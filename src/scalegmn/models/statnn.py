@@ -91,13 +91,13 @@ class StatNN(Metanetwork):
         Raises:
             ValueError: the networks have too many layers.
         """
-        parts = [nets] if isinstance(nets, NetParams) else nets
-        for params in parts:
+        batches = [nets] if isinstance(nets, NetParams) else nets
+        for params in batches:
             self.validate_spec(params.spec)
         if self.statistics_normalization is not None:
-            invariant: Tensor = self.mlp(self.statistics_normalization(torch.cat(list(map(self.statistics, parts)))))
+            invariant: Tensor = self.mlp(self.statistics_normalization(torch.cat(list(map(self.statistics, batches)))))
             return invariant
-        read = [self.normalized(params) for params in parts]
+        read = [self.normalized(params) for params in batches]
         rows = raw_statistics([(params.weights, params.biases) for params in read])  # [B, 14 L] each
         width = 2 * NUM_STATISTICS * self.max_layers
         output: Tensor = self.mlp(torch.cat([pad(row, (0, width - row.shape[1])) for row in rows]))

@@ -20,7 +20,7 @@ from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.execution import is_chain, layer_groups, runs_by_layer
 from scalegmn.models.scalegmn.input_networks import check_fit, check_spec
-from scalegmn.models.scalegmn.parts import Parts, branch_name, scalar_groups
+from scalegmn.models.scalegmn.parts import ModuleBuilder, branch_name, scalar_groups
 from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, residual_ends
 from scalegmn.models.visibility import Visibility, residual_connections
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
@@ -99,14 +99,14 @@ class ScaleGMN(Metanetwork):
         self.summed_roles: tuple[str, ...] = ("input", "output") if config.node_positions.endswith("_sum") else ()
         if config.symmetry == "permutation":
             self.summed_roles = ROLES
-        parts = Parts(config, self.groups)
-        self._build_embeddings(parts)
-        self._build_layers(parts)
+        builder = ModuleBuilder(config, self.groups)
+        self._build_embeddings(builder)
+        self._build_layers(builder)
         self.readout: nn.Module | None = None
         self.branch: MLP | None = None
         self.answers: Answers | None = None
         if not config.changes_parameters:
-            self._build_readout(parts)
+            self._build_readout(builder)
         self.probes: Probes | None = None
         if config.num_probes:
             self.probes = Probes(config.num_probes, config.hidden_dim, spec, max_hidden + 1, config.probe_images)
@@ -116,24 +116,24 @@ class ScaleGMN(Metanetwork):
             self.gradients = ProbeGradients(*sizes, spec, max_hidden + 1)
         self.validate_spec(spec)
 
-    def _build_readout(self, parts: Parts) -> None:
+    def _build_readout(self, builder: ModuleBuilder) -> None:
         """The readout, and the branch beside the graph."""
         config, spec, branch = self.config, self.spec, self.config.branch
         num_sizes = 2 * (self.max_hidden + 1) if config.sizes else 0
         num_invariants = 0
         if branch.statistics:
             num_invariants = NUM_LAYER_STATISTICS * (self.max_hidden + 1) + NUM_NETWORK_STATISTICS
-        self.readout = parts.readout(spec.layout[0], spec.layout[-1], num_sizes)
+        self.readout = builder.readout(spec.layout[0], spec.layout[-1], num_sizes)
         self.num_statistics = num_sizes, num_invariants
         if config.sizes or branch.statistics:
             self.statistics_normalization = StatisticsNormalization(num_sizes + num_invariants)
         if branch.reads:
-            mlp = parts.mlp if config.equal_outputs else None
+            mlp = builder.mlp if config.equal_outputs else None
             self.answers = Answers(config.num_probes, spec.layout[-1], mlp) if branch.answers else None
             in_dim = num_invariants + (0 if self.answers is None else self.answers.width)
             self.branch = MLP(in_dim, branch.hidden_dims, config.out_dim, dropout=branch.dropout)
 
-    def _build_embeddings(self, parts: Parts) -> None:
+    def _build_embeddings(self, builder: ModuleBuilder) -> None:
         """A_v, A_e and positional embeddings."""
         config, spec, d = self.config, self.spec, self.config.hidden_dim
         more = self.max_hidden - spec.num_hidden_layers
@@ -150,20 +150,20 @@ class ScaleGMN(Metanetwork):
         self.node_position_map: TypedLinear | None = None
         if config.node_positions != "none":
             self.node_positions = PositionalEmbedding(num_node_types, d)
-            self.node_position_map = parts.position_map(num_node_types)
+            self.node_position_map = builder.position_map(num_node_types)
             roles = {"hidden"} if config.node_positions == "net_sum" else set(spec.roles)
-            self.node_position_net = parts.position_net(roles)
+            self.node_position_net = builder.position_net(roles)
         self.edge_positions: PositionalEmbedding | None = None
         self.edge_position_net: nn.Module | None = None
         self.edge_position_map: TypedLinear | None = None
         if config.edge_positions:
             self.edge_positions = PositionalEmbedding(num_edge_types, d)
-            self.edge_position_map = parts.position_map(num_edge_types)
-            self.edge_position_net = parts.position_net(set(spec.roles[1:]))
+            self.edge_position_map = builder.position_map(num_edge_types)
+            self.edge_position_net = builder.position_net(set(spec.roles[1:]))
         self.node_types = LayerTypes.of_nodes(spec, more, num_node_types - 1)
         self.edge_types = LayerTypes.of_edges(spec, more, num_edge_types - 1)
 
-    def _build_layers(self, parts: Parts) -> None:
+    def _build_layers(self, builder: ModuleBuilder) -> None:
         """The message passing layers, with branches only for those roles of nodes that something later reads."""
         config, spec = self.config, self.spec
         chain_reads = receptive_field(config, spec.num_layers)
@@ -171,7 +171,7 @@ class ScaleGMN(Metanetwork):
         self.reads: Sequence[tuple[LayerReads, LayerReads]] = list(zip(chain_reads, role_reads, strict=True))
         last = config.num_layers - 1
         layers = (
-            self._build_layer(parts, reads, gives_changes=config.changes_parameters and index == last)
+            self._build_layer(builder, reads, gives_changes=config.changes_parameters and index == last)
             for index, reads in enumerate(role_reads)
         )
         self.layers: Sequence[MessagePassingLayer] = nn.ModuleList(layers)  # type: ignore[assignment] # torch: untyped
@@ -179,11 +179,11 @@ class ScaleGMN(Metanetwork):
         per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
 
-    def _build_layer(self, parts: Parts, reads: LayerReads, gives_changes: bool) -> MessagePassingLayer:
+    def _build_layer(self, builder: ModuleBuilder, reads: LayerReads, gives_changes: bool) -> MessagePassingLayer:
         """One message passing layer.
 
         Args:
-            parts: builds its modules.
+            builder: builds its modules.
             reads: what is read of it, by role.
             gives_changes: whether its features are the changes of biases and weights: for each head one number per
                 bias, a kernel per edge. So in the last layer of models with `output: parameters`.
@@ -196,11 +196,11 @@ class ScaleGMN(Metanetwork):
         symmetric = config.symmetry != "permutation"
         senders = roles - {"output"} if self.bidirectional else set()  # get messages against the edges
         return MessagePassingLayer(
-            parts.message(roles - {"input"}),
-            parts.message(senders) if senders else None,
-            parts.update(3 if senders else 2, node_dim, roles),
-            parts.edge_update(edge_dim) if reads.edges else None,
-            parts.edge_update(edge_dim) if reads.backward_edges else None,
+            builder.message(roles - {"input"}),
+            builder.message(senders) if senders else None,
+            builder.update(3 if senders else 2, node_dim, roles),
+            builder.edge_update(edge_dim) if reads.edges else None,
+            builder.edge_update(edge_dim) if reads.backward_edges else None,
             nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None,
             nn.Linear(d, d, bias=False) if reads_residuals else None,
             nn.Linear(d, d, bias=False) if reads_reversed_residuals else None,
@@ -229,6 +229,10 @@ class ScaleGMN(Metanetwork):
 
     def forward(self, nets: NetParams | Sequence[NetParams]) -> Tensor | NetParams:
         """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
+
+        Networks are normalised and brought to canonical form; statistics and probes are read of them; `plain`, or the
+        engine in its place, computes the readout, to which the branch is added, or features that `_changes` makes
+        changes of.
 
         Raises:
             ValueError: the networks are not those that the model was built for.

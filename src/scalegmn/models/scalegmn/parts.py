@@ -57,8 +57,8 @@ def branch_name(group: ScalarGroup) -> str:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Builds the modules of a model.
+class ModuleBuilder:
+    """Builds the modules of a model: which class of `scalegmn.nn` each option stands for.
 
     Attributes:
         config: the model's options.
