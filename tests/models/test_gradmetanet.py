@@ -2,6 +2,7 @@ import pytest
 import torch
 from contract import Contract, build
 
+from scalegmn.engine.memory import saved_bytes
 from scalegmn.models.gradmetanet import GradMetaNetConfig, SetOfSetsLayer
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
 from scalegmn.networks.evaluate import evaluate
@@ -25,6 +26,12 @@ class TestGradMetaNet(Contract):
     @pytest.fixture(params=[(config, spec) for config in CONFIGS for spec in SPECS], ids=str)
     def case(self, request):
         return request.param
+
+
+def test_what_a_backward_pass_keeps_can_be_measured(random_params):
+    """As training does at its start."""
+    model = build(CONFIGS[0], SPECS[0])
+    assert saved_bytes(model, random_params(SPECS[0], 2)) > 0
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

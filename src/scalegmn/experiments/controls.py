@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -64,13 +65,12 @@ def controls(run: Path) -> dict[str, float]:
 def work_per_network(model: Metanetwork, nets: LabelledNets) -> float:
     """Operations of a forward pass that one more network costs, the first one of `nets`: two per multiply-add of matrix
     products and convolutions, as the equations are written (`engine: plain`)."""
-    engine, model.engine = model.engine, "plain"
-    model.eval()
+    model = deepcopy(model).eval().requires_grad_(False)  # or counters follow parameters that modules are called with
+    model.engine = "plain"
     operations = []
     for number in (1, 2):
         batch: NetParams | MultiArchBatch = nets.read(torch.zeros(number, dtype=torch.long))
         with FlopCounterMode(display=False) as counter:
             model(batch)
         operations.append(counter.get_total_flops())
-    model.engine = engine
     return float(operations[1] - operations[0])
