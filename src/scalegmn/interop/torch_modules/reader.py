@@ -407,7 +407,8 @@ def _is_random(node: torch.fx.Node) -> bool:
     arguments = node.target._schema.arguments  # type: ignore[union-attr]
     options = {argument.name: argument.default_value for argument in arguments}
     options |= dict(zip(options, node.args, strict=False)) | node.kwargs
-    share = options.get("dropout_p", options.get("p", 1)) if options.get("train", True) else 0
+    is_training = options.get("train", options.get("training", True))
+    share = options.get("dropout_p", options.get("p", 1)) if is_training else 0
     return share != 0
 
 

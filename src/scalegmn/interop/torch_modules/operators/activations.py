@@ -38,6 +38,12 @@ def activate(call: Call, value: Any, *args: Any, **kwargs: Any) -> Neurons | Net
     return activated(call, name, value)
 
 
+@operator("activations", "rrelu")
+def middle_slope(call: Call, value: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Neurons | NetworkInput:
+    """A leaky relu whose slope is drawn in training, and the middle of its range when it evaluates."""
+    return activated(call, leaky_relu((lower + upper) / 2), value)
+
+
 @operator("activations", "clamp", "hardtanh", "clamp_min", "clamp_max")
 def bound(call: Call, value: Any, *args: Any, **kwargs: Any) -> Neurons | NetworkInput:
     """An activation that keeps values between two numbers; other bounds are for the network's output."""
