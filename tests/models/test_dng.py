@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from contract import Contract, build
 
+from scalegmn.experiments.controls import work_per_network
 from scalegmn.models.dng import DNGConfig
 from scalegmn.networks import LayerSpec, NetSpec
 
@@ -52,6 +54,13 @@ def test_states_are_those_of_the_equations(spec, random_params):
             new.append(model.norm(gru(model.update, bias_features, message)))
         states = new
     torch.testing.assert_close(model(params)[0], model.readout(torch.cat(states)), rtol=1e-9, atol=1e-10)
+
+
+def test_its_work_is_counted(random_params):
+    """Its first states are parameters, which modules are called with."""
+    params = random_params(SPECS[0], 1)
+    nets = SimpleNamespace(read=lambda rows: params[rows])
+    assert work_per_network(CONFIGS[0].build(SPECS[0]).double(), nets) > 2 * 8 * 8 * 3 * SPECS[0].num_nodes
 
 
 def test_wrong_configurations_and_networks_are_refused():
