@@ -359,3 +359,10 @@ def test_kinds_of_layers_are_free(name, generator):
     params = assert_read(module, x, generator)
     assert not any(layer.pinned for layer in params.spec.layers)
     assert from_module(module, x, strict=True).spec == params.spec
+
+
+def test_batch_norms_without_weight_take_no_signs(generator):
+    layers = nn.Linear(3, 6), nn.Tanh(), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)
+    module, x = nn.Sequential(*layers).double().eval(), torch.randn(4, 3, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert not params.spec.class_symmetry(params.spec.scaling_classes[0]).signs

@@ -297,9 +297,9 @@ def class_symmetry(
     """The scalars that commute with the activations of all layers of a class, and with all that reads them.
 
     Layers that a residual connection joins share those scalars alone that their activations preserve, chi(q) = q;
-    tied weights, transposed, those with q = 1 / q; maxima, those with chi(q) > 0. Keys of attention have those of
-    their queries (`reciprocal_layers`), inverted. Values of gates and queries that are turned by position have all
-    scalars, other layers without activation the positive ones.
+    tied weights, transposed, those with q = 1 / q; maxima, and batch norms without weight, those with chi(q) > 0. Keys
+    of attention have those of their queries (`reciprocal_layers`), inverted. Values of gates and queries that are
+    turned by position have all scalars, other layers without activation the positive ones.
 
     Args:
         spec: the network.
@@ -325,4 +325,9 @@ def class_symmetry(
         group = replace(group, signs=False)
     signed = {heads.query for heads in spec.heads if heads.rotary}
     signed |= {layer for layer in members if spec.layers[layer].linear}
-    return SCALES if group == ALL_SCALARS and not members & signed else group
+    group = SCALES if group == ALL_SCALARS and not members & signed else group
+    is_normed = any(
+        layer.norm == "batch" and not layer.affine and spec.sender(index) in members
+        for index, layer in enumerate(spec.layers if group.signs else ())
+    )
+    return replace(group, signs=False) if is_normed else group  # a norm without weight has nothing that takes the sign

@@ -256,7 +256,8 @@ def _reading_opaque(trace: Trace, layer: TracedLayer) -> TracedLayer:
     """A layer that reads what it reads as constant inputs; channel by channel, its neurons stay."""
     if layer.options.get("groups", 1) > 1:
         pin_neurons(trace, layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
-    return replace(layer, reads=None, coupled=None, options={**layer.options, "constant": True, "opaque": True})
+    options = {**layer.options, "constant": True, "opaque": True, "linear": False}
+    return replace(layer, reads=None, coupled=None, options=options)
 
 
 def _parts(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> list[TracedLayer]:
