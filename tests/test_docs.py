@@ -15,6 +15,7 @@ import pytest
 import scalegmn.cli
 from scalegmn.cli.arguments import Arguments
 from scalegmn.configuration.files import shipped_configs
+from scalegmn.interop.torch_modules.operators import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 BEFORE = ROOT / "tests" / "fixtures" / "before_rebuild"
@@ -149,6 +150,7 @@ def test_python(path, folder, monkeypatch, tmp_path):
     if not code:
         return
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(OPERATORS, "_items", dict(OPERATORS._items))  # other tests see what is shipped
     program = tmp_path / "snippets.py"
     program.write_text(NETWORK_FILES + code)
     runpy.run_path(str(program))
