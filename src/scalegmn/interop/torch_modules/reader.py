@@ -27,6 +27,15 @@ from scalegmn.interop.torch_modules.execution import (
 )
 from scalegmn.interop.torch_modules.headwise import before_scores, computed_in_heads
 from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.nodes import (
+    changed_argument,
+    is_random,
+    is_read_by_others,
+    is_read_elsewhere,
+    is_rounded,
+    is_view,
+    place_of,
+)
 from scalegmn.interop.torch_modules.operators import OPERATORS, Call
 from scalegmn.interop.torch_modules.operators.attention import mixed_over_positions, with_scores
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
@@ -223,7 +232,7 @@ class GraphReader:
     def _read_call(self, node: torch.fx.Node) -> None:
         """Finds the value of an operation, and marks those whose memory it changes."""
         trace, name, values = self._trace, operation(node), self._values
-        trace.place = _place(node)
+        trace.place = place_of(node)
         for read in node.all_input_nodes:
             if isinstance(values[read], _Changed):
                 if trace.is_strict:
@@ -231,12 +240,12 @@ class GraphReader:
                 pin(trace, values[read].values, "its memory is changed in place through another value")
                 values[read] = _opaque(self._actual[read])
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if _is_random(node) and trace.is_strict:
+        if is_random(node) and trace.is_strict:
             trace.refuse(f"{name} draws random numbers when the module evaluates")
         values[node] = self._value(node, name.rstrip("_"), args, kwargs)
-        changed = _changed_argument(node)
+        changed = changed_argument(node)
         source = changed or node.args[0] if node.args else None
-        if isinstance(source, torch.fx.Node) and (changed or _is_view(node)):
+        if isinstance(source, torch.fx.Node) and (changed or is_view(node)):
             self._memory[node] = self._memory.get(source, source)
             if changed and (is_traced(values[source]) or is_traced(values[node])):
                 for other in [other for other in values if self._memory.get(other, other) is self._memory[node]]:
@@ -255,15 +264,15 @@ class GraphReader:
         leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
         restore = trace.saved(leaves)
         is_computed = False
-        is_drawn = _is_random(node) and name not in FILLS and bool(leaves)
-        if _is_rounded(node) and not trace.is_strict:
+        is_drawn = is_random(node) and name not in FILLS and bool(leaves)
+        if is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
         ways = [] if is_drawn else self._attempts(name, leaves)
         if any(isinstance(leaf, Turned | OfHeads) for leaf in leaves) and node in self._before_scores:
             ways = [IN_HEADS]
         elif node in self._before_scores and ways and not trace.is_strict:
             ways.insert(1 if AS_IT_IS in ways else 0, IN_HEADS)
-        if ALIKE in ways and "softmax" in name and _is_read_by_others(node):
+        if ALIKE in ways and "softmax" in name and is_read_by_others(node):
             ways.sort(key=[ALIKE, AS_IT_IS, AS_LAYERS].index)
         for way in ways:
             try:
@@ -367,8 +376,8 @@ class GraphReader:
             self._trace.refuse("parameters are read that are computed from others")
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")
-        is_read_elsewhere = operation(node) == name and _is_read_elsewhere(node)
-        call = Call(self._trace, name, node.target, node.meta["val"], is_read_elsewhere)  # type: ignore[arg-type]
+        read_elsewhere = operation(node) == name and is_read_elsewhere(node)
+        call = Call(self._trace, name, node.target, node.meta["val"], read_elsewhere)  # type: ignore[arg-type]
         return OPERATORS[name].rule(call, *args, **kwargs)
 
     def _with_actual(self, value: Any, actual: Any) -> Any:
@@ -400,62 +409,6 @@ class GraphReader:
         return replace(self._trace.new_input(actual), is_prepared=True) if isinstance(actual, Tensor) else actual
 
 
-def _is_random(node: torch.fx.Node) -> bool:
-    """Whether an operation draws random numbers, as a dropout does that is not switched off."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    options = {argument.name: argument.default_value for argument in arguments}
-    options |= dict(zip(options, node.args, strict=False)) | node.kwargs
-    is_training = options.get("train", options.get("training", True))
-    share = options.get("dropout_p", options.get("p", 1)) if is_training else 0
-    return share != 0
-
-
-def _is_read_by_others(node: torch.fx.Node) -> bool:
-    """Whether other operations than views read a value, not the module's output alone."""
-    views = (*VIEWS, *UNCHANGED)
-    return any(
-        user.op != "output" and (operation(user) not in views or _is_read_by_others(user)) for user in node.users
-    )
-
-
-def _is_rounded(node: torch.fx.Node) -> bool:
-    """Whether an operation makes floating point numbers of 64 bits shorter: in double precision, what is claimed holds
-    to 1e-9."""
-    dtypes = [getattr(item.meta.get("val"), "dtype", None) for item in (node, *node.all_input_nodes)]
-    is_short = dtypes[0] in (torch.float32, torch.float16, torch.bfloat16)
-    return is_short and torch.float64 in dtypes[1:]
-
-
-def _is_read_elsewhere(node: torch.fx.Node) -> bool:
-    """Whether others read what an operation reads, or what that is a view or a multiple of."""
-    source = node.args[0] if node.args else None
-    while isinstance(source, torch.fx.Node):
-        if len(source.users) > 1:
-            return True
-        if operation(source) not in (*VIEWS, "mul", "div", "neg") or source.op != "call_function":
-            return False
-        source = next((item for item in source.args if isinstance(item, torch.fx.Node)), None)
-    return False
-
-
-def _changed_argument(node: torch.fx.Node) -> torch.fx.Node | None:
-    """The argument whose memory an operation changes."""
-    schema = getattr(node.target, "_schema", None)
-    for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.fx.Node):
-            return value
-    return None
-
-
-def _is_view(node: torch.fx.Node) -> bool:
-    """Whether the result of an operation may share memory with its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    is_alias = schema is not None and any(result.alias_info is not None for result in schema.returns)
-    return is_alias or operation(node) in (*VIEWS, *UNCHANGED)
-
-
 def _opaque(actual: Any) -> Any:
     """What no layer describes, as a value: tensors of floating point numbers and others alike."""
     if isinstance(actual, list | tuple):
@@ -477,11 +430,3 @@ def _as_opaque(reads: Any, actual: Mapping[torch.fx.Node, Any], nodes: Any) -> A
 
 def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _place(node: torch.fx.Node) -> str:
-    """Where in the module an operation is: `layer1.0.conv1 (Conv2d)`."""
-    stack = list((node.meta.get("nn_module_stack") or {"": ("", nn.Module)}).values())
-    path, kind = stack[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    return f"{path or 'module'} ({name.rpartition('.')[2]})"
