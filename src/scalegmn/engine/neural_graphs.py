@@ -32,7 +32,7 @@ _CHUNK = 8
 pass that chunks need."""
 
 
-class DenseEdges(NamedTuple):
+class LayerEdges(NamedTuple):
     """The edges between two node layers in one direction: of weights between all nodes, of a residual connection
     between the first nodes of both layers, one by one."""
 
@@ -79,7 +79,7 @@ class BlockGraph(NamedTuple):
     x: Tensor
     """Nodes, [B, N, d], layer by layer; [1, N, d] of all networks, all output nodes first, then the others."""
 
-    edges: Sequence[DenseEdges | SortedEdges]
+    edges: Sequence[LayerEdges | SortedEdges]
     """To each of `nodes`."""
 
     none: Tensor
@@ -244,24 +244,24 @@ def _none(features: NeuralGraphFeatures, like: Tensor) -> Tensor:
     return encode_then_linear(features.weight_encoder, features.edge_linear, raw)
 
 
-def _chain_edges(features: NeuralGraphFeatures, params: NetParams) -> list[DenseEdges]:
+def _chain_edges(features: NeuralGraphFeatures, params: NetParams) -> list[LayerEdges]:
     """One block per weight matrix or residual connection, and direction."""
     nodes, blocks = node_slices(params.spec), []
     for lower, upper, layer, weight in zip(nodes[:-1], nodes[1:], params.spec.layers, params.weights, strict=True):
         if layer.kernel is None and features.linear_encoder is not None:
             encoded = encode_then_linear(features.linear_encoder, features.edge_linear, weight[..., None])
-            blocks.append(DenseEdges(upper, lower, encoded))
+            blocks.append(LayerEdges(upper, lower, encoded))
         else:
-            blocks += _in_directions(features, DenseEdges(upper, lower, _padded(weight, features.kernel)))
+            blocks += _in_directions(features, LayerEdges(upper, lower, _padded(weight, features.kernel)))
     for source, receiver, channels in params.spec.residuals:
         starts = [nodes[layer + 1].start for layer in (source, receiver)]
         lower, upper = (slice(start, start + channels) for start in starts)
         raw = _padded(params.biases[0].new_ones(len(params), channels, 1), features.kernel)
-        blocks += _in_directions(features, DenseEdges(upper, lower, raw, residual=True))
+        blocks += _in_directions(features, LayerEdges(upper, lower, raw, residual=True))
     return blocks
 
 
-def _in_directions(features: NeuralGraphFeatures, raw: DenseEdges) -> list[DenseEdges]:
+def _in_directions(features: NeuralGraphFeatures, raw: LayerEdges) -> list[LayerEdges]:
     """The edges of raw features, and those against them."""
 
     def encoded(values: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def _in_directions(features: NeuralGraphFeatures, raw: DenseEdges) -> list[Dense
         reverse = reverse.transpose(1, 2)
     return [
         raw._replace(features=encoded(forward)),
-        DenseEdges(raw.senders, raw.receivers, encoded(reverse), raw.residual),
+        LayerEdges(raw.senders, raw.receivers, encoded(reverse), raw.residual),
     ]
 
 

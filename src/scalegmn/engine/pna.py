@@ -17,7 +17,7 @@ from torch.nn.functional import linear, silu
 from scalegmn.engine.modules import after_first_linear
 from scalegmn.engine.neural_graphs import (
     BlockGraph,
-    DenseEdges,
+    LayerEdges,
     NeuralGraphNetwork,
     SortedEdges,
     block_graph,
@@ -28,7 +28,7 @@ from scalegmn.networks import NetParams
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.pna import LEAST_VARIANCE, NUM_AGGREGATORS, Aggregate, EdgeUpdate, GraphNorm, Message, PNALayer
 
-AnyEdges = DenseEdges | SortedEdges
+AnyEdges = LayerEdges | SortedEdges
 
 
 class Reduced(NamedTuple):
@@ -128,7 +128,7 @@ def run_network(model: PNANetwork, nets: Sequence[NetParams]) -> Tensor | NetPar
     x, edges, inner = pass_messages(layers, norms, updates, model.dropout, graph, read)
     if model.readout is not None:
         return model.read_out(pool(x, graph, model.pooling, model.reads_all))
-    forward = [block for block in edges if isinstance(block, DenseEdges) and not block.residual]
+    forward = [block for block in edges if isinstance(block, LayerEdges) and not block.residual]
     forward = [block for block in forward if block.senders.start < block.receivers.start]
     (to_readout,) = map_edges(forward, [joined(model.edge_readout.linears[0], inner)])
     changes = [after_first_linear(model.edge_readout, block.features) for block in to_readout]

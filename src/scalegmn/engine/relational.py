@@ -17,7 +17,7 @@ from torch.nn.functional import gelu, linear, pad
 from scalegmn.engine.memory import tensor_bytes
 from scalegmn.engine.neural_graphs import (
     BlockGraph,
-    DenseEdges,
+    LayerEdges,
     NeuralGraphNetwork,
     SortedEdges,
     block_graph,
@@ -183,7 +183,7 @@ def all_pairs(graph: BlockGraph) -> Tensor:
     num_networks, num_nodes, _ = graph.x.shape
     e = graph.none.repeat(num_networks, num_nodes, num_nodes, 1)
     for block in graph.edges:
-        assert isinstance(block, DenseEdges)
+        assert isinstance(block, LayerEdges)
         if block.residual:
             index = torch.arange(num_nodes, device=e.device)
             e[:, index[block.senders], index[block.receivers]] = block.features[:, :, 0]
