@@ -184,6 +184,7 @@ def test_tuning_and_failures(home, compare):
         ({"seeds": (1, 1)}, "seeds: found [1, 1]"),
         ({"seeds": (-1,)}, "seeds: found [-1]"),
         ({"processes": 0}, "processes: found 0, expected at least 1"),
+        ({"only": ("a", "b")}, "only: found b, expected some of a"),
     ],
 )
 def test_wrong_comparisons(change, message):
@@ -228,8 +229,9 @@ def test_shipped_comparisons(path, monkeypatch):
 def test_learning_curves(home, compare, drawn):
     """Each model with the settings that it keeps, each number of training networks, each seed."""
     (home / "script.py").write_text(SCRIPT)
-    content = {"script": "script.py", "models": {"good": {"conf": "mlp.yml"}}, "tune": {LR: [1, 2]}, "seeds": [0, 5]}
-    code, _, error = compare({**content, "train_networks": [8, 16], "processes": 4})
+    models = {"bad": {"conf": "mlp.yml"}, "good": {"conf": "mlp.yml"}}
+    content = {"script": "script.py", "models": models, "tune": {LR: [1, 2]}, "seeds": [0, 5]}
+    code, _, error = compare({**content, "train_networks": [8, 16], "processes": 4}, "--only=[good]")
     assert code == 0, error
     rows = read_csv(home / "out/curves.csv")
     assert [(row["model"], row["train_networks"], row["seeds"]) for row in rows] == [
@@ -282,7 +284,8 @@ def test_p_values_of_scores(tmp_path):
 def test_controls_and_page(home, compare):
     """Moved networks, work and simple models beside the results; a page of tables and figures."""
     models = {"mlp": {"conf": "mlp.yml", "published": "9 | 10 %"}, "gmn": {"conf": "conf.yml"}}
-    content = {"models": models, "common": {"train_args": {"num_epochs": 2}}, "controls": True}
+    common = {"train_args": {"num_epochs": 2}}
+    content = {"models": models, "common": common, "controls": True, "train_networks": [12]}
     code, _, error = compare(content, "--page=pages/small_zoo.md")
     assert code == 0, error
     rows = {row["model"]: row for row in read_csv(home / "out/table.csv")}
@@ -293,6 +296,11 @@ def test_controls_and_page(home, compare):
     assert set(rows) == {"mlp", "gmn", "weights, logistic regression", "weights, MLP 256-128"} | {
         f"{number} points, MLP 256-128" for number in (64, 256)
     }
+    curves = read_csv(home / "out/curves.csv")
+    networks = {int(row["train_networks"]) for row in curves}
+    assert {(row["model"], int(row["train_networks"])) for row in curves} == {(n, k) for n in rows for k in networks}
+    assert min(networks) == 12
+    assert len(networks) == 2
     asked = rows["64 points, MLP 256-128"]
     assert float(asked["moved_accuracy"]) == pytest.approx(float(asked["test_accuracy"]), abs=0.35)
     page = (home / "pages/small_zoo.md").read_text()

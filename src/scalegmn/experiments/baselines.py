@@ -132,8 +132,8 @@ def statistics_rows(run: Path) -> list[dict[str, Any]]:
 
     Gradient boosting and an MLP, once on statistics of the weights as they are, and once on statistics that no
     permutation, sign or scale of neurons moves: what a function-invariant model can know. The number of trees, and the
-    MLP's epoch, are chosen by tau on the validation split. `moved_tau`: of the test networks after random permutations
-    and rescalings of their neurons.
+    MLP's epoch, are `chosen` by tau on the validation split. `moved_tau`: of the test networks after random
+    permutations and rescalings of their neurons.
 
     Raises:
         ValueError: the zoo is not the one that the run was trained on, or has several architectures.
@@ -156,10 +156,11 @@ def statistics_baselines(run: Path) -> str:
     _append(run, rows)
     num_networks = json.loads((run / "summary.json").read_text())["data"]["networks"]["test"]
     lines = [f"Test accuracy of {num_networks:,} networks, predicted from their weights", ""]
-    lines.append(f"{'model':<34}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
+    lines.append(f"{'model':<40}{'tau':>8}{'R^2':>8}{'MAE':>8}{'seconds':>9}")
     for row in rows:
         scores = "".join(f"{row[f'test_{name}']:>8.3f}" for name in ("tau", "r2", "mae"))
-        lines.append(f"{row['model']:<34}{scores}{row['seconds']:>9.0f}")
+        name = ", ".join([row["model"], *([row["chosen"]] if "chosen" in row else [])])
+        lines.append(f"{name:<40}{scores}{row['seconds']:>9.0f}")
     return "\n".join(lines)
 
 
@@ -226,7 +227,8 @@ def _boosted(kind: str, features: Mapping[str, NDArray], targets: Mapping[str, N
     scores = [kendalltau(targets["val"], predicted).statistic for predicted in model.staged_predict(features["val"])]
     trees = int(np.nanargmax(scores)) + 1
     predicted = {split: list(model.staged_predict(features[split]))[trees - 1] for split in ("test", "moved")}
-    return _row(f"{kind}, {trees} trees", predicted, targets, time.perf_counter() - started)
+    row = _row(f"{kind}, boosting", predicted, targets, time.perf_counter() - started)
+    return row | {"chosen": f"{trees} trees"}
 
 
 def _perceptron(kind: str, features: Mapping[str, NDArray], targets: Mapping[str, NDArray]) -> dict[str, Any]:
@@ -242,8 +244,9 @@ def _perceptron(kind: str, features: Mapping[str, NDArray], targets: Mapping[str
         if tau > best:
             best, epochs = tau, epoch + 1
             predicted = {split: model.predict(inputs[split]) for split in predicted}
-    row = _row(f"{kind}, MLP, {epochs} epochs", predicted, targets, time.perf_counter() - started)
-    return row | {"parameters": sum(array.size for array in model.coefs_ + model.intercepts_)}
+    row = _row(f"{kind}, MLP", predicted, targets, time.perf_counter() - started)
+    parameters = sum(array.size for array in model.coefs_ + model.intercepts_)
+    return row | {"chosen": f"{epochs} epochs", "parameters": parameters}
 
 
 def _row(name: str, predicted: Mapping[str, NDArray], targets: Mapping[str, NDArray], seconds: float) -> dict[str, Any]:

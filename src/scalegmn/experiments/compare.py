@@ -70,6 +70,9 @@ class CompareConfig:
     """Name of a model: {conf: FILE}, and settings of this model alone, which win; `published`, a text such as 96 % of
     55,000 networks, stands beside its result, marked as of other data."""
 
+    only: tuple[str, ...] = ()
+    """Names of the models to compare; none: all."""
+
     common: dict[str, Any] = field(default_factory=dict)
     """Settings of all models, such as train_args.num_epochs: 5; they win over the files."""
 
@@ -86,7 +89,7 @@ class CompareConfig:
 
     controls: bool = False
     """Also show the test metric on networks that were moved along their orbits, the work per network, and simple models
-    on the same networks: of queried points, of flattened weights, of statistics."""
+    on the same networks, in learning curves too: of queried points, of flattened weights, of statistics."""
 
     page: str | None = None
     """A Markdown file to write too: tables, figures beside it, and the command."""
@@ -102,6 +105,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         problems = [] if self.models else ["models: found none, expected at least one, as NAME: {conf: FILE}"]
+        unknown = [name for name in self.only if name not in self.models]
+        problems += [f"only: found {name}, expected some of {', '.join(self.models)}" for name in unknown]
         for name, entry in self.models.items():
             if not re.fullmatch(r"[\w+-][\w.+ -]*", str(name)):
                 problems.append(f"models.{name}: found a name that is no folder's, expected letters, digits, . + - _")
@@ -129,6 +134,11 @@ class CompareConfig:
     def threads(self) -> int:
         """The threads of each run."""
         return max(1, (os.cpu_count() or 1) // self.processes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models to compare."""
+        return self.only or tuple(self.models)
 
     def settings(self, name: str) -> dict[str, Any]:
         """A model's settings by dotted key, but for those that are tuned."""
@@ -175,7 +185,8 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     start = program(config.script)
     runs: list[PlannedRun] = []
     problems = []
-    for name, entry in config.models.items():
+    for name in config.names:
+        entry = config.models[name]
         for values in itertools.product(*config.tune.values()):
             tuned = dict(zip(config.tune, values, strict=True))
             settings = words([entry["conf"]], {**config.settings(name), **tuned}, config.imports)
@@ -225,7 +236,7 @@ def compare(config: CompareConfig) -> list[Path]:
         runs = [run for run in runs if run.train_networks is None]
         trials = [run for run in runs if run.config.train_args.seed == config.seeds[0]]
         failed = train(config, trials)
-        chosen = {name: choose([run for run in trials if run.model == name]) for name in config.models}
+        chosen = {name: choose([run for run in trials if run.model == name]) for name in config.names}
         if config.tune:
             write_csv(out / "tuning.csv", [_trial(run, run.tuned == chosen[run.model]) for run in trials])
         runs = [run for run in runs if run.tuned == chosen[run.model]]
@@ -234,7 +245,7 @@ def compare(config: CompareConfig) -> list[Path]:
         if not runs:
             return failed
         networks = networks_of(runs)
-        rows = [row(name, chosen[name] or {}, [run for run in runs if run.model == name]) for name in config.models]
+        rows = [row(name, chosen[name] or {}, [run for run in runs if run.model == name]) for name in config.names]
         add_p_values(rows, runs)
         for model_row in rows:
             published = config.models[model_row["model"]].get(PUBLISHED)
@@ -255,7 +266,7 @@ def compare(config: CompareConfig) -> list[Path]:
         curves = [run for run in curves if run.tuned == chosen[run.model]]
         failed += train(config, curves)
         if curves:
-            write_curves(out, [run for run in curves if run.is_finished] + runs, metric)
+            write_curves(out, [run for run in curves if run.is_finished] + runs, metric, config.controls)
         if config.page is not None:
             write_page(Path(config.page), out, text)
     print(f"\n{text}\nresults: {out}")

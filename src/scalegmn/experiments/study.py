@@ -163,26 +163,36 @@ def add_p_values(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) -> 
 
 def with_controls(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) -> list[dict[str, Any]]:
     """The rows with `controls` of each model's runs, the mean of each, and then a row for each simple model on the same
-    networks (`baselines.ROWS`), if the task has any and the networks are of one architecture."""
-    from scalegmn.experiments.baselines import ROWS  # scikit-learn takes a second to import
-
+    networks (`simple_rows`)."""
     for model_row in rows:
         found = [controls(run.folder) for run in runs if run.model == model_row["model"]]
         model_row |= {key: statistics.fmean(of_run[key] for of_run in found) for key in (found[0] if found else ())}
-    first = runs[0].folder
-    data = summary_of(read_run(first, runs[0].model))["data"]
-    simple = ROWS[data["task"]](first)[1:] if data["task"] in ROWS and data["architectures"] == 1 else []
     shown = {key for model_row in rows for key in model_row}
-    return [*rows, *({key: value for key, value in simple_row.items() if key in shown} for simple_row in simple)]
+    return [*rows, *({key: value for key, value in of.items() if key in shown} for of in simple_rows(runs[0]))]
 
 
-def write_curves(out: Path, runs: Sequence[PlannedRun], metric: str) -> None:
+def simple_rows(run: PlannedRun) -> list[dict[str, Any]]:
+    """A row for each simple model on the networks of a finished run (`baselines.ROWS`); none if its task has no such
+    models, or the networks are of several architectures."""
+    from scalegmn.experiments.baselines import ROWS  # scikit-learn takes a second to import
+
+    data = summary_of(read_run(run.folder, run.model))["data"]
+    return ROWS[data["task"]](run.folder)[1:] if data["task"] in ROWS and data["architectures"] == 1 else []
+
+
+def write_curves(out: Path, runs: Sequence[PlannedRun], metric: str, controls: bool) -> None:
     """Writes curves.csv and curves.png: the metric's mean and standard deviation (n - 1) over seeds, for each model and
-    number of training networks."""
+    number of training networks; with `controls` also the metric of simple models (`simple_rows`)."""
     points: dict[tuple[str, int], list[float]] = {}
+    first: dict[int, PlannedRun] = {}
     for run in runs:
         summary = summary_of(read_run(run.folder, run.model))
-        points.setdefault((run.model, summary["data"]["networks"]["train"]), []).append(summary[metric])
+        number = summary["data"]["networks"]["train"]
+        first.setdefault(number, run)
+        points.setdefault((run.model, number), []).append(summary[metric])
+    for number, run in first.items() if controls else ():
+        for simple in simple_rows(run):
+            points[simple["model"], number] = [simple[metric]]
     rows: list[dict[str, Any]] = [
         {
             "model": model,
