@@ -49,6 +49,11 @@ def linear():
     return nn.Linear(3, 2)
 
 
+def two_linears():
+    """Without an activation between."""
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
+
+
 def bag():
     """Of words."""
     return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))

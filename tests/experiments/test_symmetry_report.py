@@ -233,6 +233,14 @@ def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetr
     assert output[-1] == "the model sees all parameters of the networks"
 
 
+def test_bases_of_linear_networks(monkeypatch, capsys, tmp_path):
+    settings = {"model": "mvprobe", "mvprobe_args": {"num_probes": 4, "projection_dim": 4}}
+    code, output, error = check_modules(monkeypatch, capsys, tmp_path, "two_linears", "1,3", **settings)
+    assert code == 0, (output, error)
+    assert all(lines(output, name)[0].endswith("kept") for name in ("permutation", "scale", "basis"))
+    assert float(lines(output, "control")[0].split()[3]) > 1e-3
+
+
 def test_networks_of_one_layer_have_nothing_to_move(monkeypatch, capsys, tmp_path):
     code, output, error = check_modules(monkeypatch, capsys, tmp_path, "linear", "1,3", scalegmn_args=SMALL)
     assert code == 0, (output, error)

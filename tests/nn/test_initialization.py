@@ -13,6 +13,7 @@ from scalegmn.models.gradmetanet import GradMetaNetConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.inr2jls import INR2JLSConfig
 from scalegmn.models.monomial_nfn import MonomialNFNConfig
+from scalegmn.models.mvprobe import MVProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.nft import NFTConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
@@ -170,7 +171,7 @@ def test_features_keep_their_size(symmetry, activation, direction, width, random
         assert sizes(config, spec, params, "published")[-1] < 0.25
 
 
-TINY = NetSpec.mlp([2, 5, 5, 1], "sine", 6.0)
+TINY, LINEAR = NetSpec.mlp([2, 5, 5, 1], "sine", 6.0), NetSpec.mlp([2, 5, 5, 1], "identity")
 SMALL = {"hidden_dim": 16, "num_layers": 3, "out_dim": 4, "normalize": True}
 STARTING = {
     "scalegmn": ScaleGMNConfig(**SMALL),
@@ -195,6 +196,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),
     "nfn": NFNConfig(hidden_dims=(16, 16), num_frequencies=8, fourier_scale=1.0, readout_dim=32, out_dim=4),
     "statnn": StatNNConfig(features="invariant", hidden_dim=64, out_dim=4),
+    "mvprobe": MVProbeConfig(num_probes=16, projection_dim=16, representation_dim=32, out_dim=4),
     "mlp": FlatMLPConfig(hidden_dim=64, num_hidden=1, out_dim=4),
 }
 SHARE_LEFT = {"nft": 0.5, "probegen": 0.5, "hidden_probe": 0.5, "scalegmn-product": 0.5}
@@ -203,10 +205,14 @@ SHARE_LEFT = {"nft": 0.5, "probegen": 0.5, "hidden_probe": 0.5, "scalegmn-produc
 
 @pytest.fixture
 def zoo(generator):
-    """32 SIRENs, and the quarter of the plane in which the pair of their values at two points lies."""
-    weights = [torch.randn(32, *layer.weight_shape, generator=generator) / layer.in_dim for layer in TINY.layers]
-    biases = [0.3 * torch.randn(32, layer.out_dim, generator=generator) for layer in TINY.layers[:-1]]
-    params = NetParams(TINY, tuple(weights), (*biases, torch.zeros(32, 1)))  # whose sign would tell
+    return labelled(TINY, generator)
+
+
+def labelled(spec, generator):
+    """32 networks, and the quarter of the plane in which the pair of their values at two points lies."""
+    weights = [torch.randn(32, *layer.weight_shape, generator=generator) / layer.in_dim for layer in spec.layers]
+    biases = [0.3 * torch.randn(32, layer.out_dim, generator=generator) for layer in spec.layers[:-1]]
+    params = NetParams(spec, tuple(weights), (*biases, torch.zeros(32, 1)))  # whose sign would tell
     values = evaluate(params, torch.tensor([[0.5, 0.2], [-0.4, 0.6]]))[..., 0]
     return params, ((values > values.median(0).values) * torch.tensor([1, 2])).sum(1)
 
@@ -214,7 +220,7 @@ def zoo(generator):
 def share_left(config, params, loss_of):
     """The share of the first loss, loss_of(model), that 50 steps leave."""
     torch.manual_seed(0)
-    model = config.build(TINY)
+    model = config.build(params.spec)
     model.fit_normalization([params])
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
     for _ in range(51):
@@ -231,7 +237,8 @@ def share_left_of_labels(config, zoo):
 
 
 @pytest.mark.parametrize("name", STARTING)
-def test_training_starts(name, zoo):
+def test_training_starts(name, generator):
+    zoo = labelled(LINEAR if name == "mvprobe" else TINY, generator)
     assert share_left_of_labels(STARTING[name], zoo) < SHARE_LEFT.get(name, 0.2)
 
 

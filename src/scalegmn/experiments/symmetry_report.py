@@ -21,9 +21,9 @@ from scalegmn.experiments.trained import weights_file
 from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.visibility import least_visible
-from scalegmn.networks import HETERO, MultiArchBatch, NetParams
+from scalegmn.networks import HETERO, MultiArchBatch, NetParams, linear_products
 from scalegmn.symmetry.canonicalize import TO_CANONICAL, canonicalize
-from scalegmn.symmetry.groups import GroupElement, PhaseShift
+from scalegmn.symmetry.groups import BasisChange, GroupElement, PhaseShift
 from scalegmn.symmetry.measure import relative_change
 from scalegmn.training.checkpoint import load_checkpoint
 from scalegmn.zoos.loader import load_splits
@@ -82,7 +82,7 @@ def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetPa
     return params
 
 
-Element = GroupElement | PhaseShift
+Element = GroupElement | PhaseShift | BasisChange
 """A group element for networks of one architecture."""
 
 
@@ -105,6 +105,9 @@ def _elements(params: NetParams, generator: torch.Generator) -> dict[str, Elemen
     phase = PhaseShift.sample(params, generator)
     if any(k.any() for k in phase.turns):
         drawn["phase"] = phase
+    if any(len(product) > 1 for product in linear_products(params.spec)):  # which has all scalars
+        drawn["basis"] = basis = BasisChange.sample(params, generator)
+        return drawn | {"control": replace(basis, inverses=basis.bases)}
     return drawn | {"control": outside}
 
 

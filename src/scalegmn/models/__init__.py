@@ -11,6 +11,7 @@ from scalegmn.models.gradmetanet import GradMetaNetConfig
 from scalegmn.models.hidden_probe import HiddenProbeConfig
 from scalegmn.models.inr2jls import INR2JLSConfig
 from scalegmn.models.monomial_nfn import MonomialNFNConfig
+from scalegmn.models.mvprobe import MVProbeConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.nft import NFTConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
@@ -30,6 +31,7 @@ __all__ = [
     "GradMetaNetConfig",
     "HiddenProbeConfig",
     "INR2JLSConfig",
+    "MVProbeConfig",
     "MonomialNFNConfig",
     "NFNConfig",
     "NFTConfig",

@@ -197,7 +197,8 @@ class ModelConfig:
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
-        """The symmetries of input networks that the model keeps exactly: `permutation`, `sign`, `scale`, `phase`."""
+        """The symmetries of input networks that the model keeps exactly, of `permutation`, `sign`, `scale`, `phase` and
+        `basis`."""
         raise NotImplementedError
 
     @property

@@ -3,6 +3,7 @@
 from scalegmn.networks.activations import ACTIVATIONS, BUILT_IN, HETERO, Activation, not_built_in, register_activation
 from scalegmn.networks.coupling import CoupledChannels, Residual
 from scalegmn.networks.layers import NORMS, LayerSpec
+from scalegmn.networks.linear_products import linear_products
 from scalegmn.networks.multi_arch import MultiArchBatch
 from scalegmn.networks.params import NetParams
 from scalegmn.networks.scalar_groups import ScalarGroup
@@ -21,6 +22,7 @@ __all__ = [
     "NetSpec",
     "Residual",
     "ScalarGroup",
+    "linear_products",
     "not_built_in",
     "register_activation",
 ]

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, LayerSpec, NetParams, NetSpec
+from scalegmn.networks import ACTIVATIONS, HETERO, CoupledChannels, LayerSpec, NetParams, NetSpec, linear_products
 from scalegmn.networks.heads import Axis, tie_scalars
 from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup, random_scalars
 
@@ -265,6 +266,58 @@ class PhaseShift:
                 parity = by_receiver(1 - 2 * self.turns[spec.sender(index)].remainder(2), layer)
                 weights[index] = weights[index] * parity.reshape(*parity.shape, *[1] * (weights[index].ndim - 3))
         return changes.replace(weights=tuple(weights))
+
+
+@dataclass(frozen=True, eq=False)
+class BasisChange:
+    """Other bases of the neurons between linear layers: W -> G W, b -> G b, and outgoing weights W -> W G^-1.
+
+    The function of a network of linear layers alone is unchanged (`linear_products`). Permutations and scalars of such
+    neurons are elements of this group, the general linear one.
+
+    Attributes:
+        bases: per hidden layer G, [B, n_l, n_l]; the identity where neurons have no other basis.
+        inverses: G^-1.
+    """
+
+    bases: tuple[Tensor, ...]
+    inverses: tuple[Tensor, ...]
+
+    @classmethod
+    def sample(cls, params: NetParams, generator: torch.Generator | None = None, decades: float = 0.5) -> BasisChange:
+        """G = Q diag(s) R, with orthogonal Q and R, and s as of `random_scalars`; the identity in networks with other
+        than linear layers."""
+        spec = params.spec
+        inner = {layer for product in linear_products(spec) for layer in product[:-1]}
+        bases, inverses = [], []
+        for layer, bias in enumerate(params.biases[:-1]):
+            basis = inverse = torch.eye(bias.shape[1], dtype=torch.float64).expand(len(bias), -1, -1)
+            if layer in inner:
+                shape = (2, *basis.shape)
+                q, r = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64)).Q
+                s = random_scalars((len(bias), 1, bias.shape[1]), generator, decades)
+                basis, inverse = q * s @ r.mT, r / s @ q.mT
+            bases.append(basis.to(bias))
+            inverses.append(inverse.to(bias))
+        return cls(tuple(bases), tuple(inverses))
+
+    def inverse(self) -> BasisChange:
+        """The element that undoes this one."""
+        return BasisChange(self.inverses, self.bases)
+
+    def act(self, params: NetParams) -> NetParams:
+        """The transformed parameters."""
+        weights, biases, spec = list(params.weights), list(params.biases), params.spec
+        for product in linear_products(spec):
+            for layer, reader in pairwise(product):
+                weights[layer] = self.bases[layer] @ weights[layer]
+                biases[layer] = (self.bases[layer] @ biases[layer][..., None])[..., 0]
+                weights[reader] = weights[reader] @ self.inverses[layer]
+        return params.replace(weights=tuple(weights), biases=tuple(biases))
+
+    def act_on_changes(self, changes: NetParams) -> NetParams:
+        """Changes of parameters, transformed along: `act` is linear."""
+        return self.act(changes)
 
 
 def is_sine(params: NetParams) -> Tensor:
