@@ -200,18 +200,33 @@ def test_modules_that_scalegmn_does_not_train_are_refused():
 
 
 def test_comparison(run, tmp_path):
-    text = compare_optimizers([run], 12, 2, ["unseen", "wider", "deeper", "longer"], tmp_path)
+    text = compare_optimizers([run], 12, 2, ["unseen", "wider", "deeper", "longer", "digits"], tmp_path)
     assert re.search(r"unseen: 2 networks, 12 steps", text)
     assert re.search(r"longer: 2 networks, 60 steps", text)
     rows = json.loads((tmp_path / "optimizers.json").read_text())["wider"]
     assert [row["name"].partition(",")[0] for row in rows] == [
         *("SGD with momentum", "SGD with momentum", "Adam", "Adam", "ff"),
     ]
-    assert all(row["loss"] > 0 and 0 <= row["accuracy"] <= 1 for row in rows)
+    assert all(row["losses"][0] > 0 and 0 <= row["accuracies"][0] <= 1 for row in rows)
     assert (tmp_path / "deeper.png").exists()
     problem = ProblemConfig(hidden_dims=((4,), (6, 5)))
     assert setting(problem, "wider").hidden_dims == ((8,), (12, 10))
     assert setting(problem, "deeper").hidden_dims == ((4, 4), (6, 5, 5))
+    assert setting(replace(problem, images="folder", images_path="x"), "digits") == problem
+
+
+def test_seeds_share_a_row(run, tmp_path):
+    trained(tmp_path / "ff", "--seeds", "0,1")
+    other = trained(tmp_path / "other", "--optimizer.hidden_dim", "5")
+    text = compare_optimizers([tmp_path / "ff", other], 6, 1, ["unseen"], tmp_path)
+    *_, seeds, single = json.loads((tmp_path / "optimizers.json").read_text())["unseen"]
+    alone = compare_optimizers([run], 6, 1, ["unseen"], tmp_path / "alone")
+    assert "+-" in text
+    assert "+-" not in alone
+    assert (seeds["name"], single["name"]) == ("ff", f"ff ({other})")
+    first = json.loads((tmp_path / "alone" / "optimizers.json").read_text())["unseen"][-1]
+    assert seeds["losses"][0] == first["losses"][0] != seeds["losses"][1]
+    assert len(seeds["steps"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ def run(words: Sequence[str]) -> None:
     parser = Arguments(
         "scalegmn optimizers", "Train new networks with learned optimisers, with SGD and with Adam, and compare them."
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run of `scalegmn train optimizer`")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run of `scalegmn train optimizer`, of one seed or several"
+    )
     parser.add_argument("--steps", type=int, default=200, help="steps of each network (200)")
     parser.add_argument("--networks", type=int, default=5, help="networks of each optimiser (5)")
     parser.add_argument(

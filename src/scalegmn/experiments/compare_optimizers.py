@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from scalegmn.experiments.optimizer_run import OptimizerRunConfig, load_trained_optimizer
 from scalegmn.optimizers.evaluation import Curves, learned_curves, steps_to, tuned
@@ -27,29 +29,29 @@ HAND_DESIGNED = {
 REFERENCE = "Adam"
 """Steps are counted to its last loss."""
 
-SETTINGS = ("unseen", "wider", "deeper", "longer")
+SETTINGS = ("unseen", "wider", "deeper", "longer", "digits")
 """unseen: new networks of the family; wider: hidden layers twice as wide; deeper: the last hidden layer twice; longer:
-five times the steps."""
+five times the steps; digits: the images of digits, resized alike."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An optimiser on one setting.
+    """An optimiser on one setting. Tuples have an entry per run; a hand-designed optimiser has one.
 
     Attributes:
         name: the optimiser.
-        loss: mean over networks of the last losses on batches.
-        test_loss, accuracy: means on the test images.
+        losses: mean over networks of the last losses on batches.
+        test_losses, accuracies: means on the test images.
         steps: to the last loss of tuned Adam; None: it never gets there.
         seconds: processor time of a step of all networks.
         num_diverged: networks whose loss was not finite.
     """
 
     name: str
-    loss: float
-    test_loss: float
-    accuracy: float
-    steps: int | None
+    losses: tuple[float, ...]
+    test_losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    steps: tuple[int | None, ...]
     seconds: float
     num_diverged: int
 
@@ -60,17 +62,24 @@ def setting(problem: ProblemConfig, name: str) -> ProblemConfig:
         return replace(problem, hidden_dims=tuple(tuple(2 * n for n in dims) for dims in problem.hidden_dims))
     if name == "deeper":
         return replace(problem, hidden_dims=tuple((*dims, dims[-1]) for dims in problem.hidden_dims))
+    if name == "digits":
+        return replace(problem, images="digits", images_path=None)
     return problem
 
 
 def compared(
-    learned: Mapping[str, Path], config: OptimizerRunConfig, name: str, num_steps: int, num_networks: int, seed: int = 0
-) -> tuple[list[Row], dict[str, Curves]]:
+    learned: Mapping[str, Sequence[Path]],
+    config: OptimizerRunConfig,
+    name: str,
+    num_steps: int,
+    num_networks: int,
+    seed: int = 0,
+) -> tuple[list[Row], dict[str, list[Curves]]]:
     """Rows and curves of the hand-designed optimisers and of learned ones on one setting. All train the same networks
     on the same images.
 
     Args:
-        learned: name -> run folder.
+        learned: name -> run folders, one per seed of meta-training.
         config: names the problem.
         name: of `SETTINGS`.
         num_steps: of the inner networks.
@@ -80,41 +89,70 @@ def compared(
     problem_config = setting(config.problem, name)
     data = ImageData(problem_config)
     problem = InnerProblem.draw(problem_config, data, num_networks, torch.Generator().manual_seed(1000 + seed))
-    width, names, curves = max(1, num_steps // 20), {}, {}
+    width, names = max(1, num_steps // 20), {}
+    curves: dict[str, list[Curves]] = {}
     for label, optimizer in HAND_DESIGNED.items():
         best = tuned(optimizer, problem, num_steps, width)
-        names[label], curves[label] = f"{label}, rate {best.rate:.4g}", best.curves
-    for label, run in learned.items():
-        names[label], curves[label] = label, learned_curves(load_trained_optimizer(run)[0], problem, num_steps)
-    target = float(curves[REFERENCE].losses[:, -width:].mean())
+        names[label], curves[label] = f"{label}, rate {best.rate:.4g}", [best.curves]
+    for label, runs in learned.items():
+        names[label] = label
+        curves[label] = [learned_curves(load_trained_optimizer(run)[0], problem, num_steps) for run in runs]
+    target = float(curves[REFERENCE][0].losses[:, -width:].mean())
     rows = []
     for label, own in curves.items():
-        loss, accuracy = problem.measure(own.parameters, "test")
+        measured = [problem.measure(each.parameters, "test") for each in own]
         rows.append(
             Row(
                 names[label],
-                float(own.losses[:, -width:].mean()),
-                float(loss.mean()),
-                float(accuracy.mean()),
-                steps_to(own, target, width),
-                own.seconds / num_steps,
-                own.num_diverged,
+                tuple(float(each.losses[:, -width:].mean()) for each in own),
+                tuple(float(loss.mean()) for loss, _ in measured),
+                tuple(float(accuracy.mean()) for _, accuracy in measured),
+                tuple(steps_to(each, target, width) for each in own),
+                fmean(each.seconds for each in own) / num_steps,
+                sum(each.num_diverged for each in own),
             )
         )
     return rows, curves
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text."""
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'optimiser':<{width}}  last loss  test loss  accuracy  steps to Adam's  ms/step  diverged"]
+    """Rows as text: means, and standard deviations over runs; steps of each run."""
+    cells = [("optimiser", "last loss", "test loss", "accuracy %", "steps to Adam's", "ms/step", "diverged")]
     for row in rows:
-        steps = "never" if row.steps is None else str(row.steps)
-        lines.append(
-            f"{row.name:<{width}}  {row.loss:9.4f}  {row.test_loss:9.4f}  {row.accuracy:8.1%}  {steps:>15}  "
-            f"{1e3 * row.seconds:7.1f}  {row.num_diverged:8}"
-        )
-    return "\n".join(lines)
+        percent = [100 * accuracy for accuracy in row.accuracies]
+        numbers = (_mean(row.losses, 4), _mean(row.test_losses, 4), _mean(percent, 1))
+        steps = ", ".join("never" if each is None else str(each) for each in row.steps)
+        cells.append((row.name, *numbers, steps, f"{1e3 * row.seconds:.1f}", str(row.num_diverged)))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = ["<", *">" * (len(widths) - 1)]
+    return "\n".join("  ".join(map("{:{}{}}".format, row, aligned, widths)) for row in cells)
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    """The mean, and the standard deviation of several values."""
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} +- {float(torch.tensor(values).std()):.{digits}f}"
+
+
+def _by_seeds(runs: Sequence[Path]) -> tuple[dict[str, list[Path]], OptimizerRunConfig]:
+    """Runs that differ in their seeds alone are one optimiser: name -> runs. And the configuration of the first run.
+
+    Raises:
+        ValueError: a folder is none of a finished run, or the runs' problems differ.
+    """
+    single = [seed for run in runs for seed in sorted(run.glob("seed_*")) or [run]]
+    configs = [load_trained_optimizer(run)[1] for run in single]
+    optimizers: dict[str, list[Path]] = {}
+    for run, config in zip(single, configs, strict=True):
+        if config.problem != configs[0].problem:
+            raise ValueError(f"{run}: its inner problems differ from those of {single[0]}; compare runs of one problem")
+        same = config.changed(run_dir=None, resume=None, train_args=replace(config.train_args, seed=0))
+        optimizers.setdefault(same.to_yaml(), []).append(run)
+    learned: dict[str, list[Path]] = {}
+    for own in optimizers.values():
+        name = configs[single.index(own[0])].optimizer.network
+        learned[name if name not in learned else f"{name} ({own[0]})"] = own
+    return learned, configs[0]
 
 
 def compare_optimizers(
@@ -122,28 +160,32 @@ def compare_optimizers(
 ) -> str:
     """The tables of all settings, as text; with `out`, also `optimizers.json` and a figure per setting there.
 
+    Args:
+        runs: folders of single runs, or of runs with several seeds.
+        num_steps: of the inner networks.
+        num_networks: of them.
+        settings: of `SETTINGS`.
+        out: a folder.
+
     Raises:
         ValueError: a folder is none of a finished run, or the runs' problems differ.
     """
-    learned: dict[str, Path] = {}
-    configs = []
-    for run in runs:
-        config = load_trained_optimizer(run)[1]
-        configs.append(config)
-        name = config.optimizer.network
-        learned[name if name not in learned else f"{name} ({run})"] = run
-    for run, config in zip(runs, configs, strict=True):
-        if config.problem != configs[0].problem:
-            raise ValueError(f"{run}: its inner problems differ from those of {runs[0]}; compare runs of one problem")
+    learned, config = _by_seeds(runs)
     texts, content = [], {}
     for name in settings:
         steps = 5 * num_steps if name == "longer" else num_steps
-        rows, curves = compared(learned, configs[0], name, steps, num_networks)
+        rows, curves = compared(learned, config, name, steps, num_networks)
         texts.append(f"{name}: {counted(num_networks, 'network')}, {steps} steps\n\n{table(rows)}")
         content[name] = [vars(row) for row in rows]
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            optimizer_curves(out / f"{name}.png", {label: own.smoothed(10) for label, own in curves.items()})
+            optimizer_curves(out / f"{name}.png", {label: _band(own) for label, own in curves.items()})
     if out is not None:
         write_json(out / "optimizers.json", content)
     return "\n\n".join(texts)
+
+
+def _band(curves: Sequence[Curves]) -> Tensor:
+    """Smoothed losses, [networks, T] of one run, or the means over networks of several, [runs, T]."""
+    smoothed = [each.smoothed(10) for each in curves]
+    return smoothed[0] if len(smoothed) == 1 else torch.stack([losses.mean(0) for losses in smoothed])

@@ -41,6 +41,9 @@ class LearnedOptimizerConfig:
     rule: Literal["ng", "mlp_lopt", "unf", "adam"] = "adam"
     """How outputs change a parameter; adam: relative to Adam's step, which it is before training."""
 
+    rate: float = 3e-3
+    """rule adam: Adam's learning rate before training."""
+
     canonical: bool | None = None
     """Read and update networks whose positive scales are removed (each neuron of relu networks has incoming weights of
     norm 1), and take the change back: the optimiser commutes with rescaling. null: for scalegmn alone."""
@@ -58,6 +61,8 @@ class LearnedOptimizerConfig:
         for name in ("hidden_dim", "num_layers"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not self.rate > 0:
+            problems.append(f"rate: found {self.rate}, expected above 0")
         if self.network == "ng_t" and self.hidden_dim % 4:
             problems.append(f"hidden_dim: found {self.hidden_dim}, expected a multiple of 4 heads")
         if problems:
@@ -116,7 +121,7 @@ class LearnedOptimizer(nn.Module):
         self.config, self.spec = config, spec
         self.features = FEATURES[config.features]
         self.network = UPDATE_NETWORKS[config.network](config, spec)
-        self.rule = RULES[config.rule]()
+        self.rule = RULES[config.rule](config.rate)
 
     @property
     def exact_symmetries(self) -> frozenset[str]:

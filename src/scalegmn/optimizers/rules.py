@@ -80,7 +80,7 @@ class AdamRelativeRule(UpdateRule):
         rate: eta at the start.
     """
 
-    def __init__(self, rate: float = 3e-3) -> None:
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.log_rate = nn.Parameter(torch.tensor(rate).log())
         self.gains = nn.Parameter(torch.zeros(2))
@@ -91,10 +91,10 @@ class AdamRelativeRule(UpdateRule):
         return -self.log_rate.exp() * (moments.adam() * magnitude.clamp(-5, 5).exp() + direction)
 
 
-RULES: Registry[Callable[[], UpdateRule]] = Registry("update rule")
-"""Name -> what builds a rule."""
+RULES: Registry[Callable[[float], UpdateRule]] = Registry("update rule")
+"""Name -> what builds a rule of a learning rate at the start, which `adam` alone has."""
 
-RULES.register("ng", lambda: ExponentialRule(0.01))
-RULES.register("mlp_lopt", lambda: ExponentialRule(0.001))
-RULES.register("unf", MomentumRule)
+RULES.register("ng", lambda rate: ExponentialRule(0.01))
+RULES.register("mlp_lopt", lambda rate: ExponentialRule(0.001))
+RULES.register("unf", lambda rate: MomentumRule())
 RULES.register("adam", AdamRelativeRule)

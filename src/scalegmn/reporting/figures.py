@@ -58,12 +58,12 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, Any]], best_epoch: i
 
 
 def optimizer_curves(path: Path, losses: Mapping[str, Any]) -> None:
-    """Losses of networks under training, on a logarithmic axis: the mean over networks, and a band between the smallest
-    and the largest.
+    """Losses of networks under training, on a logarithmic axis: the mean over networks or runs, and a band between the
+    smallest and the largest.
 
     Args:
         path: of the PNG.
-        losses: optimiser -> [B, T].
+        losses: optimiser -> [networks or runs, T].
     """
     figure = _figure(7, 4.5)
     axes = figure.add_subplot()
