@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scalegmn.interop.onnx import from_onnx
-from scalegmn.interop.state_dicts import read_network
+from scalegmn.interop.state_dicts import StoredAdapter, read_network
 from scalegmn.interop.tensor_files import INDEX, SAVED_BY_TORCH, ending, files_of_index
 from scalegmn.interop.torch_modules import FACTORY, from_factory
 from scalegmn.networks import NetParams
@@ -107,10 +107,10 @@ def read_source(name: str, options: InputOptions) -> tuple[NetParams, tuple[str,
     notes: tuple[str, ...] = ()
     if ending(path) is not None:
         stored = read_network(path, options.layers)
-        if options.activation is None:
+        if options.activation is None and not isinstance(stored, StoredAdapter):
             raise ValueError(f"{name}: a state dict does not tell its activation; set --activation")
         try:
-            params, notes = stored.params(options.activation, options.w0), stored.notes
+            params, notes = stored.params(options.activation or "identity", options.w0), stored.notes
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     elif path.suffix.lower() == ".onnx":

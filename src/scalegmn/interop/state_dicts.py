@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalegmn.interop.adapters import adapter_factors, adapter_spec
 from scalegmn.interop.tensor_files import SAVED_BY_TORCH, check_size, ending, entries_of_network, read_tensors
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 from scalegmn.reporting.files import natural_order
@@ -127,10 +128,27 @@ class StoredNetwork:
         return state
 
 
+class StoredAdapter(StoredNetwork):
+    """A low-rank adapter: `layers` are the factors A and B of each layer that it changes, and no chain."""
+
+    def params(self, activation: str = "identity", w0: float = 1.0) -> NetParams:
+        """The adapter as a batch of one network of products B A, whose activation is the identity."""
+        tensors = [tensor[None] for tensor in self.tensors()]
+        pairs = zip(self.layers[::2], self.layers[1::2], strict=True)
+        spec = adapter_spec((a.in_dim, a.out_dim, b.out_dim) for a, b in pairs)
+        bad = [layer.name for layer in self.layers if not layer.weight.isfinite().all()]
+        if bad:
+            raise ValueError(f"{bad[0]} has NaN or infinity")
+        return NetParams(spec, tuple(tensors[::2]), tuple(tensors[1::2]))
+
+
 def from_state_dict(
     tensors: Mapping[str, Any], activation: str, w0: float = 30.0, layers: Sequence[str] | None = None
 ) -> NetParams:
     """A chain of linear layers and convolutions from its state dict, whatever its entries are called.
+
+    Low-rank adapters as peft writes them (`q_proj.lora_A.weight`) are read as products B A (`adapter_spec`), whatever
+    `activation` is; `layers` names those of the adapted network that are read.
 
     A first convolution whose kernels have one channel is taken as one of grey images; `from_module` reads depthwise
     ones, which have the same shapes.
@@ -185,6 +203,9 @@ def stored_network(
     notes = [] if place is None else [f"the network is the entry {place!r}"]
     if beside:
         notes.append(f"not read: the entries {', '.join(beside)}, which hold matrices too")
+    factors = adapter_factors(state, layers)
+    if factors:
+        return _adapter(content, state, factors, notes)
     entries, passed_over = _layers(state)
     if layers is None:
         chain = _ordered(entries, in_order, notes)
@@ -205,6 +226,17 @@ def stored_network(
             shape = "x".join(map(str, _positions(places)))
             notes.append(f"{after.name} reads {before.out_dim} channels at {places} positions each, taken as {shape}")
     return StoredNetwork(content, state, tuple(chain), (*notes, *_assumptions(chain)))
+
+
+def _adapter(
+    content: dict[str, Any], state: dict[str, Any], factors: Mapping[str, tuple[str, str]], notes: Sequence[str]
+) -> StoredAdapter:
+    """The low-rank adapter with these entries, A and B for each changed layer."""
+    entries = [entry for pair in factors.values() for entry in pair]
+    stored = tuple(_layer(entry.removesuffix(".weight"), {"weight": entry}, state) for entry in entries)
+    others = [str(key) for key, value in state.items() if isinstance(value, Tensor) and key not in entries]
+    read = f"a low-rank adapter, read as W = B A of {_some(factors)}; lora_alpha / r, which multiplies W, is left out"
+    return StoredAdapter(content, state, stored, (*notes, read, *([f"not read: {_some(others)}"] if others else [])))
 
 
 def _assumptions(chain: Sequence[StoredLayer]) -> list[str]:
