@@ -14,17 +14,24 @@ from scalegmn.interop.torch_modules.values import Neurons
 MAX_SOURCES = 16
 """A layer that is computed channel by channel from so many others is not left out where others are computed from it."""
 
+MAX_REPEATS = 4
+"""So many channels that meet one are not taken apart."""
+
 
 def aligned_channels(
     trace: Trace, values: Sequence[Neurons], ids: Sequence[Tensor], axes: Sequence[int]
-) -> list[Tensor]:
-    """[n] neurons of each of several values that stand in the same places, each with one of each other value.
+) -> list[list[Tensor]]:
+    """Neurons of several values that stand in the same places, each with one of each other value.
 
     Args:
         trace: the layers so far.
         values: the values.
         ids: their neurons, in one shape.
         axes: those along which they differ.
+
+    Returns:
+        A segment for each combination of layers that meet, such as where the values are layers side by side: [n]
+        neurons of each value, each of one layer, that occur once.
     """
     for value in values:
         trace.refuse_sources(value)
@@ -36,13 +43,29 @@ def aligned_channels(
             if axis not in axes:
                 item = item.narrow(axis, 0, 1)
         rows.append(item.reshape(-1))
-    columns = list(torch.stack(rows).unique(dim=1))
-    if any(len(column.unique()) < len(column) for column in columns):
+    columns = torch.stack(rows).unique(dim=1)
+    keys = [tuple(map(trace.neurons.layer_of, column)) for column in columns.mT.tolist()]
+    segments: list[list[Tensor]] = []
+    for key in dict.fromkeys(keys):
+        met = columns[:, torch.tensor([other == key for other in keys])]
+        number = torch.stack([occurrences(row) for row in met]).amax(0)
+        if int(number.max()) >= MAX_REPEATS:
+            trace.refuse("channels meet in an unknown order")
+        segments += [list(met[:, number == count]) for count in number.unique().tolist()]
+    if any(len(row.unique()) < len(row) for segment in segments for row in segment):
         trace.refuse("channels meet in an unknown order")
-    for column in columns:
-        if len({trace.neurons.layer_of(neuron) for neuron in column.tolist()}) > 1:
-            trace.refuse("an operation on several layers side by side")
-    return columns
+    return segments
+
+
+def occurrences(numbers: Tensor) -> Tensor:
+    """[n] how often each of [n] numbers has occurred before."""
+    order = numbers.argsort(stable=True)
+    ordered = numbers[order]
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    places = torch.arange(len(numbers))
+    first = torch.where(is_first, places, 0).cummax(0).values
+    return torch.empty_like(numbers).scatter_(0, order, places - first)
 
 
 def without_coupled(trace: Trace, columns: Sequence[Tensor]) -> list[Tensor]:

@@ -219,101 +219,87 @@ def _values_after_keys(layers: Sequence[TracedLayer]) -> list[TracedLayer]:
 
 
 def _side_by_side_resolved(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
-    """The layers, those that read several layers side by side replaced by a layer for each: by summands or, where the
-    layer reads channel by channel, by parts. What cannot be read so is pinned, and read as opaque."""
+    """The layers, those that read several layers side by side replaced by a layer for each, that are summed up. What
+    cannot be read so is pinned, and read as opaque."""
     owners: dict[int, Tensor] = {}  # neuron -> all neurons of its layer
     for nodes in (trace.input, *trace.sources):
         if nodes is not None:
             owners |= dict.fromkeys(nodes.tolist(), nodes)
     for layer in layers:
-        try:
-            for nodes in (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons):
-                if nodes is not None:
-                    _check_order(layer, nodes, owners)
-            parts = _parts(trace, layer, owners)
-        except _Unresolved as error:
-            everything = (layer.reads, layer.residual, *(layer.coupled or ()), *layer.same_neurons)
-            read = [nodes for nodes in everything if nodes is not None]
-            pin_or_refuse(trace, layer, str(error), *read)
-            if layer.residual is not None:
-                pin_or_refuse(trace, layer, str(error), layer.nodes)
-            if layer.same_neurons:
-                pin_or_refuse(trace, layer, str(error), layer.nodes)
-            parts = [replace(layer, residual=None, same_neurons=())]
-            if layer.reads is not None:
-                parts = [_reading_opaque(trace, parts[0])]
+        joined = [nodes for nodes in (layer.residual, *layer.same_neurons) if nodes is not None]
+        if not all(_is_layer(nodes, owners) for nodes in joined):
+            problem = "several layers side by side, a part of one, or channels in another order are added to a layer"
+            pin_or_refuse(trace, layer, problem, layer.nodes, *joined)
+            layer = replace(layer, residual=None, same_neurons=())
+        if layer.reads is None:
+            parts = [layer]
+        elif layer.options.get("groups", 1) == 1 and layer.weight is not None and layer.coupled is None:
+            parts = list(_summands(trace, layer, owners))
+        else:
+            read = (layer.reads, *(layer.coupled or ()))
+            parts = [layer]
+            if not all(_is_layer(nodes, owners) for nodes in read):
+                problem = "channel by channel it reads several layers, a part of one, or channels in another order"
+                pin_or_refuse(trace, layer, problem, *read)
+                parts = [_reading_opaque(trace, layer)]
         for part in parts:
             owners |= dict.fromkeys(part.nodes.tolist(), part.nodes)
             is_opaque = part.reads is not None and trace.neurons.layer_of(part.reads[0]) == SOURCE
             yield _reading_opaque(trace, part) if is_opaque else part
 
 
-class _Unresolved(ValueError):
-    """A layer that reads several layers in a way that no spec describes."""
+def _is_layer(nodes: Tensor, owners: dict[int, Tensor]) -> bool:
+    """Whether neurons are those of a layer, in its order."""
+    return torch.equal(owners.get(int(nodes[0]), nodes), nodes)
 
 
 def _reading_opaque(trace: Trace, layer: TracedLayer) -> TracedLayer:
     """A layer that reads what it reads as constant inputs; channel by channel, its neurons stay."""
-    if layer.options.get("groups", 1) > 1:
+    if layer.options.get("groups", 1) > 1 or layer.coupled is not None:
         pin_neurons(trace, layer.nodes, f"{layer.place}: it reads, channel by channel, what no layer computes")
     options = {**layer.options, "constant": True, "opaque": True, "linear": False}
     return replace(layer, reads=None, coupled=None, options=options)
 
 
-def _parts(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> list[TracedLayer]:
-    """One layer for each that a layer reads."""
-    reads, is_dense = layer.reads, layer.options.get("groups", 1) == 1
-    known = [] if reads is None else [owners[neuron] for neuron in reads.tolist() if neuron in owners]
-    sources = list({id(nodes): nodes for nodes in known}.values())
-    if len(sources) == 1 and is_dense and layer.weight is not None:
-        return _summands(trace, layer, sources)
-    if reads is None or len(sources) < 2:
-        return [layer]
-    if is_dense and not (layer.residual is not None and layer.options.get("residual_after")):
-        return _summands(trace, layer, sources)
-    if layer.residual is None and layer.options.get("norm", "batch") == "batch" and len(layer.nodes) == len(reads):
-        places = torch.arange(len(reads)).split([*map(len, sources)])
-        parts = [layer.rows(place, layer.nodes[place], reads=reads[place]) for place in places]
-        return [replace(part, options={**part.options, "groups": len(part.nodes)}) for part in parts]
-    raise _Unresolved("reads several layers side by side, and has groups or an addition")
-
-
-def _summands(trace: Trace, layer: TracedLayer, sources: Sequence[Tensor]) -> list[TracedLayer]:
-    """W x + b of a layer that reads several layers, as W_1 x_1, W_2 x_2 + (W_1 x_1), ..., the last with b."""
+def _summands(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> Iterator[TracedLayer]:
+    """W x + b of a layer that reads several layers, as W_1 x_1, W_2 x_2 + (W_1 x_1), ..., the last with b; what it
+    reads of a part of a layer is pinned."""
     assert layer.reads is not None, "only layers that read others have summands"
     assert layer.weight is not None, "layers without weights are norms"
-    summands: list[TracedLayer] = []
-    column = {number: index for index, number in enumerate(layer.reads.tolist())}
-    for nodes in sources:
-        columns = [column[number] for number in nodes.tolist()]
+    places: dict[int, list[int]] = {}  # by layer that is read
+    for place, number in enumerate(layer.reads.tolist()):
+        places.setdefault(id(owners.get(number)), []).append(place)
+    residual = layer.residual
+    is_after = residual is not None and layer.options.get("residual_after", False)
+    if len(places) > 1 and is_after:
+        pin_or_refuse(trace, layer, "reads several layers side by side, and has an addition", layer.nodes, residual)
+        residual = None
+    remaining = len(places)
+    for columns in places.values():
+        remaining -= 1
+        nodes = layer.reads[columns]
+        source = owners.get(int(nodes[0]), nodes)
+        is_whole = len(source) == len(nodes)
+        if is_whole:  # in the order of the layer that is read
+            column = dict(zip(nodes.tolist(), columns, strict=True))
+            nodes, columns = source, [column[number] for number in source.tolist()]
         weight = layer.weight
-        if columns != list(range(len(column))):
+        if columns != list(range(len(layer.reads))):
             weight = replace(weight, index=weight.index[:, as_slice(columns)])
-        residual = summands[-1].nodes if summands else layer.residual
         part = replace(layer, reads=nodes, weight=weight, residual=residual)
-        if nodes is not sources[-1]:
+        if remaining:
             names = ("attention", "maximum", "blocks", "residual_after")
             options = {key: value for key, value in layer.options.items() if key not in names}
-            options["activation"] = "identity"
-            part = replace(
-                part, nodes=trace.neurons.number(len(layer.nodes), PART), bias=None, same_neurons=(), options=options
-            )
+            new = trace.neurons.number(len(layer.nodes), PART)
+            part = replace(part, nodes=new, bias=None, same_neurons=(), options={**options, "activation": "identity"})
             if bool(trace.neurons.is_pinned(layer.nodes).any()):
-                pin_neurons(trace, part.nodes, trace.neurons.reason(layer.nodes))
-        summands.append(part)
-    return summands
+                pin_neurons(trace, new, trace.neurons.reason(layer.nodes))
+            residual = new
+        if not is_whole:
+            pin_or_refuse(trace, layer, "reads a part of a layer", nodes)
+            part = _reading_opaque(trace, part)
+        yield part
 
 
 PART = -3
 """In place of a layer, of the neurons of summands."""
-
-
-def _check_order(layer: TracedLayer, nodes: Tensor, owners: dict[int, Tensor]) -> None:
-    """Refuses a part of a layer, and, where channels stand for channels, another order than the layer's."""
-    known = {id(owners[neuron]): owners[neuron] for neuron in nodes.tolist() if neuron in owners}
-    is_whole = sum(map(len, known.values())) in (0, len(nodes))
-    is_aligned = nodes is not layer.reads or layer.options.get("groups", 1) > 1 or layer.coupled is not None
-    if not is_whole or (is_aligned and known and not torch.equal(torch.cat(list(known.values())), nodes)):
-        raise _Unresolved("reads a part of a layer, or its channels in another order")
-    if (nodes is not layer.reads or layer.coupled is not None) and len(known) != 1:
-        raise _Unresolved("several layers side by side are added to a layer, or meet its channels")

@@ -148,11 +148,13 @@ def elementwise(
             fixed = [axis for axis in axes if not is_constant_along(value.expand(*shape), axis)]
             for item in ids:
                 _in_blocks(trace, item, axes, fixed)
-    columns = aligned_channels(trace, parts, ids, axes)
+    segments = aligned_channels(trace, parts, ids, axes)
     linear = None
-    if is_product and len(columns) == 2:
-        linear = min(columns[:num_values], key=lambda column: _has_activation(trace, column))
-    return _coupled(trace, columns, ids[0], axes, linear)
+    if is_product and len(parts) == 2:
+        plain = [place for place in range(num_values) if not trace.is_derived(replace(parts[place], factor=1.0))]
+        activated = [any(_has_activation(trace, columns[place]) for columns in segments) for place in plain]
+        linear = plain[activated.index(min(activated))] if plain else None
+    return _coupled(trace, segments, ids, axes, linear)
 
 
 def _has_activation(trace: Trace, column: Tensor) -> bool:
@@ -181,25 +183,35 @@ def _of_parameters(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Seq
 
 
 def _coupled(
-    trace: Trace, columns: Sequence[Tensor], ids: Tensor, axes: Sequence[int], linear: Tensor | None = None
+    trace: Trace,
+    segments: Sequence[Sequence[Tensor]],
+    ids: Sequence[Tensor],
+    axes: Sequence[int],
+    linear: int | None = None,
 ) -> Neurons:
-    """A layer without weights that is coupled to what it reads.
+    """Layers without weights that are coupled to what they read, one for each segment.
 
     Args:
         trace: the layers so far.
-        columns: [n] neurons of each layer that is read, in one order.
-        ids: neurons of the first of them, in the shape of the result.
+        segments: as of `aligned_channels`.
+        ids: neurons of the values, in the shape of the result.
         axes: those along which they differ.
-        linear: the column in which it is linear, if there is one.
+        linear: the place of the value in which the layers are linear, if there is one.
     """
-    nodes = coupled_layer(trace, columns, linear)
-    number = torch.zeros(int(columns[0].max()) + 1, dtype=torch.long)
-    number[columns[0]] = nodes
-    new = ids
-    for axis in range(ids.ndim):
+    small = [*ids]
+    for axis in range(ids[0].ndim):
         if axis not in axes:
-            new = new.narrow(axis, 0, 1)
-    return Neurons(number[new].expand(*ids.shape), {len(trace.layers) - 1: 0})
+            small = [item.narrow(axis, 0, 1) for item in small]
+    nodes, versions = [], {}
+    for columns in segments:
+        nodes.append(coupled_layer(trace, columns, None if linear is None else columns[linear]))
+        versions[len(trace.layers) - 1] = 0
+    met = torch.cat([torch.stack([*columns]) for columns in segments], 1)
+    rows = torch.stack([item.reshape(-1) for item in small])
+    _, number = torch.cat([met, rows], 1).unique(dim=1, return_inverse=True)
+    node_of = torch.empty(met.shape[1], dtype=torch.long)
+    node_of[number[: met.shape[1]]] = torch.cat(nodes)
+    return Neurons(node_of[number[met.shape[1] :]].reshape(small[0].shape).expand(*ids[0].shape), versions)
 
 
 def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[int]) -> None:
@@ -249,47 +261,48 @@ def _along(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int]) -> Ne
     is_over_channels = bool(set(axes) & set(varying))
     if is_over_channels and (varying != list(axes) or "softmax" not in name):
         trace.refuse(f"{name} over channels")
-    columns = aligned_channels(trace, [neurons], [neurons.ids], varying)
+    segments = aligned_channels(trace, [neurons], [neurons.ids], varying)
     if is_over_channels:
-        _check_all(trace, columns[0], neurons.ids, axes)
-    return _coupled(trace, columns, neurons.ids, varying)
+        _check_all(trace, segments, neurons.ids, axes)
+    return _coupled(trace, segments, [neurons.ids], varying)
 
 
 def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], result: Any) -> Any:
     """A function of positions, channel by channel, or of all channels, whatever their order."""
     varying = _varying(neurons.ids)
-    columns = aligned_channels(trace, [neurons], [neurons.ids], varying)
+    segments = aligned_channels(trace, [neurons], [neurons.ids], varying)
     results = list(result) if isinstance(result, list | tuple) else [result]
     if set(varying) <= set(axes):
-        _check_all(trace, columns[0], neurons.ids, varying)
+        _check_all(trace, segments, neurons.ids, varying)
         if name in ("max", "min") and len(results) > 1:
             trace.refuse(f"{name} over channels, with the channel that has it")
-        _read_all(trace, columns[0])
+        _read_all(trace, segments)
         new: list[Any] = [Opaque()] * len(results)
     elif set(varying) & set(axes):
         _in_blocks(trace, neurons.ids, varying, [axis for axis in varying if axis not in axes])
-        _read_all(trace, columns[0])
+        _read_all(trace, segments)
         new = [Opaque()] * len(results)
     else:
         ids = neurons.ids
         for axis in sorted(axes, reverse=True):
             ids = ids.narrow(axis, 0, 1) if results[0].ndim == ids.ndim else ids.select(axis, 0)
         left = _varying(ids)
-        new = [_coupled(trace, columns, ids, left) for _ in results]
+        new = [_coupled(trace, segments, [ids], left) for _ in results]
     return new if isinstance(result, list | tuple) else new[0]
 
 
-def _read_all(trace: Trace, nodes: Tensor) -> None:
+def _read_all(trace: Trace, segments: Sequence[Sequence[Tensor]]) -> None:
     """Notes that neurons are summed up, whatever their order: those that they are computed from stay together."""
-    for source in without_coupled(trace, [nodes]):
-        mark_aligned(trace, source)
-    trace.kept.add(int(nodes[0]))
+    for (nodes,) in segments:
+        for source in without_coupled(trace, [nodes]):
+            mark_aligned(trace, source)
+        trace.kept.add(int(nodes[0]))
 
 
-def _check_all(trace: Trace, nodes: Tensor, ids: Tensor, axes: Sequence[int]) -> None:
+def _check_all(trace: Trace, segments: Sequence[Sequence[Tensor]], ids: Tensor, axes: Sequence[int]) -> None:
     """Refuses an operation over channels that are not all different."""
     size = 1
     for axis in axes:
         size *= ids.shape[axis]
-    if size != len(nodes):
+    if size != sum(len(nodes) for (nodes,) in segments):
         trace.refuse("an operation over channels of which some occur twice")

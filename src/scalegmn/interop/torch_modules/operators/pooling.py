@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import NetworkInput, Neurons, Scores, is_constant_along, is_number
 
@@ -58,12 +60,33 @@ def pad(call: Call, value: Any, *args: Any, **kwargs: Any) -> Any:
     neurons = value if isinstance(value, Neurons) else call.trace.as_neurons(value, 1)
     sizes = zip(neurons.ids.shape, call.shape, strict=True)
     padded = [axis for axis, (before, after) in enumerate(sizes) if before != after]
-    if not all(is_constant_along(neurons.ids, axis) for axis in padded):
-        call.trace.refuse("padding of channels, expected of positions")
+    if any(not is_constant_along(neurons.ids, axis) for axis in padded):
+        return pad_channels(call, neurons, [int(number) for number in args[0]])
     ids = neurons.ids
     for axis in padded:
         ids = ids.narrow(axis, 0, 1)
     return replace(neurons, ids=ids.expand(*call.shape))
+
+
+def pad_channels(call: Call, neurons: Neurons, widths: Sequence[int]) -> Neurons:
+    """Channels beside others that are zeros: as a layer without weights, such as the state before a first step."""
+    trace, axis = call.trace, call.trace.channel_axis(neurons)
+    place = 2 * (neurons.ids.ndim - 1 - axis)
+    before, after = widths[place : place + 2]
+    if call.name not in ("pad", "constant_pad_nd") or [width for width in widths if width] != [
+        width for width in (before, after) if width
+    ]:
+        trace.refuse("padding of channels and positions, or of channels with others than zeros")
+    shape = [*neurons.ids.shape]
+    parts = [neurons]
+    for width, place in ((before, 0), (after, len(parts) + 1)):
+        if width > 0:
+            shape[axis] = width
+            parts.insert(place, trace.as_neurons(torch.zeros(shape), axis))
+    versions = {layer: version for part in parts for layer, version in part.versions.items()}
+    ids = torch.cat([part.ids for part in parts], axis)
+    start = max(-before, 0)
+    return replace(neurons, ids=ids.narrow(axis, start, call.shape[axis]), versions=versions)
 
 
 @operator(FAMILY, "mean", "sum")
