@@ -283,7 +283,8 @@ def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
     (`LayerSpec.unscaled`)."""
     fixed: set[int] = set()
     for index, layer in enumerate(spec.layers):
-        is_unweighted = not layer.affine and not layer.is_zero and layer.attention is None
+        repeats = layer.attention is not None and layer.coupled is None  # channels of values
+        is_unweighted = not layer.affine and not layer.is_zero and not repeats
         if layer.norm in ("layer", "group") or (layer.norm is None and is_unweighted):
             fixed |= {*(layer.coupled or ())} if layer.linear else {spec.sender(index), *(layer.coupled or ())}
         if (is_unweighted and not layer.linear) or layer.unscaled:

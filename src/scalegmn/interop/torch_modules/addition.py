@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Elements, Neurons, size_along
+from scalegmn.interop.torch_modules.values import Elements, Neurons, is_constant_along, size_along
 
 
 def add_neurons(trace: Trace, x: Neurons, y: Neurons, shape: Sequence[int]) -> Neurons:
@@ -71,8 +72,15 @@ def constant_layer(trace: Trace, elements: Elements, neurons: Neurons) -> Neuron
         elements: the parameter.
         neurons: the activations beside which it stands.
     """
-    axis, index = trace.channel_axis(neurons), elements.index
-    index = index.reshape([1] * (neurons.ids.ndim - index.ndim) + list(index.shape))
-    if index.shape[axis] != neurons.ids.shape[axis]:
-        trace.refuse(f"a parameter with {index.shape[axis]} channels is added to {neurons.ids.shape[axis]} channels")
-    return trace.layer_of_constants(replace(elements, index=index), axis)
+    ids, index = neurons.ids, elements.index
+    axes = [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)] or [trace.channel_axis(neurons)]
+    index = index.reshape([1] * (ids.ndim - index.ndim) + list(index.shape))
+    sizes = [ids.shape[axis] for axis in axes]
+    found = [index.shape[axis] for axis in axes]
+    if found != sizes:
+        trace.refuse(f"a parameter with {math.prod(found)} channels is added to {math.prod(sizes)} channels")
+    order = [axis for axis in range(ids.ndim) if axis not in axes] + axes
+    flat = index.permute(order).flatten(-len(axes))
+    constants = trace.layer_of_constants(replace(elements, index=flat), flat.ndim - 1)
+    back = torch.tensor(order).argsort().tolist()
+    return replace(constants, ids=constants.ids.unflatten(-1, sizes).permute(back))

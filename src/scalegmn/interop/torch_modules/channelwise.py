@@ -50,6 +50,8 @@ OF_ALL = (
 PRODUCTS = ("mul", "multiply", "glu")
 """Operations that are linear in one of two values."""
 
+JOINS = ("cat", "concat", "concatenate")
+
 OF_TWO = ("cosine_similarity", "linalg_vecdot", "pairwise_distance")
 """Operations that reduce an axis of two values, and do not depend on the order of what they reduce."""
 
@@ -82,6 +84,8 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         if name in OF_ALL:
             return _reduced(trace, name, neurons, axes, result)
         return _along(trace, name, neurons, axes)
+    if name in JOINS:
+        return _joined(trace, operands, kwargs.get("dim", args[1] if len(args) > 1 else 0), result.shape)
     if name in OF_TWO:
         pairs = operands[:2]
         both = elementwise(trace, pairs, torch.broadcast_shapes(*(value.shape for _, value in pairs)))
@@ -102,6 +106,23 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
     if name == "prelu":
         operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
     return elementwise(trace, operands, result.shape, name in PRODUCTS)
+
+
+def _joined(trace: Trace, operands: Sequence[tuple[Any, Any]], axis: int, shape: Sequence[int]) -> Neurons:
+    """Positions of several layers, one behind the other: at each, one of them is not zero."""
+    axis %= len(shape)
+    first = []
+    for leaf, value in operands:
+        index = leaf.ids if isinstance(leaf, Neurons) else leaf.index if isinstance(leaf, Elements) else value
+        if isinstance(leaf, Neurons) and not is_constant_along(index, axis):
+            trace.refuse("channels are concatenated")
+        if isinstance(leaf, Neurons):
+            leaf = replace(leaf, ids=index.narrow(axis, 0, 1))
+        elif not isinstance(leaf, Elements) or leaf.is_buffer:
+            trace.refuse("positions are concatenated with what no layer computes")
+        first.append((leaf, value.narrow(axis, 0, 1)))
+    joined = elementwise(trace, first, [*shape[:axis], 1, *shape[axis + 1 :]])
+    return replace(joined, ids=joined.ids.expand(*shape))
 
 
 def _along_second_axis(slope: Any, value: Tensor, ndim: int) -> tuple[Any, Tensor]:

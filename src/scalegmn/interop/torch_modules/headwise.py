@@ -7,6 +7,7 @@ known (`Turned`). Whatever else is done to each head alike (a norm over its chan
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from scalegmn.interop.torch_modules.alignment import coupled_layer
 from scalegmn.interop.torch_modules.channelwise import OF_ALL, POINTWISE
 from scalegmn.interop.torch_modules.heads import as_of_heads, as_turned
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
@@ -95,6 +97,8 @@ def computed_in_heads(trace: Trace, function: Any, args: Any, kwargs: Any, actua
     Raises:
         Refusal: it does not compute each head alike.
     """
+    if function is operator.getitem:  # one of several views
+        return args[0][args[1]]
     name = str(function).split(".")[1].rstrip("_")
     leaves, _ = _pytree.tree_flatten((args, kwargs), is_leaf=is_traced)
     values, _ = _pytree.tree_flatten(actual)
@@ -118,6 +122,8 @@ def _linear(trace: Trace, name: str, function: Any, args: Any, kwargs: Any, oper
     """An operation that keeps sums of neurons with constant factors."""
     if name in JOINS:
         parts = [as_turned(trace, value) for value in args[0]]
+        if _are_positions(parts, args[1] if len(args) > 1 else kwargs.get("dim", 0)):
+            return _alike(trace, name, function, (args, kwargs), operands, ())
         return _side_by_side(parts, lambda tensors: function(tensors, *args[1:], **kwargs))
     if name in ("mul", "div", "add", "sub", "neg"):
         return _sum(trace, name, operands)
@@ -143,6 +149,15 @@ def _linear(trace: Trace, name: str, function: Any, args: Any, kwargs: Any, oper
     if isinstance(terms[0][0], Tensor):
         return Turned(tuple(terms))
     return [Turned(tuple((ids[i], x[i]) for ids, x in terms)) for i in range(len(terms[0][0]))]
+
+
+def _are_positions(parts: Sequence[Turned], axis: int) -> bool:
+    """Whether places along an axis are positions, of several layers: of queries of two streams, for example."""
+    ids = [ids for part in parts for ids, _ in part.terms]
+    sizes = {item.shape[axis] for item in ids}
+    first = [item.narrow(axis, 0, 1) for item in ids]
+    is_same = all(torch.equal(first[0], other) for other in first[1:] if other.shape == first[0].shape)
+    return sizes != {1} and not is_same and all(is_constant_along(item, axis) for item in ids)
 
 
 def _side_by_side(parts: Sequence[Turned], join: Any) -> Turned:
@@ -204,7 +219,9 @@ def _alike(
     values = [leaf for leaf, _ in operands if isinstance(leaf, OfHeads)]
     first = values[0]
     if any(not torch.equal(value.heads, first.heads) for value in values):
-        trace.refuse("heads of several layers meet")
+        if name not in JOINS:
+            trace.refuse("heads of several layers meet")
+        return _joined(trace, function, reads, values)
     if name in UNCHANGED:
         return first
     if name in JOINS:
@@ -222,6 +239,26 @@ def _alike(
         trace.refuse("a norm over several heads")
     result = _elementwise(trace, operands, shape)
     return result if name not in NORMS or is_whole else replace(result, channels=None)
+
+
+def _joined(trace: Trace, function: Any, reads: Any, values: Sequence[OfHeads]) -> OfHeads:
+    """Positions of heads of several layers, one behind the other: heads in the same places, and their channels, are
+    permuted alike."""
+    axis = reads[0][1] if len(reads[0]) > 1 else reads[1].get("dim", 0)
+    labels = [value.labels for value in values]
+    places = [item.narrow(axis, 0, 1) for item in labels]
+    is_aligned = all(torch.equal(places[0], other) for other in places[1:] if other.shape == places[0].shape)
+    is_whole = len(values) == len(reads[0][0]) and len({value.heads.shape for value in values}) == 1
+    if not is_whole or not is_aligned or not all(is_constant_along(item, axis) for item in labels):
+        trace.refuse("heads of several layers meet")
+    nodes = coupled_layer(trace, [value.heads.flatten() for value in values])
+    channels = [value.channels for value in values if value.channels is not None]
+    return replace(
+        values[0],
+        heads=nodes.reshape(values[0].heads.shape),
+        labels=function(labels, *reads[0][1:], **reads[1]),
+        channels=function(channels, *reads[0][1:], **reads[1]) if len(channels) == len(values) else None,
+    )
 
 
 def _moved(value: OfHeads, function: Any, reads: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.assemble import assemble
-from scalegmn.interop.torch_modules.channelwise import as_layer, computed_alike
+from scalegmn.interop.torch_modules.channelwise import JOINS, as_layer, computed_alike
 from scalegmn.interop.torch_modules.execution import (
     as_dtype,
     check_dtype,
@@ -308,7 +308,7 @@ class GraphReader:
         neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
         ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
         are_parameters = all(isinstance(leaf, Elements | ComputedParameters) for leaf in leaves)
-        if (neurons or are_parameters) and name not in READS_OPAQUE:
+        if (neurons or are_parameters) and (name not in READS_OPAQUE or name in JOINS):
             ways.append(ALIKE)
         if neurons and (not has_opaque or name in READS_OPAQUE):
             ways.append(AS_LAYERS)
@@ -325,7 +325,8 @@ class GraphReader:
         if way in (ALIKE, IN_HEADS):
             actual = torch.fx.map_arg(nodes, self._actual.__getitem__)
             if way == IN_HEADS:
-                return computed_in_heads(trace, node.target, args, kwargs, actual, node.meta["val"].shape)
+                shape = getattr(node.meta["val"], "shape", ())  # several values are views
+                return computed_in_heads(trace, node.target, args, kwargs, actual, shape)
             return computed_alike(trace, node.target, args, kwargs, actual, node.meta["val"])
         if way == AS_LAYERS:
             is_new = False

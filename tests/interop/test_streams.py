@@ -1,0 +1,96 @@
+"""Several layers side by side: channels that one norm reads, and positions that one attention reads."""
+
+import pytest
+import torch
+from readings import assert_read, outputs
+from torch import nn
+from torch.nn import functional
+
+import scalegmn
+from scalegmn.interop.torch_modules import to_module
+from scalegmn.symmetry.groups import GroupElement
+
+
+class Joined(nn.Module):
+    """A norm of the channels of two layers, as in the decoders of U-Nets."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 1), nn.Conv2d(2, 16, 1)
+        self.norm, self.c = norm, nn.Conv2d(24, 2, 1)
+
+    def forward(self, x):
+        return self.c(functional.silu(self.norm(torch.cat([self.a(x), self.b(x)], 1))))
+
+
+class Streams(nn.Module):
+    """Words and places, with layers of their own, in one attention; a table beside what the step says."""
+
+    def __init__(self, norms, rotary):
+        super().__init__()
+        self.words, self.places, self.step = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 24)
+        self.of_words, self.of_places = nn.Linear(8, 24), nn.Linear(8, 24)
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(4, elementwise_affine=False) if norms else nn.Identity() for _ in "qkqk"
+        )
+        self.table, self.rotary = nn.Parameter(torch.randn(3, 8)), rotary
+        self.out = nn.Linear(8, 2)
+
+    def turned(self, x):
+        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.3], dtype=x.dtype)
+        first, second = x.chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1) if self.rotary else x
+
+    def forward(self, x):
+        shift, scale, gate = (self.step(x[:, 0]).reshape(-1, 3, 8) + self.table).chunk(3, 1)
+        streams = [self.words(x), self.places(x[:, :2])]
+        parts = [
+            layer(h * (1 + scale) + shift) for layer, h in zip((self.of_words, self.of_places), streams, strict=True)
+        ]
+        heads = [part.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4) for part in parts]
+        (q1, k1, v1), (q2, k2, v2) = heads
+        q, k, p, r = (norm(value) for norm, value in zip(self.norms, (q1, k1, q2, k2), strict=True))
+        q, k, v = self.turned(torch.cat([q, p], 2)), self.turned(torch.cat([k, r], 2)), torch.cat([v1, v2], 2)
+        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out(torch.tanh(torch.cat(streams, 1) + gate * h))
+
+
+@pytest.mark.parametrize(
+    ("norm", "classes"),
+    [
+        (lambda: nn.GroupNorm(1, 24), 2),
+        (lambda: nn.GroupNorm(6, 24), 2),  # groups of 4: 2 and 4
+        (lambda: nn.GroupNorm(2, 24), 2),  # groups of 12 cut 8 and 16 into blocks of 4
+    ],
+    ids=["one group", "groups of one layer", "groups of both layers"],
+)
+def test_norms_of_channels_of_two_layers(norm, classes, generator):
+    torch.manual_seed(0)
+    module, x = Joined(norm()).double().eval(), torch.randn(3, 2, 1, 1, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert scalegmn.read(module, x).neurons_moved == 48 / 50  # all but the first of two summands of the output
+    assert len(params.spec.permutation_classes) == classes
+    permutations = [torch.arange(layer.out_dim)[None] for layer in params.spec.layers[:-1]]
+    for layer in params.spec.permutation_classes[1].layers:  # of the second layer: channels 3 and 4, of two groups
+        permutations[layer] = torch.tensor([[0, 1, 2, 4, 3, *range(5, 16)]])
+    scales = tuple(torch.ones_like(scale) for scale in GroupElement.sample(params).scales)
+    moved = GroupElement(tuple(permutations), scales).act(params)
+    change = (outputs(to_module(moved, module, x), x) - outputs(module, x)).abs().max()
+    assert change < 1e-9 if module.norm.num_groups == 1 else change > 1e-3
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("norms", [False, True])
+def test_two_streams_of_one_attention(norms, rotary, generator):
+    """As in diffusion transformers: all neurons move; those of the two streams, and of the table, alike."""
+    torch.manual_seed(0)
+    module, x = Streams(norms, rotary).double().eval(), torch.randn(2, 4, 3, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    reading = scalegmn.read(module, x)
+    assert reading.neurons_moved == 1
+    assert not reading.pinned_places
+    wrong = GroupElement.sample(params, generator)
+    words = next(index for index, layer in enumerate(reading.layers) if layer.place.startswith("words"))
+    wrong.permutations[words][:] = wrong.permutations[words].roll(1, 1)
+    assert (outputs(to_module(wrong.act(params), module, x), x) - outputs(module, x)).abs().max() > 1e-3
