@@ -85,3 +85,22 @@ def test_two_streams_of_one_attention(norms, rotary, generator):
     words = next(index for index, layer in enumerate(reading.layers) if layer.place.startswith("words"))
     wrong.permutations[words][:] = wrong.permutations[words].roll(1, 1)
     assert (outputs(to_module(wrong.act(params), module, x), x) - outputs(module, x)).abs().max() > 1e-3
+
+
+class Shifted(nn.Module):
+    """Half of the channels come from the position before."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        first, second = torch.tanh(self.a(x)).chunk(2, -1)
+        return self.b(torch.cat([functional.pad(first, (0, 0, 1, -1)), second], -1))
+
+
+def test_parts_of_a_layer_at_other_positions(generator):
+    torch.manual_seed(0)
+    module, x = Shifted().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert [item.num_channels for item in params.spec.permutation_classes] == [4, 4]

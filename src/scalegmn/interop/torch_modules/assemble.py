@@ -270,8 +270,7 @@ def _summands(trace: Trace, layer: TracedLayer, owners: dict[int, Tensor]) -> It
     for place, number in enumerate(layer.reads.tolist()):
         places.setdefault(id(owners.get(number)), []).append(place)
     residual = layer.residual
-    is_after = residual is not None and layer.options.get("residual_after", False)
-    if len(places) > 1 and is_after:
+    if len(places) > 1 and residual is not None and layer.options.get("residual_after", False):
         pin_or_refuse(trace, layer, "reads several layers side by side, and has an addition", layer.nodes, residual)
         residual = None
     remaining = len(places)

@@ -36,7 +36,7 @@ ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum",
 POINTWISE = (
     *("special_erf", "special_erfc", "special_expm1", "special_expit", "special_sinc", "special_xlogy", "hardswish"),
     *("log_sigmoid", "divide", "multiply", "subtract", "rsub", "negative", "where", "masked_fill", "copysign", "prelu"),
-    *("relu6", "mish", "threshold"),
+    *("relu6", "mish", "threshold", "lerp"),
 )
 """Elementwise operations without PyTorch's tag for them, in place at least."""
 

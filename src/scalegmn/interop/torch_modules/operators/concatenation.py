@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.addition import add_neurons, constant_layer
+from scalegmn.interop.torch_modules.alignment import mark_part
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInput, Neurons, Opaque
 
@@ -48,6 +49,11 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
         if part is None:
             trace.refuse("channels are concatenated with a value that is not a layer's output or the input")
         versions |= part.versions
+    nodes = [trace.channels_along(part, axis) for part in parts if part is not None]
+    owners = [trace.neurons.layer_of(item[0]) for item in nodes]
+    for item, owner in zip(nodes, owners, strict=True):  # positions of parts of one layer may have moved apart
+        if owner >= 0 and owners.count(owner) > 1:
+            mark_part(trace, item)
     return Neurons(torch.cat([part.ids for part in parts if part is not None], axis), versions)
 
 
