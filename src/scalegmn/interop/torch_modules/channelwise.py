@@ -65,7 +65,7 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         args: its arguments, with traced values.
         kwargs: its named arguments.
         actual: (args, kwargs) as the module has them.
-        result: an example of what it returns.
+        result: an example of what it returns; None in place of what nothing reads of several tensors.
 
     Raises:
         Refusal: the operation is of no such kind.
@@ -295,7 +295,7 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
     results = list(result) if isinstance(result, list | tuple) else [result]
     if set(varying) <= set(axes):
         _check_all(trace, segments, neurons.ids, varying)
-        if name in ("max", "min") and len(results) > 1:
+        if name in ("max", "min") and len(results) > 1 and results[1] is not None:
             trace.refuse(f"{name} over channels, with the channel that has it")
         _read_all(trace, segments)
         new: list[Any] = [Opaque()] * len(results)
@@ -304,9 +304,9 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         _read_all(trace, segments)
         new = [Opaque()] * len(results)
     else:
-        ids = neurons.ids
+        ids, keeps_axes = neurons.ids, any(item is not None and item.ndim == neurons.ids.ndim for item in results)
         for axis in sorted(axes, reverse=True):
-            ids = ids.narrow(axis, 0, 1) if results[0].ndim == ids.ndim else ids.select(axis, 0)
+            ids = ids.narrow(axis, 0, 1) if keeps_axes else ids.select(axis, 0)
         left = _varying(ids)
         new = [_coupled(trace, segments, [ids], left) for _ in results]
     return new if isinstance(result, list | tuple) else new[0]

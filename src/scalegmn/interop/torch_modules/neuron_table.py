@@ -81,8 +81,12 @@ class NeuronTable:
 
     def mark_aligned(self, nodes: Tensor) -> None:
         """Notes that an operation reads these neurons that computes each channel alike: no scalar commutes with it."""
-        self._is_aligned[nodes] = True
+        self.mark_unscaled(nodes)
         self.mark_read(nodes)
+
+    def mark_unscaled(self, nodes: Tensor) -> None:
+        """Notes that no scalar of these neurons commutes with what the module computes."""
+        self._is_aligned[nodes] = True
 
     def is_aligned(self, nodes: Tensor) -> bool:
         """Whether an operation reads one of these neurons that computes each channel alike."""

@@ -14,6 +14,7 @@ from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import (
     ComputedParameters,
+    ComputedWeights,
     Elements,
     Neurons,
     OfHeads,
@@ -35,7 +36,7 @@ def pin(trace: Trace, values: Sequence[Any], problem: str) -> None:
     for value in values:
         if isinstance(value, Neurons):
             pin_neurons(trace, value.ids, reason)
-        elif isinstance(value, ComputedParameters):
+        elif isinstance(value, ComputedParameters | ComputedWeights):
             pin(trace, value.parts, problem)
         elif isinstance(value, Scores):
             _pin_scores(trace, value, reason)

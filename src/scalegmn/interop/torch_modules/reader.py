@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ from scalegmn.interop.torch_modules.values import (
     FILLS,
     PREPARED,
     ComputedParameters,
+    ComputedWeights,
     Elements,
     NetworkInput,
     Neurons,
@@ -71,14 +73,18 @@ READS_OPAQUE = (
 LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Operations that read nothing but the shape and type of their second argument."""
 
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
+"""Operations whose second argument, weights, may be computed from parameters."""
+
 MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
 
 AS_IT_IS, IN_HEADS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "in heads", "alike", "as layers", "mixed", "opaque"
+OF_PARAMETERS = "of parameters"
 """Ways to read an operation: by its operator's rule; as one on queries or keys that computes each head alike; as one
-that computes each channel alike; by its rule, with what is
-computed from layers as layers without weights; as one that mixes positions, with all but its last argument pinned; by
-its rule, with all activations pinned."""
+that computes each channel alike; by its rule, with what is computed from layers as layers without weights; as one that
+mixes positions, with all but its last argument pinned; by its rule, with all activations pinned; as one that computes
+weights from parameters."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class GraphReader:
                 self._trace.refuse("the module returns a value that has been changed in place through another one")
             pin(self._trace, value.values, "its memory is changed in place through another value")
             return _opaque(self._actual[node])
-        if isinstance(value, ComputedParameters):
+        if isinstance(value, ComputedParameters | ComputedWeights):
             pin(self._trace, [value], "the module returns it")
             return _opaque(self._actual[node])
         return value
@@ -304,6 +310,9 @@ class GraphReader:
         """In which ways to try to read an operation."""
         if self._trace.is_strict or not leaves:
             return [AS_IT_IS]
+        are_weights = all(isinstance(leaf, Elements | ComputedParameters | ComputedWeights) for leaf in leaves)
+        if are_weights and name == "batch_norm":
+            return [OF_PARAMETERS]  # standardised weights
         has_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
         neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
         ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
@@ -316,6 +325,8 @@ class GraphReader:
             ways.append(MIXED)
         if name in READS_OPAQUE and any(not isinstance(leaf, Elements | Opaque) for leaf in leaves):
             ways.append(OPAQUE)
+        if are_weights:
+            ways.append(OF_PARAMETERS)
         return ways
 
     def _read_as(self, way: str, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -327,7 +338,9 @@ class GraphReader:
             if way == IN_HEADS:
                 shape = getattr(node.meta["val"], "shape", ())  # several values are views
                 return computed_in_heads(trace, node.target, args, kwargs, actual, shape)
-            return computed_alike(trace, node.target, args, kwargs, actual, node.meta["val"])
+            return computed_alike(trace, node.target, args, kwargs, actual, _results(node))
+        if way == OF_PARAMETERS:
+            return _computed_weights((args, kwargs), node.meta["val"])
         if way == AS_LAYERS:
             is_new = False
 
@@ -373,13 +386,33 @@ class GraphReader:
         if are_scores and len(leaves) == 1 and is_pointwise and not has_tensors and isinstance(args[0], Scores):
             return args[0]  # a function of each score
         is_view = name in (*VIEWS, *UNCHANGED)
-        if any(isinstance(leaf, ComputedParameters) for leaf in leaves) and not (is_view or are_scores):
+        computed = [leaf for leaf in leaves if isinstance(leaf, ComputedParameters | ComputedWeights)]
+        if computed and not (is_view or are_scores or (name in WEIGHTED and computed == [args[1]])):
             self._trace.refuse("parameters are read that are computed from others")
         if name not in OPERATORS:
             self._trace.refuse(f"{node.target} is not a known operator")
         read_elsewhere = operation(node) == name and is_read_elsewhere(node)
-        call = Call(self._trace, name, node.target, node.meta["val"], read_elsewhere)  # type: ignore[arg-type]
+        call = Call(self._trace, name, node.target, node.meta["val"], read_elsewhere, partial(self._recomputed, node))  # type: ignore[arg-type]
         return OPERATORS[name].rule(call, *args, **kwargs)
+
+    def _recomputed(self, node: torch.fx.Node, value: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What an argument of an operation is that is computed from parameters, with others in their places."""
+        known: dict[torch.fx.Node, Any] = {}
+
+        def of(source: torch.fx.Node) -> Any:
+            if source not in known:
+                read = self._values[source]
+                if isinstance(read, Elements) and source.op == "placeholder" and read.name in tensors:
+                    known[source] = tensors[read.name]
+                elif not is_traced(read) or source.op != "call_function":
+                    known[source] = self._actual[source]
+                else:
+                    args, kwargs = torch.fx.map_arg((source.args, source.kwargs), of)
+                    known[source] = compute(source, args, kwargs, self._dtype)
+            return known[source]
+
+        result: Tensor = of(next(source for source in node.all_input_nodes if self._values[source] is value))
+        return result
 
     def _with_actual(self, value: Any, actual: Any) -> Any:
         """A value with what the module computes for it, compared with what its layer would compute."""
@@ -408,6 +441,23 @@ class GraphReader:
         if isinstance(actual, list | tuple):
             return [self._prepared(item) for item in actual]
         return replace(self._trace.new_input(actual), is_prepared=True) if isinstance(actual, Tensor) else actual
+
+
+def _computed_weights(reads: Any, result: Any) -> Any:
+    """What is computed from parameters alone, as a value; each of several results alike."""
+    leaves = [leaf for leaf in _pytree.tree_leaves(reads, is_leaf=is_traced) if is_traced(leaf)]
+    parts = [part for leaf in leaves for part in ((leaf,) if isinstance(leaf, Elements) else leaf.parts)]
+    value = ComputedWeights(tuple(part for part in parts if not part.is_buffer))
+    return [value] * len(result) if isinstance(result, list | tuple) else value
+
+
+def _results(node: torch.fx.Node) -> Any:
+    """Examples of what an operation returns; None in place of those of several that nothing reads."""
+    results = node.meta["val"]
+    if not isinstance(results, list | tuple):
+        return results
+    read = {user.args[1] for user in node.users if operation(user) == "getitem"}
+    return [result if place in read else None for place, result in enumerate(results)]
 
 
 def _opaque(actual: Any) -> Any:

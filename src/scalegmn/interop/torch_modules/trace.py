@@ -181,7 +181,7 @@ class Trace:
 
     def read(self, elements: Elements, index: Tensor | None = None) -> Tensor:
         """The elements of a parameter or buffer as they are read, or those at other positions."""
-        tensor = self.tensors[elements.name]
+        tensor = self.tensors[elements.name] if elements.computed is None else elements.computed
         values = elements.of(tensor) if index is None else tensor.reshape(-1)[index.to(tensor.device)]
         return values if elements.scale == 1 else values * elements.scale
 

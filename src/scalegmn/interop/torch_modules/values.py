@@ -29,6 +29,9 @@ class Elements:
     """The numbers 0, 1, ... of which `index` is a view, if it is one: then the elements are a view
     of the parameter, with the same strides."""
 
+    computed: Tensor | None = None
+    """The weights that a module computes from the parameter, in its shape, if it does (`ComputedWeights`)."""
+
     @property
     def is_view(self) -> bool:
         """Whether the elements are a view of the parameter."""
@@ -194,10 +197,18 @@ class ComputedParameters:
     """The elements of each parameter, in the shape of the value."""
 
 
+@dataclass(frozen=True)
+class ComputedWeights:
+    """What is computed from parameters alone in another way, such as standardised weights, or masked ones."""
+
+    parts: tuple[Elements, ...]
+    """The parameters, in any shape."""
+
+
 PREPARED = NetworkInput(torch.empty(0))
 """In place of what is computed from the input without parameters, until it is known."""
 
-TRACED = (Elements, Neurons, NetworkInput, Scores, Turned, OfHeads, Opaque, ComputedParameters)
+TRACED = (Elements, Neurons, NetworkInput, Scores, Turned, OfHeads, Opaque, ComputedParameters, ComputedWeights)
 
 
 def is_traced(value: Any) -> bool:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from scalegmn.interop.torch_modules.computed_weights import join_roles, roles_of
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Opaque, is_number
+from scalegmn.interop.torch_modules.values import (
+    ComputedParameters,
+    ComputedWeights,
+    Elements,
+    NetworkInput,
+    Neurons,
+    Opaque,
+    is_number,
+)
 
 FAMILY = "layers with a weight"
 
@@ -40,7 +50,11 @@ def weighted_layer(
         groups: of a convolution.
         evaluate: what the layer computes.
     """
-    trace = call.trace
+    trace, roles = call.trace, None
+    if isinstance(weight, ComputedParameters | ComputedWeights) and call.recomputed is not None:
+        computed = ComputedWeights(weight.parts)
+        roles = roles_of(trace, computed, partial(call.recomputed, weight), groups)
+        weight = roles.main
     if not isinstance(weight, Elements) or not (bias is None or isinstance(bias, Elements)):
         trace.refuse("the weights are computed from other values, expected parameters")
     if isinstance(value, Neurons) and value.factor != 1 and not trace.can_settle(value):  # W (c x) = (c W) x
@@ -68,7 +82,10 @@ def weighted_layer(
         trace.refuse("weights with more axes than those of a convolution over volumes")
     options = {"groups": groups, "kernel": tuple(index.shape[2:]) or None}
     layer = trace.new_layer(len(index), reads, replace(weight, index=index), bias=bias, options=options)
-    return trace.output_of(layer, axis, call.shape)
+    output = trace.output_of(layer, axis, call.shape)
+    if roles is not None:
+        join_roles(trace, layer, roles, groups)
+    return output
 
 
 def _image_size(num_positions: int) -> tuple[int, int]:
@@ -108,19 +125,22 @@ def convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, *
 
 @operator(FAMILY, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(call: Call, x: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Neurons:
-    """A transposed convolution without groups, whose weight is [in, out, ...]."""
-    if options.get("groups", rest[3] if len(rest) > 3 else 1) != 1:
-        call.trace.refuse("a transposed convolution with groups")
+    """A transposed convolution, whose weight is [in, out / groups, ...]."""
+    groups = options.get("groups", rest[3] if len(rest) > 3 else 1)
+
+    def transposed(weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
     if isinstance(weight, Elements):
-        weight = replace(weight, index=weight.index.transpose(0, 1))
+        weight = replace(weight, index=weight.index.transpose(0, 1) if groups == 1 else transposed(weight.index))
         if len(call.shape) != weight.index.ndim:
             call.trace.refuse("a convolution reads an input without a batch axis; call the module with a batch of one")
 
     def evaluate(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = call.function(x, weight.transpose(0, 1), bias, *rest, **options)
+        result: Tensor = call.function(x, transposed(weight), bias, *rest, **options)
         return result
 
-    return weighted_layer(call, x, 1, weight, bias, evaluate=evaluate)
+    return weighted_layer(call, x, 1, weight, bias, groups, evaluate)
 
 
 @operator(FAMILY, "matmul", "mm", "bmm", "mv")

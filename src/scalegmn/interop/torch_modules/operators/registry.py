@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ class Call:
 
     is_read_elsewhere: bool = False
     """Whether other operations read its first argument too."""
+
+    recomputed: Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor] | None = None
+    """(an argument that is computed from parameters, parameters by name) -> what the argument is with these."""
 
     @property
     def shape(self) -> torch.Size:

@@ -11,6 +11,7 @@ from torch import Tensor
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import (
     ComputedParameters,
+    ComputedWeights,
     Elements,
     NetworkInput,
     Neurons,
@@ -40,6 +41,8 @@ def move(call: Call, *args: Any, **kwargs: Any) -> Any:
     first = next(value for value in leaves if is_traced(value))
     if isinstance(first, Scores):
         return first
+    if isinstance(first, ComputedWeights):
+        call.trace.refuse("a view of weights that are computed from parameters")
     if isinstance(first, ComputedParameters):
         return _move_parts(call, first, (args, kwargs))
 
@@ -72,12 +75,13 @@ def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
     return ComputedParameters(tuple(moved))
 
 
-@operator("views", "index")
-def index(call: Call, x: Any, places: Any) -> Any:
+@operator("views", "index", "index_select")
+def index(call: Call, x: Any, *places: Any) -> Any:
     """Elements at constant places."""
-    if not isinstance(x, Neurons | NetworkInput | Elements) or any(map(is_traced, places)):
+    are_known = not any(map(is_traced, torch.utils._pytree.tree_leaves(places, is_leaf=is_traced)))
+    if not isinstance(x, Neurons | NetworkInput | Elements) or not are_known:
         call.trace.refuse("elements at places that depend on the input")
-    return move(call, x, places)
+    return move(call, x, *places)
 
 
 @operator("no change when evaluated", *UNCHANGED)
