@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from scalegmn.interop.torch_modules import from_module
+from scalegmn.networks import NetParams
 
 
 class BasicBlock(nn.Module):
@@ -242,3 +243,32 @@ def traced(name):
     """A module, its parameters and an input."""
     module, x = architecture(name)
     return module, from_module(module, x), x
+
+
+def transformer():
+    return nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu"), (1, 3, 8)
+
+
+class Skips(nn.Module):
+    """Convolutions of several sizes and groups, of which one reads the network's input beside hidden channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1, groups=2)
+        self.first, self.second = nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(8, 5, 5, padding=2)
+        self.norm, self.last = nn.BatchNorm2d(6), nn.Linear(5, 3)
+
+    def forward(self, x):
+        both = torch.cat([torch.relu(self.norm(self.first(torch.relu(self.stem(x))))), x], dim=1)
+        return self.last(torch.tanh(self.second(both)).mean((2, 3)))
+
+
+def skips():
+    return Skips(), (1, 2, 6, 6)
+
+
+def networks(make):
+    """Two networks."""
+    module, shape = make()
+    params = from_module(module.eval(), torch.randn(shape)).map(torch.Tensor.double)
+    return NetParams.cat([params, params.map(lambda x: x + 0.1 * torch.rand_like(x))]).with_batch_norm_folded()

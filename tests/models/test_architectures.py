@@ -133,13 +133,13 @@ def test_nothing_comes_from_where_nobody_is(pooling, random_params, monkeypatch)
     expected = torch.autograd.grad(plain.square().sum(), list(model.parameters()))
     layer, update, there = relational.run_nodes, relational.run_edges, []
 
-    def spoilt_layer(module, x, e, rows, exists=None):
+    def spoilt_layer(module, x, e, rows, exists, chunks):
         there.append(exists)
-        return layer(module, x, e, rows, exists).masked_fill(~exists[:, rows, None], torch.nan)
+        return layer(module, x, e, rows, exists, chunks).masked_fill(~exists[:, rows, None], torch.nan)
 
-    def spoilt_update(module, x, e, rows):
+    def spoilt_update(module, x, e, rows, chunks):
         pairs = there[-1][:, rows, None] & there[-1][:, None]
-        return update(module, x, e, rows).masked_fill(~pairs[..., None], torch.nan)
+        return update(module, x, e, rows, chunks).masked_fill(~pairs[..., None], torch.nan)
 
     monkeypatch.setattr(relational, "run_nodes", spoilt_layer)
     monkeypatch.setattr(relational, "run_edges", spoilt_update)

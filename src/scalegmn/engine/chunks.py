@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from scalegmn.engine.edges import Edges
+from scalegmn.engine.edges import Edges, EdgeUpdate
 from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.engine.rows import GatheredRows
 
@@ -33,15 +33,18 @@ class EdgeInputs(NamedTuple):
     def tensors(self) -> list[Tensor | None]:
         """All tensors that may have gradients."""
         edges = self.edges
-        ends = [end for update in edges.updates for end in (update.senders, update.receivers)]
+        of_updates = [x for update in edges.updates for x in (update.senders, update.receivers, *update.others)]
         extra = self.extra.values if isinstance(self.extra, GatheredRows) else self.extra
-        return [edges.values, edges.matrix, edges.shift, *ends, self.senders, self.receivers, extra]
+        return [edges.values, edges.matrix, edges.shift, *of_updates, self.senders, self.receivers, extra]
 
     def holding(self, tensors: Sequence[Any]) -> EdgeInputs:
         """The same with other tensors in the order of `tensors`; with None only the structure is kept."""
-        values, matrix, shift, *ends, senders, receivers, extra = tensors
-        pairs = zip(self.edges.updates, ends[::2], ends[1::2], strict=True)
-        updates = tuple(update._replace(senders=s, receivers=r) for update, s, r in pairs)
+        values, matrix, shift, *of_updates, senders, receivers, extra = tensors
+        remaining = iter(of_updates)
+        updates = tuple(
+            EdgeUpdate(*update[:2], next(remaining), next(remaining), tuple(next(remaining) for _ in update.others))
+            for update in self.edges.updates
+        )
         extra = GatheredRows(extra, self.extra.index) if isinstance(self.extra, GatheredRows) else extra
         edges = replace(self.edges, values=values, matrix=matrix, shift=shift, updates=updates)
         return EdgeInputs(edges, senders, receivers, extra)
@@ -91,7 +94,11 @@ class ChunkPlan:
 
     def features(self, edges: Edges) -> Tensor:
         """Features of a block with all updates done, [B, R, S, D] or [E, D]."""
-        return self._map(_features, lambda part: part.values.shape[:-1], EdgeInputs(edges), [])
+        return self.of_edges(_features, EdgeInputs(edges), [])
+
+    def of_edges(self, function: EdgeFunction, inputs: EdgeInputs, parameters: Iterable[Tensor]) -> Tensor:
+        """What a function gives for each edge of a block, [B, R, S, D] or [E, D]; arguments as in `messages`."""
+        return self._map(function, lambda part: part.values.shape[:-1], inputs, parameters)
 
     def messages(self, function: EdgeFunction, inputs: EdgeInputs, parameters: Iterable[Tensor]) -> Tensor:
         """What a function gives to the receivers of a block, [B, R, D] or [R, D].

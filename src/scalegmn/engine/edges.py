@@ -28,14 +28,17 @@ class EdgeUpdate(NamedTuple):
     module: nn.Module
     """The plain module."""
 
-    function: Callable[[nn.Module, Edges, Tensor, Tensor], Tensor]
-    """Called as function(module, edges, senders, receivers)."""
+    function: Callable[..., Tensor]
+    """Called as function(module, edges, senders, receivers, *others)."""
 
     senders: Tensor
     """What it reads of the senders, [B, S, ...] or, of sparse blocks, [S, ...]."""
 
     receivers: Tensor
     """What it reads of the receivers, [B, R, ...] or [R, ...]."""
+
+    others: tuple[Tensor, ...] = ()
+    """What it reads besides, the same for all edges."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,18 @@ class Edges(ABC):
         """e with all updates done, [B, R, S, D] or [E, D]; for a block that has some, or that holds its features."""
         block = replace(self, updates=())
         for update in self.updates:
-            block = block.holding(update.function(update.module, block, update.senders, update.receivers))
+            block = block.holding(
+                update.function(update.module, block, update.senders, update.receivers, *update.others)
+            )
         return block.values
 
     def holding(self, features: Tensor) -> Edges:
         """The block with these features, [B, R, S, D] or [E, D]."""
         return replace(self, values=features, matrix=None, shift=None, updates=())
+
+    def updated(self, update: EdgeUpdate) -> Edges:
+        """The block with an update more to do."""
+        return replace(self, updates=(*self.updates, update))
 
     @abstractmethod
     def at_senders(self, x: Tensor) -> Tensor:

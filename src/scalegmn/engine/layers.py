@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -189,7 +189,7 @@ class LayerRun:
             block, (senders, receiver) = old[k - 1], ends[k - 1]
             assert block is not None
             pending = EdgeUpdate(update, updated_edges, join(sent, senders), received[receiver])
-            updated = [replace(part, updates=(*part.updates, pending)) for part in block]
+            updated = [part.updated(pending) for part in block]
             if self.chunks.materialize:
                 updated = [part.holding(self.chunks.features(part)) for part in updated]
             new[k - 1] = updated

@@ -202,7 +202,7 @@ def _run_layers(
         if model.backward_edge_linear is not None:
             linear, kernels = model.backward_edge_linear, list(model.reciprocal_kernels(params))
         against = _layer_edges(model, linear, params, kernels, rows)
-        backward_blocks = [[_turned(block, layer)] for block, layer in zip(against, spec.layers, strict=True)]
+        backward_blocks = [[turned(block, layer)] for block, layer in zip(against, spec.layers, strict=True)]
     chunks = model.chunks(len(params) * spec.num_edges, params.biases[0].device)
     residuals = _residuals(spec, params.biases[0].device)
     layers = LayerRun(layout, rows, positions, chunks, residuals)
@@ -279,7 +279,7 @@ def _layer_edges(
     return blocks
 
 
-def _turned(block: DenseEdges, layer: LayerSpec) -> DenseEdges:
+def turned(block: DenseEdges, layer: LayerSpec) -> DenseEdges:
     """A block towards the other end of its edges."""
     groups, sender = layer.groups, None
     if groups > 1:

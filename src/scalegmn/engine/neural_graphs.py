@@ -9,7 +9,7 @@ Shape letters: B networks, N nodes, E edges, R receivers, S senders, d and d_e w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise, starmap
 from typing import NamedTuple, Protocol, cast
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scalegmn.engine.memory import tensor_bytes
+from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.graphs.probes import probe_features
@@ -144,12 +144,41 @@ def joined(outer: nn.Linear, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
 
 
 def encode_then_linear(encoder: Encoder, after: nn.Linear, v: Tensor) -> Tensor:
-    """after(encoder(v)), [..., k] -> [..., out]: the Linear that follows is joined to the encoder's last one."""
-    x = encoder.fourier(v)
+    """after(encoder(v)), [..., k] -> [..., out]: the Linear that follows is joined to the encoder's last one.
+
+    What a backward pass cannot keep is encoded in chunks, again in the backward pass.
+    """
+    first, rest = encoding(encoder, after)
+
+    def encode(v: Tensor) -> Tensor:
+        return rest(nn.functional.linear(v, first))
+
+    num_bytes = 4 * v.shape[:-1].numel() * len(first) * v.element_size()  # of what goes in, cosines, sines, and both
+    if torch.compiler.is_compiling() or num_bytes <= kept_bytes(v.device):
+        return encode(v)
+    size = tensor_bytes(v.device) // (2 * len(first) * v.element_size())
+    chunks = v.reshape(-1, v.shape[-1]).split(size)
+    encoded = torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks])
+    return encoded.reshape(*v.shape[:-1], -1)
+
+
+def encoding(encoder: Encoder, after: nn.Linear) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """after(encoder(v)) = rest(first v): the matrix `first` [m, k], which may act on some components of v at a time,
+    and `rest`, [..., m] -> [..., out]."""
     *inner, last = (cast("nn.Linear", layer) for layer in encoder.linears)
-    for layer in inner:
-        x = nn.functional.silu(layer(x))
-    return nn.functional.linear(x, after.weight @ last.weight, after(last.bias))
+    linears = [*((layer.weight, layer.bias) for layer in inner), (after.weight @ last.weight, after(last.bias))]
+    fourier = encoder.fourier if isinstance(encoder.fourier, FourierFeatures) else None
+
+    def rest(x: Tensor) -> Tensor:
+        if fourier is not None:
+            x = nn.functional.linear(torch.cat([x.cos(), x.sin()], dim=-1), *linears[0])
+        else:
+            x = x + linears[0][1]
+        for weight, bias in linears[1:]:
+            x = nn.functional.linear(nn.functional.silu(x), weight, bias)
+        return x
+
+    return linears[0][0] if fourier is None else 2 * math.pi * fourier.frequencies, rest
 
 
 def block_graph(model: NeuralGraphNetwork, nets: Sequence[NetParams]) -> BlockGraph:
@@ -173,7 +202,7 @@ def chain_graph(features: NeuralGraphFeatures, params: NetParams, stored: NetPar
     raw = torch.cat([inputs, *params.biases], dim=1)
     activations = None if features.activations is None else _activations(features, params)
     types = _types(spec, features.max_hidden_layers).to(raw.device)
-    x = _nodes(features, raw, types, activations, probes_of(features, stored))
+    x = encoded_nodes(features, raw, types, activations, probes_of(features, stored))
     nodes = node_slices(spec)
     return BlockGraph(x, _chain_edges(features, params), _none(features, raw), nodes, nodes[-1], len(params))
 
@@ -193,7 +222,7 @@ def component_graph(
         of_nets = [probes_of(features, params) for params in stored]
         probes = torch.cat([rows.flatten(0, 1) for rows in of_nets if rows is not None])[None, order]
     activations = features.rows_of(graph.activations, raw.device)[graph.activation[order]]
-    x = _nodes(features, raw[None, order], graph.node_type[order], activations[None], probes)
+    x = encoded_nodes(features, raw[None, order], graph.node_type[order], activations[None], probes)
     edges = _sorted_edges(features, graph, order.argsort(), nodes)
     return BlockGraph(x, edges, _none(features, raw), nodes, nodes[0], graph.num_networks, graph.network[order])
 
@@ -217,13 +246,17 @@ def pool(nodes: Tensor, graph: BlockGraph, pooling: str, from_all: bool) -> Tens
         way = "amax" if pooling == "max" else "mean"
         none, places = nodes.new_zeros(graph.num_networks, dim), graph.network[:, None].expand(-1, dim)
         return none.scatter_reduce(0, places, nodes.reshape(-1, dim), way, include_self=False)
-    nodes = nodes.reshape(graph.num_networks, -1, dim)
+    return pooled(nodes.reshape(graph.num_networks, -1, dim), pooling)
+
+
+def pooled(nodes: Tensor, pooling: str) -> Tensor:
+    """`pool` of the nodes of each network, [B, n, d]."""
     if pooling == "outputs":
         return nodes.flatten(1)
     return nodes.amax(1) if pooling == "max" else nodes.mean(1)  # of one node, itself
 
 
-def _nodes(
+def encoded_nodes(
     features: NeuralGraphFeatures, raw: Tensor, types: Tensor, activations: Tensor | None, probes: Tensor | None
 ) -> Tensor:
     """`NeuralGraphFeatures.nodes` of biases [B, N], types [N], activations [B or 1, N], probes [B, N, d]: [B, N, d]."""
@@ -327,25 +360,13 @@ def _encoded(features: NeuralGraphFeatures, edges: EdgeValues, order: Tensor) ->
 
     Large graphs are encoded in chunks, again in the backward pass.
     """
-    encoder, after = features.weight_encoder, features.edge_linear
-    *inner, last = (cast("nn.Linear", layer) for layer in encoder.linears)
-    linears = [*((layer.weight, layer.bias) for layer in inner), (after.weight @ last.weight, after(last.bias))]
-    fourier = encoder.fourier if isinstance(encoder.fourier, FourierFeatures) else None
-    first = linears[0][0] if fourier is None else 2 * math.pi * fourier.frequencies
+    first, rest = encoding(features.weight_encoder, features.edge_linear)
 
     def encode(chunk: EdgeValues) -> Tensor:
         places = chunk.places.to(first.device)
         if len(places) <= len(first):  # a table of raw features is no larger than what the map makes of it
-            x = nn.functional.linear(chunk.at(places), first[:, places])
-        else:
-            x = chunk.linear(first)
-        if fourier is not None:
-            x = nn.functional.linear(torch.cat([x.cos(), x.sin()], dim=-1), *linears[0])
-        else:
-            x = x + linears[0][1]
-        for weight, bias in linears[1:]:
-            x = nn.functional.linear(nn.functional.silu(x), weight, bias)
-        return x
+            return rest(nn.functional.linear(chunk.at(places), first[:, places]))
+        return rest(chunk.linear(first))
 
     size = _CHUNK * tensor_bytes(first.device) // (2 * len(first) * first.element_size())
     chunks = edges.split(order, [len(part) for part in order.split(size)])

@@ -159,7 +159,7 @@ def pass_messages(
     inner: nn.Linear | None = None
     *before, last = layers
     for index, (layer, norm, update) in enumerate(zip(before, norms, updates, strict=True)):
-        to_messages, to_edges = map_edges(edges, [_edge_map(layer.message, inner), joined(update.edge_linear, inner)])
+        to_messages, to_edges = map_edges(edges, [edge_map(layer.message, inner), joined(update.edge_linear, inner)])
         x = graph_norm(norm, run_layer(layer, x, to_messages, graph.nodes), graph.network, graph.num_networks)
         x = dropout(silu(x))
         to, sent = update.receiver_linear(x), update.sender_linear(x)
@@ -170,7 +170,7 @@ def pass_messages(
             if block.receivers.start in needed
         ]
         inner = update.last
-    (to_messages,) = map_edges(edges, [_edge_map(last.message, inner)])
+    (to_messages,) = map_edges(edges, [edge_map(last.message, inner)])
     return run_layer(last, x, to_messages, read), edges, inner
 
 
@@ -191,7 +191,7 @@ def run_layer(layer: PNALayer, x: Tensor, edges: Sequence[AnyEdges], receivers: 
     Args:
         layer: the module.
         x: [B, N, d].
-        edges: blocks of the features that `_edge_map` makes of edges.
+        edges: blocks of the features that `edge_map` makes of edges.
         receivers: these nodes.
 
     Returns:
@@ -203,7 +203,7 @@ def run_layer(layer: PNALayer, x: Tensor, edges: Sequence[AnyEdges], receivers: 
     rows = []
     for nodes in receivers:
         messages = [
-            Reduced.of(block, _messages(message, block.features, block.ends(to, sent)))
+            Reduced.of(block, modulated(message, block.features, block.ends(to, sent)))
             for block in edges
             if block.receivers.start == nodes.start  # residual connections go to the first nodes
         ]
@@ -253,7 +253,7 @@ def _sum(tensors: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _edge_map(message: Message, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
+def edge_map(message: Message, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the edge's part in messages along edges `inner(h)`, as a map of h."""
     weight, bias = joined(message.edge_linear, inner)
     if message.modulation != "concat":
@@ -262,8 +262,8 @@ def _edge_map(message: Message, inner: nn.Linear | None) -> tuple[Tensor, Tensor
     return columns @ weight, columns @ bias
 
 
-def _messages(message: Message, edge: Tensor, ends: Tensor) -> Tensor:
-    """`Message` from the edges' part (`_edge_map`) [.., d or 2 d] and both ends' parts of M together, [.., d]."""
+def modulated(message: Message, edge: Tensor, ends: Tensor) -> Tensor:
+    """`Message` from the edges' part (`edge_map`) [.., d or 2 d] and both ends' parts of M together, [.., d]."""
     if message.modulation == "film":
         gamma, beta = edge.chunk(2, dim=-1)
         return torch.addcmul(beta, gamma, ends)

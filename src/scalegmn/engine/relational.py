@@ -7,6 +7,7 @@ only the nodes that are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, cast
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, pad
 
+from scalegmn.engine.chunks import ChunkPlan, EdgeInputs
+from scalegmn.engine.edges import DenseEdges, Edges
 from scalegmn.engine.memory import tensor_bytes
 from scalegmn.engine.neural_graphs import (
     BlockGraph,
@@ -24,8 +27,15 @@ from scalegmn.engine.neural_graphs import (
     node_slices,
     pool,
 )
-from scalegmn.networks import NetParams
+from scalegmn.engine.rows import GatheredRows, Rows
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.nn.attention import RelationalAttention, RelationalEdgeUpdate, RelationalLayer
+
+WHOLE = ChunkPlan()
+"""All pairs at once."""
+
+_ROWS = Rows("hidden", ())
+"""What blocks know of their ends; nothing here reads it."""
 
 _LEAST_SHARE = 0.85
 """Networks that pass together have at least so many of the largest one's nodes; less would compute more padding."""
@@ -41,12 +51,25 @@ class RelationalNetwork(NeuralGraphNetwork, Protocol):
         """Bytes of one query, key or value of a pair of nodes."""
         ...
 
+    def chunks(self, spec: NetSpec, device: torch.device) -> ChunkPlan:
+        """How the pairs of nodes of a network are worked through."""
+        ...
+
 
 def run_network(model: RelationalNetwork, nets: Sequence[NetParams]) -> Tensor | NetParams:
     """The fast form of `model.plain(nets)`. Networks of about the same size run together, padded to the largest of
     them."""
+    if len(nets) == 1 and nets[0].spec.is_chain:
+        params = nets[0]
+        chunks = model.chunks(params.spec, params.biases[0].device)
+        if chunks.num_edges is None or len(params) == 1:
+            return _run_chains(model, params, chunks)
+        one_by_one = [_run_chains(model, params[row : row + 1], chunks) for row in range(len(params))]
+        if model.readout is None:
+            return NetParams.cat(cast("list[NetParams]", one_by_one))
+        return torch.cat(cast("list[Tensor]", one_by_one))
     if len(nets) == 1:
-        return _run_chains(model, nets[0]) if nets[0].spec.is_chain else _run_padded(model, nets)
+        return _run_padded(model, nets)
     outputs = [torch.empty(0)] * len(nets)
     for places in _by_size(nets, tensor_bytes(nets[0].biases[0].device) // model.pair_bytes):
         alike = [nets[place] for place in places]
@@ -57,12 +80,12 @@ def run_network(model: RelationalNetwork, nets: Sequence[NetParams]) -> Tensor |
     return torch.cat(outputs)
 
 
-def _run_chains(model: RelationalNetwork, params: NetParams) -> Tensor | NetParams:
-    """`run_network` for chains of one architecture."""
+def _run_chains(model: RelationalNetwork, params: NetParams, chunks: ChunkPlan) -> Tensor | NetParams:
+    """`run_network` for chains of one architecture, of which one alone may run in chunks of pairs."""
     graph = block_graph(model, [params])
     read = slice(0, graph.x.shape[1]) if model.reads_all else graph.outputs
     layers = cast("Sequence[RelationalLayer]", model.layers)
-    x, e = run_layers(layers, model.token, graph.x, all_pairs(graph), read, None, model.readout is None)
+    x, e = run_layers(layers, model.token, graph.x, all_pairs(graph), read, None, model.readout is None, chunks)
     if model.readout is not None:
         return model.read_out(pool(x, graph, model.pooling, model.reads_all))
     nodes = node_slices(params.spec)
@@ -104,6 +127,7 @@ def run_layers(
     read: slice,
     exists: Tensor | None = None,
     reads_edges: bool = False,
+    chunks: ChunkPlan = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """New nodes and edges.
 
@@ -115,6 +139,7 @@ def run_layers(
         read: the nodes that the result is read from, R of them.
         exists: [B, N], which nodes are no padding, where networks differ in their number.
         reads_edges: whether the last edges are read, for changes of parameters.
+        chunks: how pairs are worked through; in chunks only those of a single network.
 
     Returns:
         [B, R or 1, d] and, for changes of parameters, [B, N, N, d_e].
@@ -128,31 +153,51 @@ def run_layers(
     for index, layer in enumerate(layers):
         rows = read if index == last else whole
         e = e[:, rows] if e.shape[1] == e.shape[2] else e
-        x = _without_padding(run_nodes(layer, x, e, rows, exists), exists, rows)
+        x = _without_padding(run_nodes(layer, x, e, rows, exists, chunks), exists, rows)
         if layer.edge_update is not None:
             rows = read if index == last - 1 and not reads_edges else whole
-            e = _without_padding(run_edges(layer.edge_update, x, e, rows), exists, rows)
+            e = _without_padding(run_edges(layer.edge_update, x, e, rows, chunks), exists, rows)
     return x, e
 
 
-def run_nodes(layer: RelationalLayer, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None = None) -> Tensor:
-    """New features of some nodes, of x [B, N, d] and the edges that they send, [B, R, N, d_e] -> [B, R, d]; `exists` as
-    in `run_layers`."""
+def run_nodes(
+    layer: RelationalLayer, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None = None, chunks: ChunkPlan = WHOLE
+) -> Tensor:
+    """New features of some nodes, of x [B, N, d] and the edges that they send, [B, R, N, d_e] -> [B, R, d]; `exists`
+    and `chunks` as in `run_layers`."""
     inner = layer.attention.last
-    heads = run_attention(layer.attention, x, e, rows, exists)
+    heads = run_attention(layer.attention, x, e, rows, exists, chunks)
     new = linear(heads, layer.linear.weight @ inner.weight, layer.linear(inner.bias))
     x = layer.first_norm(x[:, rows] + layer.dropout(new))
     result: Tensor = layer.second_norm(x + layer.dropout(layer.mlp_last(gelu(layer.mlp_first(x)))))
     return result
 
 
-def run_attention(module: RelationalAttention, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None) -> Tensor:
+def run_attention(
+    module: RelationalAttention, x: Tensor, e: Tensor, rows: slice, exists: Tensor | None, chunks: ChunkPlan
+) -> Tensor:
     """[o^1, ..., o^H] of some nodes, of x [B, N, d] and e [B, R, N, d_e] -> [B, R, dim]."""
-    num, c = module.num_heads, module.head_dim
-    q, k, v = torch.unflatten(linear(x, module.node_linear.weight), -1, (num, 3, c)).unbind(3)  # [B, N, H, c] each
+    q, k, v = torch.unflatten(linear(x, module.node_linear.weight), -1, (module.num_heads, 3, -1)).unbind(3)
+    inputs = EdgeInputs(_pairs(e), torch.stack([k, v], 2), q[:, rows])  # [B, N, H, c] each
+    return chunks.messages(partial(_attend, module, exists), inputs, [module.edge_linear.weight])
+
+
+def _attend(
+    module: RelationalAttention,
+    exists: Tensor | None,
+    edges: Edges,
+    senders: Tensor | None,
+    receivers: Tensor | None,
+    extra: Tensor | GatheredRows | None,
+) -> Tensor:
+    """`run_attention` of a chunk: keys and values [B, N, 2, H, c], queries [B, R, H, c]."""
+    assert senders is not None
+    assert receivers is not None
+    num, c, e = module.num_heads, module.head_dim, edges.values
+    k, v = senders.unbind(2)
     qe, ke, ve, *ue = torch.unflatten(module.edge_linear.weight, 0, (num, -1, c)).unbind(1)  # [H, c, d_e] each
     parts = [torch.unflatten(linear(e, w.flatten(0, 1)), -1, (num, c)) for w in (qe, ke, *ue)]  # [B, R, N, H, c] each
-    scores = ((parts[0] + q[:, rows, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
+    scores = ((parts[0] + receivers[:, :, None]) * (parts[1] + k[:, None])).sum(-1)  # [B, R, N, H]
     if exists is not None:
         scores = scores.masked_fill(~exists[:, None, :, None], -torch.inf)
     shares = (scores * module.scale).softmax(2)
@@ -166,16 +211,37 @@ def run_attention(module: RelationalAttention, x: Tensor, e: Tensor, rows: slice
     return summed.flatten(2)
 
 
-def run_edges(module: RelationalEdgeUpdate, x: Tensor, e: Tensor, rows: slice) -> Tensor:
+def run_edges(module: RelationalEdgeUpdate, x: Tensor, e: Tensor, rows: slice, chunks: ChunkPlan = WHOLE) -> Tensor:
     """x [B, N, d], e [B, N, N, d_e] -> e of some senders, [B, R, N, d_e]."""
     bias = module.edge_linear.bias + module.sender_linear.bias
     sender = linear(x[:, rows], module.sender_linear.weight, bias)[:, :, None]
-    receiver = module.receiver_linear(x)[:, None]
     against = e[:, :, rows].transpose(1, 2)
-    z = linear(torch.cat([e[:, rows], against], dim=-1), module.edge_linear.weight) + sender + receiver
-    e = module.first_norm(e[:, rows] + module.dropout(module.last(gelu(z))))
+    inputs = EdgeInputs(_pairs(e[:, rows]), module.receiver_linear(x), against, sender[0] if len(x) == 1 else sender)
+    return chunks.of_edges(partial(_update_pairs, module), inputs, module.parameters())
+
+
+def _update_pairs(
+    module: RelationalEdgeUpdate,
+    edges: Edges,
+    senders: Tensor | None,
+    receivers: Tensor | None,
+    extra: Tensor | GatheredRows | None,
+) -> Tensor:
+    """`run_edges` of a chunk: what it reads of the other node [B, N, h], e_ji [B, R, N, d_e], and what it reads of the
+    node itself [R, 1, h] or [B, R, 1, h]."""
+    assert senders is not None
+    assert receivers is not None
+    assert isinstance(extra, Tensor)
+    e = edges.values
+    z = linear(torch.cat([e, receivers], dim=-1), module.edge_linear.weight) + extra + senders[:, None]
+    e = module.first_norm(e + module.dropout(module.last(gelu(z))))
     result: Tensor = module.second_norm(e + module.dropout(module.mlp_last(gelu(module.mlp_first(e)))))
     return result
+
+
+def _pairs(e: Tensor) -> DenseEdges:
+    """Pairs of nodes [B, R, N, d_e] as a block, of those that attend and those that they attend to."""
+    return DenseEdges(e, receivers=_ROWS, senders=_ROWS)
 
 
 def all_pairs(graph: BlockGraph) -> Tensor:

@@ -165,10 +165,9 @@ def _renumbered(index: Tensor, items: Sequence[object], others: Sequence[object]
 @lru_cache(256)
 def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     """The indices of one network; of a mixed batch, a row for each of the spec's activations."""
-    sizes, num_outputs = torch.tensor(spec.layout), spec.layout[-1]
+    sizes = torch.tensor(spec.layout)
     later = max_hidden_layers - spec.num_hidden_layers
     blocks = list(zip(spec.layers, spec.edge_types, strict=True))
-    node_type = torch.cat(spec.node_types)
     edge_type = torch.cat([types.expand(layer.weight_shape[:2]).flatten() for layer, types in blocks])
     linear = [torch.full(layer.weight_shape[:2], layer.kernel is None).flatten() for layer, _ in blocks]
     of_networks = spec.activations if spec.is_hetero else (HETERO,)
@@ -178,10 +177,10 @@ def _indices(spec: NetSpec, max_hidden_layers: int) -> _Indices:
     return _Indices(
         edge_index=spec.edge_index,
         role=torch.tensor([ROLES.index(role) for role in spec.roles]).repeat_interleave(sizes),
-        node_type=shift_types_to_depth(node_type, spec.num_node_types, num_outputs + spec.num_places, later),
+        node_type=node_types(spec, max_hidden_layers),
         edge_type=shift_types_to_depth(edge_type, spec.num_edge_types, spec.num_output_edge_types, later),
         linear=torch.cat(linear),
-        activation=torch.stack([_activation(spec, name, activations) for name in of_networks]),
+        activation=torch.stack([node_activations(spec, name, activations) for name in of_networks]),
         activations=activations,
         scalar_group=torch.stack(
             [torch.cat(scalar_groups_by_layer(spec, name, scalar_groups)) for name in of_networks]
@@ -198,7 +197,13 @@ def shift_types_to_depth(types: Tensor, num_types: int, num_last: int, num_more:
     return types + num_more * (types >= num_types - num_last)
 
 
-def _activation(spec: NetSpec, hetero: str, names: Sequence[str]) -> Tensor:
+def node_types(spec: NetSpec, max_hidden_layers: int) -> Tensor:
+    """[N]: types of a network's nodes, in the numbering of networks with so many hidden layers."""
+    num_last, num_more = spec.layout[-1] + spec.num_places, max_hidden_layers - spec.num_hidden_layers
+    return shift_types_to_depth(torch.cat(spec.node_types), spec.num_node_types, num_last, num_more)
+
+
+def node_activations(spec: NetSpec, hetero: str, names: Sequence[str]) -> Tensor:
     """[N]: indices into `names`, -1 of input and output nodes; `hetero` is the activation of hetero layers."""
     indices = torch.full((len(spec.layout),), -1)
     for layer, (_, place) in zip(spec.layers[:-1], spec.node_layers, strict=False):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.chunks import ChunkPlan
+from scalegmn.engine.large_weight_spaces import run_dws_layers
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.heads import Head, ParametersHead, VectorHead
 from scalegmn.models.registry import METANETWORKS
@@ -174,20 +176,32 @@ class DWSLayer(nn.Module):
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Per tensor [B, *sets, fixed * f] -> [B, *sets, fixed * f']."""
-        read: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        sums: list[dict[tuple[int, ...], Tensor]] = [{} for _ in tensors]
+        sums = self.sums(lambda source, axes: reduced(tensors[source], axes, self.reduction))
+        return [self.joined(terms, axes.sets) for terms, axes in zip(sums, self.axes, strict=True)]
+
+    def sums(self, reduce: Callable[[int, tuple[int, ...]], Tensor | None]) -> list[dict[tuple[int, ...], Tensor]]:
+        """Per tensor, the hidden layers along which maps act -> the sum of their results.
+
+        Args:
+            reduce: a tensor without some of its axes, over which it is reduced; None: maps of it are left out.
+        """
+        read: dict[tuple[int, tuple[int, ...]], Tensor | None] = {}
+        sums: list[dict[tuple[int, ...], Tensor]] = [{} for _ in self.axes]
         for (source, target, kept, factor), map_ in zip(self.terms, self.maps, strict=True):
             if (source, kept) not in read:
                 lacking = tuple(1 + i for i, a in enumerate(self.axes[source].sets) if a not in kept)
-                read[source, kept] = reduced(tensors[source], lacking, self.reduction)
-            new, factor = map_(read[source, kept]), factor / len(tensors)
+                read[source, kept] = reduce(source, lacking)
+            x = read[source, kept]
+            if x is None:
+                continue
+            new, factor = map_(x), factor / len(self.axes)
             if new.shape[-1] < self.out_dims[target]:  # one value for all outputs
                 new = new.repeat(*(1,) * (new.ndim - 1), self.out_dims[target] // new.shape[-1])
             old = sums[target].get(kept)
             sums[target][kept] = factor * new if old is None else torch.add(old, new, alpha=factor)
-        return [self._joined(terms, axes.sets) for terms, axes in zip(sums, self.axes, strict=True)]
+        return sums
 
-    def _joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
+    def joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
         """The sum of terms [B, *kept, ...], broadcast over the other axes; small ones first."""
         broadcast = []
         for kept in sorted(terms, key=len):
@@ -257,17 +271,36 @@ class DWSNet(Metanetwork):
         """
         self.validate_spec(params.spec)
         self.config.refuse_residuals(params.spec)
-        tensors = self._tensors(self.normalized(params))
-        tensors = self.layers[0](tensors)
-        for index, layer in enumerate(self.layers[1:]):
-            if self.norms:
-                tensors = [norm(x) for norm, x in zip(cast("nn.ModuleList", self.norms[index]), tensors, strict=True)]
-            tensors = layer([self.dropout(torch.relu(x)) for x in tensors])
+        chunks = self.chunks(params.biases[0].device)
+        if chunks.num_edges is not None:
+            tensors, rows = run_dws_layers(self, self._tensors(self.normalized(params)), chunks)
+        else:
+            tensors, rows = self._run_layers(self._tensors(self.normalized(params)))
         if self.readout is None:
             return self.joined_heads([self._changes(tensors, params, head) for head in range(self.config.heads)])
-        rows = (reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in tensors)
-        output: Tensor = self.readout(self.dropout(torch.cat(list(rows), dim=-1)))
+        output: Tensor = self.readout(self.dropout(torch.cat(rows, dim=-1)))
         return output
+
+    def _run_layers(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors after all layers and, for vectors, what is left of each where the hidden axes are reduced."""
+        new: list[Tensor] = self.layers[0](tensors)
+        for index, layer in enumerate(self.layers[1:]):
+            if self.norms:
+                new = [norm(x) for norm, x in zip(cast("nn.ModuleList", self.norms[index]), new, strict=True)]
+            new = layer([self.dropout(torch.relu(x)) for x in new])
+        if self.readout is None:
+            return new, []
+        return new, [reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in new]
+
+    def chunks(self, device: torch.device) -> ChunkPlan:
+        """Whether the weights between hidden layers of one network are run at once, or in chunks whose features are
+        computed again."""
+        config, layout = self.config, self.spec.layout
+        num_weights = sum(n * m for n, m in pairwise(layout[1:-1]))
+        size = config.hidden_dim * next(self.parameters()).element_size()
+        plan = ChunkPlan.plan(num_weights, size, 4 * len(self.layers), device)
+        # dropout inside a chunk would be drawn anew wherever features are read
+        return replace(plan, materialize=True) if config.dropout else plan
 
     def _tensors(self, params: NetParams) -> list[Tensor]:
         """The parameters as DWS layers read them."""

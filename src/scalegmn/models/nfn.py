@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from scalegmn.engine.chunks import ChunkPlan
+from scalegmn.engine.large_weight_spaces import held, run_nfn_layers
 from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.heads import changes_by_head
 from scalegmn.models.registry import METANETWORKS
@@ -185,14 +188,33 @@ class NFN(Metanetwork):
         """
         self.validate_spec(params.spec)
         self.config.refuse_residuals(params.spec)
+        chunks = self.chunks(params.biases[0].device)
+        if chunks.num_edges is not None and len(params) > 1:  # large networks one by one
+            outputs = [self.forward(params[row : row + 1]) for row in range(len(params))]
+            if self.readout is None:
+                return NetParams.cat(cast("list[NetParams]", outputs))
+            return torch.cat(cast("list[Tensor]", outputs))
         read = self.normalized(params)
+        features: tuple[list[Any], Sequence[Tensor]]  # of large networks, weights that are computed where they are read
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]
-        for layer in self.layers:
-            features = layer(*features)
+        if chunks.num_edges is not None:
+            features = run_nfn_layers(self.layers, *features, chunks)
+        else:
+            for layer in self.layers:
+                features = layer(*features)
         if self.readout is None:
-            return self.joined_heads(changes_by_head(params, *features, self.config.heads))
+            return self.joined_heads(changes_by_head(params, *held(*features), self.config.heads))
         pooled = self.pool(*features)
         if self.config.append_statistics:
             pooled = torch.cat([pooled, *raw_statistics([(read.weights, read.biases)])], dim=1)
         output: Tensor = self.readout(pooled)
         return output
+
+    def chunks(self, device: torch.device) -> ChunkPlan:
+        """Whether the weights between hidden layers of one network are run at once, or in chunks whose features are
+        computed again."""
+        layers = zip(self.spec.layers[1:-1], self.kernels[1:-1], strict=True)
+        num_weights = sum(layer.out_dim * layer.in_dim * kernel for layer, kernel in layers)
+        widths = (2 * self.config.num_frequencies, *self.config.hidden_dims)
+        size = max(widths) * next(self.parameters()).element_size()
+        return ChunkPlan.plan(num_weights, size, 3 * len(widths), device)

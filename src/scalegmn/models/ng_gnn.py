@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from scalegmn.engine.chunks import ChunkPlan
+from scalegmn.engine.large_pna import run_large_network
+from scalegmn.engine.memory import tensor_bytes
 from scalegmn.engine.pna import run_network
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
@@ -89,6 +93,8 @@ class NGGNN(NeuralGraphModel):
         ValueError: options do not fit the networks.
     """
 
+    config: NGGNNConfig
+
     def __init__(self, config: NGGNNConfig, spec: NetSpec) -> None:
         d = config.hidden_dim
         super().__init__(config, spec, d, d, (d, d))
@@ -121,8 +127,30 @@ class NGGNN(NeuralGraphModel):
         return self.changes_of(nets[0], x, e[: len(nets[0]) * nets[0].spec.num_edges], graph)
 
     def run_engine(self, nets: Sequence[NetParams]) -> Tensor | NetParams:
-        """As in `NeuralGraphModel`."""
-        return run_network(self, nets)
+        """As in `NeuralGraphModel`; large networks one by one, in chunks of edges."""
+        plans = [self.chunks(params.spec, params.biases[0].device) for params in nets]
+        if all(plan.num_edges is None for plan in plans):
+            return run_network(self, nets)
+        outputs = [
+            run_large_network(self, params[row : row + 1], plan)
+            for params, plan in zip(nets, plans, strict=True)
+            for row in range(len(params))
+        ]
+        if self.readout is None:
+            return NetParams.cat(cast("list[NetParams]", outputs))
+        return torch.cat(cast("list[Tensor]", outputs))
+
+    def chunks(self, spec: NetSpec, device: torch.device) -> ChunkPlan:
+        """Whether the edges of a network are run at once, or in chunks whose features are computed again."""
+        config, size = self.config, self.graph.edge_linear.weight.element_size()
+        frequencies = 4 * config.num_frequencies  # angles, cosines, sines and both of these joined
+        num_kept = 8 * len(self.layers) + frequencies // self._edge_dim
+        num_edges = (2 if config.reverse_edges else 1) * spec.num_edges
+        plan = ChunkPlan.plan(num_edges, self._edge_dim * size, num_kept, device)
+        if plan.num_edges is None:
+            return plan
+        widest = max(2 * config.num_frequencies, 2 * self._edge_dim) * size
+        return replace(plan, num_edges=tensor_bytes(device) // widest)
 
     @property
     def feature_bytes(self) -> int:
@@ -150,5 +178,9 @@ def _mean_log_degree(architectures: Mapping[NetSpec, int]) -> float:
 
 def _sum_of_log_degrees(spec: NetSpec) -> float:
     """The sum of log(incoming edges + 1) over the nodes of one network."""
-    receivers = torch.cat([index[1] for index in (spec.edge_index, spec.residual_index, spec.attention_index)])
-    return receivers.bincount(minlength=spec.num_nodes).add(1).double().log().sum().item()
+    receivers = torch.cat([spec.residual_index[1], spec.attention_index[1]])
+    degrees = receivers.bincount(minlength=spec.num_nodes)
+    starts = [0, *accumulate(spec.layout)]
+    for layer, (_, receiver) in zip(spec.layers, spec.node_layers, strict=True):
+        degrees[starts[receiver] : starts[receiver + 1]] += layer.in_dim // layer.groups
+    return degrees.add(1).double().log().sum().item()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.relational import run_network
 from scalegmn.models.neural_graph import NeuralGraph, NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
@@ -181,6 +182,11 @@ class NGT(NeuralGraphModel):
     def pair_bytes(self) -> int:
         """Bytes of one query, key or value of a pair of nodes."""
         return self._attention_dim * self.graph.edge_linear.weight.element_size()
+
+    def chunks(self, spec: NetSpec, device: torch.device) -> ChunkPlan:
+        """Whether the pairs of nodes of a network are run at once, or in chunks whose intermediate results are computed
+        again."""
+        return ChunkPlan.plan(spec.num_nodes**2, self.pair_bytes, 8 * len(self.layers), device)
 
 
 @balance.register

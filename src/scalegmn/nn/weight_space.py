@@ -36,9 +36,9 @@ class WeightSpaceFourier(nn.Module):
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """Weights [B, n_l, n_{l-1}, F_l] and biases [B, n_l, 1] -> 2m channels."""
-        return list(map(self._features, weights)), list(map(self._features, biases))
+        return list(map(self.features, weights)), list(map(self.features, biases))
 
-    def _features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         """[..., F_l] -> [..., 2m F_l]."""
         angles = 2 * math.pi * self.frequencies[:, None] * x[..., None, :]
         return torch.cat([angles.sin(), angles.cos()], dim=-2).flatten(-2)
@@ -177,17 +177,23 @@ class AffineMaps(nn.Module):
     def forward(self, inputs: MapInputs) -> tuple[Tensor, Tensor]:
         """W' [B, n_l or 1, n_{l-1} or 1, weight_dim] and b' [B, n_l or 1, bias_dim]; an axis along which the
         result is constant has size 1."""
-        weight, bias = (maps["all"](inputs.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
-        weight = weight[:, None]
-        if "receiver" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
-            weight = weight + self.weight_maps["receiver"](inputs.receiver)[:, :, None]
-        if "sender" in self.weight_maps:
-            weight = weight + self.weight_maps["sender"](inputs.sender)[:, None]
-        if "position" in self.weight_maps:
+        weight, of_senders, bias = self.at_neurons(inputs)
+        weight = weight[:, :, None]
+        if of_senders is not None:
+            weight = weight + of_senders[:, None]
+        if "position" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
             weight = weight + self.weight_maps["position"](inputs.position)
+        return weight, bias
+
+    def at_neurons(self, inputs: MapInputs) -> tuple[Tensor, Tensor | None, Tensor]:
+        """All terms but P W: G g + C kappa [B, n_l or 1, weight_dim], R rho [B, n_{l-1}, weight_dim], and b'."""
+        of_receivers, bias = (maps["all"](inputs.all)[:, None] for maps in (self.weight_maps, self.bias_maps))
+        if "receiver" in self.weight_maps:
+            of_receivers = of_receivers + self.weight_maps["receiver"](inputs.receiver)
+        of_senders = self.weight_maps["sender"](inputs.sender) if "sender" in self.weight_maps else None
         if "receiver" in self.bias_maps:
             bias = bias + self.bias_maps["receiver"](inputs.receiver)
-        return weight, bias
+        return of_receivers, of_senders, bias
 
 
 class NeuronLayer(nn.Module):
@@ -227,6 +233,10 @@ class NeuronLayer(nn.Module):
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
         new = [maps(inputs) for maps, inputs in zip(self.maps, self.map_inputs(weights, biases), strict=True)]
+        return self.shaped(new)
+
+    def shaped(self, new: Sequence[tuple[Tensor, Tensor]]) -> Features:
+        """Weights and biases of the results of all maps."""
         return [weight for weight, _ in new], [bias for _, bias in new]
 
 
@@ -285,6 +295,10 @@ class HiddenNeuronLayer(nn.Module):
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c'."""
         new = [maps(inputs) for maps, inputs in zip(self.maps, self.map_inputs(weights, biases), strict=True)]
+        return self.shaped(new)
+
+    def shaped(self, new: Sequence[tuple[Tensor, Tensor]]) -> Features:
+        """Weights and biases of the results of all maps, those of inputs and outputs each in its place."""
         weights, biases = [weight for weight, _ in new], [bias for _, bias in new]
         weights[0] = torch.unflatten(weights[0][:, :, 0], -1, (-1, self.num_inputs)).mT
         weights[-1] = torch.unflatten(weights[-1][:, 0], -1, (-1, self.num_outputs)).permute(0, 3, 1, 2)
@@ -320,11 +334,14 @@ class ChannelNorm(nn.Module):
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
-        new = []
-        for x, gamma, beta in zip((*weights, *biases), self.gammas, self.betas, strict=True):
-            sd, mean = torch.std_mean(x, dim=-1, keepdim=True)
-            new.append(torch.addcmul(beta, gamma, (x - mean) / (sd + 1e-5)))
+        new = list(map(channel_norm, (*weights, *biases), self.gammas, self.betas))
         return new[: len(weights)], new[len(weights) :]
+
+
+def channel_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """`ChannelNorm` of one tensor."""
+    sd, mean = torch.std_mean(x, dim=-1, keepdim=True)
+    return torch.addcmul(beta, gamma, (x - mean) / (sd + 1e-5))
 
 
 class NeuronNorm(nn.Module):
