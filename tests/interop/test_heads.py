@@ -86,6 +86,9 @@ class Attention(nn.Module):
         elif self.form == "grouped":
             scores = q.unflatten(1, (-1, repeats)) @ k[:, :, None].mT / math.sqrt(DIM)
             mixed = (scores.softmax(-1) @ v[:, :, None]).flatten(1, 2)
+        elif self.form == "einsum":  # one head of keys, without an axis
+            scores = torch.einsum("b h i d, b j d -> b h i j", q, k[:, 0]) / math.sqrt(DIM)
+            mixed = torch.einsum("b h i j, b j d -> b h i d", scores.softmax(-1), v[:, 0])
         else:
             k, v = (item.repeat_interleave(repeats, 1) for item in (k, v))
             scores = q @ k.mT / math.sqrt(DIM)
@@ -102,6 +105,7 @@ GROUPED, ALONE = {"heads": 4, "groups": 2}, {"heads": 2, "groups": 2}
 KINDS = {
     "halves": ((by_halves,), GROUPED, (0, 1, 0, 1)),
     "halves, one head of keys": ((by_halves,), {"heads": 3, "groups": 1}, (0, 1, 0, 1)),
+    "one head of keys, by letters": ((), {"heads": 3, "groups": 1, "form": "einsum"}, ()),
     "halves, as many keys": ((by_halves,), ALONE, (0, 1, 0, 1)),
     "neighbours": ((by_neighbours,), GROUPED, (0, 0, 1, 1)),
     "neighbours, by parts": ((by_parts,), {**GROUPED, "form": "grouped"}, (0, 0, 1, 1)),

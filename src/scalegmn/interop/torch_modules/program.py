@@ -269,6 +269,14 @@ def _as_product(
         left, right, x, y, rows, columns = right, left, y, x, columns, rows  # what a layer reads comes first
 
     call = partial(_inserted, graph, node)
+    is_computed = not any(map(_is_view_of_argument, (x, y)))
+    if batch and len(rows) > 1 and len(summed) == len(columns) == 1 and is_computed:  # heads of queries that share keys
+        x = call(torch.ops.aten.permute.default, x, [left.index(letter) for letter in batch + rows + summed])
+        y = call(torch.ops.aten.permute.default, y, [right.index(letter) for letter in batch + summed + columns])
+        for _ in rows[1:]:
+            y = call(torch.ops.aten.unsqueeze.default, y, len(batch))
+        result, letters = call(torch.ops.aten.matmul.default, x, y), batch + rows + columns
+        return call(torch.ops.aten.permute.default, result, [letters.index(letter) for letter in out])
 
     def arranged(value: torch.fx.Node, term: str, *groups: list[str]) -> torch.fx.Node:
         """The value with its batch first, then an axis for each group of letters (one for each letter of rows that no
@@ -290,6 +298,13 @@ def _as_product(
         result = call(torch.ops.aten.reshape.default, result, [sizes[letter] for letter in letters])
     order = [letters.index(letter) for letter in out]
     return result if order == sorted(order) else call(torch.ops.aten.permute.default, result, order)
+
+
+def _is_view_of_argument(node: torch.fx.Node) -> bool:
+    """Whether a value is an argument of the graph, such as a parameter, in another shape."""
+    views = ("permute", "reshape", "view", "unsqueeze", "transpose", "t")
+    is_view = node.op == "call_function" and operation(node) in views
+    return _is_view_of_argument(node.all_input_nodes[0]) if is_view else node.op != "call_function"
 
 
 def _choose_output(program: torch.export.ExportedProgram, output: int | str | None, is_strict: bool) -> None:
