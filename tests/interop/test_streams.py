@@ -104,3 +104,26 @@ def test_parts_of_a_layer_at_other_positions(generator):
     module, x = Shifted().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64)
     params = assert_read(module, x, generator)
     assert [item.num_channels for item in params.spec.permutation_classes] == [4, 4]
+
+
+class Memory(nn.Module):
+    """Learned keys and values before those of the words."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.q, self.k, self.v = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.keys, self.values = (nn.Parameter(torch.randn(2, 3, 4)) for _ in "kv")
+        self.b = nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        q, k, v = (layer(h).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        k, v = (torch.cat([own.expand(len(x), -1, -1, -1), of], 2) for own, of in ((self.keys, k), (self.values, v)))
+        return self.b(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_learned_keys_and_values(generator):
+    torch.manual_seed(0)
+    module, x = Memory().double().eval(), torch.randn(2, 5, 3, dtype=torch.float64)
+    assert_read(module, x, generator)
+    assert scalegmn.read(module, x).neurons_moved == 1

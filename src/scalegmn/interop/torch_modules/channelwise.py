@@ -112,15 +112,15 @@ def _joined(trace: Trace, operands: Sequence[tuple[Any, Any]], axis: int, shape:
     """Positions of several layers, one behind the other: at each, one of them is not zero."""
     axis %= len(shape)
     first = []
+    neurons = [leaf for leaf, _ in operands if isinstance(leaf, Neurons)]
+    if not neurons or not all(is_constant_along(leaf.ids, axis) for leaf in neurons):
+        trace.refuse("channels are concatenated")
     for leaf, value in operands:
-        index = leaf.ids if isinstance(leaf, Neurons) else leaf.index if isinstance(leaf, Elements) else value
-        if isinstance(leaf, Neurons) and not is_constant_along(index, axis):
-            trace.refuse("channels are concatenated")
-        if isinstance(leaf, Neurons):
-            leaf = replace(leaf, ids=index.narrow(axis, 0, 1))
-        elif not isinstance(leaf, Elements) or leaf.is_buffer:
+        if isinstance(leaf, Elements) and not leaf.is_buffer:
+            leaf = constant_layer(trace, leaf, neurons[0])
+        if not isinstance(leaf, Neurons):
             trace.refuse("positions are concatenated with what no layer computes")
-        first.append((leaf, value.narrow(axis, 0, 1)))
+        first.append((replace(leaf, ids=leaf.ids.narrow(axis, 0, 1)), value.narrow(axis, 0, 1)))
     joined = elementwise(trace, first, [*shape[:axis], 1, *shape[axis + 1 :]])
     return replace(joined, ids=joined.ids.expand(*shape))
 
