@@ -215,6 +215,12 @@ def test_comparison(run, tmp_path):
     assert setting(replace(problem, images="folder", images_path="x"), "digits") == problem
 
 
+def test_comparison_says_who_is_left_out(run, tmp_path):
+    nfn = trained(tmp_path / "nfn", "--optimizer.network", "nfn")
+    text = compare_optimizers([nfn, run], 6, 1, ["deeper"])
+    assert re.search(r"^ff .*\nnfn is left out: the optimiser has maps for each layer of ", text, re.MULTILINE)
+
+
 def test_seeds_share_a_row(run, tmp_path):
     trained(tmp_path / "ff", "--seeds", "0,1")
     other = trained(tmp_path / "other", "--optimizer.hidden_dim", "5")

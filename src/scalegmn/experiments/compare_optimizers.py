@@ -74,9 +74,9 @@ def compared(
     num_steps: int,
     num_networks: int,
     seed: int = 0,
-) -> tuple[list[Row], dict[str, list[Curves]]]:
-    """Rows and curves of the hand-designed optimisers and of learned ones on one setting. All train the same networks
-    on the same images.
+) -> tuple[list[Row], dict[str, list[Curves]], list[str]]:
+    """Rows and curves of the hand-designed optimisers and of learned ones on one setting, and why others are left out:
+    `nfn` trains no other depths. All train the same networks on the same images.
 
     Args:
         learned: name -> run folders, one per seed of meta-training.
@@ -91,12 +91,17 @@ def compared(
     problem = InnerProblem.draw(problem_config, data, num_networks, torch.Generator().manual_seed(1000 + seed))
     width, names = max(1, num_steps // 20), {}
     curves: dict[str, list[Curves]] = {}
+    refusals = []
     for label, optimizer in HAND_DESIGNED.items():
         best = tuned(optimizer, problem, num_steps, width)
         names[label], curves[label] = f"{label}, rate {best.rate:.4g}", [best.curves]
     for label, runs in learned.items():
+        optimizers = [load_trained_optimizer(run)[0] for run in runs]
+        try:
+            curves[label] = [learned_curves(each, problem, num_steps) for each in optimizers]
+        except ValueError as error:  # networks of this setting are none that it trains
+            refusals.append(f"{label} is left out: {error}")
         names[label] = label
-        curves[label] = [learned_curves(load_trained_optimizer(run)[0], problem, num_steps) for run in runs]
     target = float(curves[REFERENCE][0].losses[:, -width:].mean())
     rows = []
     for label, own in curves.items():
@@ -112,7 +117,7 @@ def compared(
                 sum(each.num_diverged for each in own),
             )
         )
-    return rows, curves
+    return rows, curves, refusals
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -174,8 +179,9 @@ def compare_optimizers(
     texts, content = [], {}
     for name in settings:
         steps = 5 * num_steps if name == "longer" else num_steps
-        rows, curves = compared(learned, config, name, steps, num_networks)
-        texts.append(f"{name}: {counted(num_networks, 'network')}, {steps} steps\n\n{table(rows)}")
+        rows, curves, refusals = compared(learned, config, name, steps, num_networks)
+        header = f"{name}: {counted(num_networks, 'network')}, {steps} steps"
+        texts.append("\n".join([header, "", table(rows), *refusals]))
         content[name] = [vars(row) for row in rows]
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
