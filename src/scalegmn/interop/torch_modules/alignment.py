@@ -57,6 +57,26 @@ def aligned_channels(
     return segments
 
 
+def over_positions(trace: Trace, value: Neurons, axis: int) -> Neurons:
+    """A value whose channels along an axis are other neurons at other positions (pixels that are shuffled), as a layer
+    without weights that is coupled to these.
+
+    Raises:
+        Refusal: positions of several channels have the same neuron, or they are many.
+    """
+    trace.check_current(value)
+    trace.refuse_sources(value)
+    columns = list(value.ids.movedim(axis, 0).flatten(1).unique(dim=1).mT)
+    if len(columns) > MAX_SOURCES or len(torch.cat(columns).unique()) < len(columns) * len(columns[0]):
+        trace.refuse("a layer reads positions, expected channels along one axis")
+    if min(map(trace.neurons.layer_of, torch.cat(columns).tolist())) < 0:
+        trace.refuse("positions of the input are read as channels")
+    nodes = coupled_layer(trace, columns)
+    shape = [1] * value.ids.ndim
+    shape[axis] = len(nodes)
+    return Neurons(nodes.reshape(shape).expand(value.ids.shape), {len(trace.layers) - 1: 0}, value=value.value)
+
+
 def occurrences(numbers: Tensor) -> Tensor:
     """[n] how often each of [n] numbers has occurred before."""
     order = numbers.argsort(stable=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from scalegmn.interop.torch_modules.alignment import over_positions
 from scalegmn.interop.torch_modules.assemble import assemble
 from scalegmn.interop.torch_modules.channelwise import JOINS, as_layer, computed_alike
 from scalegmn.interop.torch_modules.execution import (
@@ -55,6 +56,7 @@ from scalegmn.interop.torch_modules.values import (
     Opaque,
     Scores,
     Turned,
+    is_constant_along,
     is_prepared_by,
     is_traced,
 )
@@ -65,7 +67,8 @@ READS_OPAQUE = (
     *("linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("matmul", "mm", "bmm", "mv", "cat", "concat", "concatenate"),
     *("batch_norm", "instance_norm", "layer_norm", "rms_norm", "group_norm"),
-    *("rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"),
+    *("rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell", "embedding"),
+    *("bilinear", "grid_sampler"),
 )
 """Operations whose layers may read what no layer describes."""
 
@@ -75,6 +78,21 @@ LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 """Operations whose second argument, weights, may be computed from parameters."""
+
+CHANNELS = dict.fromkeys(
+    (
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "batch_norm",
+        "group_norm",
+    ),
+    1,
+)
+"""Operation -> the axis of its channels, where it is not the last."""
 
 MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
@@ -346,10 +364,22 @@ class GraphReader:
 
             def as_layers(value: Any) -> Any:
                 nonlocal is_new
-                if not isinstance(value, Neurons) or not trace.is_derived(value):
+                if not isinstance(value, Neurons):
+                    return value
+                axis = CHANNELS.get(name, -1)
+                is_shuffled = (
+                    name in READS_OPAQUE
+                    and not is_constant_along(value.ids, axis)
+                    and any(
+                        not is_constant_along(value.ids, other)
+                        for other in range(value.ids.ndim)
+                        if other != axis % value.ids.ndim
+                    )
+                )
+                if not is_shuffled and not trace.is_derived(value):
                     return value
                 is_new = True
-                return as_layer(trace, value)
+                return over_positions(trace, value, axis) if is_shuffled else as_layer(trace, value)
 
             args, kwargs = _pytree.tree_map(as_layers, (args, kwargs), is_leaf=is_traced)
             if not is_new:

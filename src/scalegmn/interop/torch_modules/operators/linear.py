@@ -14,6 +14,7 @@ from torch.nn import functional
 from scalegmn.interop.torch_modules.computed_weights import join_roles, roles_of
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.values import (
     ComputedParameters,
     ComputedWeights,
@@ -64,15 +65,12 @@ def weighted_layer(
     reads = torch.tensor(list(dict.fromkeys(along.tolist())))
     if len(reads) < len(along):  # all positions of an image in a row
         places = [(along == neuron).nonzero()[:, 0] for neuron in reads]
-        if len({*map(len, places)}) > 1 or groups > 1 or index.ndim > 2:
+        if len({*map(len, places)}) > 1 or groups > 1 or index.ndim > 4:
             trace.refuse("a layer reads some channels more often than others")
         positions = torch.stack(places)
-        index = index[:, positions].unflatten(2, _image_size(positions.shape[1]))
-        if x is not None:  # [..., channels, positions]
-            trace.claimed = evaluate(
-                x[..., positions].flatten(-2), trace.read(weight, index).flatten(1), trace.read_if_any(bias)
-            )
-    elif x is not None:
+        index = index[:, positions]
+        index = index.unflatten(2, _image_size(positions.shape[1])) if index.ndim == 3 else index.flatten(2, 3)
+    if x is not None:
         trace.claimed = evaluate(x, trace.read(weight), trace.read_if_any(bias))
     if index.ndim == 3:
         index = index.unsqueeze(2)  # a convolution along one axis
@@ -164,13 +162,13 @@ def single_neuron(call: Call, x: Any, weight: Elements) -> Neurons:
 
 @operator(FAMILY, "embedding")
 def embedding(call: Call, weight: Any, x: Any, *rest: Any, **options: Any) -> Neurons:
-    """A vector per word of the input, or per position that is constant or computed from the input."""
+    """A vector per word of the input, or per position that is constant or that no symmetry changes."""
     is_input = isinstance(x, NetworkInput) and not x.is_prepared
-    is_position = isinstance(x, Tensor) or (isinstance(x, NetworkInput) and x.is_prepared)
+    is_position = isinstance(x, Tensor | Opaque) or (isinstance(x, NetworkInput) and x.is_prepared)
     if not isinstance(weight, Elements) or not (is_input or is_position):
         call.trace.refuse("an embedding of computed values, expected the input or constant positions")
     reads = call.trace.input_neurons(len(weight.index)) if is_input else None
-    numbers = x.value if isinstance(x, NetworkInput) else x
+    numbers = x.value if isinstance(x, NetworkInput | Opaque) else x
     if numbers is not None and not is_number(numbers):
         call.trace.claimed = call.trace.read(weight)[numbers]
     transposed = replace(weight, index=weight.index.mT)
@@ -192,3 +190,19 @@ def embedding_bag(
     if mode == 2:
         call.trace.layers[-1].options["maximum"] = True
     return [bags, *call.result[1:]]
+
+
+@operator(FAMILY, "bilinear")
+def bilinear(call: Call, x: Any, y: Any, weight: Any, bias: Any = None) -> Neurons:
+    """x W_k y + b_k for each neuron k, as a layer that reads x, whose weights have as many positions as y has channels,
+    which are pinned."""
+    trace = call.trace
+    if not isinstance(weight, Elements) or not isinstance(x, Neurons) or isinstance(y, Elements):
+        trace.refuse("a bilinear layer of what no layer computes")
+    neurons = trace.as_neurons(x, -1)
+    pin(trace, [y], "channels that a bilinear layer multiplies by others")
+    options = {"kernel": (1, weight.index.shape[2])}
+    index = weight.index.unsqueeze(2)
+    reads = trace.channels_along(neurons, -1)
+    layer = trace.new_layer(len(index), reads, replace(weight, index=index), bias=bias, options=options)
+    return trace.output_of(layer, len(call.shape) - 1, call.shape)

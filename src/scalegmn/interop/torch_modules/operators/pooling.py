@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import NetworkInput, Neurons, Scores, is_constant_along, is_number
+from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Scores, is_constant_along, is_number
 
 FAMILY = "pooling and resizing"
 
@@ -120,3 +121,49 @@ def largest(call: Call, x: Any, axis: int | None = None, keepdim: bool = False) 
     if axis is None or not isinstance(axis, int):
         call.trace.refuse(f"{call.name} over all values or of two, expected over an axis of positions")
     return [amax(call, x, [axis], keepdim), None]
+
+
+@operator(FAMILY, "index_add", "scatter_add", "scatter_reduce", "index_reduce")
+def gather_sums(call: Call, x: Any, axis: int, places: Any, source: Any, *rest: Any, **options: Any) -> Neurons:
+    """Sums, means or largest values of positions at other positions, as of the neighbours in a graph, onto zeros."""
+    trace = call.trace
+    reduction = rest[0] if rest else options.get("reduce", "sum")
+    if not isinstance(x, Tensor) or bool(x.any()) or not isinstance(places, Tensor) or not isinstance(source, Neurons):
+        trace.refuse(f"{call.name} of what is no layer's output, to computed places, or onto others than zeros")
+    if reduction not in ("sum", "mean", "amax", "amin") or options.get("alpha", 1) != 1:
+        trace.refuse(f"{call.name} with other options than a sum, a mean or the largest")
+    trace.check_current(source)
+    varying = [other for other in range(source.ids.ndim) if not is_constant_along(source.ids, other)]
+    is_alike = places.ndim < 2 or all(is_constant_along(places, other) for other in varying)
+    if axis % source.ids.ndim in varying or not is_alike:
+        trace.refuse(f"{call.name} over channels, or to places that differ by channel")
+    if reduction.startswith("am"):
+        mark_maximum(call, source)
+    ids = source.ids
+    for other in range(ids.ndim):
+        if other not in varying:
+            ids = ids.narrow(other, 0, 1)
+    return replace(source, ids=ids.expand(*call.shape))
+
+
+@operator(FAMILY, "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sample_grid(call: Call, x: Any, places: Any, *_: Any) -> Neurons:
+    """Values between those of the positions, at places of the input or at places that no symmetry moves."""
+    if isinstance(places, Neurons) or not isinstance(x, Neurons | Elements):
+        call.trace.refuse("values at places that a layer computes, or of what no layer computes")
+    neurons = call.trace.as_neurons(x, 1)
+    if not all(is_constant_along(neurons.ids, axis) for axis in range(2, neurons.ids.ndim)):
+        call.trace.refuse("values between those of channels, expected of positions")
+    ids = neurons.ids
+    for axis in range(2, ids.ndim):
+        ids = ids.narrow(axis, 0, 1)
+    return replace(neurons, ids=ids.expand(*call.shape))
+
+
+@operator(FAMILY, "im2col")
+def unfold(call: Call, x: Any, *_: Any) -> Neurons:
+    """The positions of each patch side by side, channel by channel."""
+    neurons = call.trace.as_neurons(x, 1)
+    channels = call.trace.channels_along(neurons, 1)
+    rows = channels.repeat_interleave(call.shape[1] // len(channels))
+    return replace(neurons, ids=rows[:, None].expand(*call.shape))
