@@ -289,6 +289,55 @@ KINDS = {
         SEQUENCE,
         [6],
     ),
+    "a gate for each head": (
+        lambda: Written(
+            lambda m, x: m.last(
+                (
+                    functional.scaled_dot_product_attention(
+                        *(layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+                    )
+                    * m.gate(x).sigmoid().mT[..., None]
+                )
+                .transpose(1, 2)
+                .flatten(2)
+            ),
+            **{name: L(3, 8) for name in "qkv"},
+            gate=L(3, 2),
+            last=L(8, 2),
+        ),
+        SEQUENCE,
+        [2, 8, 8],
+    ),
+    "experts as one product, weighted": (
+        lambda: Written(
+            lambda m, x: m.last(
+                (torch.einsum("beh,ehd->bed", torch.einsum("bd,edh->beh", x, m.w).relu(), m.v) * m.g(x)[..., None]).sum(
+                    1
+                )
+            ),
+            w=nn.Parameter(torch.randn(3, 4, 8)),
+            v=nn.Parameter(torch.randn(3, 8, 12)),
+            g=L(4, 3),
+            last=L(12, 2),
+        ),
+        VECTOR,
+        [8, 8, 8, 12],
+    ),
+    "products of two vectors": (
+        lambda: Written(lambda m, x: m.a(x).tanh() @ m.b(x).tanh().mT, a=L(4, 6), b=L(4, 6)),
+        VECTOR,
+        [6],
+    ),
+    "a mixer's channels": (
+        lambda: Written(
+            lambda m, x: (lambda h: m.last((h + m.mix(h.mT).relu().mT).mean(1)))(m.a(x)),
+            a=L(3, 8),
+            mix=L(SEQUENCE[1], SEQUENCE[1]),
+            last=L(8, 2),
+        ),
+        SEQUENCE,
+        [8],
+    ),
     "GRU of two layers": (
         lambda: Written(lambda m, x: m.last(m.r(x)[0]), r=nn.GRU(3, 4, 2), last=L(4, 2)),
         SEQUENCE,

@@ -8,6 +8,7 @@ on their order (means, maxima) are invariant. No scalar commutes with any of thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.addition import constant_layer
-from scalegmn.interop.torch_modules.alignment import aligned_channels, coupled_layer, mark_aligned, without_coupled
+from scalegmn.interop.torch_modules.alignment import (
+    MAX_REPEATS,
+    MAX_SOURCES,
+    aligned_channels,
+    coupled_layer,
+    mark_aligned,
+    without_coupled,
+)
 from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import (
@@ -147,10 +155,15 @@ def elementwise(
     parts = [leaf for leaf, _ in operands if isinstance(leaf, Neurons)]
     if not parts or any(isinstance(leaf, Scores) for leaf, _ in operands):
         trace.refuse("an operation on what no layer computes")
-    single = [leaf for leaf in parts if _varying(leaf.ids) == []]
-    if len(single) < len(parts):  # a gate of one channel, that all channels of the others meet
-        parts = [leaf for leaf in parts if _varying(leaf.ids)]
-        pin(trace, single, "a neuron that all channels meet")
+    size = _num_varying([leaf.ids.expand(*shape) for leaf in parts])
+    sizes = [_num_varying([leaf.ids]) for leaf in parts]
+    few = [leaf for leaf, own in zip(parts, sizes, strict=True) if own == 1 < size or own * MAX_REPEATS <= size]
+    if few:  # gates that many channels of the others meet
+        parts = [leaf for leaf in parts if not any(leaf is gate for gate in few)]
+        pin(trace, few, "neurons that many channels meet")
+        operands = [(Opaque() if any(leaf is gate for gate in few) else leaf, value) for leaf, value in operands]
+        if not parts:
+            trace.refuse("channels of several layers meet, each with each")
     ids, num_values = [leaf.ids.expand(*shape) for leaf in parts], len(parts)
     axes = [axis for axis in range(len(shape)) if not all(is_constant_along(item, axis) for item in ids)]
     for leaf, value in operands:
@@ -257,6 +270,12 @@ def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[i
         trace.refuse("channels of a layer are computed alike in blocks of several sizes")
 
 
+def _num_varying(ids: Sequence[Tensor]) -> int:
+    """How many places differ along the axes along which neurons of values in one shape differ."""
+    axes = {axis for item in ids for axis in _varying(item)}
+    return math.prod(ids[0].shape[axis] for axis in axes)
+
+
 def _varying(ids: Tensor) -> list[int]:
     """The axes along which neurons differ."""
     return [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
@@ -266,6 +285,16 @@ def as_layer(trace: Trace, neurons: Neurons) -> Neurons:
     """A value of a layer, whatever has been done to all its channels alike, as a layer without weights."""
     value = None if neurons.value is None else neurons.value * neurons.factor
     return replace(elementwise(trace, [(neurons, value)], neurons.ids.shape), value=value)
+
+
+def mixed_by_layer(trace: Trace, value: Neurons, shape: Sequence[int]) -> Neurons:
+    """What a linear layer makes of positions along the last axis (MLP-Mixer), channel by channel: a layer without
+    weights, as the layer's weights are alike for all channels."""
+    trace.check_current(value)
+    if not is_constant_along(value.ids, -1):
+        trace.refuse("a linear layer over channels and positions")
+    new = as_layer(trace, replace(value, ids=value.ids.narrow(-1, 0, 1), value=None))
+    return replace(new, ids=new.ids.expand(*shape))
 
 
 def _axes(function: Any, args: Any, kwargs: Any, ndim: int) -> list[int]:
@@ -299,6 +328,10 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
             trace.refuse(f"{name} over channels, with the channel that has it")
         _read_all(trace, segments)
         new: list[Any] = [Opaque()] * len(results)
+    elif set(varying) & set(axes) and len(results) == 1 and (terms := _terms(neurons.ids, axes, results[0].ndim)):
+        left = [axis for axis in range(terms[0].ndim) if not all(is_constant_along(item, axis) for item in terms)]
+        segments = aligned_channels(trace, [neurons] * len(terms), terms, left)
+        new = [_coupled(trace, segments, terms, left)]
     elif set(varying) & set(axes):
         _in_blocks(trace, neurons.ids, varying, [axis for axis in varying if axis not in axes])
         _read_all(trace, segments)
@@ -310,6 +343,23 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
         left = _varying(ids)
         new = [_coupled(trace, segments, [ids], left) for _ in results]
     return new if isinstance(result, list | tuple) else new[0]
+
+
+def _terms(ids: Tensor, axes: Sequence[int], ndim: int) -> list[Tensor]:
+    """Neurons that a function of some axes reads, in the shape of the result, if they are fewer than the results;
+    else nothing."""
+    keeps_axes = ndim == ids.ndim
+    terms = [ids]
+    for axis in sorted(axes, reverse=True):
+        if is_constant_along(ids, axis):
+            ranges = [slice(0, 1)]
+        else:
+            ranges = [slice(place, place + 1) for place in range(ids.shape[axis])]
+        terms = [item.movedim(axis, 0)[part].movedim(0, axis) for item in terms for part in ranges]
+        terms = terms if keeps_axes else [item.squeeze(axis) for item in terms]
+        if len(terms) > MAX_SOURCES:
+            return []
+    return terms if len(terms) <= _num_varying(terms) else []
 
 
 def _read_all(trace: Trace, segments: Sequence[Sequence[Tensor]]) -> None:

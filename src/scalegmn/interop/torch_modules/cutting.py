@@ -58,13 +58,15 @@ def cut(trace: Trace, layers: Sequence[TracedLayer]) -> Iterator[TracedLayer]:
 
 
 def _unfasten(trace: Trace, layer: TracedLayer, nodes: Tensor, others: Sequence[Tensor]) -> None:
-    """Pins neurons of values, and those of their queries and keys, or values that are mixed over positions."""
-    problem = "queries, keys or values, or what is mixed over positions, are a part of what others read"
-    pin_or_refuse(trace, layer, problem, nodes, *others)
+    """Cuts neurons whose blocks stay into these blocks; pins neurons of values, and those of their queries and keys."""
+    if not others:
+        _, blocks = trace.blocks.pop(int(nodes[0]))
+        if blocks <= MAX_CELLS:
+            trace.parts += nodes.chunk(blocks)
+            return
+    pin_or_refuse(trace, layer, "queries, keys or values are a part of what others read", nodes, *others)
     layer.options.get("attention", {}).pop(int(nodes[0]), None)
     trace.attended = [joined for joined in trace.attended if joined[0] is not nodes]
-    if not others:
-        del trace.blocks[int(nodes[0])]
 
 
 def _without_repeats(layer: TracedLayer) -> list[TracedLayer]:

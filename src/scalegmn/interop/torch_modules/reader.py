@@ -15,7 +15,7 @@ from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.alignment import over_positions
 from scalegmn.interop.torch_modules.assemble import assemble
-from scalegmn.interop.torch_modules.channelwise import JOINS, as_layer, computed_alike
+from scalegmn.interop.torch_modules.channelwise import JOINS, as_layer, computed_alike, mixed_by_layer
 from scalegmn.interop.torch_modules.execution import (
     as_dtype,
     check_dtype,
@@ -94,7 +94,7 @@ CHANNELS = dict.fromkeys(
 )
 """Operation -> the axis of its channels, where it is not the last."""
 
-MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2}
+MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2, "linear": 0}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
 
 AS_IT_IS, IN_HEADS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "in heads", "alike", "as layers", "mixed", "opaque"
@@ -390,6 +390,8 @@ class GraphReader:
             place = MIXES[name]
             if any(leaf is args[place] for leaf in args[:place]) or not isinstance(args[place], Neurons):
                 trace.refuse("a product of a value with itself")
+            if name == "linear":
+                return mixed_by_layer(trace, args[place], node.meta["val"].shape)
             return mixed_over_positions(trace, args[place], node.meta["val"].shape)
         return self._call(node, name, args, kwargs)
 

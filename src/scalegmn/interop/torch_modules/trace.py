@@ -172,6 +172,22 @@ class Trace:
                 self.refuse(problem)
             self.users.add(index, elements)
 
+    def depends(self, nodes: Tensor, others: Tensor) -> bool:
+        """Whether neurons are computed from others."""
+        waiting, seen = [*self.neurons.layers_of(nodes)], set[int]()
+        while waiting:
+            owner = waiting.pop()
+            if owner < 0 or owner in seen:
+                continue
+            seen.add(owner)
+            layer = self.layers[owner]
+            attended = [
+                nodes for item in layer.options.get("attention", {}).values() for nodes in (item.queries, item.keys)
+            ]
+            for read in (layer.reads, layer.residual, *(layer.coupled or ()), *attended):
+                waiting += [] if read is None else self.neurons.layers_of(read)
+        return bool(seen & self.neurons.layers_of(others))
+
     def refuse_sources(self, value: Neurons) -> None:
         """Refuses what lies beside something that no layer describes, where a layer alone may stand."""
         if SOURCE in value.versions:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.addition import add_elements, add_neurons
-from scalegmn.interop.torch_modules.operators.attention import with_constants
+from scalegmn.interop.torch_modules.operators.attention import gated_by_head, with_constants
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.values import (
     Elements,
@@ -122,6 +122,8 @@ def multiply(call: Call, x: Any, y: Any) -> Any:
                 if neurons.value is not None:
                     trace.claimed = neurons.value * trace.read(other)
                 return trace.output_of(layer, axis, call.shape)
+    if isinstance(x, Neurons) and isinstance(y, Neurons):
+        return gated_by_head(call, *sorted((x, y), key=lambda value: -len(value.ids.unique())))
     if isinstance(x, Neurons) or isinstance(y, Neurons):
         if any(is_constant(value) or isinstance(value, NetworkInput) for value in (x, y)):
             trace.refuse(

@@ -133,7 +133,7 @@ def scores_of(trace: Trace, queries: Any, keys: Any) -> Scores:
         return head_scores(trace, queries, keys, batch)
     for value in (queries, keys):
         heads_of(trace, value)
-    rows = [value.ids.select(-2, 0).expand(*batch, -1).flatten(0, -2) for value in (queries, keys)]
+    rows = [value.ids.select(-2, 0).expand(*batch, -1).reshape(-1, value.ids.shape[-1]) for value in (queries, keys)]
     return scores_of_rows(rows[0], rows[1])
 
 
@@ -152,7 +152,7 @@ def attend(call: Call, scores: Scores, values: Neurons) -> Neurons:
     batch = call.shape[:-2]
     if batch.numel() != len(scores.order):
         trace.refuse("attention scores are repeated")
-    rows = values.ids.select(-2, 0).expand(*batch, -1).flatten(0, -2)
+    rows = values.ids.select(-2, 0).expand(*batch, -1).reshape(-1, values.ids.shape[-1])
     heads = torch.empty(len(scores.queries), rows.shape[1], dtype=torch.long)
     heads[scores.order] = rows
     if not torch.equal(heads[scores.order], rows):
@@ -204,6 +204,33 @@ def _repeated(trace: Trace, heads: Tensor, groups: Tensor) -> tuple[Tensor, Tens
     new = torch.empty_like(heads)
     new[groups] = layer.nodes.reshape(num_heads, -1, repeats).mT
     return layer.nodes, new
+
+
+def gated_by_head(call: Call, values: Neurons, gate: Neurons) -> Neurons:
+    """What attention returns, times a neuron for each head; heads are permuted with these, as with biases of scores."""
+    trace = call.trace
+    for value in (values, gate):
+        trace.check_current(value)
+        trace.refuse_sources(value)
+    met = values.ids.unique()
+    place = next(
+        (place for place, joined in enumerate(trace.attended) if torch.equal(joined[0].sort().values, met)), None
+    )
+    if place is None or trace.attended[place][0] is not trace.attended[place][3] or -1 in gate.versions:
+        trace.refuse("an activation is multiplied by another value (a gate), expected a number or a scale per channel")
+    nodes = trace.attended[place][0]
+    layer = trace.layers[trace.neurons.layer_of(nodes[0])]
+    attention = layer.options["attention"][int(nodes[0])]
+    head_of = torch.zeros(int(nodes.max()) + 1, dtype=torch.long)
+    head_of[nodes] = torch.arange(attention.num_heads).repeat_interleave(len(nodes) // attention.num_heads)
+    pairs = torch.stack([head_of[values.ids].expand(*call.shape).flatten(), gate.ids.expand(*call.shape).flatten()])
+    heads, gates = pairs.unique(dim=1)
+    if len(heads) != attention.num_heads or len(gates.unique()) < len(gates) or trace.depends(gates, nodes):
+        trace.refuse("heads of attention meet several neurons of a gate, or one that they share")
+    trace.neurons.mark_read(gates)
+    trace.attended[place] = (*trace.attended[place], gates)
+    layer.options["attention"][int(nodes[0])] = attention._replace(biases=(*attention.biases, gates))
+    return replace(values, ids=values.ids.expand(*call.shape))
 
 
 def mixed_over_positions(trace: Trace, values: Neurons, shape: Sequence[int]) -> Neurons:

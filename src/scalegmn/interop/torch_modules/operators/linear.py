@@ -22,6 +22,7 @@ from scalegmn.interop.torch_modules.values import (
     NetworkInput,
     Neurons,
     Opaque,
+    is_constant_along,
     is_number,
 )
 
@@ -148,7 +149,40 @@ def matmul(call: Call, x: Any, y: Any) -> Any:
         return weighted_layer(call, x, -1, replace(y, index=y.index.mT), None)
     if isinstance(y, Elements) and y.index.ndim == 1 and isinstance(x, Neurons | NetworkInput | Opaque):
         return single_neuron(call, x, replace(y, index=y.index[None]))
+    if (
+        isinstance(y, Elements)
+        and not y.is_buffer
+        and y.index.ndim == 3
+        and isinstance(x, Neurons | NetworkInput | Opaque)
+    ):
+        return layers_side_by_side(call, x, y)
     return multiply_values(call, x, y)
+
+
+def layers_side_by_side(call: Call, x: Any, weight: Elements) -> Neurons:
+    """x_e W_e with weights [E, n_{l-1}, n_l], such as of E experts: a layer with a group for each; without groups where
+    all read the same."""
+    trace = call.trace
+    neurons = trace.as_neurons(x, -1)
+    ids = neurons.ids.expand(*call.shape[:-1], neurons.ids.shape[-1])
+    axes = [axis for axis in range(ids.ndim) if axis - ids.ndim not in (-3, -1)]
+    if not all(is_constant_along(ids, axis) for axis in axes):
+        trace.refuse("channels lie along other axes than those of the weights")
+    for axis in axes:
+        ids = ids.narrow(axis, 0, 1)
+    rows = ids.reshape(-1, ids.shape[-1])
+    is_same = bool((rows == rows[0]).all())
+    reads = rows[0] if is_same else rows.flatten()
+    if len(reads.unique()) < len(reads):
+        trace.refuse("products with several matrices share channels")
+    if neurons.value is not None:
+        trace.claimed = neurons.value @ trace.read(weight)
+    index = weight.index.mT.flatten(0, 1)
+    options = {"groups": 1 if is_same else len(rows)}
+    layer = trace.new_layer(len(index), reads, replace(weight, index=index), options=options)
+    trace.add_layer(layer)
+    nodes = layer.nodes.reshape(len(rows), 1, -1).expand(*call.shape)
+    return Neurons(nodes, {len(trace.layers) - 1: 0})
 
 
 def single_neuron(call: Call, x: Any, weight: Elements) -> Neurons:
