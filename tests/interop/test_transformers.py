@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from readings import assert_read
+from readings import assert_read, outputs
 from torch import nn
 
 import scalegmn
+from scalegmn.symmetry.groups import GroupElement
 
 WORDS, IMAGE = 50, (2, 3, 32, 32)
 TEXT = {"vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -90,3 +91,20 @@ def test_adapters(generator):
     base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2))
     module = drawn(peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True)))
     assert_read(module, torch.randint(2, WORDS, (2, 7)), generator)
+
+
+@pytest.mark.slow
+def test_mixtral(generator):
+    """In single precision, as its experts are one grouped product, which double precision does not have."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2)
+    module, x = OneTensor(transformers.MixtralForCausalLM(config)).eval(), torch.randint(2, WORDS, (2, 7))
+    reading = scalegmn.read(module, x)
+    assert reading.neurons_moved >= 0.3
+    expected = outputs(module, x)
+    assert torch.equal(outputs(scalegmn.to_module(reading.params, module, x), x), expected)
+    moved = GroupElement.sample(reading.params, generator).act(reading.params)
+    written = scalegmn.to_module(moved, module, x)
+    assert not all(torch.equal(p, q) for p, q in zip(written.parameters(), module.parameters(), strict=True))
+    torch.testing.assert_close(outputs(written, x), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
