@@ -17,6 +17,7 @@ from scalegmn.experiments.config import (
     with_run_dir,
     with_sections,
 )
+from scalegmn.interop.adapters import adapter_spec
 from scalegmn.models import METANETWORKS
 from scalegmn.models.flat_mlp import FlatMLP
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
@@ -48,6 +49,8 @@ def test_every_config_round_trips_and_builds(path, tmp_path):
 def published_spec(config):
     """The architecture of a configuration's zoo."""
     model = config.model_config
+    if "lora" in config.data.dataset_path:
+        return adapter_spec([(64, 4, 32), (32, 4, 64)])
     if "cnn" not in config.data.dataset_path and (model.out_dim != 1 or model.output == "parameters"):
         return NetSpec.mlp([2, 32, 32, 3 if "cifar" in config.data.dataset_path else 1], "sine")
     if "wild_park" in config.data.dataset_path:
