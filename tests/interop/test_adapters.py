@@ -1,8 +1,10 @@
 """Low-rank adapters in files, as peft writes them."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from commands import run_command
+from commands import run_command, run_here
 from safetensors.torch import save_file
 
 import scalegmn
@@ -91,3 +93,14 @@ def test_a_zoo_of_adapters(tmp_path, monkeypatch, capsys):
     assert "6 networks" in output
     assert "read as W = B A of" in error
     assert ".json" in error  # what was passed over
+
+
+@pytest.mark.slow
+def test_the_script_that_makes_adapters(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "digits_adapters.py"
+    result = run_here(script, "--out=made", "--num=20", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = (tmp_path / "made/labels.csv").read_text().split()
+    assert [sum(row.endswith(split) for row in rows) for split in ("train", "val", "test")] == [12, 2, 6]
+    params, _ = read_source(str(tmp_path / "made/00007.safetensors"), InputOptions(None, 30.0))
+    assert params.spec.layout == (64, 4, 32, 32, 4, 64)
