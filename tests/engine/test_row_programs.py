@@ -81,6 +81,20 @@ def test_equal_operations_one_by_one(sums, threads):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_rows_in_bfloat16(dtype):
+    """They are rounded to the nearest, whether or not the processor multiplies such numbers."""
+    modules, inputs = Modules(dtype), rows(dtype)
+    halves = [inputs[0].detach().bfloat16().requires_grad_(), *inputs[1:]]
+    program, value = modules.program()
+    loss = program.store(value)(SHAPE, halves).square().mean()
+    (found,) = torch.autograd.grad(loss, halves[0])
+    (expected,) = torch.autograd.grad(modules(halves[0].to(dtype), *inputs[1:]).square().mean(), halves[0])
+    assert found.dtype == torch.bfloat16
+    assert (found.to(dtype) - expected.to(dtype)).norm() < 4e-3 * expected.to(dtype).norm()
+
+
+@needs_compiler
 def test_single_precision_and_halves():
     """Single precision to its rounding; under autocast to bfloat16's, and to single precision where there is none."""
     modules, inputs = Modules(torch.float32), rows(torch.float32)

@@ -15,22 +15,28 @@ typedef int64_t Int;
 typedef uint32_t Pair;  // two bfloat16 numbers
 typedef uint16_t Half;  // one
 
+#ifdef __AVX512F__
+const int BYTES = 64;  // of a vector register; there are 32
+#else
+const int BYTES = 32;  // there are 16
+#endif
+
 template <class T>
 struct Lanes {
-    typedef T Vector __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-    static const int count = 64 / sizeof(T);
+    typedef T Vector __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+    static const int count = BYTES / sizeof(T);
 };
 
 // Numbers
 
 inline Lanes<double>::Vector exponential(Lanes<double>::Vector x) {
-    for (int i = 0; i < 8; i++) x[i] = std::exp(x[i]);
+    for (int i = 0; i < Lanes<double>::count; i++) x[i] = std::exp(x[i]);
     return x;
 }
 
 inline Lanes<float>::Vector exponential(Lanes<float>::Vector x) {
     typedef Lanes<float>::Vector Vector;
-    typedef int32_t Whole __attribute__((vector_size(64)));
+    typedef int32_t Whole __attribute__((vector_size(BYTES)));
     x = x > 88.0f ? Vector{} + 88.0f : x;  // comparisons are false for NaN, which stays
     x = x < -87.0f ? Vector{} - 87.0f : x;
     const float shift = 12582912.0f;  // 1.5 2^23: the sum is rounded to a whole number
@@ -110,11 +116,20 @@ inline void to_row_pairs(const float* from, Pair* to, Int rows, Int columns) {
         }
 }
 #else
-inline void to_halves(const float*, Half*, Int) {}
 inline void to_row_pairs(const float*, Pair*, Int, Int) {}
 #endif
 
-inline void to_halves(const double*, Half*, Int) {}
+// Rounded to the nearest, ties to even
+template <class T>
+inline void to_halves(const T* from, Half* to, Int count) {
+    for (Int i = 0; i < count; i++) {
+        const float number = from[i];
+        uint32_t bits;
+        std::memcpy(&bits, &number, 4);
+        to[i] = number != number ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    }
+}
+
 inline void to_row_pairs(const double*, Pair*, Int, Int) {}
 
 template <class T>
@@ -193,9 +208,10 @@ inline Int panel(Int start, Int rows, Int depth, const E* a, Int a_row, Int a_co
 template <class T, class E>
 void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, bool adds) {
     const int L = Lanes<T>::count;
-    const int M4 = sizeof(E) == sizeof(T) && !std::is_same<E, Pair>::value ? 6 : 4, M2 = M4 == 6 ? 12 : 8;
+    const bool is_plain = sizeof(E) == sizeof(T) && !std::is_same<E, Pair>::value;
+    const int M4 = is_plain ? 6 : 4, M2 = BYTES == 32 ? 6 : is_plain ? 12 : 8;
     Int j = 0;
-    for (; j + 4 * L <= columns; j += 4 * L) {
+    for (; BYTES == 64 && j + 4 * L <= columns; j += 4 * L) {
         Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
         i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
         panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);

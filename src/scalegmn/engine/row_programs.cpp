@@ -296,7 +296,7 @@ struct Parameters {
 template <class T>
 struct Tiles {
     typedef typename Lanes<T>::Vector Vector;
-    static const int L = Lanes<T>::count;
+    static const int L = Lanes<T>::count, MOST = 512 / L;  // vectors of the widest row
 
     const Program& p;
     Parameters<T>& parameters;
@@ -470,7 +470,7 @@ struct Tiles {
         T *sigmoids = side(o), *moments = sigmoids + SIGNS * size * width;
         const bool adds = has_gradient[o.first], needs = p.needs[o.first];
         const T factor = T(1) / width;
-        Vector scale_sum[N ? N : 64] = {}, shift_sum[N ? N : 64] = {}, v_sum[N ? N : 64] = {};
+        Vector scale_sum[N ? N : MOST] = {}, shift_sum[N ? N : MOST] = {}, v_sum[N ? N : MOST] = {};
         const auto normed = [=](const Vector* x, int sign, Int c, T mean, T inverse) {
             return ((SIGNS == 1 ? x[c] : sign ? v[c] - x[c] : v[c] + x[c]) - mean) * inverse;
         };
@@ -534,7 +534,7 @@ struct Tiles {
     void silu_both_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
         const Vector* v = (const Vector*)parameter(o.second);
         const bool adds = has_gradient[o.first] && p.needs[o.first];
-        Vector sums[64] = {};
+        Vector sums[MOST] = {};
         for (Int i = 0; i < size; i++)
             for (Int c = 0; c < width / L; c++) {
                 const Vector x = ((const Vector*)(from + i * width))[c], plus = v[c] + x, minus = v[c] - x;
@@ -555,6 +555,7 @@ struct Tiles {
             case 2: return norm_silu<2, SIGNS>(o, from, to, width, keeps);
             case 4: return norm_silu<4, SIGNS>(o, from, to, width, keeps);
             case 8: return norm_silu<8, SIGNS>(o, from, to, width, keeps);
+            case 16: return norm_silu<16, SIGNS>(o, from, to, width, keeps);
             default: return norm_silu<0, SIGNS>(o, from, to, width, keeps);
         }
     }
@@ -566,6 +567,7 @@ struct Tiles {
             case 2: return norm_silu_backward<2, SIGNS>(o, from, g, to, width);
             case 4: return norm_silu_backward<4, SIGNS>(o, from, g, to, width);
             case 8: return norm_silu_backward<8, SIGNS>(o, from, g, to, width);
+            case 16: return norm_silu_backward<16, SIGNS>(o, from, g, to, width);
             default: return norm_silu_backward<0, SIGNS>(o, from, g, to, width);
         }
     }

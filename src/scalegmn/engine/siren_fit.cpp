@@ -11,7 +11,7 @@ const Int L = Lanes<float>::count;
 
 // sin and cos, by polynomials on [-pi/4, pi/4] (Cephes) after the nearest multiple of pi/2 is taken off; |x| < 1e5
 inline void sine_and_cosine(Vector x, Vector& sine, Vector& cosine) {
-    typedef int32_t Whole __attribute__((vector_size(64)));
+    typedef int32_t Whole __attribute__((vector_size(BYTES)));
     const float shift = 12582912.0f;  // 1.5 2^23: the sum is rounded to a whole number
     const Vector t = x * 0.636619772367581f + shift, n = t - shift;
     const Whole quarter = (Whole)t;
@@ -52,8 +52,9 @@ inline void dot_products(Int points, const float* a, const float* b, float* c, I
 
 template <int M>
 inline void dot_rows(Int columns, Int points, const float* a, const float* b, float* c, Int c_row, float scale) {
+    const int N = BYTES / 16;
     Int j = 0;
-    for (; j + 4 <= columns; j += 4) dot_products<M, 4>(points, a, b + j * points, c + j, c_row, scale);
+    for (; j + N <= columns; j += N) dot_products<M, N>(points, a, b + j * points, c + j, c_row, scale);
     for (; j < columns; j++) dot_products<M, 1>(points, a, b + j * points, c + j, c_row, scale);
 }
 
