@@ -236,7 +236,8 @@ def _coupled(
     for axis in range(ids[0].ndim):
         if axis not in axes:
             small = [item.narrow(axis, 0, 1) for item in small]
-    nodes, versions = [], {}
+    nodes: list[Tensor] = []
+    versions: dict[int, int] = {}
     for columns in segments:
         nodes.append(coupled_layer(trace, columns, None if linear is None else columns[linear]))
         versions[len(trace.layers) - 1] = 0

@@ -70,7 +70,8 @@ def roles_of(trace: Trace, weight: ComputedWeights, recompute: Recompute, groups
     options = [_axes(tensors[part.name], actual) for part in rest]
     for axes in itertools.product(*options):
         move = _Move.sample(rows, columns, groups)
-        axis_of = {main.name: None} | {part.name: axis for part, axis in zip(rest, axes, strict=True)}
+        axis_of: dict[str, int | None] = dict(zip([part.name for part in rest], axes, strict=True))
+        axis_of[main.name] = None
         moved = {name: move.apply(tensor, axis_of[name]) for name, tensor in tensors.items()}
         if _is_close(recompute(moved), move.apply(actual, None)):
             break

@@ -185,7 +185,8 @@ class Trace:
                 nodes for item in layer.options.get("attention", {}).values() for nodes in (item.queries, item.keys)
             ]
             for read in (layer.reads, layer.residual, *(layer.coupled or ()), *attended):
-                waiting += [] if read is None else self.neurons.layers_of(read)
+                if read is not None:
+                    waiting += self.neurons.layers_of(read)
         return bool(seen & self.neurons.layers_of(others))
 
     def refuse_sources(self, value: Neurons) -> None:

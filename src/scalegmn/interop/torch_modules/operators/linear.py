@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scalegmn.interop.torch_modules.computed_weights import join_roles, roles_of
+from scalegmn.interop.torch_modules.computed_weights import Roles, join_roles, roles_of
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.pinning import pin
@@ -52,7 +52,8 @@ def weighted_layer(
         groups: of a convolution.
         evaluate: what the layer computes.
     """
-    trace, roles = call.trace, None
+    trace = call.trace
+    roles: Roles | None = None
     if isinstance(weight, ComputedParameters | ComputedWeights) and call.recomputed is not None:
         computed = ComputedWeights(weight.parts)
         roles = roles_of(trace, computed, partial(call.recomputed, weight), groups)
