@@ -207,6 +207,7 @@ def test_comparison(run, tmp_path):
     assert [row["name"].partition(",")[0] for row in rows] == [
         *("SGD with momentum", "SGD with momentum", "Adam", "Adam", "ff"),
     ]
+    assert rows[2]["steps"][0] is not None  # Adam gets where Adam gets
     assert all(row["losses"][0] > 0 and 0 <= row["accuracies"][0] <= 1 for row in rows)
     assert (tmp_path / "deeper.png").exists()
     problem = ProblemConfig(hidden_dims=((4,), (6, 5)))

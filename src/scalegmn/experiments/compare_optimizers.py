@@ -102,7 +102,7 @@ def compared(
         except ValueError as error:  # networks of this setting are none that it trains
             refusals.append(f"{label} is left out: {error}")
         names[label] = label
-    target = float(curves[REFERENCE][0].losses[:, -width:].mean())
+    target = float(curves[REFERENCE][0].smoothed(width).mean(0)[-1])
     rows = []
     for label, own in curves.items():
         measured = [problem.measure(each.parameters, "test") for each in own]

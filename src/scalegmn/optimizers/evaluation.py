@@ -36,10 +36,10 @@ class Curves:
 
     def smoothed(self, width: int) -> Tensor:
         """[B, T]: the mean of the last `width` losses at each step."""
-        sums = torch.cat([torch.zeros_like(self.losses[:, :1]), self.losses.double().cumsum(1).to(self.losses)], dim=1)
+        sums = torch.nn.functional.pad(self.losses.double().cumsum(1), (1, 0))
         ends = torch.arange(1, self.losses.shape[1] + 1)
         starts = (ends - width).clamp_min(0)
-        return (sums[:, ends] - sums[:, starts]) / (ends - starts)
+        return ((sums[:, ends] - sums[:, starts]) / (ends - starts)).to(self.losses)
 
 
 @torch.no_grad()
