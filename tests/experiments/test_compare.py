@@ -281,6 +281,7 @@ def test_p_values_of_scores(tmp_path):
     assert p_values(folders, "tau", "good")["bad"] < 0.01
 
 
+@pytest.mark.slow
 def test_controls_and_page(home, compare):
     """Moved networks, work and simple models beside the results; a page of tables and figures."""
     models = {"mlp": {"conf": "mlp.yml", "published": "9 | 10 %"}, "gmn": {"conf": "conf.yml"}}

@@ -74,6 +74,7 @@ def test_principal_components():
     assert principal_components(torch.ones(3, 4))[0].tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_umap(monkeypatch):
     """Networks of two groups are in two groups; the places are the same on every call."""
     pytest.importorskip("umap")

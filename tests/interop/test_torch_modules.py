@@ -277,7 +277,6 @@ UNKNOWN = [
     ),
     (Raw(), (2, 3), r"last \(Linear\): a layer reads a value after a softmax or an offset"),
     (nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2)), (2, 3), r"1 \(PReLU\): aten.prelu"),
-    (nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2)), (2, 4, 4, 4), "a transposed convolution with groups"),
     (nn.LSTM(3, 4), (5, 2, 3), "found 3: choose one by output="),
     (
         nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),

@@ -70,7 +70,8 @@ def parse(
     if any(word in HELP for word in source.words):
         parser.parse_args(["--help"])  # prints and exits
     problems = source.problems
-    defaults = dict(parser.get_defaults().items())
+    of_parser = parser.get_defaults(skip_validation=True)
+    defaults = dict(of_parser.items())
     given = source.settings(whole=defaults)  # a field may be a mapping itself
     problems += _key_problems(defaults, given)
     given = [setting for setting in given if setting[1] in defaults]
@@ -78,7 +79,7 @@ def parse(
     files = [f"--conf={yaml.safe_dump(content, sort_keys=False)}" for _, content in source.contents if content]
     words = [word for word in source.words if word.partition("=")[0] != PRINT_CONFIG]
     try:
-        values = parser.parse_args(files + words)
+        values = parser.parse_args(files + words, namespace=of_parser, defaults=False)
     except ArgumentError as error:  # only now each setting by itself, which takes a while
         problems += [text for setting in given for text in _value_problems(config_class, parser, *setting)]
         problems = problems or [_one_line(error)]
@@ -237,12 +238,12 @@ def _value_problems(config_class: type, parser: ArgumentParser, source: str, key
         return []
     try:
         if source == COMMAND_LINE:
-            parser.parse_args([f"--{key}={value}"])
+            parser.parse_args([f"--{key}={value}"], defaults=False)
         else:
             nested = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
-            parser.parse_object(nested)
+            parser.parse_object(nested, defaults=False)
     except ArgumentError:
         return [f"{source}: {key}: {problem(type_of(config_class, key), value)}"]
     return []
