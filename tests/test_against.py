@@ -9,6 +9,7 @@ from commands import run_process
 AGAINST = Path(__file__).parents[1] / "benchmarks" / "against.py"
 
 
+@pytest.mark.slow
 def test_against(tmp_path):
     """An implementation that sleeps is as slow as it sleeps; one that fails is named."""
     (tmp_path / "asleep.py").write_text(

@@ -79,6 +79,7 @@ def test_published_configs_train_our_exact_models(path, generator):
         assert_invariant(model, params, generator, scale=config.symmetry != "permutation", tolerance=1e-8)
 
 
+@pytest.mark.slow
 def test_every_published_parameter_matters_where_it_is_loaded():
     """Changing any loaded parameter changes the output: nothing is matched to the wrong place and then ignored."""
     (path,) = (path for path in CASES if path.stem == "mnist_cls-bidirectional")
