@@ -3,11 +3,25 @@
 import copy
 
 import torch
+from torch import nn
 
 from scalegmn.interop.torch_modules import from_module, to_module
 from scalegmn.networks import NetSpec
 from scalegmn.symmetry.canonicalize import canonicalize_phase, canonicalize_scale
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
+
+
+class Written(nn.Module):
+    """Named layers, and what is done with them."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.written = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.written(self, x)
 
 
 def outputs(module, x):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from readings import assert_read
+from readings import Written, assert_read
 from torch import nn
 from torch.nn import functional
 
@@ -12,19 +12,6 @@ from scalegmn.interop.torch_modules import from_module, to_module
 from scalegmn.symmetry.groups import GroupElement
 
 IMAGE, SEQUENCE = (2, 3, 6, 6), (2, 6, 5)
-
-
-class Written(nn.Module):
-    """Named layers, and what is done with them."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.written = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.written(self, x)
 
 
 def conv(in_dim, out_dim, size=3, **options):

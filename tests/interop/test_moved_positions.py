@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from readings import assert_read
+from readings import Written, assert_read
 from torch import nn
 from torch.nn import functional
 
 SENDERS, RECEIVERS = torch.tensor([0, 1, 2, 3, 1]), torch.tensor([1, 2, 3, 0, 3])
 IMAGE = (2, 3, 6, 6)
-
-
-class Written(nn.Module):
-    """Named layers, and what is done with them."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.written = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.written(self, x)
 
 
 def conv(in_dim, out_dim):

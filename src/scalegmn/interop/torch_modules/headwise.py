@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.alignment import coupled_layer
-from scalegmn.interop.torch_modules.channelwise import OF_ALL, POINTWISE
+from scalegmn.interop.torch_modules.channelwise import JOINS, OF_ALL, POINTWISE
 from scalegmn.interop.torch_modules.heads import as_of_heads, as_turned
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.pinning import pin
@@ -33,9 +33,11 @@ from scalegmn.interop.torch_modules.values import (
     is_traced,
 )
 
-JOINS = ("cat", "concat", "concatenate", "stack")
+STACKS = (*JOINS, "stack")
 
-LINEAR = (*("mul", "add", "sub", "neg", "div", "index", "view_as_complex", "view_as_real", *JOINS, *VIEWS, *UNCHANGED),)
+LINEAR = (
+    *("mul", "add", "sub", "neg", "div", "index", "view_as_complex", "view_as_real", *STACKS, *VIEWS, *UNCHANGED),
+)
 """Operations on sums of neurons with constant factors that give such sums."""
 
 NORMS = ("rms_norm", "layer_norm")
@@ -120,7 +122,7 @@ def _is_split(value: Any) -> bool:
 
 def _linear(trace: Trace, name: str, function: Any, args: Any, kwargs: Any, operands: Sequence[tuple[Any, Any]]) -> Any:
     """An operation that keeps sums of neurons with constant factors."""
-    if name in JOINS:
+    if name in STACKS:
         parts = [as_turned(trace, value) for value in args[0]]
         if _are_positions(parts, args[1] if len(args) > 1 else kwargs.get("dim", 0)):
             return _alike(trace, name, function, (args, kwargs), operands, ())
@@ -219,12 +221,12 @@ def _alike(
     values = [leaf for leaf, _ in operands if isinstance(leaf, OfHeads)]
     first = values[0]
     if any(not torch.equal(value.heads, first.heads) for value in values):
-        if name not in JOINS:
+        if name not in STACKS:
             trace.refuse("heads of several layers meet")
         return _joined(trace, function, reads, values)
     if name in UNCHANGED:
         return first
-    if name in JOINS:
+    if name in STACKS:
         if len(values) < len(reads[0][0]):
             trace.refuse("heads are concatenated with other values")
         labels = function([value.labels for value in values], *reads[0][1:], **reads[1])
