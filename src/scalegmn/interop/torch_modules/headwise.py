@@ -221,7 +221,7 @@ def _alike(
     values = [leaf for leaf, _ in operands if isinstance(leaf, OfHeads)]
     first = values[0]
     if any(not torch.equal(value.heads, first.heads) for value in values):
-        if name not in STACKS:
+        if name not in JOINS:
             trace.refuse("heads of several layers meet")
         return _joined(trace, function, reads, values)
     if name in UNCHANGED:
