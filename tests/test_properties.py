@@ -106,7 +106,7 @@ def explodes(config, *outputs):
     return not config.mlp_layer_norm and not (torch.stack(outputs).abs() < 1e6).all()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(models, seeds)
 @torch.no_grad()
 def test_models_are_invariant(case, seed):
@@ -126,7 +126,7 @@ def sees_scales(config):
     return not ends_only or (config.symmetry == "sign" and config.direction == "bidirectional")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(models, seeds)
 @torch.no_grad()
 def test_models_are_not_invariant_to_more(case, seed):

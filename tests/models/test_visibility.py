@@ -40,7 +40,7 @@ CONFIGS = [
         for p in ("outputs", "mean", "token")
         for u in (True, False)
     ),
-    NFNConfig(),
+    NFNConfig(hidden_dims=(4,), num_frequencies=2),
     StatNNConfig(hidden_dim=4),
 ]
 

@@ -46,7 +46,7 @@ def parse(
     arguments: Sequence[str] | None = None,
     prog: str | None = None,
     translate: Translate | None = None,
-    extend: Callable[[type[Config]], type[Config]] | None = None,
+    extend: Callable[[type[Config], Mapping[str, Any] | None], type[Config]] | None = None,
 ) -> Config:
     """An instance of a dataclass. Precedence: defaults < `--conf` files from left to right < command line.
 
@@ -57,17 +57,20 @@ def parse(
         arguments: command line words; None: those of the process.
         prog: the program's name in `--help`.
         translate: how files are understood; None: they hold settings of the dataclass.
-        extend: called after the imports, with the dataclass: the subclass to read, which may have more fields.
+        extend: called after the imports, with the dataclass and all settings by dotted key (None where help is asked
+            for): the subclass to read, which may have more fields.
 
     Raises:
         ValueError: a file is missing, keys are unknown, values have the wrong type or contradict each other. The
             message names each problem and, for an unknown key, the nearest valid one.
     """
     source = read(arguments, translate)
+    asks_for_help = any(word in HELP for word in source.words)
     if extend is not None:
-        config_class = extend(config_class)
+        given_keys = {key: value for _, key, value in source.settings(whole={})}
+        config_class = extend(config_class, None if asks_for_help else given_keys)
     parser = _parser(config_class, prog)
-    if any(word in HELP for word in source.words):
+    if asks_for_help:
         parser.parse_args(["--help"])  # prints and exits
     problems = source.problems
     of_parser = parser.get_defaults(skip_validation=True)
@@ -153,11 +156,11 @@ def read(arguments: Sequence[str] | None, translate: Translate | None) -> Source
 
 
 def _parser(config_class: type, prog: str | None) -> ArgumentParser:
-    """A parser with an option for each field; made once, since that takes half a second."""
+    """A parser with an option for each field; made once, since that takes up to half a second."""
     return _make_parser(config_class, prog, tuple((key, tuple(names)) for key, names in _names(config_class)))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _make_parser(
     config_class: type, prog: str | None, names: tuple[tuple[str, tuple[str, ...]], ...]
 ) -> ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -175,20 +175,33 @@ def plain(value: Any) -> Any:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def with_sections(config_class: type[AnyConfig]) -> type[AnyConfig]:
+def with_sections(config_class: type[AnyConfig], given: Mapping[str, Any] | None = None) -> type[AnyConfig]:
     """The subclass of a configuration whose fields are the keys of files: `model`, and a section `<name>_args` for each
-    registered metanetwork and for each task with options, instead of `model_config` and `task_args`."""
-    tasks = tuple((name, task.options) for name, task in TASKS.items() if task.options is not None)
+    registered metanetwork and for each task with options, instead of `model_config` and `task_args`.
+
+    Args:
+        config_class: the configuration.
+        given: settings by dotted key; sections that neither these nor their model need are left out, which makes
+            reading several times as fast, unless a key is unknown. None: all sections.
+    """
+    models = {f"{name}_args": (name, model) for name, model in METANETWORKS.items()}
+    tasks = {f"{name}_args": (name, task.options) for name, task in TASKS.items() if task.options is not None}
+    needed = {*models, *tasks}
+    if given is not None:
+        keys = {key.partition(".")[0] for key in given}
+        if keys <= {"model", *needed, *(item.name for item in fields(config_class))}:
+            needed = {f"{given.get('model', ScaleGMNConfig.name)}_args", *keys}
     own: type = config_class  # classes can be hashed, whatever mypy says of type[AnyConfig]
-    made: type[AnyConfig] = _make_sections(own, tuple(METANETWORKS.items()), tasks)
+    parts = (tuple(part for key, part in of.items() if key in needed) for of in (models, tasks))
+    made: type[AnyConfig] = _make_sections(own, *parts)
     return made
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _make_sections(
     config_class: Any, models: tuple[tuple[str, type], ...], tasks: tuple[tuple[str, type], ...]
 ) -> type[Any]:
-    """The subclass for these metanetworks' configurations and these tasks' options."""
+    """The subclass with these metanetworks' configurations and these tasks' options."""
     sections, options = dict(models + tasks), dict(tasks)
 
     def choose(self: Any) -> None:
@@ -207,7 +220,7 @@ def _make_sections(
         if problems:
             raise ValueError("; ".join(problems))
 
-    texts = {"model": f"Which metanetwork: {', '.join(dict(models))}; its section <model>_args counts."}
+    texts = {"model": f"Which metanetwork: {', '.join(METANETWORKS)}; its section <model>_args counts."}
     texts |= {f"{name}_args": (model.__doc__ or name).split("\n\n")[0] for name, model in models}
     texts |= {f"{name}_args": f"Options of the task {name}." for name in options}
     lines = "\n".join(f"    {name}: {' '.join(text.split())}" for name, text in texts.items())
