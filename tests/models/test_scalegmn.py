@@ -29,7 +29,7 @@ def test_computing_only_what_is_read_changes_nothing(direction, symmetry, random
                 b.branches[b.index[role]].load_state_dict(a.branches[index].state_dict())
     everything.readout = lean.readout
     params = random_params(spec, 3)
-    assert len(lean.reads[-1][0].nodes) < len(everything.reads[-1][0].nodes)
+    assert len(lean.needed[-1][0].nodes) < len(everything.needed[-1][0].nodes)
     torch.testing.assert_close(everything(params), lean(params), rtol=1e-12, atol=1e-12)
 
 

@@ -15,7 +15,7 @@ from scalegmn.engine.layout import Layout, join
 from scalegmn.engine.messages import edge_ends, receive, send, updated_edges
 from scalegmn.engine.modules import roles_alike, run
 from scalegmn.engine.rows import GatheredRows, Rows
-from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
+from scalegmn.nn.message_passing import MessagePassingLayer, NeededParts
 from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 Blocks = list[Sequence[Edges] | None]
@@ -44,7 +44,7 @@ class LayerRun:
     def layer(
         self,
         layer: MessagePassingLayer,
-        reads: LayerReads,
+        needed: NeededParts,
         nodes: list[Tensor],
         edges: Blocks,
         backward_edges: Blocks,
@@ -54,12 +54,12 @@ class LayerRun:
 
         Args:
             layer: the plain layer.
-            reads: what to compute.
+            needed: what to compute.
             nodes: per set [B, n_l, d] or, by role, [n, d].
             edges: per block, from its lower to its upper end.
             backward_edges: per block, from its upper to its lower end; unused by forward models.
         """
-        messages: dict[int, list[Tensor]] = {node_set: [] for node_set in reads.nodes}
+        messages: dict[int, list[Tensor]] = {node_set: [] for node_set in needed.nodes}
         outgoing = self._outgoing(nodes)
         self._receive(layer, layer.forward_message, layer.forward_residual, False, nodes, outgoing, edges, messages)
         if layer.backward_message is not None:
@@ -67,10 +67,10 @@ class LayerRun:
             self._receive(layer, *against, nodes, outgoing, backward_edges, messages)
         new_nodes = self._update_nodes(layer, nodes, messages)
         if layer.edge_update is not None:
-            edges = self._update_edges(layer.edge_update, edges, reads.edges, self.layout.along, nodes)
+            edges = self._update_edges(layer.edge_update, edges, needed.edges, self.layout.along, nodes)
         if layer.backward_edge_update is not None:
             update, ends = layer.backward_edge_update, self.layout.against
-            backward_edges = self._update_edges(update, backward_edges, reads.backward_edges, ends, nodes)
+            backward_edges = self._update_edges(update, backward_edges, needed.backward_edges, ends, nodes)
         return new_nodes, edges, backward_edges
 
     def _receive(

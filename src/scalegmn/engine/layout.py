@@ -19,7 +19,7 @@ from scalegmn.graphs.edge_values import EdgeValues
 from scalegmn.graphs.parameter_graph import ParameterGraph
 from scalegmn.networks import NetSpec
 from scalegmn.nn.context import ROLES, EdgeContext, NodeContext
-from scalegmn.nn.message_passing import LayerReads
+from scalegmn.nn.message_passing import NeededParts
 
 Ends = tuple[tuple[int, ...], int]
 """The sets of nodes that send along a block of edges, and the set that receives."""
@@ -57,11 +57,11 @@ class Layout:
             lists.setdefault(node_set if self.kinds is None else self.kinds[node_set], []).append(node_set)
         return list(lists.values())
 
-    def reads(self, by_role: LayerReads) -> LayerReads:
+    def needed(self, by_role: NeededParts) -> NeededParts:
         """What is read of the sets and blocks, if `by_role` is of those of `BY_ROLE`."""
         roles = [ROLES.index(role) for role in self.roles]
         blocks = range(1, len(self.along) + 1)
-        return LayerReads(
+        return NeededParts(
             tuple(node_set for node_set, role in enumerate(roles) if role in by_role.nodes),
             tuple(k for k in blocks if roles[self.along[k - 1][1]] in by_role.edges),
             tuple(k for k in blocks if roles[self.against[k - 1][1]] + 1 in by_role.backward_edges),

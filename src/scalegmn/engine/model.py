@@ -26,7 +26,7 @@ from scalegmn.networks.features import Kernels, beside
 from scalegmn.networks.parameter_indices import senders_by_group
 from scalegmn.networks.scalar_groups import ScalarGroup
 from scalegmn.nn.context import NodeContext
-from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
+from scalegmn.nn.message_passing import MessagePassingLayer, NeededParts
 from scalegmn.nn.positional import PositionalEmbedding, TypedLinear
 
 
@@ -82,7 +82,7 @@ class MessagePassingModel(Protocol):
     max_hidden: int
     groups: tuple[ScalarGroup, ...]
     layers: Sequence[MessagePassingLayer]
-    reads: Sequence[tuple[LayerReads, LayerReads]]
+    needed: Sequence[tuple[NeededParts, NeededParts]]
     readout: nn.Module | None
     node_linear: nn.Linear
     edge_linear: nn.Linear
@@ -206,9 +206,9 @@ def _run_layers(
     chunks = model.chunks(len(params) * spec.num_edges, params.biases[0].device)
     residuals = _residuals(spec, params.biases[0].device)
     layers = LayerRun(layout, rows, positions, chunks, residuals)
-    for layer, (of_chains, by_role) in zip(model.layers, model.reads, strict=True):
-        reads = of_chains if spec.is_chain and not spec.residuals else layout.reads(by_role)
-        nodes, blocks, backward_blocks = layers.layer(layer, reads, nodes, blocks, backward_blocks)
+    for layer, (of_chains, by_role) in zip(model.layers, model.needed, strict=True):
+        needed = of_chains if spec.is_chain and not spec.residuals else layout.needed(by_role)
+        nodes, blocks, backward_blocks = layers.layer(layer, needed, nodes, blocks, backward_blocks)
     if model.readout is None:
         return nodes, _features(chunks, blocks)
     hidden = [index for index, role in enumerate(spec.roles) if role == "hidden"]
@@ -350,8 +350,8 @@ def run_graph(
     chunks = model.chunks(graph.edges.num_edges, graph.nodes.device)
     residuals = [rows.residuals(against) for against in (False, True)]
     layers = LayerRun(BY_ROLE, rows.rows, positions, chunks, residuals)
-    for layer, (_, reads) in zip(model.layers, model.reads, strict=True):
-        nodes, edges, backward_edges = layers.layer(layer, reads, nodes, edges, backward_edges)
+    for layer, (_, needed) in zip(model.layers, model.needed, strict=True):
+        nodes, edges, backward_edges = layers.layer(layer, needed, nodes, edges, backward_edges)
     if model.readout is not None:
         inputs, outputs = (rows.by_network(role, nodes[role]) for role in (0, 2))
         return read(model.readout, rows.rows[1], inputs, nodes[1], outputs, rows.sum_hidden, *statistics)

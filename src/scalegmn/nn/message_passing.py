@@ -15,7 +15,7 @@ from scalegmn.nn.scalars import incoming_messages, outgoing_features
 
 
 @dataclass(frozen=True)
-class LayerReads:
+class NeededParts:
     """What one message passing layer must compute, because something later reads it.
 
     Nodes are in sets 0.., the layers of a network or the three roles; edges into set k are block k.

@@ -21,7 +21,7 @@ from scalegmn.models.base import ONE_ARCHITECTURE, Metanetwork
 from scalegmn.models.scalegmn.execution import is_chain, layer_groups, runs_by_layer
 from scalegmn.models.scalegmn.input_networks import check_fit, check_spec
 from scalegmn.models.scalegmn.parts import ModuleBuilder, branch_name, scalar_groups
-from scalegmn.models.scalegmn.receptive_field import reads_by_role, receptive_field, residual_ends
+from scalegmn.models.scalegmn.receptive_field import needed_by_role, receptive_field, residual_ends
 from scalegmn.models.visibility import Visibility, residual_connections
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
 from scalegmn.networks.features import Kernels
@@ -29,7 +29,7 @@ from scalegmn.networks.scalar_groups import TRIVIAL, ScalarGroup
 from scalegmn.nn.context import ROLES, NodeContext
 from scalegmn.nn.gradients import ProbeGradients
 from scalegmn.nn.initialization import balance, balance_children, zero_hidden_positions
-from scalegmn.nn.message_passing import LayerReads, MessagePassingLayer
+from scalegmn.nn.message_passing import MessagePassingLayer, NeededParts
 from scalegmn.nn.messages import reciprocal
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.normalization import InputNormalization, StatisticsNormalization
@@ -166,31 +166,31 @@ class ScaleGMN(Metanetwork):
     def _build_layers(self, builder: ModuleBuilder) -> None:
         """The message passing layers, with branches only for those roles of nodes that something later reads."""
         config, spec = self.config, self.spec
-        chain_reads = receptive_field(config, spec.num_layers)
-        role_reads = reads_by_role(config, spec, chain_reads)
-        self.reads: Sequence[tuple[LayerReads, LayerReads]] = list(zip(chain_reads, role_reads, strict=True))
+        of_chains = receptive_field(config, spec.num_layers)
+        by_role = needed_by_role(config, spec, of_chains)
+        self.needed: Sequence[tuple[NeededParts, NeededParts]] = list(zip(of_chains, by_role, strict=True))
         last = config.num_layers - 1
         layers = (
-            self._build_layer(builder, reads, gives_changes=config.changes_parameters and index == last)
-            for index, reads in enumerate(role_reads)
+            self._build_layer(builder, needed, gives_changes=config.changes_parameters and index == last)
+            for index, needed in enumerate(by_role)
         )
         self.layers: Sequence[MessagePassingLayer] = nn.ModuleList(layers)  # type: ignore[assignment] # torch: untyped
         directions = 2 if self.bidirectional else 1
         per_layer = 12 * directions * config.message.num_layers + 11  # tensors as wide as edge features; measured
         self._num_kept = config.num_layers * per_layer
 
-    def _build_layer(self, builder: ModuleBuilder, reads: LayerReads, gives_changes: bool) -> MessagePassingLayer:
+    def _build_layer(self, builder: ModuleBuilder, needed: NeededParts, gives_changes: bool) -> MessagePassingLayer:
         """One message passing layer.
 
         Args:
             builder: builds its modules.
-            reads: what is read of it, by role.
+            needed: what it must compute, by role.
             gives_changes: whether its features are the changes of biases and weights: for each head one number per
                 bias, a kernel per edge. So in the last layer of models with `output: parameters`.
         """
         config, spec, d = self.config, self.spec, self.config.hidden_dim
         node_dim, edge_dim = (config.heads, config.heads * spec.edge_dim) if gives_changes else (d, d)
-        roles = {ROLES[role] for role in reads.nodes}
+        roles = {ROLES[role] for role in needed.nodes}
         reads_residuals = bool(roles & residual_ends(spec, against=False))
         reads_reversed_residuals = self.bidirectional and bool(roles & residual_ends(spec, against=True))
         symmetric = config.symmetry != "permutation"
@@ -199,8 +199,8 @@ class ScaleGMN(Metanetwork):
             builder.message(roles - {"input"}),
             builder.message(senders) if senders else None,
             builder.update(3 if senders else 2, node_dim, roles),
-            builder.edge_update(edge_dim) if reads.edges else None,
-            builder.edge_update(edge_dim) if reads.backward_edges else None,
+            builder.edge_update(edge_dim) if needed.edges else None,
+            builder.edge_update(edge_dim) if needed.backward_edges else None,
             nn.Linear(d, d, bias=False) if config.skip_connections and node_dim == d else None,
             nn.Linear(d, d, bias=False) if reads_residuals else None,
             nn.Linear(d, d, bias=False) if reads_reversed_residuals else None,

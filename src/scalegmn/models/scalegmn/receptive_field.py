@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 
 from scalegmn.networks import NetSpec
 from scalegmn.nn.context import ROLES
-from scalegmn.nn.message_passing import LayerReads
+from scalegmn.nn.message_passing import NeededParts
 
 if TYPE_CHECKING:
     from scalegmn.models.scalegmn.config import ScaleGMNConfig
 
 
-def reads_by_role(config: ScaleGMNConfig, spec: NetSpec, reads: Sequence[LayerReads]) -> list[LayerReads]:
+def needed_by_role(config: ScaleGMNConfig, spec: NetSpec, by_layer: Sequence[NeededParts]) -> list[NeededParts]:
     """Per message passing layer, which roles of nodes and which edges between roles something later reads.
 
     This is the receptive field of a chain with one hidden layer, input -> hidden -> output: the fewer layers a network
     has, the sooner a message comes from one end to the other. Models that read only chains of one depth drop the roles
-    that do not occur in `reads`, the receptive field by layer.
+    that do not occur in `by_layer`, the receptive field by layer.
     """
     by_role = receptive_field(config, len(ROLES) - 1, skips=skips_hidden_layers(spec))
     if config.max_hidden_layers is not None or spec.residuals or not spec.is_chain:
         return by_role
-    roles = [{spec.roles[layer] for layer in chain_reads.nodes} for chain_reads in reads]
+    roles = [{spec.roles[layer] for layer in of_chains.nodes} for of_chains in by_layer]
     return [
-        replace(role_reads, nodes=tuple(role for role in role_reads.nodes if ROLES[role] in occurring))
-        for role_reads, occurring in zip(by_role, roles, strict=True)
+        replace(by_role, nodes=tuple(role for role in by_role.nodes if ROLES[role] in occurring))
+        for by_role, occurring in zip(by_role, roles, strict=True)
     ]
 
 
@@ -38,7 +38,7 @@ def skips_hidden_layers(spec: NetSpec) -> bool:
     return any(sender < 0 for sender in senders)
 
 
-def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> list[LayerReads]:
+def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> list[NeededParts]:
     """Per message passing layer, what something later reads, found from the readout back.
 
     Args:
@@ -59,9 +59,9 @@ def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> l
         nodes, edges = set(range(1, last + 1)), set(range(1, last + 1))
     elif config.readout == "last_layer":
         nodes = {0, last} if bidirectional else {last}
-    reads = []
+    needed = []
     for _ in range(config.num_layers):
-        reads.append(LayerReads(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
+        needed.append(NeededParts(*(tuple(sorted(part)) for part in (nodes, edges, backward_edges))))
         # the blocks whose messages these nodes receive: along the edges, and against them
         along, against = {k for k in nodes if k > 0}, {k + 1 for k in nodes if k < last}
         before = nodes | ends_of(edges) | ends_of(backward_edges) | ends_of(along)
@@ -72,7 +72,7 @@ def receptive_field(config: ScaleGMNConfig, last: int, skips: bool = False) -> l
             if config.update_edges and config.symmetry == "scale":
                 backward_edges = backward_edges | against
         nodes = before
-    return reads[::-1]
+    return needed[::-1]
 
 
 def residual_ends(spec: NetSpec, against: bool) -> set[str]:
