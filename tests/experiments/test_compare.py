@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import assert_refused, run_command
 from filelock import FileLock
@@ -132,9 +132,10 @@ def test_killed_comparison_goes_on(home, compare, drawn):
     assert again[1].strip().startswith("| model")  # nothing was trained
 
 
-def test_tuning_and_failures(home, compare):
+def test_tuning_and_failures(home, compare, monkeypatch):
     """Each model keeps what is best on validation with the first seed; failures are named, the others go on."""
     (home / "script.py").write_text(SCRIPT)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     models = {name: {"conf": "mlp.yml"} for name in ("good", "bad", "half")}
     content = {"script": "script.py", "models": models, "tune": {LR: [1, 2]}, "seeds": [0, 5], "processes": 4}
     code, out, error = compare(content)
@@ -159,7 +160,7 @@ def test_tuning_and_failures(home, compare):
     assert "| 7.0000 +- 7.0711 |" in out
     assert f"{LR} among 1, 2, chosen on the validation split with seed 0" in out
     epochs = [json.loads(line) for f in home.glob("out/*/*/*/metrics.jsonl") for line in f.read_text().splitlines()]
-    assert {epoch["threads"] for epoch in epochs if "threads" in epoch} == {str(max(1, (os.cpu_count() or 1) // 4))}
+    assert {epoch["threads"] for epoch in epochs if "threads" in epoch} == {"2"}
     spans = [epoch["times"] for epoch in epochs]
     together = [sum(low <= start < high for low, high in spans) / 2 for start, _ in spans]
     assert 1 < max(together) <= 4

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 import sys
 import time
@@ -19,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
+
+import torch
 
 from scalegmn.configuration.files import leaves
 from scalegmn.configuration.parsing import NO_OPTION
@@ -132,8 +133,8 @@ class CompareConfig:
 
     @property
     def threads(self) -> int:
-        """The threads of each run."""
-        return max(1, (os.cpu_count() or 1) // self.processes)
+        """The threads of each run: a share of those that this process may use (its cores, or OMP_NUM_THREADS)."""
+        return max(1, torch.get_num_threads() // self.processes)
 
     @property
     def names(self) -> tuple[str, ...]:
