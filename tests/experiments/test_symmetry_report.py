@@ -200,10 +200,10 @@ def test_other_models_are_judged_by_what_they_claim(monkeypatch, capsys, zoo, tm
     assert lines(output, "scale")[0].split()[1] == "no"
 
 
-def check_modules(monkeypatch, capsys, tmp_path, name, shape, **settings):
+def check_modules(monkeypatch, capsys, tmp_path, name, shape, *options, **settings):
     """Exit code, lines and errors of the report on networks of a module of tests."""
     (tmp_path / "conf.yml").write_text(yaml.safe_dump(settings))
-    words = ["--conf=conf.yml", f"--modules=factories:{name}", f"--input_shape={shape}"]
+    words = ["--conf=conf.yml", f"--modules=factories:{name}", f"--input_shape={shape}", *options]
     code, output, error = run_command(["symmetry", *words], tmp_path, monkeypatch, capsys)
     return code, output.splitlines(), error
 
@@ -233,6 +233,17 @@ def test_modules_of_ones_own(monkeypatch, capsys, tmp_path, name, shape, symmetr
     assert output[-1] == "the model sees all parameters of the networks"
 
 
+@pytest.mark.parametrize("model", ["scalegmn", "ng_gnn", "statnn"])
+def test_modules_that_read_words(monkeypatch, capsys, tmp_path, model):
+    scalegmn = {**SMALL, "symmetry": "permutation", "readout": "full_graph"}
+    args = {"scalegmn": scalegmn, "ng_gnn": {**SMALL, "pooling": "mean"}, "statnn": {"hidden_dim": 8}}[model]
+    settings = {"model": model, f"{model}_args": args}
+    code, output, error = check_modules(monkeypatch, capsys, tmp_path, "bag", "2,5", "--words=9", **settings)
+    assert code == 0, (output, error)
+    assert lines(output, "permutation")[0].endswith("kept")
+    assert output[-1] == "the model sees all parameters of the networks"
+
+
 def test_bases_of_linear_networks(monkeypatch, capsys, tmp_path):
     settings = {"model": "mvprobe", "mvprobe_args": {"num_probes": 4, "projection_dim": 4}}
     code, output, error = check_modules(monkeypatch, capsys, tmp_path, "two_linears", "1,3", **settings)
@@ -255,6 +266,8 @@ def test_networks_of_one_layer_have_nothing_to_move(monkeypatch, capsys, tmp_pat
         (["--modules=factories:resnet"], "--modules and --input_shape go together"),
         (["--modules=factories", "--input_shape=1,2"], "--modules: found factories, expected package.module:factory"),
         (["--modules=factories:resnet", "--input_shape=1,x"], "--input_shape: found 1,x, expected numbers"),
+        (["--modules=factories:bag", "--input_shape=2,5"], "for an input of whole numbers below N set --words N"),
+        (["--modules=factories:bag", "--input_shape=2,5", "--words=0"], "--words: found 0, expected at least 1"),
         (["--modules=factories:nothing", "--input_shape=1,2"], "factories:nothing: AttributeError"),
         (["--modules=factories:number", "--input_shape=1,2"], "factories:number: AttributeError"),
         (["--modules=factories:same", "--input_shape=1,2"], "--modules: factories:same makes the same network"),

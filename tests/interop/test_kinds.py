@@ -2,14 +2,20 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from contract import build, error, flat
 from readings import assert_read
 from torch import nn
 from torch.nn import functional
 
 from scalegmn.interop.torch_modules import PinnedNeurons, from_module, to_module
+from scalegmn.models.ng_gnn import NGGNNConfig
+from scalegmn.models.scalegmn import ScaleGMNConfig
+from scalegmn.models.statnn import StatNNConfig
+from scalegmn.networks import NetParams
 from scalegmn.symmetry.groups import GroupElement
 
 
@@ -347,14 +353,54 @@ KINDS = {
 """Name -> a module, the shape of its input, and its units that may be permuted, class by class, counted by hand."""
 
 
+def of_kind(name):
+    """A module, and an input of it."""
+    make, shape, _ = KINDS[name]
+    torch.manual_seed(0)
+    x = torch.randint(7, shape) if name == "bag of words" else torch.randn(shape, dtype=torch.float64)
+    return make().double().eval(), x
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_units_that_move(name, generator):
-    make, shape, classes = KINDS[name]
-    torch.manual_seed(0)
-    module = make().double().eval()
-    x = torch.randint(7, shape) if name == "bag of words" else torch.randn(shape, dtype=torch.float64)
-    params = assert_read(module, x, generator)
-    assert sorted(item.num_channels for item in params.spec.permutation_classes) == sorted(classes)
+    params = assert_read(*of_kind(name), generator)
+    assert sorted(item.num_channels for item in params.spec.permutation_classes) == sorted(KINDS[name][2])
+
+
+OPTIONS = {"hidden_dim": 8, "num_layers": 2, "out_dim": 3}
+GRAPH = ScaleGMNConfig(direction="bidirectional", readout="full_graph", **OPTIONS)
+MODELS = {
+    "hetero": replace(GRAPH, symmetry="hetero"),
+    "permutation": replace(GRAPH, symmetry="permutation"),
+    "ng_gnn": NGGNNConfig(num_frequencies=0, pooling="mean", **OPTIONS),
+    "statnn": StatNNConfig(hidden_dim=8, out_dim=3),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_models_read_each_kind(name, generator):
+    """They keep its symmetries and see all its parameters; those that read graphs see rows that move alone."""
+    params = from_module(*of_kind(name))
+    nets = NetParams.cat([params, *(params.map(lambda x: x * (1 + 0.3 * torch.rand_like(x))) for _ in range(3))])
+    first = next(index for index, layer in enumerate(nets.spec.layers) if layer.affine)
+    for kind, config in MODELS.items():
+        model = build(config, nets.spec)
+        model.fit_normalization([nets])
+        element = GroupElement.sample(nets, generator, scale=kind == "hetero")
+        assert error(model, nets, element) <= 1e-9, kind
+        leaves = nets.map(lambda x: x.requires_grad_())
+        flat(model(leaves)).square().sum().backward()
+        unseen = [
+            index
+            for index, layer in enumerate(nets.spec.layers)
+            if (layer.affine and not leaves.weights[index].grad.any())
+            or (layer.bias and not leaves.biases[index].grad.any())
+        ]
+        assert unseen == [], kind
+        weights = list(nets.weights)
+        weights[first] = weights[first].flip(1)
+        moved = model(replace(nets, weights=tuple(weights)))
+        assert kind == "statnn" or (flat(moved) - flat(model(nets))).abs().max() > 1e-6, kind
 
 
 def test_what_is_pinned_is_said_once():

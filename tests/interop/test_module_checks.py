@@ -9,7 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from scalegmn.interop.torch_modules import from_module, to_module
+from scalegmn.interop.torch_modules.execution import NOISE, generic_tensors
 from scalegmn.interop.torch_modules.operators import OPERATORS, Operator, activations
+from scalegmn.interop.torch_modules.program import export
+from scalegmn.interop.torch_modules.values import unique_columns
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize_phase
 from scalegmn.symmetry.groups import GroupElement
@@ -430,3 +433,19 @@ def test_mixed_types_are_read_in_the_widest():
     assert {weight.dtype for weight in params.weights} == {torch.float64}
     written = to_module(params, module, torch.randn(2, 3))
     assert written[0].weight.dtype == torch.float32
+
+
+def test_unique_columns():
+    table = torch.randint(-3, 9, (3, 200)) * torch.tensor([[1], [2**30], [2**40]])
+    expected = table.unique(dim=1, return_inverse=True, return_counts=True)
+    assert all(map(torch.equal, unique_columns(table), expected))
+
+
+def test_large_parameters_are_moved_everywhere():
+    """Random numbers are used again, and no two rows of a matrix are the same."""
+    module = nn.Linear(512, 600)
+    nn.init.zeros_(module.weight)
+    weight = generic_tensors(export(module, torch.zeros(1, 512)), torch.float32)["weight"]
+    assert weight.numel() > NOISE
+    assert len(weight.unique(dim=0)) == 600
+    assert 0.09 < weight.std() < 0.11

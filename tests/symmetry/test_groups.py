@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalegmn.networks import BUILT_IN, NetParams, NetSpec
+from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.groups import GroupElement, PhaseShift
 
@@ -19,6 +19,22 @@ def test_action_leaves_the_function_unchanged(activation, own, random_params, ge
     moved = GroupElement.sample(params, generator).act(params)
     assert change_of_function(params, moved) < 1e-10
     assert (moved.weights[1] - params.weights[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_single_network_moves_as_in_a_batch(grouped, random_params, generator):
+    """Also where its weights are transposed in memory; the network itself stays."""
+    last = LayerSpec(4, 4, None, "relu", groups=2) if grouped else LayerSpec(4, 3, None, "relu")
+    layers = LayerSpec(2, 4, (3, 3), "relu"), last, LayerSpec(last.out_dim, 5, None, "relu")
+    params = random_params(NetSpec((*layers, LayerSpec(5, 2))), 1)
+    element = GroupElement.sample(params, generator)
+    twice = GroupElement(*(tuple(x.expand(2, -1) for x in part) for part in (element.permutations, element.scales)))
+    expected = twice.act(NetParams.cat([params, params]))[:1].flatten()
+    before = params.flatten().clone()
+    transposed = tuple(weight.mT.contiguous().mT if weight.ndim == 3 else weight for weight in params.weights)
+    for weights in (params.weights, transposed):
+        torch.testing.assert_close(element.act(params.replace(weights=weights)).flatten(), expected, rtol=0, atol=0)
+    assert torch.equal(params.flatten(), before)
 
 
 @pytest.mark.parametrize(("activation", "wrong"), [("sine", 2.0), ("relu", -1.0), ("gelu", -1.0), ("tanh", 0.5)])

@@ -111,3 +111,8 @@ def test_layers_of_shorter_networks_are_missing_before_the_last():
     rows = torch.arange(1.0, 7).reshape(1, 3, 2)
     assert torch.equal(at_depth(rows, 3), rows)
     assert at_depth(rows, 4)[0, :, 0].nan_to_num().tolist() == [1, 3, 0, 5]
+
+
+def test_quantiles_of_more_numbers_than_the_type_can_count():
+    x = torch.arange(2052).view(1, -1)  # half precision has every second number from 2048 on
+    assert torch.equal(quantiles(x.half()), quantiles(x.double()).half())

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
-
 from scalegmn.cli.arguments import Arguments
 from scalegmn.interop.torch_modules import FACTORY, module_of_factory, parse_shape, read
+from scalegmn.interop.torch_modules.factory import check_words, random_input, with_advice
 
 
 def run(words: Sequence[str]) -> None:
@@ -20,17 +19,10 @@ def run(words: Sequence[str]) -> None:
     values = parser.read(words)
     if not re.fullmatch(FACTORY, values.factory):
         raise ValueError(f"FACTORY: found {values.factory}, expected package.module:factory")
-    if values.words is not None and values.words < 1:
-        raise ValueError(f"--words: found {values.words}, expected at least 1")
+    check_words(values.words)
     shape = parse_shape(values.input_shape)
     assert shape is not None, "it is required"
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(shape, generator=generator)
-    if values.words is not None:
-        example = torch.randint(values.words, shape, generator=generator)
     try:
-        print(read(module_of_factory(values.factory), example))
+        print(read(module_of_factory(values.factory), random_input(shape, values.words)))
     except ValueError as error:
-        if values.words is None and "indices" in str(error) and "Long" in str(error):
-            raise ValueError(f"{error}; for an input of whole numbers below N set --words N") from None
-        raise
+        raise with_advice(error, values.words) from None

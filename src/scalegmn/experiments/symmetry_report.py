@@ -19,6 +19,7 @@ from torch import Tensor
 from scalegmn.experiments.config import Config
 from scalegmn.experiments.trained import weights_file
 from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
+from scalegmn.interop.torch_modules.factory import check_words, with_advice
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.visibility import least_visible
 from scalegmn.networks import HETERO, MultiArchBatch, NetParams, linear_products
@@ -50,6 +51,9 @@ class CheckConfig(Config):
     input_shape: str | None = None
     """Of an input of these networks, such as 1,3,32,32."""
 
+    words: int | None = None
+    """The input of these networks consists of whole numbers below this."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.modules is None) != (self.input_shape is None):
@@ -59,6 +63,7 @@ class CheckConfig(Config):
         if self.modules is not None and self.checkpoint is not None:
             raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
         parse_shape(self.input_shape)
+        check_words(self.words)
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -66,7 +71,9 @@ class CheckConfig(Config):
         return self.data.canonicalize if self.data.switch_to_canon else ()
 
 
-def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetParams | MultiArchBatch:
+def made_networks(
+    factory: str, input_shape: tuple[int, ...], num: int, words: int | None = None
+) -> NetParams | MultiArchBatch:
     """So many networks that the user's code makes, each call after another seed.
 
     Raises:
@@ -75,7 +82,10 @@ def made_networks(factory: str, input_shape: tuple[int, ...], num: int) -> NetPa
     made = []
     for seed in range(num):
         torch.manual_seed(seed)
-        made.append(from_factory(factory, input_shape).map(Tensor.float))
+        try:
+            made.append(from_factory(factory, input_shape, words).map(Tensor.float))
+        except ValueError as error:
+            raise with_advice(error, words) from None
     params = MultiArchBatch.of(joined(made))
     if isinstance(params, NetParams) and (params.flatten() == params[:1].flatten()).all():
         raise ValueError(f"--modules: {factory} makes the same network at each call, expected other weights each time")
@@ -182,7 +192,7 @@ def model_and_networks(config: CheckConfig) -> tuple[Metanetwork, NetParams | Mu
         rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
         params = nets.read(rows)
     else:
-        params = made_networks(config.modules, shape, MADE)
+        params = made_networks(config.modules, shape, MADE, config.words)
         stored, architectures = params.parts, Counter()
         for part in params.parts:
             architectures[part.spec] += len(part)

@@ -152,8 +152,8 @@ class GroupElement:
         """[B, n_l, ...] with a layer's neurons in their new order; outputs stay."""
         if layer == len(self.permutations):
             return x
-        if len(x) == 1:  # much faster than to gather
-            return x.index_select(1, self.permutations[layer][0])
+        if len(x) == 1:
+            return _selected(x[0], 0, self.permutations[layer][0])[None]
         p = self.permutations[layer].reshape(*x.shape[:2], *[1] * (x.ndim - 2))
         return x.gather(1, p.expand_as(x))
 
@@ -161,16 +161,35 @@ class GroupElement:
         """Features of a layer's edges, [B, n_l, n_{l-1} / groups, D], divided by `sender` [B, n_{l-1}]."""
         layer, reads = spec.layers[index], spec.sender(index)
         has_scalars = not layer.linear and index not in spec.repeated_layers  # else q_i = q_j
-        if sender is not None and has_scalars:
-            block = block / by_receiver(sender, layer)[..., None]
+        divisor = by_receiver(sender, layer)[..., None] if sender is not None and has_scalars else None
         if index < len(self.scales):
-            block = self._permuted(block * self.scales[index][:, :, None, None] if has_scalars else block, index)
-        if reads >= 0 and layer.groups == 1 and len(block) == 1:
-            block = block.index_select(2, self.permutations[reads][0])
-        elif reads >= 0:
-            order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
-            block = block.gather(2, order[..., None].expand_as(block))
+            block = self._permuted(block, index)
+            if divisor is not None and layer.groups > 1:
+                divisor = self._permuted(divisor, index)
+        if reads >= 0:
+            block = self._senders_permuted(block, layer, reads)
+            if divisor is not None:
+                block = block.div_(self._senders_permuted(divisor, layer, reads))  # new memory takes longer
+        if index < len(self.scales) and has_scalars:
+            block = block.mul_(self._permuted(self.scales[index], index)[:, :, None, None])
         return block
+
+    def _senders_permuted(self, block: Tensor, layer: LayerSpec, reads: int) -> Tensor:
+        """[B, 1 or n_l, n_{l-1} / groups, D] with the neurons that a layer reads in their new order."""
+        if layer.groups == 1 and len(block) == 1:
+            return _selected(block[0], 1, self.permutations[reads][0])[None]
+        order = by_receiver(self.permutations[reads] % block.shape[2], layer)  # within the group
+        return block.gather(2, order[..., None].expand_as(block))
+
+
+def _selected(x: Tensor, axis: int, order: Tensor) -> Tensor:
+    """`index_select` along an axis of a tensor or, as this is much faster, of a view of it: without a last axis of size
+    1, or of a transposed matrix as it lies in memory."""
+    if x.ndim > 2 and x.shape[-1] == 1:
+        return _selected(x[..., 0], axis, order)[..., None]
+    if x.ndim == 2 and x.stride(0) < x.stride(1):
+        return x.T.index_select(1 - axis, order).T
+    return x.index_select(axis, order)
 
 
 def outgoing_scalars(q: Tensor, spec: NetSpec, layer: int, activation: Tensor | None = None) -> Tensor:

@@ -120,10 +120,10 @@ def at_depth(statistics: Tensor, num_layers: int) -> Tensor:
 
 def quantiles(x: Tensor) -> Tensor:
     """Minimum, quartiles and maximum, linear between values: [B, n] -> [B, 5]."""
-    places = torch.linspace(0, x.shape[1] - 1, NUM_QUANTILES, dtype=x.dtype, device=x.device)
+    places = torch.linspace(0, x.shape[1] - 1, NUM_QUANTILES, dtype=torch.float64, device=x.device)  # n may be large
     below = places.floor()
     ordered = x.sort(dim=1).values
-    return torch.lerp(ordered[:, below.long()], ordered[:, places.ceil().long()], places - below)
+    return torch.lerp(ordered[:, below.long()], ordered[:, places.ceil().long()], (places - below).to(x))
 
 
 def _canonical(params: NetParams) -> NetParams:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Neurons
+from scalegmn.interop.torch_modules.values import Neurons, unique_columns
 
 MAX_SOURCES = 16
 """A layer that is computed channel by channel from so many others is not left out where others are computed from it."""
@@ -43,7 +43,7 @@ def aligned_channels(
             if axis not in axes:
                 item = item.narrow(axis, 0, 1)
         rows.append(item.reshape(-1))
-    columns = torch.stack(rows).unique(dim=1)
+    columns, _, _ = unique_columns(torch.stack(rows))
     keys = [tuple(map(trace.neurons.layer_of, column)) for column in columns.mT.tolist()]
     segments: list[list[Tensor]] = []
     for key in dict.fromkeys(keys):

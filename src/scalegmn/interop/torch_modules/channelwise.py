@@ -36,6 +36,7 @@ from scalegmn.interop.torch_modules.values import (
     Scores,
     is_constant_along,
     is_traced,
+    unique_columns,
 )
 
 ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp")
@@ -243,7 +244,7 @@ def _coupled(
         versions[len(trace.layers) - 1] = 0
     met = torch.cat([torch.stack([*columns]) for columns in segments], 1)
     rows = torch.stack([item.reshape(-1) for item in small])
-    _, number = torch.cat([met, rows], 1).unique(dim=1, return_inverse=True)
+    _, number, _ = unique_columns(torch.cat([met, rows], 1))
     node_of = torch.empty(met.shape[1], dtype=torch.long)
     node_of[number[: met.shape[1]]] = torch.cat(nodes)
     return Neurons(node_of[number[met.shape[1] :]].reshape(small[0].shape).expand(*ids[0].shape), versions)

@@ -19,7 +19,7 @@ from scalegmn.interop.torch_modules.alignment import occurrences
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.pinning import pin_or_refuse
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import Elements
+from scalegmn.interop.torch_modules.values import Elements, unique_columns
 
 MAX_CELLS = 64
 """A layer is cut into no more cells or groups than these; the smallest cells are pinned together."""
@@ -196,7 +196,7 @@ class _Cells:
         if is_one and int(self._size[cells[0]]) == len(nodes):
             return False
         pairs = torch.stack([cells, keys])
-        groups, place, counts = pairs.unique(dim=1, return_inverse=True, return_counts=True)
+        groups, place, counts = unique_columns(pairs)
         is_part = counts < self._size[groups[0]]
         if not is_part.any():
             return False

@@ -14,6 +14,9 @@ from torch.utils import _pytree
 LARGE = 2_000_000
 """From so many parameters on, checks are made in float32 and with a single group element."""
 
+NOISE = 262_147
+"""So many random numbers move a parameter, again and again: a prime, so that each row of a matrix meets others."""
+
 
 def check_dtype(num_parameters: int) -> torch.dtype:
     """The precision of the checks for a module of a size."""
@@ -115,11 +118,14 @@ def generic_tensors(program: torch.export.ExportedProgram, dtype: torch.dtype) -
             new[name] = new[same]
             continue
         value = as_dtype(tensor.detach() if isinstance(tensor, Tensor) else tensor, dtype)
-        if name in parameters and value.is_floating_point():
-            noise = torch.randn(value.shape, generator=generator, dtype=dtype).to(value.device)
-            spread = float(value.std(correction=0)) if value.numel() else 0.0
-            value = value + 0.1 * noise * (spread if spread > 0 else 1.0)
-        new[name] = value.clone() if value is tensor else value
+        new[name] = value = value.clone() if isinstance(value, Tensor) else value
+        if name in parameters and value.is_floating_point() and value.numel():
+            flat = value.contiguous().view(-1)
+            noise = torch.randn(min(len(flat), NOISE), generator=generator, dtype=dtype).to(value.device)
+            spread = float(flat[:: -(-len(flat) // NOISE)].std(correction=0))
+            for part in flat.split(NOISE):
+                part.add_(noise[: len(part)], alpha=0.1 * (spread if spread > 0 else 1.0))
+            new[name] = flat.view(value.shape)
     return new
 
 

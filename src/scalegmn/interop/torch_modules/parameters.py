@@ -13,13 +13,16 @@ from scalegmn.interop.torch_modules.values import Elements
 from scalegmn.networks import NetParams, NetSpec
 
 
-def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec) -> NetParams:
+def read_parameters(
+    tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec, is_copied: bool = True
+) -> NetParams:
     """The parameters of a module as a batch of one network, in the widest of their types.
 
     Args:
         tensors: parameters and buffers of a module of the traced architecture, see `named_tensors`.
         layers: the traced layers, in the order of the spec.
         spec: the architecture.
+        is_copied: whether they have memory of their own; else they may share that of the tensors.
 
     Raises:
         ValueError: there are no weights, or a value is not finite; names the tensor.
@@ -39,7 +42,7 @@ def read_parameters(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer]
             raise ValueError(f"{elements.name}: found NaN or infinity, expected finite numbers")
         if elements.scale != 1:
             return values * elements.scale
-        return values.clone() if elements.is_view else values  # which may share the parameter's memory
+        return values.clone() if elements.is_view and is_copied else values
 
     pairs = list(zip(layers, spec.layers, strict=True))
     statistics = tuple(
@@ -74,7 +77,7 @@ def written_tensors(
     """Parameters and buffers with the parameters of one network in their places; those that nothing reads as they are.
 
     Args:
-        params: one network.
+        params: one network, whose memory the tensors may share.
         tensors: parameters and buffers of a module of the traced architecture; they stay as they are.
         layers: the traced layers, in the order of the spec.
         spec: the architecture.
@@ -86,26 +89,30 @@ def written_tensors(
     if len(params) != 1 or params.spec != spec:
         raise ValueError(f"expected one network of {spec}, found {len(params)} of {params.spec}")
     new: dict[str, Tensor] = {}
-    is_written: dict[str, Tensor] = {}
+    is_written: dict[str, Tensor | None] = {}
+    """Which numbers of a parameter are; None: all of them."""
 
     def put(elements: Elements, values: Tensor) -> None:
         name = elements.name
         is_new = name not in new
+        values = values.reshape(elements.index.shape).to(tensors[name].real)
+        if is_new and _is_whole(elements, tensors[name]):
+            new[name], is_written[name] = _whole(elements, values, tensors[name]), None
+            return
         if is_new:
-            is_all = elements.scale == 1 and elements.is_view and elements.index.numel() == tensors[name].numel()
-            copied = torch.empty_like if is_all and elements.is_once else torch.clone
-            new[name] = copied(tensors[name].detach(), memory_format=torch.contiguous_format)
-            is_written[name] = torch.zeros(flattened(new[name]).numel(), dtype=torch.bool)
+            new[name] = tensors[name].detach().clone(memory_format=torch.contiguous_format)
         flat = flattened(new[name])
-        values = values.reshape(elements.index.shape).to(flat)
-        if elements.scale != 1 or not is_new:
-            known = elements.of(flat)
+        known = elements.of(flat)
         if elements.scale != 1:  # what is there already stays to the bit
             values = torch.where(known * elements.scale == values, known, values / elements.scale)
-        if not is_new and bool((elements.of(is_written[name]) & (known != values)).any()):
-            raise ValueError(f"{name}: several layers share it, expected equal values")
-        elements.put(flat, values)
-        elements.mark(is_written[name])
+        mask = is_written.setdefault(name, torch.zeros(flat.numel(), dtype=torch.bool))
+        if not is_new:
+            is_equal = torch.equal(known, values) if mask is None else not (elements.of(mask) & (known != values)).any()
+            if not is_equal:
+                raise ValueError(f"{name}: several layers share it, expected equal values")
+        if mask is not None:
+            elements.put(flat, values)
+            elements.mark(mask)
 
     for index, layer in enumerate(layers):
         fill_of = {"weight": int(not spec.layers[index].is_zero), "bias": 0}
@@ -122,6 +129,21 @@ def written_tensors(
                 put(elements, row)
     same = {id(tensors[name]): tensor for name, tensor in new.items()}  # shared ones under each of their names
     return {name: same.get(id(tensor), tensor) for name, tensor in tensors.items()}
+
+
+def _is_whole(elements: Elements, parameter: Tensor) -> bool:
+    """Whether elements are all numbers of a real parameter, each once, as a view."""
+    is_view = elements.is_view and elements.scale == 1 and not parameter.is_complex()
+    return is_view and elements.index.numel() == parameter.numel() and elements.is_once
+
+
+def _whole(elements: Elements, values: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter whose elements have these values, in their memory if it has its order."""
+    if values.stride() == elements.index.stride():
+        return values.as_strided((values.numel(),), (1,)).view(parameter.shape)
+    new = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+    elements.put(flattened(new), values)
+    return new
 
 
 def flattened(tensor: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def export(
     for submodule in training:
         submodule.training = False
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), _silence(), _without_stack_traces():
             program = torch.export.export(module, args, kwargs, strict=False)
     except Exception as error:  # whatever the module's own code raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -162,6 +162,20 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Lets the export record no stack traces, which take a fifth of its time, where PyTorch has this setting."""
+    name, config = "do_not_emit_stack_traces", torch.fx.config
+    before = getattr(config, name, None)
+    if before is not None:
+        setattr(config, name, True)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 def operation(node: torch.fx.Node) -> str:

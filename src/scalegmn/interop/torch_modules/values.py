@@ -261,3 +261,19 @@ def compact(ids: Tensor) -> Tensor:
         if stride == 0:
             ids = ids.narrow(axis, 0, 1)
     return ids
+
+
+def unique_columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`unique` of the columns of whole numbers [rows, n], with inverse and counts: of a number for each column, which
+    is much faster."""
+    number, size = torch.zeros_like(table[0]), 1
+    for row in table:
+        low, high = (int(limit) for limit in row.aminmax())
+        if size * (high - low + 1) > torch.iinfo(torch.long).max:
+            number = number.unique(return_inverse=True)[1]
+            size = table.shape[1]
+        number = number * (high - low + 1) + (row - low)
+        size *= high - low + 1
+    different, inverse, counts = number.unique(return_inverse=True, return_counts=True)
+    place = torch.empty_like(different).scatter_(0, inverse, torch.arange(len(number)))
+    return table[:, place], inverse, counts

@@ -45,7 +45,7 @@ def verify_symmetries(
         outputs: of the module with these.
         run: the module's operations, with other tensors.
     """
-    params = read_parameters(tensors, layers, spec)
+    params = read_parameters(tensors, layers, spec, is_copied=False)
     is_large = spec.num_parameters > LARGE
     tolerance = 1e-6 if outputs.dtype == torch.float64 else 1e-2
     generator = torch.Generator().manual_seed(0)

@@ -24,6 +24,7 @@ from scalegmn.interop.torch_modules.values import (
     Turned,
     is_constant,
     is_constant_along,
+    unique_columns,
 )
 
 FAMILY = "attention"
@@ -224,7 +225,7 @@ def gated_by_head(call: Call, values: Neurons, gate: Neurons) -> Neurons:
     head_of = torch.zeros(int(nodes.max()) + 1, dtype=torch.long)
     head_of[nodes] = torch.arange(attention.num_heads).repeat_interleave(len(nodes) // attention.num_heads)
     pairs = torch.stack([head_of[values.ids].expand(*call.shape).flatten(), gate.ids.expand(*call.shape).flatten()])
-    heads, gates = pairs.unique(dim=1)
+    heads, gates = unique_columns(pairs)[0]
     if len(heads) != attention.num_heads or len(gates.unique()) < len(gates) or trace.depends(gates, nodes):
         trace.refuse("heads of attention meet several neurons of a gate, or one that they share")
     trace.neurons.mark_read(gates)
