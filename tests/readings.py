@@ -53,6 +53,21 @@ def assert_complete(module, x, params, generator):
     torch.testing.assert_close(written, outputs(other, x), rtol=1e-11, atol=1e-11)
 
 
+def assert_needs_all_of_a_move(module, x, params):
+    """Rows of one layer's weights that move alone change the outputs, in each class of neurons that move together."""
+    y, spec = outputs(module, x), params.spec
+    shared = {index for index, layer in enumerate(spec.layers) if layer.same_neurons or layer.tied is not None}
+    shared |= {first for index in shared for first in (*spec.layers[index].same_neurons, spec.layers[index].tied)}
+
+    def change(index):
+        weights = [weight.roll(1, 1) if index == i else weight for i, weight in enumerate(params.weights)]
+        return (outputs(to_module(params.replace(weights=tuple(weights)), module, x), x) - y).abs().max()
+
+    for coupled in spec.permutation_classes:
+        layers = [index for index in coupled.layers if spec.layers[index].affine and index not in shared]
+        assert not layers or any(change(index) > 1e-6 for index in layers), coupled
+
+
 def assert_read(module, x, generator):
     """Exact, complete, with a spec that comes back from its dictionary."""
     params = from_module(module, x)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from contract import build, error, flat
-from readings import assert_read
+from readings import assert_needs_all_of_a_move, assert_read
 from torch import nn
 from torch.nn import functional
 
@@ -363,7 +363,9 @@ def of_kind(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_units_that_move(name, generator):
-    params = assert_read(*of_kind(name), generator)
+    module, x = of_kind(name)
+    params = assert_read(module, x, generator)
+    assert_needs_all_of_a_move(module, x, params)
     assert sorted(item.num_channels for item in params.spec.permutation_classes) == sorted(KINDS[name][2])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from readings import Written, assert_read
+from readings import Written, assert_needs_all_of_a_move, assert_read
 from torch import nn
 from torch.nn import functional
 
@@ -87,5 +87,7 @@ CASES = {
 def test_units_that_move(name, generator):
     make, shape, classes = CASES[name]
     torch.manual_seed(0)
-    params = assert_read(make().double().eval(), torch.rand(shape, dtype=torch.float64), generator)
+    module, x = make().double().eval(), torch.rand(shape, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert_needs_all_of_a_move(module, x, params)
     assert sorted(item.num_channels for item in params.spec.permutation_classes) == classes
