@@ -435,6 +435,25 @@ def test_mixed_types_are_read_in_the_widest():
     assert written[0].weight.dtype == torch.float32
 
 
+def test_parameters_that_are_parts_of_other_tensors(generator):
+    """Slices of one vector (`vector_to_parameters`), every second number of one, and one number everywhere."""
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(module.parameters()), module.parameters())
+    module[0].bias = nn.Parameter(torch.randn(12, dtype=torch.float64)[::2])
+    module[2].bias = nn.Parameter(torch.randn(1, dtype=torch.float64).expand(6))
+    module.append(nn.Tanh()).append(nn.Linear(2, 6).double()).append(nn.Tanh()).append(module[2])
+    x = torch.randn(4, 3, dtype=torch.float64)
+    params = from_module(module, x)
+    assert all(torch.equal(params.weights[i][0], module[2 * i].weight) for i in range(5))
+    assert torch.equal(params.biases[0][0], module[0].bias)
+    assert_exact(module, x, params.unflatten(params.flatten()), generator)
+
+
+def test_tensors_without_numbers_are_refused():
+    with pytest.raises(ValueError, match="^weight: found a tensor without numbers"):
+        from_module(nn.Linear(2, 3, device="meta"), torch.zeros(1, 2))
+
+
 def test_unique_columns():
     table = torch.randint(-3, 9, (3, 200)) * torch.tensor([[1], [2**30], [2**40]])
     expected = table.unique(dim=1, return_inverse=True, return_counts=True)

@@ -46,7 +46,7 @@ def export(
     Raises:
         ValueError: the module has no graph, or no such output.
     """
-    _check_dtypes(module)
+    _check_numbers(module)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example_input, Mapping):
@@ -92,9 +92,11 @@ def drop_caches(module: nn.Module) -> None:
                 part.training = mode
 
 
-def _check_dtypes(module: nn.Module) -> None:
-    """Raises ValueError where numbers have a type that PyTorch cannot compute with."""
+def _check_numbers(module: nn.Module) -> None:
+    """Raises ValueError where numbers are missing, or have a type that PyTorch cannot compute with."""
     for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{name}: found a tensor without numbers (device meta), expected one with numbers")
         if parameter.is_floating_point() and parameter.dtype.itemsize < 2:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(f"{name}: found {kind} numbers, expected 16 bits or more; call module.float() first")

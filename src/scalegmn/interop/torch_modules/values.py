@@ -44,7 +44,9 @@ class Elements:
         view where they are one."""
         flat = tensor.reshape(-1)
         if self.is_view:
-            return flat.as_strided(self.index.shape, self.index.stride(), self.index.storage_offset())
+            flat = flat.contiguous()  # every second number of another tensor is flat, too
+            start = flat.storage_offset() + self.index.storage_offset()
+            return flat.as_strided(self.index.shape, self.index.stride(), start)
         return flat[self.index.to(flat.device)]
 
     def mark(self, flat: Tensor) -> None:
