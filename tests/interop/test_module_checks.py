@@ -450,7 +450,7 @@ def test_parameters_that_are_parts_of_other_tensors(generator):
 
 
 def test_tensors_without_numbers_are_refused():
-    with pytest.raises(ValueError, match="^weight: found a tensor without numbers"):
+    with pytest.raises(ValueError, match=r"^weight: found a tensor without numbers"):
         from_module(nn.Linear(2, 3, device="meta"), torch.zeros(1, 2))
 
 
