@@ -336,6 +336,8 @@ def test_print_config(capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["batch_size"] == 7
     assert printed["scalegmn_args"]["hidden_dim"] == 32
+    assert {"classification_args", "improvement_args"} <= {*printed}
+    assert "ng_gnn_args" not in printed  # the model is another
 
 
 def test_models_are_chosen_by_name(tmp_path):

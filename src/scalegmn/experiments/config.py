@@ -181,8 +181,8 @@ def with_sections(config_class: type[AnyConfig], given: Mapping[str, Any] | None
 
     Args:
         config_class: the configuration.
-        given: settings by dotted key; sections that neither these nor their model need are left out, which makes
-            reading several times as fast, unless a key is unknown. None: all sections.
+        given: settings by dotted key; sections of models that neither these nor their model need are left out, which
+            makes reading several times as fast, unless a key is unknown. None: all sections.
     """
     models = {f"{name}_args": (name, model) for name, model in METANETWORKS.items()}
     tasks = {f"{name}_args": (name, task.options) for name, task in TASKS.items() if task.options is not None}
@@ -190,7 +190,7 @@ def with_sections(config_class: type[AnyConfig], given: Mapping[str, Any] | None
     if given is not None:
         keys = {key.partition(".")[0] for key in given}
         if keys <= {"model", *needed, *(item.name for item in fields(config_class))}:
-            needed = {f"{given.get('model', ScaleGMNConfig.name)}_args", *keys}
+            needed = {f"{given.get('model', ScaleGMNConfig.name)}_args", *tasks, *keys}
     own: type = config_class  # classes can be hashed, whatever mypy says of type[AnyConfig]
     parts = (tuple(part for key, part in of.items() if key in needed) for of in (models, tasks))
     made: type[AnyConfig] = _make_sections(own, *parts)
