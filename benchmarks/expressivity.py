@@ -23,8 +23,10 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from scalegmn.models.base import ModelConfig
@@ -34,7 +36,6 @@ from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.networks import NetParams, NetSpec
 from scalegmn.networks.gradients import gradient_factors
-from scalegmn.reporting.figures import compared_curves
 
 SPEC = NetSpec.mlp([4, 8, 8, 3], "tanh")
 GRAPH = {"output": "parameters", "out_scale": 1.0, "hidden_dim": 32, "num_layers": 6}
@@ -132,11 +133,20 @@ def main() -> None:
     if values.figure is not None:
         if values.out is not None:
             runs = [json.loads(line) for line in values.out.read_text().splitlines()]
-        rows: dict[str, list[dict[str, float]]] = {}
-        for run in runs:
-            points = [{"epoch": row["step"], f"val_R2 of {run['target']}": row["r2"]} for row in run["curve"]]
-            rows.setdefault(run["model"], []).extend(points)
-        values.figure.write_bytes(compared_curves(rows))
+        draw(runs, values.figure)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """R^2 over steps, a panel per target."""
+    targets = list(dict.fromkeys(run["target"] for run in runs))
+    figure = Figure(figsize=(4.4 * len(targets), 3.5), layout="constrained")
+    for axes, target in zip(figure.subplots(1, len(targets), squeeze=False)[0], targets, strict=True):
+        for run in (run for run in runs if run["target"] == target):
+            axes.plot(*zip(*((row["step"], row["r2"]) for row in run["curve"]), strict=True), ".-", label=run["model"])
+        axes.set(title=target, xlabel="step", ylabel="$R^2$ on other networks")
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
