@@ -267,6 +267,7 @@ def test_networks_of_one_layer_have_nothing_to_move(monkeypatch, capsys, tmp_pat
         (["--modules=factories", "--input_shape=1,2"], "--modules: found factories, expected package.module:factory"),
         (["--modules=factories:resnet", "--input_shape=1,x"], "--input_shape: found 1,x, expected numbers"),
         (["--modules=factories:bag", "--input_shape=2,5"], "for an input of whole numbers below N set --words N"),
+        (["--words=9"], "--words: is about networks of --modules"),
         (["--modules=factories:bag", "--input_shape=2,5", "--words=0"], "--words: found 0, expected at least 1"),
         (["--modules=factories:nothing", "--input_shape=1,2"], "factories:nothing: AttributeError"),
         (["--modules=factories:number", "--input_shape=1,2"], "factories:number: AttributeError"),

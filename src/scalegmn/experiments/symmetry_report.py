@@ -62,6 +62,8 @@ class CheckConfig(Config):
             raise ValueError(f"--modules: found {self.modules}, expected package.module:factory")
         if self.modules is not None and self.checkpoint is not None:
             raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
+        if self.modules is None and self.words is not None:
+            raise ValueError("--words: is about networks of --modules; leave it out")
         parse_shape(self.input_shape)
         check_words(self.words)
 

@@ -26,8 +26,8 @@ def needed_by_role(config: ScaleGMNConfig, spec: NetSpec, by_layer: Sequence[Nee
         return by_role
     roles = [{spec.roles[layer] for layer in of_chains.nodes} for of_chains in by_layer]
     return [
-        replace(by_role, nodes=tuple(role for role in by_role.nodes if ROLES[role] in occurring))
-        for by_role, occurring in zip(by_role, roles, strict=True)
+        replace(needed, nodes=tuple(role for role in needed.nodes if ROLES[role] in occurring))
+        for needed, occurring in zip(by_role, roles, strict=True)
     ]
 
 
