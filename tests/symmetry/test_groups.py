@@ -110,3 +110,16 @@ def test_changes_move_by_the_derivative(random_params, generator):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         back = element.inverse().act(element.act(params)).flatten()
         torch.testing.assert_close(back, params.flatten(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_networks", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.long])
+def test_features_narrower_than_the_element(num_networks, dtype, random_params, generator):
+    """They are widened to its type, and stay as they are themselves."""
+    params = random_params(NetSpec.mlp([2, 4, 3], "tanh"), num_networks)
+    element = GroupElement.sample(params, generator)
+    edges = [torch.arange(weight.numel(), dtype=dtype).view(*weight.shape, 1) for weight in params.weights]
+    moved = element.act_on_edges(edges, params.spec)
+    for found, expected in zip(moved, element.act_on_edges([e.double() for e in edges], params.spec), strict=True):
+        assert torch.equal(found, expected)
+    assert all(torch.equal(e.flatten(), torch.arange(e.numel(), dtype=dtype)) for e in edges)

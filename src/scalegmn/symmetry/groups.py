@@ -162,6 +162,8 @@ class GroupElement:
         layer, reads = spec.layers[index], spec.sender(index)
         has_scalars = not layer.linear and index not in spec.repeated_layers  # else q_i = q_j
         divisor = by_receiver(sender, layer)[..., None] if sender is not None and has_scalars else None
+        if self.scales:
+            block = block.to(torch.promote_types(block.dtype, self.scales[0].dtype))
         if index < len(self.scales):
             block = self._permuted(block, index)
             if divisor is not None and layer.groups > 1:
