@@ -289,6 +289,15 @@ def test_networks_in_files(digits, monkeypatch, tmp_path):
     assert content["parameters"]["count"] == 3
 
 
+def test_networks_of_words_made_by_code(monkeypatch, capsys, tmp_path):
+    words = ["explore", "factories:bag", "--input_shape=2,5"]
+    refused = run_command(words, tmp_path, monkeypatch, capsys)
+    assert_refused(refused, "factories:bag: ")
+    assert_refused(refused, "for an input of whole numbers below N set --words N")
+    assert run_command([*words, "--words=9"], tmp_path, monkeypatch, capsys)[0] == 0
+    assert b"factories:bag" in (tmp_path / "page.html").read_bytes()
+
+
 def test_parameters_beyond_the_budget_are_left_out(digits):
     collection = of_zoo(digits.zoo)
     content = collection.content(5000)

@@ -33,6 +33,12 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(prog=name, description=description, allow_abbrev=False)
         self.add_argument("--import", action="append", default=[], metavar="MODULE", help=IMPORT_HELP)
 
+    def add_example_input(self, required: bool = False) -> None:
+        """Adds the options of an `ExampleInput`, of commands that read modules."""
+        help_of_shape = "of an input of package.module:factory, such as 1,3,32,32"
+        self.add_argument("--input_shape", required=required, metavar="SHAPE", help=help_of_shape)
+        self.add_argument("--words", type=int, metavar="N", help="this input consists of whole numbers below N")
+
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The values of these words; the modules of `--import` have been imported then.
 

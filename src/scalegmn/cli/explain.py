@@ -14,7 +14,7 @@ from scalegmn.experiments.trained import load
 from scalegmn.explore.attribution import METHODS
 from scalegmn.explore.explain import default_method, explain, open_reference, require_answers
 from scalegmn.interop.network_files import KINDS, find_sources, read_source
-from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.interop.torch_modules import ExampleInput
 from scalegmn.reporting.figures import explanation
 
 
@@ -29,7 +29,7 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--figure: {values.figure} exists already; choose another")
     refuse_zoos([values.net])
     layers = None if values.layers is None else tuple(values.layers.split(","))
-    options = input_options(model, values.activation, parse_shape(values.input_shape), layers)
+    options = input_options(model, values.activation, ExampleInput.parse(values.input_shape, values.words), layers)
     sources, passed_over = find_sources([values.net])
     if len(sources) != 1:
         raise ValueError(f"NET: {values.net} holds {len(sources)} networks, expected one; name its file")
@@ -77,7 +77,7 @@ def _parser() -> Arguments:
     parser.add_argument("--reference", type=Path, metavar="ZOO", help="whose mean is meant; default: the run's zoo")
     parser.add_argument("--activation", metavar="NAME", help="of a state dict; default: that of the training networks")
     parser.add_argument("--layers", help="the layers of a state dict in their order: a,b,c")
-    parser.add_argument("--input_shape", help="the shape of an input of package.module:factory, such as 1,1,28,28")
+    parser.add_example_input()
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the result (table)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw contributions and deletion curves there")
     return parser

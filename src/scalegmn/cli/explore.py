@@ -11,7 +11,7 @@ from scalegmn.explore.maps import MAPS
 from scalegmn.explore.page import MARK, page
 from scalegmn.explore.serve import ADDRESS, server_of
 from scalegmn.interop.network_files import InputOptions
-from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.interop.torch_modules import ExampleInput
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.words import counted
 
@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--activation", metavar="NAME", help="of networks in state dicts")
     parser.add_argument("--w0", type=float, default=30.0, help="the frequency of their sines (30)")
     parser.add_argument("--layers", help="the layers of a state dict in their order: a,b,c")
-    parser.add_argument("--input_shape", help="the shape of an input of package.module:factory, such as 1,1,28,28")
+    parser.add_example_input()
     parser.add_argument("--serve", type=int, metavar="PORT", help="show it on this machine alone; 0: any free port")
     values = parser.read(words)
     if values.networks < 1:
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> None:
     if values.out.exists() and MARK.encode() not in values.out.read_bytes()[:500]:
         raise ValueError(f"--out: {values.out} exists already, and is no page of scalegmn explore")
     layers = None if values.layers is None else tuple(values.layers.split(","))
-    options = InputOptions(values.activation, values.w0, parse_shape(values.input_shape), layers)
+    options = InputOptions(values.activation, values.w0, ExampleInput.parse(values.input_shape, values.words), layers)
     collections = collections_of(values.names, options, values.networks, values.map)
     text = page(collections)
     values.out.parent.mkdir(parents=True, exist_ok=True)

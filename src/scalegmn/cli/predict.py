@@ -13,7 +13,7 @@ from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.predict import input_options, notes_of, predict, table
 from scalegmn.experiments.trained import load
 from scalegmn.interop.network_files import KINDS, find_sources
-from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.interop.torch_modules import ExampleInput
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.words import counted
@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> None:
     if values.activation is not None and (values.activation == "identity" or values.activation not in ACTIVATIONS):
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(_activations())}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
-    options = input_options(model, values.activation, parse_shape(values.input_shape), layers)
+    options = input_options(model, values.activation, ExampleInput.parse(values.input_shape, values.words), layers)
     sources, passed_over = find_sources(values.nets)
     rows, problems = predict(model, sources, options, out)
     text = table(rows) if values.format == "table" else json.dumps(rows, indent=2) + "\n"
@@ -81,7 +81,7 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--layers", help="the layers of state dicts in their order, where the file does not tell: a,b,c"
     )
-    parser.add_argument("--input_shape", help="the shape of an input of package.module:factory, such as 1,1,28,28")
+    parser.add_example_input()
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the results (table)")
     parser.add_argument(
         "--out", type=Path, help="the folder of edited networks; for other tasks a file for the results (stdout)"

@@ -17,6 +17,7 @@ from scalegmn.experiments.trained import TrainedModel
 from scalegmn.interop.network_files import InputOptions, Source, head_files, read_source
 from scalegmn.interop.state_dicts import read_network, state_dict_of
 from scalegmn.interop.tensor_files import write_tensors
+from scalegmn.interop.torch_modules import ExampleInput
 from scalegmn.networks import HETERO, NetParams, NetSpec
 from scalegmn.reporting.words import said_once
 
@@ -184,7 +185,7 @@ def _cell(value: Any) -> str:
 def input_options(
     model: TrainedModel,
     activation: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    example: ExampleInput | None = None,
     layers: tuple[str, ...] | None = None,
 ) -> InputOptions:
     """What to assume of networks that do not tell: the training networks' activation, if they have one, and frequency.
@@ -192,9 +193,10 @@ def input_options(
     Args:
         model: the trained model.
         activation: of state dicts, in place of the training networks'.
-        input_shape: of a module's example input.
+        example: an input of modules; None: it is not known.
         layers: the layers of state dicts in their order.
     """
     trained = {layer.activation for layer in model.spec.layers[:-1]} or {"identity"}
     known = len(trained) == 1 and trained != {HETERO} and model.num_architectures == 1
-    return InputOptions(activation or (trained.pop() if known else None), model.spec.layers[0].w0, input_shape, layers)
+    activation = activation or (trained.pop() if known else None)
+    return InputOptions(activation, model.spec.layers[0].w0, example or ExampleInput(), layers)

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from scalegmn.experiments.config import Config
 from scalegmn.experiments.trained import weights_file
-from scalegmn.interop.torch_modules import FACTORY, from_factory, parse_shape
-from scalegmn.interop.torch_modules.factory import check_words, with_advice
+from scalegmn.interop.torch_modules import FACTORY, ExampleInput, from_factory
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.visibility import least_visible
 from scalegmn.networks import HETERO, MultiArchBatch, NetParams, linear_products
@@ -64,8 +63,12 @@ class CheckConfig(Config):
             raise ValueError("--modules: checks a model as it is at the start; leave --checkpoint out")
         if self.modules is None and self.words is not None:
             raise ValueError("--words: is about networks of --modules; leave it out")
-        parse_shape(self.input_shape)
-        check_words(self.words)
+        _ = self.example
+
+    @property
+    def example(self) -> ExampleInput:
+        """An input of the networks of `modules`."""
+        return ExampleInput.parse(self.input_shape, self.words)
 
     @property
     def removed(self) -> tuple[str, ...]:
@@ -73,9 +76,7 @@ class CheckConfig(Config):
         return self.data.canonicalize if self.data.switch_to_canon else ()
 
 
-def made_networks(
-    factory: str, input_shape: tuple[int, ...], num: int, words: int | None = None
-) -> NetParams | MultiArchBatch:
+def made_networks(factory: str, example: ExampleInput, num: int) -> NetParams | MultiArchBatch:
     """So many networks that the user's code makes, each call after another seed.
 
     Raises:
@@ -84,10 +85,7 @@ def made_networks(
     made = []
     for seed in range(num):
         torch.manual_seed(seed)
-        try:
-            made.append(from_factory(factory, input_shape, words).map(Tensor.float))
-        except ValueError as error:
-            raise with_advice(error, words) from None
+        made.append(from_factory(factory, example).map(Tensor.float))
     params = MultiArchBatch.of(joined(made))
     if isinstance(params, NetParams) and (params.flatten() == params[:1].flatten()).all():
         raise ValueError(f"--modules: {factory} makes the same network at each call, expected other weights each time")
@@ -186,15 +184,14 @@ def model_and_networks(config: CheckConfig) -> tuple[Metanetwork, NetParams | Mu
         ValueError: the zoo, the factory or the run cannot be read, or the model cannot read the networks.
     """
     removed = config.removed
-    shape = parse_shape(config.input_shape)
-    if config.modules is None or shape is None:
+    if config.modules is None:
         zoo, splits = load_splits(replace(config.data, switch_to_canon=False))
         nets, architectures = splits["test"], zoo.architectures
         stored: Iterable[NetParams] = (part for batch, _ in splits["train"].batches() for part in batch.parts)
         rows = torch.linspace(0, len(nets) - 1, min(NETWORKS, len(nets))).long()  # of all architectures
         params = nets.read(rows)
     else:
-        params = made_networks(config.modules, shape, MADE, config.words)
+        params = made_networks(config.modules, config.example, MADE)
         stored, architectures = params.parts, Counter()
         for part in params.parts:
             architectures[part.spec] += len(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from scalegmn.interop.onnx import from_onnx
 from scalegmn.interop.state_dicts import StoredAdapter, read_network
 from scalegmn.interop.tensor_files import INDEX, SAVED_BY_TORCH, ending, files_of_index
-from scalegmn.interop.torch_modules import FACTORY, from_factory
+from scalegmn.interop.torch_modules import FACTORY, ExampleInput, from_factory
 from scalegmn.networks import NetParams
 from scalegmn.reporting.files import natural_order
 from scalegmn.reporting.words import kinds_counted
@@ -47,13 +47,13 @@ class InputOptions:
     Attributes:
         activation: of state dicts; None: it is not known.
         w0: of their sines.
-        input_shape: of a module's example input; None: it is not known.
+        example: an input of modules, and of ONNX files that leave its shape open.
         layers: the layers of state dicts in their order; None: it follows from the file.
     """
 
     activation: str | None
     w0: float
-    input_shape: tuple[int, ...] | None = None
+    example: ExampleInput = field(default_factory=ExampleInput)
     layers: tuple[str, ...] | None = None
 
 
@@ -114,9 +114,9 @@ def read_source(name: str, options: InputOptions) -> tuple[NetParams, tuple[str,
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     elif path.suffix.lower() == ".onnx":
-        params = from_onnx(path, options.input_shape)
+        params = from_onnx(path, options.example.shape)
     elif re.fullmatch(FACTORY, name):
-        params = from_factory(name, options.input_shape)
+        params = from_factory(name, options.example)
     else:
         raise ValueError(f"{name}: expected a file {KINDS}, a folder of them, or package.module:factory")
     params = params.map(Tensor.float)

@@ -10,7 +10,7 @@ from scalegmn.cli.arguments import Arguments
 from scalegmn.cli.zoo.export import refuse_zoos
 from scalegmn.experiments.imported_zoo import Table, import_zoo
 from scalegmn.interop.network_files import KINDS, InputOptions, find_sources
-from scalegmn.interop.torch_modules import parse_shape
+from scalegmn.interop.torch_modules import ExampleInput
 from scalegmn.networks import ACTIVATIONS
 from scalegmn.reporting.words import counted
 
@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(ACTIVATIONS)}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
     w0 = 30.0 if values.w0 is None else values.w0
-    options = InputOptions(values.activation, w0, parse_shape(values.input_shape), layers)
+    options = InputOptions(values.activation, w0, ExampleInput.parse(values.input_shape), layers)
     refuse_zoos(values.nets)
     sources, notes = find_sources(values.nets)
     fractions = {"val": values.val_fraction, "test": values.test_fraction}

@@ -8,18 +8,18 @@ positions of a parameter's elements; operations that compute become layers (`ope
 """
 
 from scalegmn.interop.torch_modules.convert import PinnedNeurons, from_module, read, to_module
-from scalegmn.interop.torch_modules.factory import FACTORY, from_factory, module_of_factory, parse_shape
+from scalegmn.interop.torch_modules.factory import FACTORY, ExampleInput, from_factory, module_of_factory
 from scalegmn.interop.torch_modules.reading import LayerReading, Reading
 
 __all__ = [
     "FACTORY",
+    "ExampleInput",
     "LayerReading",
     "PinnedNeurons",
     "Reading",
     "from_factory",
     "from_module",
     "module_of_factory",
-    "parse_shape",
     "read",
     "to_module",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,44 +16,59 @@ FACTORY = r"[\w.]+:\w+"
 """How a command names code that makes networks, `package.module:factory`."""
 
 
-def from_factory(name: str, input_shape: tuple[int, ...] | None, words: int | None = None) -> NetParams:
+@dataclass(frozen=True)
+class ExampleInput:
+    """What the options `--input_shape` and `--words` say about an input of a user's networks.
+
+    Attributes:
+        shape: with the batch; None: not given.
+        words: it consists of whole numbers below this; None: of real numbers.
+    """
+
+    shape: tuple[int, ...] | None = None
+    words: int | None = None
+
+    @classmethod
+    def parse(cls, shape: str | None, words: int | None = None) -> ExampleInput:
+        """From the options as a user wrote them, such as `1,1,28,28`; raises ValueError."""
+        if shape is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", shape):
+            raise ValueError(f"--input_shape: found {shape}, expected numbers such as 1,1,28,28")
+        if words is not None and words < 1:
+            raise ValueError(f"--words: found {words}, expected at least 1")
+        return cls(None if shape is None else tuple(map(int, shape.split(","))), words)
+
+    def draw(self) -> Tensor:
+        """A random input, the same each time; its shape must be given."""
+        assert self.shape is not None
+        generator = torch.Generator().manual_seed(0)
+        if self.words is None:
+            return torch.randn(self.shape, generator=generator)
+        return torch.randint(self.words, self.shape, generator=generator)
+
+    def advised(self, error: Exception) -> str:
+        """The message of a network that cannot read this input, with the option that is missing if it reads whole
+        numbers."""
+        is_lacking = self.words is None and "indices" in str(error) and "Long" in str(error)
+        return f"{error}; for an input of whole numbers below N set --words N" if is_lacking else str(error)
+
+
+def from_factory(name: str, example: ExampleInput) -> NetParams:
     """The network that the user's own code makes; this runs that code.
 
     Args:
         name: `package.module:factory`, a function without arguments that returns an `nn.Module`, or such a module.
-        input_shape: the shape of an input of the network.
-        words: as of `random_input`.
+        example: an input of the network.
 
     Raises:
         ValueError: the code fails, or the network cannot be read; the message starts with the name.
     """
-    if input_shape is None:
+    if example.shape is None:
         raise ValueError(f"{name}: set --input_shape to that of an input, such as 1,1,28,28")
     module = module_of_factory(name)
     try:
-        return from_module(module, random_input(input_shape, words))
+        return from_module(module, example.draw())
     except Exception as error:  # whatever the user's code leads to
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
-
-
-def random_input(shape: tuple[int, ...], words: int | None = None) -> Tensor:
-    """An example input, the same each time: real numbers, or whole ones below `words`."""
-    generator = torch.Generator().manual_seed(0)
-    if words is None:
-        return torch.randn(shape, generator=generator)
-    return torch.randint(words, shape, generator=generator)
-
-
-def with_advice(error: ValueError, words: int | None) -> ValueError:
-    """The error of a network that cannot be read, with the option that it lacks if it reads whole numbers."""
-    is_lacking = words is None and "indices" in str(error) and "Long" in str(error)
-    return ValueError(f"{error}; for an input of whole numbers below N set --words N") if is_lacking else error
-
-
-def check_words(words: int | None) -> None:
-    """Raises ValueError unless the option `--words` is a number above 0, or is not given."""
-    if words is not None and words < 1:
-        raise ValueError(f"--words: found {words}, expected at least 1")
+        raise ValueError(f"{name}: {type(error).__name__}: {example.advised(error)}") from None
 
 
 def module_of_factory(name: str) -> nn.Module:
@@ -64,10 +80,3 @@ def module_of_factory(name: str) -> nn.Module:
         return module.eval()
     except Exception as error:  # whatever the user's code leads to
         raise ValueError(f"{name}: {type(error).__name__}: {error}") from None
-
-
-def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """The option `--input_shape`, such as `1,1,28,28`, as numbers; raises ValueError."""
-    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise ValueError(f"--input_shape: found {text}, expected numbers such as 1,1,28,28")
-    return None if text is None else tuple(map(int, text.split(",")))
