@@ -18,6 +18,8 @@ from filelock import FileLock
 
 from scalegmn.experiments.compare import CompareConfig, plan
 from scalegmn.experiments.study import p_values
+from scalegmn.networks import NetParams
+from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted(ROOT.glob("configs/compare/*.yml"))
@@ -244,6 +246,27 @@ def test_learning_curves(home, compare, drawn):
     assert not (home / "out/good/lr=1/networks_8").exists()
     assert (home / "out/curves.png").stat().st_size > 0
     assert len(read_csv(home / "out/table.csv")) == 1
+
+
+def test_other_zoos(home, compare):
+    """The same networks in another folder give the same result; wider ones are read by models that can."""
+    shutil.copytree(home / "data/zoo", home / "data/again")
+    params = NetParams.from_tensors(
+        [torch.randn(9, 9, 2), torch.randn(9, 1, 9)], [torch.randn(9, 9), torch.randn(9, 1)], "sine", w0=6.0
+    )
+    splits = dict(zip(("train", "val", "test"), torch.arange(9).split(3), strict=True))
+    write_zoo(home / "data/wide", [Networks((params,), {"label": torch.arange(9) % 3})], splits, {})
+    models = {"mlp": {"conf": "mlp.yml"}, "gmn": {"conf": "conf.yml"}}
+    content = {"models": models, "test_zoos": ["data/again", "data/wide"], "seeds": [0, 1]}
+    code, out, error = compare(content)
+    assert code == 0, error
+    assert "note: mlp on data/wide: " in error
+    mlp, gmn = read_csv(home / "out/table.csv")
+    assert mlp["test_accuracy_on_again"] == mlp["test_accuracy"]
+    assert gmn["test_accuracy_on_again_std"] == gmn["test_accuracy_std"]
+    assert (mlp["test_accuracy_on_wide"], bool(gmn["test_accuracy_on_wide"])) == ("", True)
+    assert "test accuracy_on_wide" in out
+    assert_refused(compare({**content, "test_zoos": ["data"]}), "test_zoos: found data, expected the folder of a zoo")
 
 
 def predictions(folder, true, predicted):

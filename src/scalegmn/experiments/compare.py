@@ -37,6 +37,7 @@ from scalegmn.experiments.processes import (
 )
 from scalegmn.experiments.report import read_run
 from scalegmn.experiments.study import (
+    add_other_zoos,
     add_p_values,
     conditions,
     last_part,
@@ -51,6 +52,7 @@ from scalegmn.experiments.study import (
 from scalegmn.reporting.figures import results_and_costs
 from scalegmn.reporting.files import write_atomic
 from scalegmn.reporting.rows import write_csv
+from scalegmn.zoos.zoo_format import is_zoo
 
 PUBLISHED = "published"
 """In a model's entry: what its paper reports."""
@@ -91,6 +93,10 @@ class CompareConfig:
     controls: bool = False
     """Also show the test metric on networks that were moved along their orbits, the work per network, and simple models
     on the same networks, in learning curves too: of queried points, of flattened weights, of statistics."""
+
+    test_zoos: tuple[str, ...] = ()
+    """Folders of other zoos: also show the test metric on their test networks, such as wider ones, on which no model is
+    trained."""
 
     page: str | None = None
     """A Markdown file to write too: tables, figures beside it, and the command."""
@@ -185,7 +191,9 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     """
     start = program(config.script)
     runs: list[PlannedRun] = []
-    problems = []
+    problems = [
+        f"test_zoos: found {path}, expected the folder of a zoo" for path in config.test_zoos if not is_zoo(Path(path))
+    ]
     for name in config.names:
         entry = config.models[name]
         for values in itertools.product(*config.tune.values()):
@@ -251,6 +259,7 @@ def compare(config: CompareConfig) -> list[Path]:
         for model_row in rows:
             published = config.models[model_row["model"]].get(PUBLISHED)
             model_row |= {} if published is None else {PUBLISHED: published}
+        add_other_zoos(rows, runs, config.test_zoos)
         of_models = rows
         if config.controls:
             rows = with_controls(rows, runs)

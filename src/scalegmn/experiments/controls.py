@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalegmn.experiments.config import read_config_file
-from scalegmn.experiments.trained import load_model, read_summary
+from scalegmn.experiments.config import Config
+from scalegmn.experiments.trained import load, read_summary
 from scalegmn.models.base import Metanetwork
 from scalegmn.networks import MultiArchBatch, NetParams, NetSpec
 from scalegmn.reporting.files import write_json
 from scalegmn.tasks import TASKS
+from scalegmn.tasks.zoo_task import ZooTask
 from scalegmn.zoos.loader import LabelledNets
 
 CONTROLS = "controls.json"
@@ -47,18 +48,45 @@ def controls(run: Path) -> dict[str, float]:
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["tested"] == tested:
             return {key: value for key, value in kept.items() if key != "tested"}
-    config = read_config_file(run / "config.yml")
-    with redirect_stdout(StringIO()):  # the run has said what it reads
-        task = TASKS[summary["data"]["task"]].from_settings(config)
+    trained = load(run)
+    task = _task(trained.config, trained.task)
     if task.zoo.sha256 != summary["data"]["sha256"]:
         raise ValueError(f"{task.zoo.path} is not the zoo that {run} was trained on; make it again")
-    model = load_model(config.model_config, run, NetSpec.from_dict(summary["data"]["spec"]))
-    test = task.splits["test"]
+    model, test = trained.metanetwork(trained.spec), task.splits["test"]
     task.splits = {**task.splits, "test": replace(test, orbit=ORBIT)}
     moved = task.evaluate(model, "test", torch.device("cpu"))[metric]
     result = {f"moved_{metric}": moved, "mflop": work_per_network(model, test) / 1e6}
     write_json(path, {"tested": tested, **result})
     return result
+
+
+def tested_on(run: Path, folder: str) -> float:
+    """The monitored metric of a finished run's model on the test networks of another zoo, such as one of wider networks
+    that store the same images; kept in RUN/tested_on_<name of the zoo>.json.
+
+    Raises:
+        ValueError: the folder is no finished run, the zoo cannot be read, or the model cannot read its networks.
+    """
+    trained = load(run)
+    metric = trained.summary["monitor"]["name"]
+    data = replace(trained.config.data, dataset_path=folder, split_path=None)
+    task = _task(replace(trained.config, data=data), trained.task)
+    tested = {"sha256": task.zoo.sha256, f"test_{metric}": trained.summary[f"test_{metric}"]}
+    path = run / f"tested_on_{Path(folder).name}.json"
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        if kept["tested"] == tested:
+            return float(kept[metric])
+    model = trained.metanetwork(NetSpec.envelope(task.architectures))
+    value = task.evaluate(model, "test", torch.device("cpu"))[metric]
+    write_json(path, {"tested": tested, metric: value})
+    return value
+
+
+def _task(config: Config, name: str) -> ZooTask:
+    """A task that prints nothing: the run has said what it reads."""
+    with redirect_stdout(StringIO()):
+        return TASKS[name].from_settings(config)
 
 
 @torch.no_grad()

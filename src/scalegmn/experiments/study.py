@@ -4,8 +4,10 @@ networks."""
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalegmn.experiments.controls import controls
+from scalegmn.experiments.controls import controls, tested_on
 from scalegmn.experiments.processes import word
 from scalegmn.experiments.report import RunRecord, read_run
 from scalegmn.reporting.figures import networks_and_results
@@ -142,11 +144,16 @@ def row(model: str, tuned: Mapping[str, Any], runs: Sequence[PlannedRun]) -> dic
     for key in finished[0] if finished else ():
         values = [of_run[key] for of_run in finished]
         if key.startswith(("test_", "val_")):
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # statistics.stdev refuses nan
-            summary |= {key: statistics.fmean(values), f"{key}_std": spread}
+            summary |= _mean_and_spread(key, values)
         else:
             summary[key] = max(values) if key in ("parameters", "memory_gb") else statistics.fmean(values)
     return {**summary, "seeds": len(finished)}
+
+
+def _mean_and_spread(key: str, values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of runs, and as `_std` their standard deviation (n - 1), None of one run."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None  # statistics.stdev refuses nan
+    return {key: statistics.fmean(values), f"{key}_std": spread}
 
 
 def add_p_values(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) -> None:
@@ -169,6 +176,21 @@ def with_controls(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun]) ->
         model_row |= {key: statistics.fmean(of_run[key] for of_run in found) for key in (found[0] if found else ())}
     shown = {key for model_row in rows for key in model_row}
     return [*rows, *({key: value for key, value in of.items() if key in shown} for of in simple_rows(runs[0]))]
+
+
+def add_other_zoos(rows: Sequence[dict[str, Any]], runs: Sequence[PlannedRun], folders: Sequence[str]) -> None:
+    """Adds to each model's row its metric on the test networks of other zoos (`tested_on`), as
+    `test_<metric>_on_<name of the zoo>`; that a model cannot read them is said on stderr."""
+    for model_row, folder in itertools.product(rows, folders):
+        of_model = [run for run in runs if run.model == model_row["model"]]
+        try:
+            values = [tested_on(run.folder, folder) for run in of_model]
+        except ValueError as error:
+            print(f"note: {model_row['model']} on {folder}: {error}", file=sys.stderr)
+            continue
+        if values:
+            metric = summary_of(read_run(of_model[0].folder, of_model[0].model))["monitor"]["name"]
+            model_row |= _mean_and_spread(f"test_{metric}_on_{Path(folder).name}", values)
 
 
 def simple_rows(run: PlannedRun) -> list[dict[str, Any]]:
@@ -197,8 +219,7 @@ def write_curves(out: Path, runs: Sequence[PlannedRun], metric: str, controls: b
         {
             "model": model,
             "train_networks": number,
-            metric: statistics.fmean(values),
-            f"{metric}_std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            **_mean_and_spread(metric, values),
             "seeds": len(values),
         }
         for (model, number), values in sorted(points.items())
