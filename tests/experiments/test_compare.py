@@ -218,13 +218,13 @@ def test_shipped_comparisons(path, monkeypatch):
     assert path.read_text().startswith("#")
     content = yaml.safe_load(path.read_text())
     content |= {"tune": {key: values[:1] for key, values in content.get("tune", {}).items()}}
-    runs = plan(CompareConfig(**content))
+    runs = plan(CompareConfig(**{**content, "test_zoos": ()}))  # these must be made first
     assert len(runs) == len(content["models"]) * len(content["seeds"])
     files = {ROOT / entry["conf"] for entry in content["models"].values()}
     folder = next(iter(files)).parent
     data = {file: yaml.safe_load(file.read_text())["data"] for file in folder.glob("*.yml")}
     assert files <= set(data)
-    if path.stem != "mnist":
+    if path.stem not in ("mnist", "digits_widths"):
         assert {file for file, settings in data.items() if settings.get("activation_function") is None} <= files
     assert {run.config.train_args.seed for run in runs} == set(content["seeds"])
 
