@@ -85,19 +85,20 @@ inline Vector rounded(Vector x) {
     return x;
 }
 
-template <class T>
-inline T total(typename Lanes<T>::Vector x) {
-    T sum = 0;
-    for (int i = 0; i < Lanes<T>::count; i++) sum += x[i];
-    return sum;
+// The sum of its numbers: of its halves' sum, and so on
+template <class T, class Vector>
+inline T total(Vector x) {
+    if constexpr (sizeof(x) == 2 * sizeof(T)) {
+        return x[0] + x[1];
+    } else {
+        typedef T Part __attribute__((vector_size(sizeof(x) / 2), aligned(sizeof(T)), may_alias));
+        Part halves[2];
+        std::memcpy(halves, &x, sizeof(x));
+        return total<T>(halves[0] + halves[1]);
+    }
 }
 
 #ifdef __AVX512BF16__
-template <>
-inline float total<float>(Lanes<float>::Vector x) {
-    return _mm512_reduce_add_ps((__m512)x);
-}
-
 inline void to_halves(const float* from, Half* to, Int count) {
     for (Int i = 0; i < count; i += 16)
         _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
