@@ -23,6 +23,10 @@ demo-generalization: setup
 demo-optimizer: setup
 	$(BIN)/scalegmn demo optimizer
 
+bundles/%: setup
+	$(BIN)/scalegmn demo $* --out runs/$@
+	$(BIN)/scalegmn export --checkpoint runs/$@ --out $@
+
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
