@@ -13,7 +13,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("products.h", "row_programs.cpp", "siren_fit.cpp")]
+_NAMES = ("products.h", "row_programs.cpp", "siren_fit.cpp", "coordinate_steps.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 _FLAGS = (
     "-O3",

@@ -15,6 +15,11 @@ from torch.nn.functional import pad
 from scalegmn.networks import NetSpec
 
 
+def all_finite(values: Tensor) -> Tensor:
+    """Which rows have no infinite number and no NaN, [B, P] -> [B]. Several times faster than `isfinite().all(1)`."""
+    return values.abs().amax(1).isfinite()
+
+
 class Coordinates:
     """Where the parameters of networks of one architecture stand in `NetParams.flatten`: the weight and bias of each
     layer in turn.

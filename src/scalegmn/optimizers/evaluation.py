@@ -8,7 +8,7 @@ from time import process_time
 import torch
 from torch import Tensor
 
-from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.coordinates import Coordinates, all_finite
 from scalegmn.optimizers.hand_designed import HandDesigned
 from scalegmn.optimizers.learned import LearnedOptimizer
 from scalegmn.optimizers.meta_gradients import Problem
@@ -51,11 +51,11 @@ def learned_curves(optimizer: LearnedOptimizer, problem: Problem, num_steps: int
     alive = torch.ones(len(flat), dtype=torch.bool)
     for step in range(num_steps):
         loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
-        alive &= loss.isfinite() & gradients.isfinite().all(1)
+        alive &= loss.isfinite() & all_finite(gradients)
         losses.append(torch.where(alive, loss, torch.inf))
-        inputs, state = optimizer.inputs(params, flat, torch.where(alive[:, None], gradients, 0), state)
-        new = flat + optimizer(inputs, coordinates)
-        alive &= new.isfinite().all(1)
+        gradients = torch.where(alive[:, None], gradients, 0)
+        new, state = optimizer.step(params, flat, gradients, state, coordinates)
+        alive &= all_finite(new)
         flat = torch.where(alive[:, None], new, flat)
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
 
@@ -68,10 +68,10 @@ def hand_designed_curves(optimizer: HandDesigned, problem: Problem, num_steps: i
     alive = torch.ones(len(flat), dtype=torch.bool)
     for step in range(num_steps):
         loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
-        alive &= loss.isfinite() & gradients.isfinite().all(1)
+        alive &= loss.isfinite() & all_finite(gradients)
         losses.append(torch.where(alive, loss, torch.inf))
         new, state = optimizer.step(flat, torch.where(alive[:, None], gradients, 0), state, rates, num_steps)
-        alive &= new.isfinite().all(1)
+        alive &= all_finite(new)
         flat = torch.where(alive[:, None], new, flat)
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
 

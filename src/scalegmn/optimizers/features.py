@@ -76,6 +76,11 @@ class FeatureSet:
         """C."""
         return self.num_odd + self.num_even
 
+    @property
+    def decays(self) -> list[tuple[float, float]]:
+        """(beta, w) of each momentum, m <- beta m + w g."""
+        return [(beta, 1 - beta if self.averages else 1.0) for beta in self.betas]
+
     def start(self, parameters: Tensor) -> OptimizerState:
         """The state before the first step."""
         zeros = torch.zeros_like(parameters)
@@ -84,11 +89,10 @@ class FeatureSet:
 
     def advanced(self, state: OptimizerState, gradient: Tensor) -> OptimizerState:
         """The state after a gradient [B, P]."""
-        betas = gradient.new_tensor(self.betas)
-        weight = 1 - betas if self.averages else torch.ones_like(betas)
+        betas, weights = gradient.new_tensor(self.decays).unbind(1)
         first, second = ADAM_BETAS
         return OptimizerState(
-            state.momenta * betas + gradient[..., None] * weight,
+            state.momenta * betas + gradient[..., None] * weights,
             state.first * first + gradient * (1 - first),
             state.second * second + gradient.square() * (1 - second),
             state.steps + 1,
@@ -166,10 +170,14 @@ def _in_units(values: Tensor, coordinates: Coordinates) -> Tensor:
     return (values / torch.where(sizes > tiny, sizes, 1)).clamp(-_CLIP, _CLIP)
 
 
+def time_channels(steps: Tensor) -> Tensor:
+    """tanh(t / tau - 1), [B] -> [B, 11]."""
+    return torch.tanh(steps[:, None] / steps.new_tensor(TIME_SCALES) - 1)
+
+
 def _time(steps: Tensor, like: Tensor) -> Tensor:
-    """tanh(t / tau - 1) at all parameters, [B] -> [B, P, 11]."""
-    time = torch.tanh(steps[:, None] / like.new_tensor(TIME_SCALES) - 1)
-    return time[:, None].expand(-1, like.shape[1], -1)
+    """`time_channels` at all parameters, [B] -> [B, P, 11]."""
+    return time_channels(steps)[:, None].expand(-1, like.shape[1], -1)
 
 
 FEATURES: Registry[FeatureSet] = Registry("feature set")

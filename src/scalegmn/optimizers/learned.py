@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
+from scalegmn.optimizers.compiled import compiled_step, has_compiled_step
 from scalegmn.optimizers.coordinates import Coordinates
 from scalegmn.optimizers.features import FEATURES, OptimizerState
 from scalegmn.optimizers.networks import (
@@ -161,6 +162,52 @@ class LearnedOptimizer(nn.Module):
         channels = self.features.encode(numbers, moments.second, inputs.steps, coordinates)
         changes: Tensor = r * self.rule(self.network(channels, coordinates), moments)
         return changes
+
+    @torch.no_grad()
+    def step(
+        self,
+        params: NetParams,
+        flat: Tensor,
+        gradients: Tensor,
+        state: OptimizerState,
+        coordinates: Coordinates,
+        own: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, OptimizerState]:
+        """Parameters [B, P] and the state after a step; no derivatives.
+
+        Args:
+            params, flat, gradients, state: as in `inputs`.
+            coordinates: of the parameters.
+            own: parameters of the optimiser by name, others for each network, [B, ...]; None: this one's for all.
+        """
+        given = dict(self.named_parameters()) if own is None else own
+        tensors = flat, gradients, *state, *given.values()
+        if (
+            type(self) is LearnedOptimizer
+            and not self.config.is_canonical
+            and has_compiled_step(self.features, self.network, self.rule, tensors)
+        ):
+            return compiled_step(self.features, self.rule, given, flat, gradients, state, coordinates)
+        inputs, state = self.inputs(params, flat, gradients, state)
+        changes = self(inputs, coordinates) if own is None else self._each(own, inputs, coordinates)
+        return flat + changes, state
+
+    def _each(self, own: Mapping[str, Tensor], inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
+        """The changes by as many optimisers as networks."""
+
+        def one(parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+            given = UpdateInputs(*(tensor[None] for tensor in inputs))
+            changes: Tensor = torch.func.functional_call(self, dict(parameters), (given, coordinates))
+            return changes[0]
+
+        if self.network.is_batched:
+            changes: Tensor = torch.func.vmap(one)(own, tuple(inputs))
+            return changes
+        networks = range(len(inputs.parameters))
+        rows = [
+            ({name: part[b] for name, part in own.items()}, tuple(tensor[b] for tensor in inputs)) for b in networks
+        ]
+        return torch.stack([one(*row) for row in rows])
 
 
 def _ff(config: LearnedOptimizerConfig, spec: NetSpec) -> UpdateNetwork:

@@ -5,16 +5,16 @@ Shape letters: B inner networks, P parameters of each, D parameters of the optim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn.networks import NetParams
-from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.coordinates import Coordinates, all_finite
 from scalegmn.optimizers.features import OptimizerState
-from scalegmn.optimizers.learned import LearnedOptimizer, UpdateInputs
+from scalegmn.optimizers.learned import LearnedOptimizer
 
 MAX_LOSS = 20.0
 """An inner network with a larger loss, or one that is not finite, has diverged: it counts with this loss, and starts
@@ -80,13 +80,13 @@ def first_order(optimizer: LearnedOptimizer, problem: Problem, horizon: int, nex
     batch = problem.batch(0)
     _, inner = problem.losses_and_gradients(flat, batch)
     for step in range(horizon):
-        diverged = ~inner.isfinite().all(1)
+        diverged = ~all_finite(inner)
         inputs, state = optimizer.inputs(params, flat, torch.where(diverged[:, None], 0, inner), state)
         with torch.enable_grad():
             changes = optimizer(inputs, coordinates)
         new, following = flat + changes.detach(), problem.batch(step + 1)
         losses, outer = problem.losses_and_gradients(new, following if next_batch else batch)
-        diverged |= ~(losses < MAX_LOSS) | ~outer.isfinite().all(1) | ~new.isfinite().all(1)
+        diverged |= ~(losses < MAX_LOSS) | ~all_finite(outer) | ~all_finite(new)
         weighted = torch.where(diverged[:, None], 0, outer) / (len(flat) * horizon)
         own = torch.autograd.grad(changes, parameters, weighted, allow_unused=True)
         for gradient, part in zip(gradients, own, strict=True):
@@ -193,26 +193,26 @@ def persistent_evolution(
     epsilon = sigma * noise
     xi = xi + epsilon
     perturbed = torch.cat([vector + epsilon, vector - epsilon])
-    update = _perturbed(optimizer, parameters, perturbed)
+    shapes = [parameter.shape for parameter in parameters.values()]
+    sizes = [shape.numel() for shape in shapes]
+    rows = [part.reshape(-1, *shape) for part, shape in zip(perturbed.split(sizes, dim=1), shapes, strict=True)]
+    own = dict(zip(parameters, rows, strict=True))
     total, last, diverged = torch.zeros_like(before), before, torch.zeros_like(before, dtype=torch.bool)
     for step in range(window):
         images, labels = problem.batch(step)
         losses, inner = problem.losses_and_gradients(flat, (torch.cat([images] * 2), torch.cat([labels] * 2)))
-        diverged |= ~(losses < MAX_LOSS) | ~inner.isfinite().all(1)
+        diverged |= ~(losses < MAX_LOSS) | ~all_finite(inner)
         losses = torch.where(diverged, MAX_LOSS, losses)
         inner = torch.where(diverged[:, None], 0, inner)
         before = torch.where(before.isnan(), losses, before)
         total, last = total + losses / window, losses
-        with torch.no_grad():
-            inputs, state = optimizer.inputs(params, flat, inner, state)
-            new = flat + update(inputs, coordinates)
+        new, state = optimizer.step(params, flat, inner, state, coordinates, own)
         flat = torch.where(diverged[:, None] | ~new.isfinite(), flat, new)
     loss = total if objective == "mean" else last - before
     share = window / horizon if objective == "mean" else 1.0
     difference = share * (loss[:num_networks] - loss[num_networks:])
     gradient = (difference[:, None] * xi).mean(0) / (2 * sigma**2)
-    shapes = [parameter.shape for parameter in parameters.values()]
-    parts = gradient.split([shape.numel() for shape in shapes])
+    parts = gradient.split(sizes)
     either = diverged[:num_networks] | diverged[num_networks:]
     steps = torch.where(either.repeat(2), torch.nan, state.steps)  # to start again
     return (
@@ -223,31 +223,3 @@ def persistent_evolution(
         ),
         Population(flat, state._replace(steps=steps), xi, last),
     )
-
-
-def _perturbed(
-    optimizer: LearnedOptimizer, parameters: dict[str, nn.Parameter], vectors: Tensor
-) -> Callable[[UpdateInputs, Coordinates], Tensor]:
-    """The optimiser with other parameters for each network, [B, D]: as many optimisers as networks."""
-    shapes = [parameter.shape for parameter in parameters.values()]
-    parts = vectors.split([shape.numel() for shape in shapes], dim=1)
-    rows = {name: part.reshape(-1, *shape) for name, part, shape in zip(parameters, parts, shapes, strict=True)}
-
-    def one(own: dict[str, Tensor], inputs: tuple[Tensor, ...], coordinates: Coordinates) -> Tensor:
-        given = UpdateInputs(*(tensor[None] for tensor in inputs))
-        changes: Tensor = torch.func.functional_call(optimizer, own, (given, coordinates))
-        return changes[0]
-
-    def update(inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
-        if optimizer.network.is_batched:
-            changes: Tensor = torch.func.vmap(one, in_dims=(0, 0, None))(rows, tuple(inputs), coordinates)
-            return changes
-        networks = range(len(vectors))
-        return torch.stack(
-            [
-                one({name: part[b] for name, part in rows.items()}, tuple(tensor[b] for tensor in inputs), coordinates)
-                for b in networks
-            ]
-        )
-
-    return update

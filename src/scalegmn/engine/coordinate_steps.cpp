@@ -1,0 +1,219 @@
+// A step of networks under a learned optimiser that reads each parameter by itself. coordinate_steps.py says what it is.
+//
+// Each network is updated on its own: first its momenta and moments, then, tensor by tensor, blocks of parameters pass
+// through encoding, MLP and rule while they are in cache, a parameter per lane of a vector.
+
+#include <vector>
+
+#include "products.h"
+
+namespace {
+
+typedef Lanes<float>::Vector Vector;
+typedef int32_t Whole __attribute__((vector_size(BYTES)));
+const Int L = Lanes<float>::count, BLOCK = 64;
+
+enum Encoding { LOGARITHMS, UNITS };
+enum Rule { EXPONENTIAL, MOMENTUM, ADAM };
+
+// Of each network, `weight_stride` and `bias_stride` numbers apart; rows of weights are `row` numbers apart
+struct Layer {
+    Int outputs, inputs, row, weight_stride, bias_stride;
+    const float *weight, *bias;
+};
+
+// The parameters and state of B networks, [B, P], momenta [B, M, P]
+struct State {
+    float *values, *momenta, *first, *second;
+
+    State of(Int network, Int size, Int num_momenta) const {
+        const Int start = network * size;
+        return {values + start, momenta + start * num_momenta, first + start, second + start};
+    }
+};
+
+struct Step {
+    Int encoding, rule, count, size, num_tensors, num_momenta, num_layers, num_constants, num_threads;
+    State before, after;
+    const float *gradients, *decays, *constants;
+    const Int* sizes;
+    const Layer* layers;
+};
+
+// The first `count` lanes from memory, 0 in others
+inline Vector load(const float* from, Int count) {
+    if (count >= L) return *(const Vector*)from;
+    Vector x{};
+    std::memcpy(&x, from, count * sizeof(float));
+    return x;
+}
+
+// log x of normal x > 0: a polynomial on [sqrt(1/2), sqrt(2)] (Cephes), after the power of 2 is taken off
+inline Vector logarithm(Vector x) {
+    const int32_t root_half = 0x3f3504f3;
+    const Whole shifted = (Whole)x - root_half;
+    const Vector e = __builtin_convertvector(shifted >> 23, Vector);
+    const Vector f = (Vector)((shifted & 0x7fffff) + root_half) - 1.0f, f2 = f * f;
+    Vector p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    p = p * f * f2 - e * 2.12194440e-4f - 0.5f * f2;
+    const Vector result = f + p + e * 0.693359375f;
+    return x < INFINITY ? result : x;
+}
+
+// e^x, which is 0 and infinite where single precision ends
+inline Vector full_exponential(Vector x) {
+    const Vector root = exponential(0.5f * x);
+    return root * root;
+}
+
+// Comparisons are false for NaN, which stays
+inline Vector clamp(Vector x, float limit) {
+    x = x > limit ? Vector{} + limit : x;
+    return x < -limit ? Vector{} - limit : x;
+}
+
+inline void relu(float* x, Int count) {
+    for (Int i = 0; i < count; i += L) {
+        Vector& y = *(Vector*)(x + i);
+        y = y < 0.0f ? Vector{} : y;
+    }
+}
+
+// to = decay from + weight x
+inline void average(const float* from, const float* x, float decay, float weight, float* to, Int count) {
+    for (Int i = 0; i < count; i++) to[i] = decay * from[i] + weight * x[i];
+}
+
+inline float root_mean_square(const float* x, Int count) {
+    Vector sum{};
+    for (Int i = 0; i < count; i += L) {
+        const Vector part = load(x + i, count - i);
+        sum += part * part;
+    }
+    return std::sqrt(total<float>(sum) / count);
+}
+
+// sign x and log|x| / 10, or e^10 x and -1 where |x| < e^-10
+inline void signs_and_logarithms(Vector x, float* signs, float* logarithms) {
+    const Vector one = Vector{} + 1.0f, size = (Vector)((Whole)x & 0x7fffffff);
+    const auto is_large = size >= 4.5399929762484854e-5f;
+    *(Vector*)signs = is_large ? (Vector)((Whole)one | ((Whole)x & (1 << 31))) : 22026.465794806718f * x;
+    *(Vector*)logarithms = is_large ? 0.1f * logarithm(size) : -one;
+}
+
+struct Network {
+    const Step& s;
+    Int index;
+    State before, after;
+    const float *gradients, *constants;
+
+    Network(const Step& step, Int network) : s(step), index(network) {
+        before = s.before.of(index, s.size, s.num_momenta), after = s.after.of(index, s.size, s.num_momenta);
+        gradients = s.gradients + index * s.size, constants = s.constants + index * s.num_constants;
+    }
+
+    void advance() {
+        for (Int m = 0; m < s.num_momenta; m++) {
+            const Int start = m * s.size;
+            average(before.momenta + start, gradients, s.decays[2 * m], s.decays[2 * m + 1], after.momenta + start, s.size);
+        }
+        const float* d = s.decays + 2 * s.num_momenta;
+        average(before.first, gradients, d[0], d[1], after.first, s.size);
+        for (Int i = 0; i < s.size; i++)
+            after.second[i] = d[2] * before.second[i] + d[3] * (gradients[i] * gradients[i]);
+    }
+
+    // Parameter, gradient, momenta
+    const float* number(Int n) const {
+        return n == 0 ? before.values : n == 1 ? gradients : after.momenta + (n - 2) * s.size;
+    }
+
+    // Channels of `count` parameters from `start` on, by rows of `columns` numbers
+    void encode(Int start, Int count, Int columns, const float* units, float* channels) const {
+        const Int num_numbers = 2 + s.num_momenta;
+        for (Int n = 0; n < num_numbers; n++) {
+            const float* x = number(n) + start;
+            float *odd = channels + n * columns, *even = odd + num_numbers * columns;
+            if (s.encoding == UNITS)
+                for (Int c = 0; c < columns; c += L) *(Vector*)(odd + c) = clamp(load(x + c, count - c) / units[n], 10);
+            else
+                for (Int c = 0; c < columns; c += L) signs_and_logarithms(load(x + c, count - c), odd + c, even + c);
+        }
+    }
+
+    // Leaves the outputs, two rows, in the buffer that is returned
+    const float* mlp(Int columns, float* from, float* to) const {
+        for (Int l = 0; l < s.num_layers; l++) {
+            const Layer& layer = s.layers[l];
+            const float *weight = layer.weight + index * layer.weight_stride, *bias = layer.bias + index * layer.bias_stride;
+            for (Int o = 0; o < layer.outputs; o++) std::fill(to + o * columns, to + (o + 1) * columns, bias[o]);
+            product<float, float>(layer.outputs, columns, layer.inputs, weight, layer.row, 1, from, to, true);
+            if (l < s.num_layers - 1) relu(to, layer.outputs * columns);
+            std::swap(from, to);
+        }
+        return from;
+    }
+
+    void update(Int start, Int count, Int columns, const float* outputs) {
+        const float* c = constants;
+        float directions[BLOCK], changes[BLOCK];
+        for (Int i = 0; s.rule == ADAM && i < count; i++)
+            directions[i] = after.first[start + i] / c[3] / (std::sqrt(after.second[start + i] / c[4]) + 1e-8f);
+        for (Int i = 0; i < columns; i += L) {
+            const Vector o1 = *(const Vector*)(outputs + i), o2 = *(const Vector*)(outputs + columns + i);
+            Vector& change = *(Vector*)(changes + i);
+            if (s.rule == EXPONENTIAL) {
+                change = c[0] * o1 * full_exponential(c[0] * o2);
+            } else if (s.rule == MOMENTUM) {
+                change = c[0] * (load(after.first + start + i, count - i) + c[1] * o1);
+            } else {
+                change = c[0] * (*(Vector*)(directions + i) * exponential(clamp(c[2] * o2, 5)) + c[1] * o1);
+            }
+        }
+        for (Int i = 0; i < count; i++) after.values[start + i] = before.values[start + i] + changes[i];
+    }
+
+    void step(float* first_buffer, float* second_buffer) {
+        advance();
+        std::vector<float> units(2 + s.num_momenta);
+        Int start = 0;
+        for (Int t = 0; t < s.num_tensors; t++) {
+            for (Int n = 0; s.encoding == UNITS && n < 2 + s.num_momenta; n++) {
+                const float size = root_mean_square(number(n) + start, s.sizes[t]);
+                units[n] = size > 1.0842021724855044e-19f ? size : 1;  // the root of the smallest normal number
+            }
+            for (const Int stop = start + s.sizes[t]; start < stop; start += std::min(BLOCK, stop - start)) {
+                const Int count = std::min(BLOCK, stop - start), columns = (count + L - 1) / L * L;
+                encode(start, count, columns, units.data(), first_buffer);
+                update(start, count, columns, mlp(columns, first_buffer, second_buffer));
+            }
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// words: those of Step
+void coordinate_steps(const int64_t* words) {
+    const Step s = *(const Step*)words;
+    Int widest = 0;
+    for (Int l = 0; l < s.num_layers; l++) widest = std::max({widest, s.layers[l].inputs, s.layers[l].outputs});
+#pragma omp parallel num_threads(s.num_threads)
+    {
+        std::vector<float> memory(2 * widest * BLOCK + L);
+        float* buffer = (float*)(((uintptr_t)memory.data() + BYTES - 1) / BYTES * BYTES);
+#pragma omp for schedule(static)
+        for (Int network = 0; network < s.count; network++)
+            Network(s, network).step(buffer, buffer + widest * BLOCK);
+    }
+}
+}

@@ -1,0 +1,216 @@
+"""Compiled steps of optimisers that read each parameter by itself give what the plain ones give, and are taken."""
+
+import copy
+
+import pytest
+import torch
+
+from scalegmn.engine import native
+from scalegmn.networks import LayerSpec, NetSpec
+from scalegmn.optimizers import compiled
+from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.evaluation import learned_curves
+from scalegmn.optimizers.learned import LearnedOptimizer, LearnedOptimizerConfig
+from scalegmn.optimizers.meta_gradients import persistent_evolution
+from scalegmn.optimizers.problems import ImageData, InnerProblem, ProblemConfig, initialized
+from scalegmn.optimizers.rules import RULES
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="needs a C++ compiler")
+SPEC = NetSpec((LayerSpec(7, 13, None, "relu"), LayerSpec(13, 3)))  # tensors that are no whole blocks of 64 parameters
+NUM_NETWORKS, STEPS = 3, 5
+kinds = pytest.mark.parametrize(
+    ("network", "features", "rule"),
+    [(network, features, rule) for network in ("ff", "mlp_lopt") for features in ("ng", "unf") for rule in RULES],
+)
+
+
+@pytest.fixture
+def num_compiled(monkeypatch):
+    """num_compiled(): how many compiled steps there were since the last call."""
+    calls, step = [], compiled.step
+
+    def counted(*arguments):
+        calls.append(None)
+        return step(*arguments)
+
+    def count():
+        number = len(calls)
+        calls.clear()
+        return number
+
+    monkeypatch.setattr(compiled, "step", counted)
+    return count
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """plain(function): what it returns without compiled code."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "library", lambda: None)
+            return function()
+
+    return call
+
+
+def optimizer_for(spec, kind=LearnedOptimizer, **options):
+    """One with other than initial parameters, so that all of them matter."""
+    torch.manual_seed(0)
+    optimizer = kind(LearnedOptimizerConfig(**{"network": "ff", "hidden_dim": 5, **options}), spec)
+    with torch.no_grad():
+        for parameter in optimizer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return optimizer
+
+
+def steps(optimizer, dtype=torch.float32, own=None):
+    """The parameters [B, P] before and after each step, and the state after the last. Parameters are small beside their
+    changes; some are 0, and so are some gradients, which have all sizes."""
+    generator = torch.Generator().manual_seed(0)
+    params, coordinates = initialized(SPEC, NUM_NETWORKS, "he", generator).to(dtype), Coordinates(SPEC)
+    trajectory = [1e-3 * params.flatten()]
+    state = optimizer.features.start(trajectory[0])
+    for _ in range(STEPS):
+        gradients = torch.randn(trajectory[0].shape, generator=generator)
+        gradients *= 10 ** (12 * torch.rand(gradients.shape, generator=generator) - 10)
+        gradients[:, ::5], gradients[:, ::11] = 0, 1e-40
+        new, state = optimizer.step(params, trajectory[-1], gradients.to(dtype), state, coordinates, own)
+        trajectory.append(new)
+    return torch.stack(trajectory), state
+
+
+def assert_plain(optimizer, plain, own=None):
+    """Compiled steps are the plain ones to rounding in single precision: no further from double precision."""
+    (found, found_state), (expected, expected_state) = (
+        steps(optimizer, own=own),
+        plain(lambda: steps(optimizer, own=own)),
+    )
+    for one, other in zip(found_state, expected_state, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-37)
+    exact = copy.deepcopy(optimizer).double()
+    own = own and {name: rows.double() for name, rows in own.items()}
+    exact, _ = steps(exact, torch.float64, own)
+    assert (found - exact).abs().max() < 2 * (expected - exact).abs().max() < 1e-4 * exact.diff(dim=0).abs().max()
+
+
+@kinds
+def test_steps_are_the_plain_ones(network, features, rule, num_compiled, plain):
+    assert_plain(optimizer_for(SPEC, network=network, features=features, rule=rule), plain)
+    assert num_compiled() == STEPS
+
+
+@kinds
+def test_each_network_may_have_an_optimizer_of_its_own(network, features, rule, num_compiled, plain):
+    optimizer = optimizer_for(SPEC, network=network, features=features, rule=rule)
+    own = {name: p.detach() + 0.1 * torch.randn(NUM_NETWORKS, *p.shape) for name, p in optimizer.named_parameters()}
+    assert_plain(optimizer, plain, own)
+    assert num_compiled() == STEPS
+    assert (steps(optimizer)[0] - steps(optimizer, own=own)[0]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("hidden_dim", [1, 8, 33])
+def test_all_widths(hidden_dim, num_compiled, plain):
+    assert_plain(optimizer_for(SPEC, features="ng", hidden_dim=hidden_dim), plain)
+    assert num_compiled() == STEPS
+
+
+@pytest.mark.parametrize("features", ["ng", "unf"])
+def test_the_number_of_threads_and_of_networks_does_not_matter(features):
+    """To the bit, and neither does which call it is."""
+    optimizer, threads = optimizer_for(SPEC, features=features), torch.get_num_threads()
+    whole, _ = steps(optimizer)
+    assert torch.equal(steps(optimizer)[0], whole)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(steps(optimizer)[0], whole)
+    finally:
+        torch.set_num_threads(threads)
+    flat, coordinates = whole[0], Coordinates(SPEC)
+    state, gradients = optimizer.features.start(flat), torch.randn_like(flat)
+    new, _ = optimizer.step(None, flat, gradients, state, coordinates)
+    for row in range(NUM_NETWORKS):
+        rows = slice(row, row + 1)
+        alone, _ = optimizer.step(None, flat[rows], gradients[rows], state[rows], coordinates)
+        assert torch.equal(alone, new[rows])
+
+
+class Broken:
+    """Networks whose gradients are not finite, or as large as numbers may be, from the third step on; the first one is
+    sound."""
+
+    batch_size = 4
+
+    def __init__(self):
+        self.params = initialized(SPEC, 5, "he", torch.Generator().manual_seed(0))
+
+    def batch(self, step):
+        return torch.tensor(step), torch.zeros(5)
+
+    def losses_and_gradients(self, flat, batch):
+        gradients = flat.clone()
+        if batch[0] > 1:
+            gradients[1:, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38])
+        return flat.square().mean(1), gradients
+
+
+@pytest.mark.parametrize("features", ["ng", "unf"])
+def test_the_same_networks_diverge(features, num_compiled, plain):
+    optimizer = optimizer_for(SPEC, features=features, rule="ng")
+    found, expected = learned_curves(optimizer, Broken(), 6), plain(lambda: learned_curves(optimizer, Broken(), 6))
+    assert num_compiled() == 6
+    assert torch.equal(found.losses.isinf(), expected.losses.isinf())
+    assert found.num_diverged == expected.num_diverged >= 3
+    torch.testing.assert_close(found.parameters, expected.parameters, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("exponent", "diverges"), [(88.5, False), (88.8, True), (1e4, True)])
+def test_exponentials_end_where_single_precision_does(exponent, diverges, num_compiled, plain):
+    optimizer = optimizer_for(SPEC, features="unf", rule="ng")
+    with torch.no_grad():
+        last = optimizer.network.mlp.linears[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.1, exponent / 0.01]))
+    found = learned_curves(optimizer, Broken(), 1).parameters
+    assert num_compiled() == 1
+    expected = plain(lambda: learned_curves(optimizer, Broken(), 1)).parameters
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    assert bool((found < 1e30).all()) == diverges  # networks that diverge stay where they are
+
+
+def test_evolution_is_compiled(num_compiled, plain):
+    config = ProblemConfig(batch_size=4, image_size=3)
+    problem = InnerProblem.draw(config, ImageData(config), 3, torch.Generator().manual_seed(0))
+    optimizer = optimizer_for(problem.params.spec)
+    noise = torch.randn(3, sum(p.numel() for p in optimizer.parameters()))
+
+    def estimate():
+        return persistent_evolution(optimizer, problem, None, noise, window=4, horizon=8, sigma=0.01)
+
+    found, population = estimate()
+    assert num_compiled() == 4
+    expected, same_population = plain(estimate)
+    torch.testing.assert_close(population.parameters, same_population.parameters, rtol=1e-5, atol=1e-6)
+    for one, other in zip(found.gradients, expected.gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
+
+
+class Subclass(LearnedOptimizer):
+    """With a form of its own."""
+
+    def forward(self, inputs, coordinates):
+        return -inputs.gradients
+
+
+@pytest.mark.parametrize(
+    "options", [{"canonical": True}, {"features": "factored"}, {"network": "lstm"}, {"kind": Subclass}]
+)
+def test_other_optimizers_take_the_plain_form(options, num_compiled):
+    trajectory, _ = steps(optimizer_for(SPEC, **options))
+    assert num_compiled() == 0
+    assert (trajectory.diff(dim=0) != 0).any()
+
+
+def test_double_precision_takes_the_plain_form(num_compiled):
+    steps(optimizer_for(SPEC).double(), torch.float64)
+    assert num_compiled() == 0
