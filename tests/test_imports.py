@@ -42,7 +42,10 @@ ROOMS = {
         *("networks", "symmetry", "models", "reporting", "interop", "zoos", "tasks", "experiments"),
     },
     "cli": {*BELOW_EXPERIMENTS, "experiments", "explore", ""},  # and the package itself, for its version
-    "optimizers": {"registry", "networks", "symmetry", "nn", "engine.coordinate_steps", "models", "zoos"},
+    "optimizers": {
+        *("registry", "networks", "symmetry", "nn", "models", "zoos"),
+        *("engine.coordinate_steps", "engine.relu_classifiers"),
+    },
     "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},
     "__main__": {"cli"},

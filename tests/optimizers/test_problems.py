@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from scalegmn.engine import native
 from scalegmn.interop.torch_modules import from_module
 from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
+from scalegmn.optimizers import problems
 from scalegmn.optimizers.evaluation import Curves, hand_designed_curves, steps_to, tuned
 from scalegmn.optimizers.hand_designed import HandDesigned
 from scalegmn.optimizers.problems import ImageData, InnerProblem, ProblemConfig, initialized
@@ -27,13 +29,35 @@ def test_images_are_split_and_standardised(digits):
     assert small.shape == (1, 4, 4)
 
 
-def test_losses_are_those_of_torch(digits):
-    config = ProblemConfig(hidden_dims=((7, 5),), batch_size=9)
+@pytest.fixture
+def num_compiled(monkeypatch):
+    """num_compiled(): how often compiled code gave losses and gradients."""
+    calls, compiled = [], problems.losses_and_gradients
+
+    def counted(*arguments):
+        calls.append(None)
+        return compiled(*arguments)
+
+    monkeypatch.setattr(problems, "losses_and_gradients", counted)
+    return lambda: len(calls)
+
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize("is_compiled", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize(("hidden_dims", "batch_size"), [((7, 5), 9), ((32, 7), 33), ((16, 4), 1)])
+def test_losses_are_those_of_torch(hidden_dims, batch_size, is_compiled, digits, num_compiled, monkeypatch):
+    if not is_compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    config = ProblemConfig(hidden_dims=(hidden_dims,), batch_size=batch_size)
     problem = InnerProblem.draw(config, digits, 4, torch.Generator().manual_seed(0))
     flat, (images, labels) = problem.params.flatten(), problem.batch(3)
     losses, gradients = problem.losses_and_gradients(flat, (images, labels))
+    assert num_compiled() == is_compiled
     for index in range(4):
-        module = nn.Sequential(nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 10))
+        n, m = hidden_dims
+        module = nn.Sequential(nn.Linear(64, n), nn.ReLU(), nn.Linear(n, m), nn.ReLU(), nn.Linear(m, 10))
         tensors = [t[index] for pair in zip(problem.params.weights, problem.params.biases, strict=True) for t in pair]
         for parameter, tensor in zip(module.parameters(), tensors, strict=True):
             parameter.data.copy_(tensor)
@@ -46,6 +70,40 @@ def test_losses_are_those_of_torch(digits):
     logits = module(digits.pixels["val"])
     torch.testing.assert_close(loss[3], nn.functional.cross_entropy(logits, digits.labels["val"]).detach())
     assert float(accuracy[3]) == pytest.approx(float((logits.argmax(1) == digits.labels["val"]).float().mean()))
+
+
+@needs_compiler
+def test_compiled_losses_do_not_depend_on_other_networks_or_on_threads(digits, num_compiled, monkeypatch):
+    """To the bit; the same losses and gradients are finite as without compiled code."""
+    problem = InnerProblem.draw(ProblemConfig(batch_size=8), digits, 5, torch.Generator().manual_seed(0))
+    flat, (images, labels), threads = problem.params.flatten(), problem.batch(0), torch.get_num_threads()
+    losses, gradients = problem.losses_and_gradients(flat, (images, labels))
+    try:
+        torch.set_num_threads(3)
+        again = problem.losses_and_gradients(flat, (images, labels))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again[0], losses)
+    assert torch.equal(again[1], gradients)
+    flat[:3, 40] = torch.tensor([torch.nan, torch.inf, 1e38])
+    others = problem.losses_and_gradients(flat, (images, labels))
+    assert torch.equal(others[0][3:], losses[3:])
+    assert torch.equal(others[1][3:], gradients[3:])
+    assert num_compiled() == 3
+    monkeypatch.setattr(native, "library", lambda: None)
+    plain = problem.losses_and_gradients(flat, (images, labels))
+    assert torch.equal(others[0].isfinite(), plain[0].isfinite())
+    assert torch.equal(others[1].isfinite(), plain[1].isfinite())
+    assert not others[0][0].isfinite()
+
+
+@pytest.mark.parametrize("options", [{"activations": ("tanh",)}, {"kind": "cnn"}])
+def test_other_networks_have_plain_losses(options, num_compiled):
+    config = ProblemConfig(hidden_dims=((4, 4),), batch_size=8, **options)
+    problem = InnerProblem.draw(config, ImageData(config), 2, torch.Generator().manual_seed(0))
+    _, gradients = problem.losses_and_gradients(problem.params.flatten(), problem.batch(0))
+    assert num_compiled() == 0
+    assert gradients.isfinite().all()
 
 
 def test_slices_draw_what_the_whole_draws(digits):

@@ -48,25 +48,6 @@ inline Vector load(const float* from, Int count) {
     return x;
 }
 
-// log x of normal x > 0: a polynomial on [sqrt(1/2), sqrt(2)] (Cephes), after the power of 2 is taken off
-inline Vector logarithm(Vector x) {
-    const int32_t root_half = 0x3f3504f3;
-    const Whole shifted = (Whole)x - root_half;
-    const Vector e = __builtin_convertvector(shifted >> 23, Vector);
-    const Vector f = (Vector)((shifted & 0x7fffff) + root_half) - 1.0f, f2 = f * f;
-    Vector p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-    p = p * f + 1.1676998740e-1f;
-    p = p * f - 1.2420140846e-1f;
-    p = p * f + 1.4249322787e-1f;
-    p = p * f - 1.6668057665e-1f;
-    p = p * f + 2.0000714765e-1f;
-    p = p * f - 2.4999993993e-1f;
-    p = p * f + 3.3333331174e-1f;
-    p = p * f * f2 - e * 2.12194440e-4f - 0.5f * f2;
-    const Vector result = f + p + e * 0.693359375f;
-    return x < INFINITY ? result : x;
-}
-
 // e^x, which is 0 and infinite where single precision ends
 inline Vector full_exponential(Vector x) {
     const Vector root = exponential(0.5f * x);
@@ -77,13 +58,6 @@ inline Vector full_exponential(Vector x) {
 inline Vector clamp(Vector x, float limit) {
     x = x > limit ? Vector{} + limit : x;
     return x < -limit ? Vector{} - limit : x;
-}
-
-inline void relu(float* x, Int count) {
-    for (Int i = 0; i < count; i += L) {
-        Vector& y = *(Vector*)(x + i);
-        y = y < 0.0f ? Vector{} : y;
-    }
 }
 
 // to = decay from + weight x

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
+from scalegmn.engine.relu_classifiers import is_compiled, losses_and_gradients
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
@@ -198,6 +199,14 @@ class InnerProblem:
         """Some of the networks."""
         return replace(self, params=self.params[rows], rows=self.rows[rows])
 
+    @property
+    def is_relu_chain(self) -> bool:
+        """Whether the networks are linear layers with relu between them, and nothing else."""
+        spec = self.params.spec
+        sizes = [*pairwise(spec.layout)]
+        hidden = [LayerSpec(i, o, None, "relu") for i, o in sizes[:-1]]
+        return spec.layers == (*hidden, LayerSpec(*sizes[-1]))
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images [B, M, ...] and labels [B, M] of a step; each network has its own."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -220,7 +229,10 @@ class InnerProblem:
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).mean(1)
 
     def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The losses [B] and their gradients [B, P], by one backward pass of their sum."""
+        """The losses [B] and their gradients [B, P], by one backward pass of their sum; of relu networks in single
+        precision on a CPU, by compiled code."""
+        if self.is_relu_chain and is_compiled(flat, batch[0]):
+            return losses_and_gradients(flat, self.params.spec.layout, *batch)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_()
             losses = self.losses(leaf, batch)
