@@ -232,6 +232,9 @@ def test_a_gate_that_is_taken_for_nothing_is_found_by_its_symmetries(monkeypatch
     with pytest.raises(ValueError, match=r"a \(Linear\): neurons of this layer do not have the symmetries") as error:
         read(lambda m, x: m.c(m.a(x) * torch.sigmoid(functional.linear(x, m.w))), strict=True)
     assert "please report it" in str(error.value)
+    module, x, params = read(lambda m, x: m.c(m.a(x) * torch.sigmoid(functional.linear(x, m.w))))
+    assert params.spec.layers[0].pinned  # what is claimed holds
+    assert_exact(module, x, params, torch.Generator().manual_seed(0))
 
 
 def test_another_activation_is_found_by_its_values(monkeypatch):

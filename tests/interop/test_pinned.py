@@ -83,6 +83,18 @@ def test_memory_that_is_changed_in_parts(generator):
 
     module, x, params = read(forward)
     assert_read(module, x, generator)
+    assert not any(layer.opaque or layer.pinned for layer in params.spec.layers)
+
+
+def test_memory_that_is_changed_under_a_view(generator):
+    def forward(m, x):
+        h = torch.relu(m.a(x))
+        first = h[:, :2]
+        h[:, :3] = torch.tanh(h[:, :3])
+        return m.c(h) + first
+
+    module, x, params = read(forward)
+    assert_read(module, x, generator)
     assert params.spec.layers[-1].opaque
 
 

@@ -399,17 +399,18 @@ EINSUMS = (
     *("bi,oi->bo", "oi,bi->bo", "bti,io->bto", "bti,oi->bot", "io,bti->bto", "bhqd,bhkd->bhqk", "bhqk,bhkd->bqhd"),
     *("bqhd,bkhd->bhqk", "bthd,hdf->btf", "bti,hid->bhtd", "nbh,nho->nbo", "btd,tde->bte", "bchw,oc->bohw"),
     *("kbt,dbt->bdk", "ab,bc->ca", "b h i , h o -> b i o", "bik,oik->bo", "...i,oi->...o", "...id,...jd->...ij"),
-    *("...ij,...jd->i...d", "b...,bo->o..."),
+    *("...ij,...jd->i...d", "b...,bo->o...", "bi,oi", "bi,ij,oj->bo"),
 )
 
+SUMS = ("bi,bj->bij", "bi,bi->b", "ij,j->i", "bcd,dc->b", "be,beo->bo", "bi,ij,bj->b")
+"""Einsums that are products, element by element, that are summed up, at the end at least."""
 
-@pytest.mark.parametrize(
-    "equation", [*EINSUMS, "bi,bj->bij", "bi,bi->b", "bii,bo->bo", "bi,oi", "ij,j->i", "bcd,dc->b"]
-)
+
+@pytest.mark.parametrize("equation", [*EINSUMS, *SUMS, "bii,bo->bo"])
 def test_einsums_are_matrix_products(equation, generator):
     class Einsum(nn.Module):
-        def forward(self, x, y):
-            return torch.einsum(equation, x, y)
+        def forward(self, *values):
+            return torch.einsum(equation, *values)
 
     sizes = {letter: 2 + place % 5 for place, letter in enumerate("abcdefhijknoqtw")}
     terms = equation.replace(" ", "").split("->")[0].replace("...", "ht").split(",")
@@ -420,7 +421,8 @@ def test_einsums_are_matrix_products(equation, generator):
     (result,) = torch.fx.Interpreter(program.graph_module).run(*values)
     assert torch.allclose(result, Einsum()(*values), rtol=0, atol=1e-12)
     names = {operation(node) for node in program.graph.nodes if node.op == "call_function"}
-    assert ("einsum" in names) != (equation in EINSUMS)
+    assert ("einsum" in names) == (equation == "bii,bo->bo")
+    assert ("mul" in names) == (equation in SUMS)
 
 
 def test_einsums_that_broadcast_stay(generator):

@@ -185,7 +185,10 @@ def _shared_parameters(
                         used_again[index] = (*used_again.get(index, ()), first)
                     if (layer.reads is None) != (earlier.reads is None) and other is earlier.weight:
                         fixed = [nodes for nodes in (layer.reads, earlier.reads) if nodes is not None]
-                        if elements is layer.weight:
+                        if layer.is_scale_or_constant and earlier.is_scale_or_constant:
+                            for nodes in fixed:
+                                trace.neurons.mark_unscaled(nodes)
+                        elif elements is layer.weight:
                             pin_or_refuse(trace, layer, "its weights also read values that no layer describes", *fixed)
                     break
                 if elements.scale == other.scale and layer.is_transposed(elements, earlier, other):

@@ -31,11 +31,13 @@ from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import (
     ComputedParameters,
     Elements,
+    NetworkInput,
     Neurons,
     Opaque,
     Scores,
     is_constant_along,
     is_traced,
+    size_along,
     unique_columns,
 )
 
@@ -45,7 +47,7 @@ ALONG_AN_AXIS = ("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum",
 POINTWISE = (
     *("special_erf", "special_erfc", "special_expm1", "special_expit", "special_sinc", "special_xlogy", "hardswish"),
     *("log_sigmoid", "divide", "multiply", "subtract", "rsub", "negative", "where", "masked_fill", "copysign", "prelu"),
-    *("relu6", "mish", "threshold", "lerp"),
+    *("relu6", "mish", "threshold", "lerp", "__and", "__or", "__xor"),
 )
 """Elementwise operations without PyTorch's tag for them, in place at least."""
 
@@ -85,7 +87,8 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
     operands = [
         (leaf, value) for leaf, value in zip(leaves, values, strict=True) if is_traced(leaf) or isinstance(leaf, Tensor)
     ]
-    if name in ALONG_AN_AXIS or name in OF_ALL:
+    is_of_two = name in ("max", "min") and len(operands) > 1
+    if (name in ALONG_AN_AXIS or name in OF_ALL) and not is_of_two:
         (neurons, _), *others = operands
         if others or not isinstance(neurons, Neurons):
             trace.refuse(f"{name} of several values")
@@ -106,15 +109,62 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         (axis,) = _axes(function, (args[0], *(args[1:] or (-1,))), kwargs, neurons.ids.ndim)
         halves = zip(neurons.ids.chunk(2, axis), value.chunk(2, axis), strict=True)
         operands = [(replace(neurons, ids=ids, value=half), half) for ids, half in halves]
-    elif torch.Tag.pointwise not in getattr(function, "tags", ()) and name not in POINTWISE:
+    elif not (is_of_two or _is_pointwise(name, function, values)):
         trace.refuse(f"{function} is not a known operator")
     if not isinstance(result, Tensor):
         trace.refuse(f"{function} returns several values")
     if not any(isinstance(leaf, Neurons) for leaf, _ in operands):
-        return _of_parameters(trace, operands, result.shape)
+        if not any(isinstance(leaf, NetworkInput | Opaque) for leaf, _ in operands):
+            return _of_parameters(trace, operands, result.shape)
+        operands = _with_units(trace, operands, result.shape)
     if name == "prelu":
         operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
     return elementwise(trace, operands, result.shape, name in PRODUCTS)
+
+
+def _is_pointwise(name: str, function: Any, values: Sequence[Any]) -> bool:
+    """Whether an operation works element by element, such as numbers written where a mask is true."""
+    if name == "index_put":
+        value, *masks, new = [item for item in values if isinstance(item, Tensor)]
+        return new.numel() == 1 and all(item.dtype == torch.bool and item.shape == value.shape for item in masks)
+    return torch.Tag.pointwise in getattr(function, "tags", ()) or name in POINTWISE
+
+
+def _with_units(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> list[tuple[Any, Any]]:
+    """A parameter that the input meets, as a layer of constant inputs, whose neurons lie along the axes that the input
+    lacks: each neuron meets the whole input (the centres of radial basis functions, embeddings of numbers)."""
+    place, elements = next(
+        (
+            (place, leaf)
+            for place, (leaf, _) in enumerate(operands)
+            if isinstance(leaf, Elements) and not leaf.is_buffer
+        ),
+        (0, None),
+    )
+    if elements is None or trace.tensors[elements.name].is_complex():
+        trace.refuse("the input meets what is computed from parameters")
+    others = [value for leaf, value in operands if leaf is not elements and isinstance(value, Tensor)]
+    index = elements.index.expand(*shape)
+    axes = [
+        axis
+        for axis in range(len(shape))
+        if not is_constant_along(index, axis) and all(_is_repeated(item, axis - len(shape)) for item in others)
+    ]
+    if not axes:
+        trace.refuse("the input meets a parameter along all its axes")
+    rest = [axis for axis in range(len(shape)) if axis not in axes]
+    small = index.permute(*axes, *rest).flatten(0, len(axes) - 1)
+    neurons = trace.layer_of_constants(replace(elements, index=small, counted=None), 0)
+    ids = neurons.ids.unflatten(0, [shape[axis] for axis in axes])
+    ids = ids.permute(*torch.tensor([*axes, *rest]).argsort().tolist())
+    new = [*operands]
+    new[place] = (replace(neurons, ids=ids), operands[place][1])
+    return new
+
+
+def _is_repeated(value: Tensor, axis: int) -> bool:
+    """Whether a value is the same along an axis (counted from the end) whatever its numbers are."""
+    return size_along(value, axis) == 1 or value.stride(axis) == 0
 
 
 def _joined(trace: Trace, operands: Sequence[tuple[Any, Any]], axis: int, shape: Sequence[int]) -> Neurons:
@@ -289,13 +339,13 @@ def as_layer(trace: Trace, neurons: Neurons) -> Neurons:
     return replace(elementwise(trace, [(neurons, value)], neurons.ids.shape), value=value)
 
 
-def mixed_by_layer(trace: Trace, value: Neurons, shape: Sequence[int]) -> Neurons:
-    """What a linear layer makes of positions along the last axis (MLP-Mixer), channel by channel: a layer without
+def mixed_by_layer(trace: Trace, value: Neurons, axis: int, shape: Sequence[int]) -> Neurons:
+    """What a linear layer makes of positions along an axis (MLP-Mixer), channel by channel: a layer without
     weights, as the layer's weights are alike for all channels."""
     trace.check_current(value)
-    if not is_constant_along(value.ids, -1):
+    if not is_constant_along(value.ids, axis):
         trace.refuse("a linear layer over channels and positions")
-    new = as_layer(trace, replace(value, ids=value.ids.narrow(-1, 0, 1), value=None))
+    new = as_layer(trace, replace(value, ids=value.ids.narrow(axis, 0, 1), value=None))
     return replace(new, ids=new.ids.expand(*shape))
 
 

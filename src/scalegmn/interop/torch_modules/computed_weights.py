@@ -17,7 +17,7 @@ from scalegmn.interop.torch_modules.alignment import coupled_layer
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.trace import Trace
-from scalegmn.interop.torch_modules.values import ComputedWeights, Elements
+from scalegmn.interop.torch_modules.values import ComputedWeights, Elements, Neurons
 
 Recompute = Callable[[Mapping[str, Tensor]], Tensor]
 """Parameters by name -> the weights that are computed with these."""
@@ -31,7 +31,7 @@ class Roles:
     """The parameter that the layer has, with the computed weights in place of its numbers."""
 
     others: tuple[tuple[Elements, int | None], ...]
-    """Further ones: of the same shape (None), or along one axis of the weights."""
+    """Further ones: with the same rows and columns (None), or along one axis of the weights."""
 
     rows: Tensor
     columns: Tensor
@@ -55,13 +55,21 @@ def roles_of(trace: Trace, weight: ComputedWeights, recompute: Recompute, groups
     """
     parts = list({part.name: part for part in weight.parts}.values())
     tensors = {part.name: trace.tensors[part.name] for part in parts}
-    actual = recompute(tensors)
+    flat = recompute(tensors)
+    shapes = [tensor.shape for tensor in tensors.values() if tensor.shape[0] == flat.shape[0]]
+    is_row = flat.ndim == 2 and flat.shape not in shapes  # all numbers of a neuron, one behind the other
+    whole = [shape for shape in shapes if len(shape) > 2 and shape.numel() == flat.numel()] if is_row else []
+    actual = flat.reshape(whole[0]) if whole else flat
+
+    def computed(tensors: Mapping[str, Tensor]) -> Tensor:
+        return recompute(tensors).reshape(actual.shape)
+
     mains = [part for part in parts if tensors[part.name].shape == actual.shape]
     if not mains or actual.ndim < 2 or any(tensor.is_complex() for tensor in tensors.values()):
         trace.refuse("weights are computed from parameters of other shapes")
     main, rest = mains[0], [part for part in parts if part is not mains[0]]
     constant = [
-        recompute({name: torch.full_like(tensor, fill) for name, tensor in tensors.items()}).nan_to_num()
+        computed({name: torch.full_like(tensor, fill) for name, tensor in tensors.items()}).nan_to_num()
         for fill in (0.5, 1.0)
     ]
     patterns = torch.stack(constant, -1).round(decimals=5)
@@ -73,15 +81,16 @@ def roles_of(trace: Trace, weight: ComputedWeights, recompute: Recompute, groups
         axis_of: dict[str, int | None] = dict(zip([part.name for part in rest], axes, strict=True))
         axis_of[main.name] = None
         moved = {name: move.apply(tensor, axis_of[name]) for name, tensor in tensors.items()}
-        if _is_close(recompute(moved), move.apply(actual, None)):
+        if _is_close(computed(moved), move.apply(actual, None)):
             break
     else:
         trace.refuse("weights are computed from parameters, but do not follow permutations of their rows and columns")
     factors = (
         torch.rand(actual.shape[:2], dtype=actual.dtype).reshape(*actual.shape[:2], *[1] * (actual.ndim - 2)) - 0.5
     )
-    scaled = recompute(tensors | {main.name: tensors[main.name] * factors})
-    known = replace(main, index=_numbers(tensors[main.name]), counted=None, scale=1.0, computed=actual)
+    scaled = computed(tensors | {main.name: tensors[main.name] * factors})
+    index = _numbers(tensors[main.name]).reshape(flat.shape)
+    known = replace(main, index=index, counted=None, scale=1.0, computed=actual)
     return Roles(
         known, tuple(zip(rest, axes, strict=True)), rows, columns, not rest and _is_close(scaled, actual * factors)
     )
@@ -91,6 +100,9 @@ def join_roles(trace: Trace, layer: TracedLayer, roles: Roles, groups: int) -> N
     """Notes which rows and columns of a layer's computed weights move, and which other parameters with them."""
     reads = layer.reads
     moved = [layer.nodes] if reads is None else [layer.nodes, reads]
+    is_cut = reads is not None and len(roles.columns) * groups != len(reads)
+    if reads is not None and is_cut:  # several inputs for each column of the parameters
+        pin(trace, [Neurons(reads, {})], "a part of the weights that are computed for a column of parameters")
     for labels, nodes in zip((roles.rows, roles.columns.repeat(groups)), moved, strict=False):
         if labels.any() and len(labels) == len(nodes):
             trace.parts += [nodes[labels == label] for label in labels.unique()]
@@ -100,11 +112,15 @@ def join_roles(trace: Trace, layer: TracedLayer, roles: Roles, groups: int) -> N
     for elements, axis in roles.others:
         tensor = trace.tensors[elements.name]
         elements = replace(elements, index=_numbers(tensor), counted=None, scale=1.0)
-        if axis is None:
-            other = trace.new_layer(
-                len(layer.nodes), reads, elements, options={**layer.options, "activation": "identity"}
-            )
-        elif axis < 0:
+        if axis is None and is_cut:
+            rows = replace(elements, index=elements.index.flatten(1))
+            other = trace.new_layer(len(layer.nodes), None, rows, options={"constant": True})
+            axis = 0
+        elif axis is None:
+            index = elements.index.unsqueeze(2) if tensor.ndim == 3 else elements.index
+            options = {**layer.options, "activation": "identity", "kernel": tuple(index.shape[2:]) or None}
+            other = trace.new_layer(len(layer.nodes), reads, replace(elements, index=index), options=options)
+        elif axis < 0 or (axis == 1 and is_cut):
             pin(trace, [elements], "a parameter that all weights of a layer are computed from")
             continue
         else:
@@ -121,8 +137,8 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 
 def _axes(tensor: Tensor, weights: Tensor) -> list[int | None]:
-    """Along which axis of weights a parameter may lie; -1: it is one number; None: it has their shape."""
-    if tensor.shape == weights.shape:
+    """Along which axis of weights a parameter may lie; -1: it is one number; None: it has their rows and columns."""
+    if tensor.shape in (weights.shape, weights.shape[:2], (*weights.shape[:2], *[1] * (weights.ndim - 2))):
         return [None]
     if tensor.numel() == 1:
         return [-1]

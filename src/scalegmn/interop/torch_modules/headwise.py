@@ -281,6 +281,7 @@ def _moved(value: OfHeads, function: Any, reads: Any) -> Any:
 def _elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Sequence[int]) -> OfHeads:
     """A function of heads and of what they all have alike, element by element."""
     shape = tuple(shape)
+    operands = _with_gains(trace, operands, shape)
     values = [leaf for leaf, _ in operands if isinstance(leaf, OfHeads)]
     labels, *others = (value.labels.expand(shape) for value in values)
     if any(not torch.equal(labels, other) for other in others):
@@ -301,6 +302,31 @@ def _elementwise(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: Seque
         are_alike = are_alike and all(is_constant_along(channels, axis) for axis in axes)
         pin(trace, [leaf] if isinstance(leaf, Elements) else [], "all heads have the same parameter")
     return replace(values[0], labels=labels, channels=channels if are_alike else None)
+
+
+def _with_gains(trace: Trace, operands: Sequence[tuple[Any, Any]], shape: tuple[int, ...]) -> list[tuple[Any, Any]]:
+    """Heads, and a parameter for each channel of each head, as heads alone: those of a layer without weights that reads
+    both."""
+    heads = [leaf for leaf, _ in operands if isinstance(leaf, OfHeads)]
+    gains = [leaf for leaf, _ in operands if isinstance(leaf, Elements) and not leaf.is_buffer]
+    if len(heads) != 1 or len(gains) != 1 or heads[0].channels is None:
+        return [*operands]
+    (value,), (gain,) = heads, gains
+    assert value.channels is not None
+    index = gain.index.expand(shape)
+    places = torch.stack([value.labels.expand(shape), value.channels.expand(shape), index]).flatten(1).unique(dim=1)
+    is_for_each = places.shape[1] == value.heads.numel() == len(places[2].unique()) and int(places[1].min()) >= 0
+    if not is_for_each or bool(index.movedim(-1, 0).flatten(1).diff(dim=1).eq(0).all()):
+        return [*operands]
+    rows = replace(gain, index=places[2].reshape(-1, 1), counted=None)
+    constants = trace.new_layer(value.heads.numel(), None, rows, options={"constant": True})
+    trace.add_layer(constants)
+    nodes = coupled_layer(trace, [value.heads.flatten(), constants.nodes])
+    new = replace(value, heads=nodes.reshape(value.heads.shape))
+    return [
+        (new, actual) if leaf is value else (None, None) if leaf is gain else (leaf, actual)
+        for leaf, actual in operands
+    ]
 
 
 def _reduced(trace: Trace, labels: Tensor, shape: Sequence[int]) -> Tensor:

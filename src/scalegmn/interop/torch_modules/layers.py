@@ -77,6 +77,12 @@ class TracedLayer:
             and "attention" not in self.options
         )
 
+    @property
+    def is_scale_or_constant(self) -> bool:
+        """Whether each neuron has a number that multiplies one channel, or that is constant."""
+        is_single = self.weight is not None and self.weight.index.shape == (len(self.nodes), 1)
+        return is_single and (self.reads is None or self.options.get("groups", 1) == len(self.nodes))
+
     def copy(self) -> TracedLayer:
         """A layer whose changes leave this one as it is."""
         options = dict(self.options)
@@ -92,8 +98,9 @@ class TracedLayer:
         are_weights = own is self.weight, other is earlier.weight
         if any(are_weights):
             groups = {layer.options.get("groups", 1) for layer in (self, earlier)}
-            if all(are_weights):
-                return len(groups) == 1 and torch.equal(own.index, other.index)
+            if all(are_weights):  # in the same way, or a scale per channel elsewhere
+                is_alike = len(groups) == 1 or (self.is_scale_or_constant and earlier.is_scale_or_constant)
+                return is_alike and torch.equal(own.index, other.index)
             weighted = self if are_weights[0] else earlier
             if weighted.reads is not None or own.index.numel() != len(self.nodes):  # a bias elsewhere
                 return False

@@ -6,9 +6,7 @@ import contextlib
 import copy
 import io
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +16,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree
+
+from scalegmn.interop.torch_modules.spelling import operation, spell_out
 
 ExampleInput = Tensor | Sequence[Any] | Mapping[str, Any]
 """One input, several in order, or several by name."""
@@ -68,9 +68,9 @@ def export(
         drop_caches(module)  # those that the export has filled hold no numbers
         for submodule in training:
             submodule.training = True
+    _mend_users(program.graph)
     _inline_contexts(program.graph_module)
-    _spell_out_einsums(program.graph)
-    _spell_out_sums_of_products(program.graph)
+    spell_out(program)
     _choose_output(program, output, is_strict)
     _remove_dead_code(program.graph_module.graph)
     _merge_equal(program.graph_module.graph)
@@ -180,11 +180,11 @@ def _without_stack_traces() -> Iterator[None]:
             setattr(config, name, before)
 
 
-def operation(node: torch.fx.Node) -> str:
-    """`conv2d` for aten.conv2d.default."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return getattr(node.target, "__name__", str(node.target))
-    return str(node.target).split(".")[1]
+def _mend_users(graph: torch.fx.Graph) -> None:
+    """Notes all users of each value: `torch.export` forgets some that are given to autocast."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
 
 
 def _inline_contexts(module: torch.fx.GraphModule) -> None:
@@ -214,113 +214,6 @@ def _inline_contexts(module: torch.fx.GraphModule) -> None:
         else:
             node.replace_all_uses_with(results)
         graph.erase_node(node)
-
-
-def _spell_out_einsums(graph: torch.fx.Graph) -> None:
-    """Writes einsums of two values as matrix products of permuted ones."""
-    for node in list(graph.nodes):
-        if node.op != "call_function" or operation(node) != "einsum" or len(node.args[1]) != 2:
-            continue
-        equation, (x, y) = node.args[0].replace(" ", ""), node.args[1]
-        with graph.inserting_before(node):
-            result = _as_product(graph, node, equation, x, y)
-        if result is not None:
-            node.replace_all_uses_with(result)
-            graph.erase_node(node)
-
-
-def _spell_out_sums_of_products(graph: torch.fx.Graph) -> None:
-    """Writes beta x + alpha y z of several matrices as a product and a sum."""
-    for node in list(graph.nodes):
-        if node.op != "call_function" or operation(node) != "baddbmm":
-            continue
-        x, y, z = node.args
-        beta, alpha = (node.kwargs.get(name, 1) for name in ("beta", "alpha"))
-        with graph.inserting_before(node):
-            product = _inserted(graph, node, torch.ops.aten.bmm.default, y, z)
-            factors = ((x, beta), (product, alpha))
-            terms = [
-                value if factor == 1 else _inserted(graph, node, torch.ops.aten.mul.Scalar, value, factor)
-                for value, factor in factors
-            ]
-            result = _inserted(graph, node, torch.ops.aten.add.Tensor, *terms)
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
-
-
-def _inserted(graph: torch.fx.Graph, place: torch.fx.Node, function: Any, *args: Any) -> torch.fx.Node:
-    """A new operation, at the place in the module of another one."""
-    new = graph.call_function(function, args)
-    new.meta = {**place.meta, "val": function(*torch.fx.map_arg(args, lambda arg: arg.meta["val"]))}
-    return new
-
-
-def _as_product(
-    graph: torch.fx.Graph, node: torch.fx.Node, equation: str, x: torch.fx.Node, y: torch.fx.Node
-) -> torch.fx.Node | None:
-    """An einsum of two values as a matrix product; None if it is none, such as a trace, or an outer product."""
-    ndims = [value.meta["val"].ndim for value in (x, y)]
-    terms, _, out = equation.partition("->")
-    left, right = terms.split(",")
-    dots = {ndim - len(term) + 3 for term, ndim in zip((left, right), ndims, strict=True) if "..." in term}
-    if "->" not in equation or len(dots) > 1:
-        return None
-    names = "".join(map(chr, range(ord("\u03b1"), ord("\u03b1") + sum(dots))))  # no letters of an equation
-    left, right, out = (part.replace("...", names) for part in (left, right, out))
-    shapes = {
-        (*item,) for term, value in ((left, x), (right, y)) for item in zip(term, value.meta["val"].shape, strict=True)
-    }
-    sizes = dict(shapes)
-    if len(sizes) < len(shapes) or any(len({*part}) < len(part) for part in (left, right, out)):
-        return None  # broadcast, or diagonals
-    if {*left} - {*right} - {*out} or {*right} - {*left} - {*out}:
-        return None
-    batch = [letter for letter in out if letter in left and letter in right]
-    summed = [letter for letter in left if letter in right and letter not in out]
-    rows, columns = ([letter for letter in out if letter in term and letter not in batch] for term in (left, right))
-    if not rows or not columns or not summed:
-        return None
-    is_other_way = (not batch and len(columns) > 1) or out.startswith("".join(columns))
-    if out != "".join(batch + rows + columns) and is_other_way:
-        left, right, x, y, rows, columns = right, left, y, x, columns, rows  # what a layer reads comes first
-
-    call = partial(_inserted, graph, node)
-    is_computed = not any(map(_is_view_of_argument, (x, y)))
-    if batch and len(rows) > 1 and len(summed) == len(columns) == 1 and is_computed:  # heads of queries that share keys
-        x = call(torch.ops.aten.permute.default, x, [left.index(letter) for letter in batch + rows + summed])
-        y = call(torch.ops.aten.permute.default, y, [right.index(letter) for letter in batch + summed + columns])
-        for _ in rows[1:]:
-            y = call(torch.ops.aten.unsqueeze.default, y, len(batch))
-        result, letters = call(torch.ops.aten.matmul.default, x, y), batch + rows + columns
-        return call(torch.ops.aten.permute.default, result, [letters.index(letter) for letter in out])
-
-    def arranged(value: torch.fx.Node, term: str, *groups: list[str]) -> torch.fx.Node:
-        """The value with its batch first, then an axis for each group of letters (one for each letter of rows that no
-        batch precedes)."""
-        order = [term.index(letter) for letter in (*batch, *(letter for group in groups for letter in group))]
-        if order != sorted(order):
-            value = call(torch.ops.aten.permute.default, value, order)
-        if all(len(group) == 1 or (group is rows and not batch) for group in groups):
-            return value
-        shape = [sizes[letter] for letter in batch]
-        for group in groups:
-            lengths = [sizes[letter] for letter in group]
-            shape += lengths if group is rows and not batch else [math.prod(lengths)]
-        return call(torch.ops.aten.reshape.default, value, shape)
-
-    result = call(torch.ops.aten.matmul.default, arranged(x, left, rows, summed), arranged(y, right, summed, columns))
-    letters = batch + rows + columns
-    if result.meta["val"].ndim != len(letters):
-        result = call(torch.ops.aten.reshape.default, result, [sizes[letter] for letter in letters])
-    order = [letters.index(letter) for letter in out]
-    return result if order == sorted(order) else call(torch.ops.aten.permute.default, result, order)
-
-
-def _is_view_of_argument(node: torch.fx.Node) -> bool:
-    """Whether a value is an argument of the graph, such as a parameter, in another shape."""
-    views = ("permute", "reshape", "view", "unsqueeze", "transpose", "t")
-    is_view = node.op == "call_function" and operation(node) in views
-    return _is_view_of_argument(node.all_input_nodes[0]) if is_view else node.op != "call_function"
 
 
 def _choose_output(program: torch.export.ExportedProgram, output: int | str | None, is_strict: bool) -> None:

@@ -31,6 +31,7 @@ from scalegmn.interop.torch_modules.headwise import before_scores, computed_in_h
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.nodes import (
     changed_argument,
+    is_known_in_size,
     is_random,
     is_read_by_others,
     is_read_elsewhere,
@@ -60,7 +61,7 @@ from scalegmn.interop.torch_modules.values import (
     is_prepared_by,
     is_traced,
 )
-from scalegmn.interop.torch_modules.verification import check_values, verify_symmetries
+from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values
 from scalegmn.networks import NetSpec
 
 READS_OPAQUE = (
@@ -94,7 +95,7 @@ CHANNELS = dict.fromkeys(
 )
 """Operation -> the axis of its channels, where it is not the last."""
 
-MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2, "linear": 0}
+MIXES = {"matmul": 1, "bmm": 1, "scaled_dot_product_attention": 2, "linear": 0, "conv1d": 0}
 """Operations that mix the positions of an argument, channel by channel -> its place."""
 
 AS_IT_IS, IN_HEADS, ALIKE, AS_LAYERS, MIXED, OPAQUE = "as it is", "in heads", "alike", "as layers", "mixed", "opaque"
@@ -139,7 +140,7 @@ def trace_module(
             results = reader.read()
         layers, spec = assemble(trace, results)
         trace.place = ""
-        reader.verify(layers, spec)
+        spec = reader.verified(layers, spec)
     except ValueError:
         raise
     except Exception as error:  # a mistake of this package, as those of the module's code are found by the export
@@ -211,8 +212,9 @@ class GraphReader:
             return _opaque(self._actual[node])
         return value
 
-    def verify(self, layers: list[TracedLayer], spec: NetSpec) -> None:
-        """Raises ValueError unless the module's operations keep the symmetries of the spec."""
+    def verified(self, layers: list[TracedLayer], spec: NetSpec) -> NetSpec:
+        """The spec, with layers pinned whose symmetries the module's operations do not keep; a strict trace refuses
+        them."""
         assert self._output is not None
 
         def run(tensors: Mapping[str, Any]) -> Tensor:
@@ -221,7 +223,20 @@ class GraphReader:
 
         self._values.clear()
         self._actual.clear()
-        verify_symmetries(layers, spec, self._trace.tensors, self._output, run)
+        while True:
+            broken, problem = broken_symmetry(layers, spec, self._trace.tensors, self._output, run)
+            if not broken:
+                return spec
+            if self._trace.is_strict:
+                raise ValueError(problem)
+            for index in broken:
+                layers[index].pinned_by = problem
+            spec = NetSpec(
+                tuple(
+                    replace(layer, pinned=True, unscaled=False) if index in broken else layer
+                    for index, layer in enumerate(spec.layers)
+                )
+            )
 
     def _start(self) -> None:
         """Chooses what the network reads among the module's inputs: those of floating point numbers or, where there
@@ -287,7 +302,9 @@ class GraphReader:
             args = (args[0], self._actual[node.args[1]], *args[2:])  # type: ignore[index]
         leaves = [leaf for leaf in _pytree.tree_leaves((args, kwargs), is_leaf=is_traced) if is_traced(leaf)]
         restore = trace.saved(leaves)
-        is_computed = False
+        is_computed = not is_known_in_size(node)
+        if is_computed:
+            self._actual[node] = node.meta["val"] = self._compute(node)
         is_drawn = is_random(node) and name not in FILLS and bool(leaves)
         if is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
@@ -335,7 +352,8 @@ class GraphReader:
         neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
         ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
         are_parameters = all(isinstance(leaf, Elements | ComputedParameters) for leaf in leaves)
-        if (neurons or are_parameters) and (name not in READS_OPAQUE or name in JOINS):
+        reads_parameter = any(isinstance(leaf, Elements) and not leaf.is_buffer for leaf in leaves)
+        if (neurons or are_parameters or reads_parameter) and (name not in READS_OPAQUE or name in JOINS):
             ways.append(ALIKE)
         if neurons and (not has_opaque or name in READS_OPAQUE):
             ways.append(AS_LAYERS)
@@ -390,8 +408,10 @@ class GraphReader:
             place = MIXES[name]
             if any(leaf is args[place] for leaf in args[:place]) or not isinstance(args[place], Neurons):
                 trace.refuse("a product of a value with itself")
-            if name == "linear":
-                return mixed_by_layer(trace, args[place], node.meta["val"].shape)
+            if name == "conv1d" and (args[1].index.shape[1:] != (args[0].ids.shape[1], 1) or len(args) > 3):
+                trace.refuse("a convolution over channels")
+            if name in ("linear", "conv1d"):
+                return mixed_by_layer(trace, args[place], CHANNELS.get(name, -1), node.meta["val"].shape)
             return mixed_over_positions(trace, args[place], node.meta["val"].shape)
         return self._call(node, name, args, kwargs)
 

@@ -27,14 +27,15 @@ def check_values(trace: Trace, actual: Tensor, claimed: Tensor) -> None:
         trace.refuse(f"the layer that was read gives other values than the module, by {share} of them")
 
 
-def verify_symmetries(
+def broken_symmetry(
     layers: Sequence[TracedLayer],
     spec: NetSpec,
     tensors: Mapping[str, Any],
     outputs: Tensor,
     run: Callable[[dict[str, Any]], Tensor],
-) -> None:
-    """Raises ValueError, which names a layer, where a random group element changes what the module computes.
+) -> tuple[set[int], str]:
+    """Hidden layers that move together and change what the module computes, and what is wrong; empty if random group
+    elements leave it.
 
     Two elements are tried in float64; for more than `LARGE` parameters one, in float32.
 
@@ -61,12 +62,13 @@ def verify_symmetries(
                 if not (size := change(moved)) <= tolerance:
                     break
             else:
-                part, size = {0}, change(element)
-            raise ValueError(
+                part, size = set(range(spec.num_layers - 1)), change(element)
+            return part, (
                 f"{layers[min(part)].place}: neurons of this layer do not have the symmetries of a layer of its kind: "
                 f"moving them changes the output by {size:.1g} of its spread, because the module uses them in a way "
                 "that is not known; please report it"
             )
+    return set(), ""
 
 
 def _change(moved: Tensor, outputs: Tensor) -> float:

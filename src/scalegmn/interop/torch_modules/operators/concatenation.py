@@ -19,7 +19,7 @@ from scalegmn.interop.torch_modules.values import PREPARED, Elements, NetworkInp
 def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
     """Channels of several layers, or of the input, side by side, or one layer's channels at more positions."""
     trace = call.trace
-    values = [value for value in values if not (isinstance(value, Tensor) and not value.numel())]
+    values = [value for value in values if not _is_empty(value)]
     if len(values) == 1:  # beside nothing, such as the keys of no earlier words
         return values[0]
     neurons = [value for value in values if isinstance(value, Neurons)]
@@ -41,7 +41,7 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
             trace.refuse("positions are concatenated with what no layer computes")
         return concatenate_positions(call, values, axis)
     parts = [
-        trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput | Opaque) or _is_zero(value) else None
+        trace.as_neurons(value, axis) if isinstance(value, Neurons | NetworkInput | Opaque | Tensor) else None
         for value in values
     ]
     versions: dict[int, int] = {}
@@ -55,6 +55,14 @@ def concatenate(call: Call, values: Sequence[Any], axis: int = 0) -> Any:
         if owner >= 0 and owners.count(owner) > 1:
             mark_part(trace, item)
     return Neurons(torch.cat([part.ids for part in parts if part is not None], axis), versions)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a tensor has no elements, such as no class tokens."""
+    index = value.ids if isinstance(value, Neurons) else value.value if isinstance(value, Opaque) else None
+    index = value.index if isinstance(value, Elements | NetworkInput) else index
+    tensor = value if isinstance(value, Tensor) else index
+    return isinstance(tensor, Tensor) and not tensor.numel()
 
 
 def _is_zero(value: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scalegmn.interop.torch_modules.computed_weights import Roles, join_roles, roles_of
+from scalegmn.interop.torch_modules.cutting import MAX_CELLS
 from scalegmn.interop.torch_modules.operators.attention import multiply_values
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
 from scalegmn.interop.torch_modules.pinning import pin
@@ -97,6 +98,8 @@ def _image_size(num_positions: int) -> tuple[int, int]:
 @operator(FAMILY, "linear")
 def linear(call: Call, x: Any, weight: Any, bias: Any = None) -> Neurons:
     """W x + b."""
+    if isinstance(weight, Neurons) and bias is None:
+        return multiply_values(call, x, replace(weight, ids=weight.ids.mT))
     return weighted_layer(call, x, -1, weight, bias)
 
 
@@ -145,7 +148,11 @@ def transposed_convolution(call: Call, x: Any, weight: Any, bias: Any = None, *r
 
 @operator(FAMILY, "matmul", "mm", "bmm", "mv")
 def matmul(call: Call, x: Any, y: Any) -> Any:
-    """x W with a parameter W; products of two activations are attention."""
+    """x W or W x with a parameter W; products of two activations are attention."""
+    if isinstance(x, Elements) and not x.is_buffer and x.index.ndim == 2 and _has_channels_in_columns(y):
+        if len(call.shape) == 1:
+            return weighted_layer(call, y, -1, x, None)
+        return weighted_layer(call, y, -2, x, None, evaluate=lambda columns, weight, _: weight @ columns)
     if isinstance(y, Elements) and y.index.ndim == 2:
         return weighted_layer(call, x, -1, replace(y, index=y.index.mT), None)
     if isinstance(y, Elements) and y.index.ndim == 1 and isinstance(x, Neurons | NetworkInput | Opaque):
@@ -160,10 +167,21 @@ def matmul(call: Call, x: Any, y: Any) -> Any:
     return multiply_values(call, x, y)
 
 
+def _has_channels_in_columns(value: Any) -> bool:
+    """Whether what W is multiplied by has channels in its columns, not positions."""
+    if isinstance(value, Neurons):
+        return not is_constant_along(value.ids, max(-2, -value.ids.ndim))
+    return isinstance(value, NetworkInput | Opaque)
+
+
 def layers_side_by_side(call: Call, x: Any, weight: Elements) -> Neurons:
     """x_e W_e with weights [E, n_{l-1}, n_l], such as of E experts: a layer with a group for each; without groups where
-    all read the same."""
+    all read the same; a layer for each where they read one layer, or the input, at different places."""
     trace = call.trace
+    if isinstance(x, Neurons) and x.factor != 1:
+        x = trace.settled(x)
+    if _differs_by_place(x):
+        return _layer_for_each(call, x, weight)
     neurons = trace.as_neurons(x, -1)
     ids = neurons.ids.expand(*call.shape[:-1], neurons.ids.shape[-1])
     axes = [axis for axis in range(ids.ndim) if axis - ids.ndim not in (-3, -1)]
@@ -184,6 +202,29 @@ def layers_side_by_side(call: Call, x: Any, weight: Elements) -> Neurons:
     trace.add_layer(layer)
     nodes = layer.nodes.reshape(len(rows), 1, -1).expand(*call.shape)
     return Neurons(nodes, {len(trace.layers) - 1: 0})
+
+
+def _differs_by_place(x: Neurons | NetworkInput | Opaque) -> bool:
+    """Whether values [..., E, T, channels] of the same channels differ along the axis E."""
+    if x.value is None or x.value.ndim < 3 or is_constant_along(x.value, -3):
+        return False
+    return not isinstance(x, Neurons) or is_constant_along(x.ids, -3)
+
+
+def _layer_for_each(call: Call, x: Any, weight: Elements) -> Neurons:
+    """x_e W_e as a layer for each e."""
+    nodes, versions = [], dict[int, int]()
+    if len(weight.index) > MAX_CELLS:
+        call.trace.refuse(f"products with {len(weight.index)} matrices")
+    for place, matrix in enumerate(weight.index):
+        value = x.value.select(-3, place)
+        part = replace(x, ids=x.ids.select(-3, place), value=value) if isinstance(x, Neurons) else Opaque(value)
+        at_place = replace(call, result=call.result.select(-3, place))
+        layer = weighted_layer(at_place, part, -1, replace(weight, index=matrix.mT), None)
+        nodes.append(layer.ids)
+        versions |= layer.versions
+    call.trace.claimed = x.value @ call.trace.read(weight)
+    return Neurons(torch.stack(nodes, -3), versions)
 
 
 def single_neuron(call: Call, x: Any, weight: Elements) -> Neurons:
