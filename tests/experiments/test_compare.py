@@ -265,7 +265,7 @@ def test_other_zoos(home, compare):
     assert mlp["test_accuracy_on_again"] == mlp["test_accuracy"]
     assert gmn["test_accuracy_on_again_std"] == gmn["test_accuracy_std"]
     assert (mlp["test_accuracy_on_wide"], bool(gmn["test_accuracy_on_wide"])) == ("", True)
-    assert "test accuracy_on_wide" in out
+    assert "test accuracy on wide" in out
     assert_refused(compare({**content, "test_zoos": ["data"]}), "test_zoos: found data, expected the folder of a zoo")
 
 

@@ -252,7 +252,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown, means with their standard deviations."""
     names = [key for key in dict.fromkeys(key for model_row in rows for key in model_row) if not key.endswith("_std")]
     names.sort(key=lambda key: (key != "model", key == "seeds"))  # those of a model without runs are fewer
-    lines = [[COLUMNS.get(key, last_part(key).replace("_", " ", 1)) for key in names]]
+    lines = [[COLUMNS.get(key, last_part(key).replace("_", " ", 1).replace("_on_", " on ")) for key in names]]
     lines += [[_cell(model_row, key) for key in names] for model_row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
