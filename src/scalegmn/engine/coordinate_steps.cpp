@@ -11,7 +11,7 @@ namespace {
 
 typedef Lanes<float>::Vector Vector;
 typedef int32_t Whole __attribute__((vector_size(BYTES)));
-const Int L = Lanes<float>::count, BLOCK = 64;
+const int L = Lanes<float>::count, VECTORS = BYTES == 64 ? 4 : 2, BLOCK = VECTORS * L;  // of parameters
 
 enum Encoding { LOGARITHMS, UNITS };
 enum Rule { EXPONENTIAL, MOMENTUM, ADAM };
@@ -44,7 +44,7 @@ struct Step {
 inline Vector load(const float* from, Int count) {
     if (count >= L) return *(const Vector*)from;
     Vector x{};
-    std::memcpy(&x, from, count * sizeof(float));
+    if (count > 0) std::memcpy(&x, from, count * sizeof(float));
     return x;
 }
 
@@ -82,6 +82,34 @@ inline void signs_and_logarithms(Vector x, float* signs, float* logarithms) {
     *(Vector*)logarithms = is_large ? 0.1f * logarithm(size) : -one;
 }
 
+// Outputs of a layer from `o` on, M at once: [M, BLOCK] = W [M, inputs] x [inputs, BLOCK] + b, then relu where it is hidden
+template <int M>
+inline Int outputs(Int o, const Layer& layer, const float* weight, const float* bias, bool is_hidden, const float* x,
+                   float* to) {
+    for (; o + M <= layer.outputs; o += M) {
+        Vector sums[M][VECTORS];
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) sums[i][j] = Vector{} + bias[o + i];
+        for (Int k = 0; k < layer.inputs; k++) {
+            const Vector* factors = (const Vector*)(x + k * BLOCK);
+#pragma GCC unroll 8
+            for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < VECTORS; j++) sums[i][j] += weight[(o + i) * layer.row + k] * factors[j];
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) {
+                const Vector y = sums[i][j];
+                ((Vector*)(to + (o + i) * BLOCK))[j] = is_hidden ? (y < 0.0f ? Vector{} : y) : y;  // NaN stays
+            }
+    }
+    return o;
+}
+
 struct Network {
     const Step& s;
     Int index;
@@ -109,39 +137,41 @@ struct Network {
         return n == 0 ? before.values : n == 1 ? gradients : after.momenta + (n - 2) * s.size;
     }
 
-    // Channels of `count` parameters from `start` on, by rows of `columns` numbers
-    void encode(Int start, Int count, Int columns, const float* units, float* channels) const {
+    // Channels of `count` parameters from `start` on, by rows of BLOCK numbers
+    void encode(Int start, Int count, const float* units, float* channels) const {
         const Int num_numbers = 2 + s.num_momenta;
         for (Int n = 0; n < num_numbers; n++) {
             const float* x = number(n) + start;
-            float *odd = channels + n * columns, *even = odd + num_numbers * columns;
+            float *odd = channels + n * BLOCK, *even = odd + num_numbers * BLOCK;
             if (s.encoding == UNITS)
-                for (Int c = 0; c < columns; c += L) *(Vector*)(odd + c) = clamp(load(x + c, count - c) / units[n], 10);
+                for (Int c = 0; c < BLOCK; c += L) *(Vector*)(odd + c) = clamp(load(x + c, count - c) / units[n], 10);
             else
-                for (Int c = 0; c < columns; c += L) signs_and_logarithms(load(x + c, count - c), odd + c, even + c);
+                for (Int c = 0; c < BLOCK; c += L) signs_and_logarithms(load(x + c, count - c), odd + c, even + c);
         }
     }
 
     // Leaves the outputs, two rows, in the buffer that is returned
-    const float* mlp(Int columns, float* from, float* to) const {
+    const float* mlp(float* from, float* to) const {
         for (Int l = 0; l < s.num_layers; l++) {
             const Layer& layer = s.layers[l];
             const float *weight = layer.weight + index * layer.weight_stride, *bias = layer.bias + index * layer.bias_stride;
-            for (Int o = 0; o < layer.outputs; o++) std::fill(to + o * columns, to + (o + 1) * columns, bias[o]);
-            product<float, float>(layer.outputs, columns, layer.inputs, weight, layer.row, 1, from, to, true);
-            if (l < s.num_layers - 1) relu(to, layer.outputs * columns);
+            const bool is_hidden = l < s.num_layers - 1;
+            Int o = outputs<6>(0, layer, weight, bias, is_hidden, from, to);
+            o = outputs<4>(o, layer, weight, bias, is_hidden, from, to);
+            o = outputs<2>(o, layer, weight, bias, is_hidden, from, to);
+            outputs<1>(o, layer, weight, bias, is_hidden, from, to);
             std::swap(from, to);
         }
         return from;
     }
 
-    void update(Int start, Int count, Int columns, const float* outputs) {
+    void update(Int start, Int count, const float* outputs) {
         const float* c = constants;
         float directions[BLOCK], changes[BLOCK];
         for (Int i = 0; s.rule == ADAM && i < count; i++)
             directions[i] = after.first[start + i] / c[3] / (std::sqrt(after.second[start + i] / c[4]) + 1e-8f);
-        for (Int i = 0; i < columns; i += L) {
-            const Vector o1 = *(const Vector*)(outputs + i), o2 = *(const Vector*)(outputs + columns + i);
+        for (Int i = 0; i < BLOCK; i += L) {
+            const Vector o1 = *(const Vector*)(outputs + i), o2 = *(const Vector*)(outputs + BLOCK + i);
             Vector& change = *(Vector*)(changes + i);
             if (s.rule == EXPONENTIAL) {
                 change = c[0] * o1 * full_exponential(c[0] * o2);
@@ -163,10 +193,10 @@ struct Network {
                 const float size = root_mean_square(number(n) + start, s.sizes[t]);
                 units[n] = size > 1.0842021724855044e-19f ? size : 1;  // the root of the smallest normal number
             }
-            for (const Int stop = start + s.sizes[t]; start < stop; start += std::min(BLOCK, stop - start)) {
-                const Int count = std::min(BLOCK, stop - start), columns = (count + L - 1) / L * L;
-                encode(start, count, columns, units.data(), first_buffer);
-                update(start, count, columns, mlp(columns, first_buffer, second_buffer));
+            for (const Int stop = start + s.sizes[t]; start < stop; start += std::min<Int>(BLOCK, stop - start)) {
+                const Int count = std::min<Int>(BLOCK, stop - start);
+                encode(start, count, units.data(), first_buffer);
+                update(start, count, mlp(first_buffer, second_buffer));
             }
         }
     }

@@ -244,7 +244,6 @@ void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_colu
     Int j = 0;
     for (; BYTES == 64 && j + 4 * L <= columns; j += 4 * L) {
         Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        i = panel<T, E, 4, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
         i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
         panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
     }
