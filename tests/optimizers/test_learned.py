@@ -12,7 +12,7 @@ from scalegmn.optimizers.evaluation import hand_designed_curves, learned_curves
 from scalegmn.optimizers.features import FEATURES
 from scalegmn.optimizers.hand_designed import HandDesigned
 from scalegmn.optimizers.learned import UPDATE_NETWORKS, LearnedOptimizerConfig
-from scalegmn.optimizers.rules import RULES
+from scalegmn.optimizers.rules import RULES, AdamRelativeRule, Moments
 from scalegmn.symmetry.groups import GroupElement
 
 STEPS = 6
@@ -157,6 +157,19 @@ def test_hand_designed_optimizers_are_those_of_torch(kind, options, random_param
             problem.losses(flat, problem.batch(step)).sum().backward()
             own.step()
         torch.testing.assert_close(found[index], flat[index].detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_after_a_half_life_half_is_left_of_what_is_learned(generator):
+    lasting, fading = AdamRelativeRule(0.1), AdamRelativeRule(0.1, half_life=20)
+    for rule in (lasting, fading):
+        nn.init.ones_(rule.gains)
+    outputs = torch.randn(3, 5, 2, generator=generator)
+    moments = Moments(torch.randn(3, 5, generator=generator), torch.ones(3, 5), torch.tensor([20.0, 40.0, 1e4]))
+    shares = torch.tensor([1 / 2, 1 / 4, 0])[:, None, None]
+    found, expected = fading(outputs, moments), lasting(shares * outputs, moments)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[2], -0.1 * moments.adam()[2])
+    assert (found - lasting(outputs, moments)).abs().min() > 1e-4
 
 
 def test_coordinates_lead_to_the_graph_and_back(random_params, generator):

@@ -82,4 +82,6 @@ def _constants(rule: UpdateRule, own: Mapping[str, Tensor], steps: Tensor) -> li
     rate = -own["rule.log_rate"].exp()
     if isinstance(rule, MomentumRule):
         return [rate, own["rule.log_share"].exp()]
-    return [rate, *own["rule.gains"].unbind(-1), *(1 - beta**steps for beta in ADAM_BETAS)]
+    assert isinstance(rule, AdamRelativeRule)
+    gains = own["rule.gains"] * rule.share(steps)[:, None]
+    return [rate, *gains.unbind(-1), *(1 - beta**steps for beta in ADAM_BETAS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -45,6 +46,10 @@ class LearnedOptimizerConfig:
     rate: float = 3e-3
     """rule adam: Adam's learning rate before training."""
 
+    half_life: float | None = None
+    """rule adam: steps in which what the network adds to Adam's step loses half of its size, so that long trainings end
+    as Adam's do; null: it stays."""
+
     canonical: bool | None = None
     """Read and update networks whose positive scales are removed (each neuron of relu networks has incoming weights of
     norm 1), and take the change back: the optimiser commutes with rescaling. null: for scalegmn alone."""
@@ -64,6 +69,8 @@ class LearnedOptimizerConfig:
                 problems.append(f"{name}: found {getattr(self, name)}, expected at least 1")
         if not self.rate > 0:
             problems.append(f"rate: found {self.rate}, expected above 0")
+        if self.half_life is not None and not self.half_life > 0:
+            problems.append(f"half_life: found {self.half_life}, expected above 0, or null")
         if self.network == "ng_t" and self.hidden_dim % 4:
             problems.append(f"hidden_dim: found {self.hidden_dim}, expected a multiple of 4 heads")
         if problems:
@@ -122,7 +129,7 @@ class LearnedOptimizer(nn.Module):
         self.config, self.spec = config, spec
         self.features = FEATURES[config.features]
         self.network = UPDATE_NETWORKS[config.network](config, spec)
-        self.rule = RULES[config.rule](config.rate)
+        self.rule = RULES[config.rule](config.rate, config.half_life or math.inf)
 
     @property
     def exact_symmetries(self) -> frozenset[str]:

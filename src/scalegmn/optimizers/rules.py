@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,28 +74,34 @@ class MomentumRule(UpdateRule):
 
 
 class AdamRelativeRule(UpdateRule):
-    """p <- p - eta (a exp(c_2 o_2) + c_1 o_1), a Adam's direction; eta and c are learned, c starts at 0: untrained, it
-    is Adam.
+    """p <- p - eta (a exp(s c_2 o_2) + s c_1 o_1), a Adam's direction, s = 2^(-t / half_life); eta and c are learned,
+    c starts at 0: untrained, it is Adam, and with a half-life it becomes Adam after many steps.
 
     Args:
         rate: eta at the start.
+        half_life: of what the network adds to Adam, in steps t.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, half_life: float = math.inf) -> None:
         super().__init__()
+        self.half_life = half_life
         self.log_rate = nn.Parameter(torch.tensor(rate).log())
         self.gains = nn.Parameter(torch.zeros(2))
 
+    def share(self, steps: Tensor) -> Tensor:
+        """s, [B]."""
+        return torch.exp2(-steps / self.half_life)
+
     def forward(self, outputs: Tensor, moments: Moments) -> Tensor:
         """As in `UpdateRule`."""
-        direction, magnitude = (outputs * self.gains).unbind(-1)
+        direction, magnitude = (outputs * self.gains * self.share(moments.steps)[:, None, None]).unbind(-1)
         return -self.log_rate.exp() * (moments.adam() * magnitude.clamp(-5, 5).exp() + direction)
 
 
-RULES: Registry[Callable[[float], UpdateRule]] = Registry("update rule")
-"""Name -> what builds a rule of a learning rate at the start, which `adam` alone has."""
+RULES: Registry[Callable[[float, float], UpdateRule]] = Registry("update rule")
+"""Name -> what builds a rule of a learning rate at the start and a half-life, which `adam` alone has."""
 
-RULES.register("ng", lambda rate: ExponentialRule(0.01))
-RULES.register("mlp_lopt", lambda rate: ExponentialRule(0.001))
-RULES.register("unf", lambda rate: MomentumRule())
+RULES.register("ng", lambda rate, half_life: ExponentialRule(0.01))
+RULES.register("mlp_lopt", lambda rate, half_life: ExponentialRule(0.001))
+RULES.register("unf", lambda rate, half_life: MomentumRule())
 RULES.register("adam", AdamRelativeRule)
