@@ -45,10 +45,11 @@ def main() -> None:
     alone = [problem[index : index + 1] for index in range(num_alone)]
     learned_curves(optimizer, alone[0], 2)  # what is done once
     together, one_by_one = rates(optimizer, [problem], values.steps), rates(optimizer, alone, values.steps)
-    print(f"{torch.get_num_threads()} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    cores = os.cpu_count() or 1
+    print(f"{torch.get_num_threads()} threads, {cores} cores, load {os.getloadavg()[0]:.1f}")
     for name, (wall, processor) in (("together", together), ("one by one", one_by_one)):
         print(f"{name:<10}  {wall:10,.0f} steps/s  {processor:10,.0f} steps per processor second")
-    print(f"together on {os.cpu_count()} free cores: {os.cpu_count() * together[1]:,.0f} steps/s")
+    print(f"together on {cores} free cores: {cores * together[1]:,.0f} steps/s")
     print(f"ratio {together[1] / one_by_one[1]:.1f} (processor time)")
 
 

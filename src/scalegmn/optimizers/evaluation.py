@@ -53,10 +53,10 @@ def learned_curves(optimizer: LearnedOptimizer, problem: Problem, num_steps: int
         loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
         alive &= loss.isfinite() & all_finite(gradients)
         losses.append(torch.where(alive, loss, torch.inf))
-        gradients = torch.where(alive[:, None], gradients, 0)
+        gradients = _where(alive, gradients, 0)
         new, state = optimizer.step(params, flat, gradients, state, coordinates)
         alive &= all_finite(new)
-        flat = torch.where(alive[:, None], new, flat)
+        flat = _where(alive, new, flat)
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
 
 
@@ -70,10 +70,15 @@ def hand_designed_curves(optimizer: HandDesigned, problem: Problem, num_steps: i
         loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
         alive &= loss.isfinite() & all_finite(gradients)
         losses.append(torch.where(alive, loss, torch.inf))
-        new, state = optimizer.step(flat, torch.where(alive[:, None], gradients, 0), state, rates, num_steps)
+        new, state = optimizer.step(flat, _where(alive, gradients, 0), state, rates, num_steps)
         alive &= all_finite(new)
-        flat = torch.where(alive[:, None], new, flat)
+        flat = _where(alive, new, flat)
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
+
+
+def _where(alive: Tensor, values: Tensor, others: Tensor | float) -> Tensor:
+    """The values of networks that are alive [B], in their rows of [B, P]; no copy where all are."""
+    return values if alive.all() else torch.where(alive[:, None], values, others)
 
 
 RATES = {
