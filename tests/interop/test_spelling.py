@@ -187,6 +187,61 @@ def test_neurons_are_free_however_they_are_written(name, generator):
     assert_needs_all_of_a_move(module, x, params)
 
 
+VIEWS = {
+    "moveaxis": lambda h: h.moveaxis(1, 0).moveaxis(0, 1),
+    "ravel": lambda h: h.ravel().view(3, 6),
+    "hstack": lambda h: torch.hstack([h[:, :3], h[:, 3:]]),
+    "hsplit": lambda h: torch.cat(torch.hsplit(h, 2), 1),
+    "broadcast_to": lambda h: h[:, None].broadcast_to(3, 2, 6).mean(1),
+    "unfold": lambda h: h.unfold(1, 3, 3).flatten(1),
+    "gather": lambda h: h.gather(1, torch.arange(6).flip(0).expand(3, -1)),
+    "quantile": lambda h: torch.stack([h, h + 1, 2 * h], 1).quantile(0.3, 1),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_operations_that_others_make_up(name, generator):
+    torch.manual_seed(0)
+    module = Written(
+        lambda m, x: m.out(VIEWS[name](torch.relu(m.first(x)))), first=nn.Linear(4, 6), out=nn.Linear(6, 3)
+    ).double()
+    x = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert any(0 in item.layers for item in params.spec.permutation_classes)
+
+
+PRODUCTS = {
+    "tensordot": (lambda m, x: torch.tensordot(torch.relu(torch.tensordot(x, m.w, 1)), m.v, 1), (4, 6), (6, 3)),
+    "inner": (lambda m, x: torch.inner(torch.relu(torch.inner(x, m.w)), m.v), (6, 4), (3, 6)),
+    "addmv and mv": (lambda m, x: torch.mv(m.v, torch.relu(torch.addmv(m.b, m.w, x[0]))), (6, 4), (3, 6)),
+    "dot": (lambda m, x: torch.dot(m.v, torch.relu(torch.mv(m.w, x[0]))), (6, 4), (6,)),
+    "a matrix for the whole batch": (
+        lambda m, x: torch.bmm(m.v.expand(3, -1, -1), torch.relu(m.w[None] @ x[..., None])).squeeze(-1),
+        (6, 4),
+        (1, 3, 6),
+    ),
+    "ones beside the channels": (
+        lambda m, x: functional.pad(torch.relu(functional.pad(x, (0, 1), value=1.0) @ m.w), (1, 0), value=1.0) @ m.v,
+        (5, 6),
+        (7, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_by_any_name(name, generator):
+    forward, first, second = PRODUCTS[name]
+    module = module_of(forward, {"w": first, "v": second, "b": (6,)})
+    x = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    params = assert_read(module, x, generator)
+    assert sum(item.num_channels for item in params.spec.permutation_classes) == 6
+
+
+def test_weights_that_are_a_softmax_are_read(generator):
+    module = module_of(lambda m, x: torch.relu(x @ m.w.softmax(0)) @ m.v, {"w": (4, 6), "v": (6, 3)})
+    assert_read(module, torch.randn(3, 4, generator=generator, dtype=torch.float64), generator)
+
+
 class Mixer(nn.Module):
     """An MLP over positions as convolutions whose channels are the positions."""
 

@@ -53,7 +53,7 @@ POINTWISE = (
 
 OF_ALL = (
     *("mean", "sum", "amax", "amin", "var", "std", "norm", "linalg_vector_norm", "logsumexp", "prod", "var_mean"),
-    *("max", "min"),
+    *("max", "min", "median", "quantile", "nansum", "nanmean", "aminmax"),
 )
 """Operations that reduce an axis, and do not depend on the order of what they reduce."""
 
@@ -376,7 +376,7 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
     results = list(result) if isinstance(result, list | tuple) else [result]
     if set(varying) <= set(axes):
         _check_all(trace, segments, neurons.ids, varying)
-        if name in ("max", "min") and len(results) > 1 and results[1] is not None:
+        if name in ("max", "min", "median") and len(results) > 1 and results[1] is not None:
             trace.refuse(f"{name} over channels, with the channel that has it")
         _read_all(trace, segments)
         new: list[Any] = [Opaque()] * len(results)

@@ -314,7 +314,7 @@ class GraphReader:
         elif node in self._before_scores and ways and not trace.is_strict:
             ways.insert(1 if AS_IT_IS in ways else 0, IN_HEADS)
         if ALIKE in ways and "softmax" in name and is_read_by_others(node):
-            ways.sort(key=[ALIKE, AS_IT_IS, AS_LAYERS].index)
+            ways.sort(key=[ALIKE, AS_IT_IS, AS_LAYERS, OF_PARAMETERS].index)
         for way in ways:
             try:
                 value = self._read_as(way, node, name, args, kwargs)

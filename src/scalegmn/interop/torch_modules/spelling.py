@@ -8,6 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree
+
+from scalegmn.interop.torch_modules.channelwise import ALONG_AN_AXIS, OF_ALL, OF_TWO, POINTWISE
+from scalegmn.interop.torch_modules.operators.registry import OPERATORS
 
 aten = torch.ops.aten
 
@@ -27,6 +32,9 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
         "stack": _stack,
         "cdist": _distances,
         "addcmul": _sum_with_product,
+        "addmv": _product_with_vector,
+        "dot": _product_of_vectors,
+        "pad": _pad,
         "sum": _sum_of_products,
         "einsum": _einsum,
         "baddbmm": _product_and_sum,
@@ -35,7 +43,7 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
         "mm": _low_rank,
     }
     for node in list(graph.nodes):
-        rule = rules.get(operation(node)) if node.op == "call_function" else None
+        rule = rules.get(operation(node), _decomposition) if node.op == "call_function" else None
         if rule is not None:
             with graph.inserting_before(node):
                 result = rule(graph, node)
@@ -116,6 +124,40 @@ def _with_part(graph: torch.fx.Graph, node: Node, view: Node, new: Node) -> Node
     if last < size:
         parts.append(_inserted(graph, node, aten.slice.Tensor, source, axis, last, size))
     return _inserted(graph, node, aten.cat.default, parts, axis) if len(parts) > 1 else new
+
+
+def _decomposition(graph: torch.fx.Graph, node: Node) -> Node | None:
+    """An operation that PyTorch defines by others, and that has no rule, as these; None for all other operations."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    name, target = operation(node).rstrip("_"), node.target
+    is_known = name in OPERATORS or name in (*ALONG_AN_AXIS, *POINTWISE, *OF_ALL, *OF_TWO)
+    if is_known or not isinstance(target, torch._ops.OpOverload) or torch.Tag.pointwise in target.tags:
+        return None
+    if target._schema.is_mutable or not target.has_kernel_for_dispatch_key(key):
+        return None
+    flat, structure = _pytree.tree_flatten((node.args, node.kwargs))
+    places = [place for place, leaf in enumerate(flat) if isinstance(leaf, torch.fx.Node)]
+    examples = [flat[place].meta["val"] for place in places]
+    if not all(isinstance(item, torch.Tensor) for item in examples) or not isinstance(node.meta["val"], torch.Tensor):
+        return None
+
+    def decomposed(*tensors: torch.Tensor) -> Any:
+        given = dict(zip(places, tensors, strict=True))
+        args, kwargs = _pytree.tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(flat)], structure)
+        return target.decompose(*args, **kwargs)
+
+    body = make_fx(decomposed)(*examples).graph
+    inputs = [inner for inner in body.nodes if inner.op == "placeholder"]
+    if any(inner.op == "get_attr" for inner in body.nodes):
+        return None
+    known = dict(zip(inputs, (flat[place] for place in places), strict=True))
+    for inner in body.nodes:
+        if inner.op == "call_function":
+            args, kwargs = torch.fx.map_arg((inner.args, inner.kwargs), known.__getitem__)
+            known[inner] = _inserted(graph, node, inner.target, *args, **kwargs)
+        elif inner.op == "output":
+            return known[inner.args[0]]
+    return None
 
 
 def _stack(graph: torch.fx.Graph, node: Node) -> Node:
@@ -222,6 +264,35 @@ def _sum_with_product(graph: torch.fx.Graph, node: Node) -> Node:
     if (factor := node.kwargs.get("value", 1)) != 1:
         product = _inserted(graph, node, aten.mul.Scalar, product, factor)
     return _inserted(graph, node, aten.add.Tensor, x, product)
+
+
+def _product_with_vector(graph: torch.fx.Graph, node: Node) -> Node | None:
+    """W x + b of a vector x."""
+    if node.kwargs:
+        return None
+    bias, weight, x = node.args
+    return _inserted(graph, node, aten.add.Tensor, bias, _inserted(graph, node, aten.matmul.default, weight, x))
+
+
+def _product_of_vectors(graph: torch.fx.Graph, node: Node) -> Node:
+    """The product of two vectors."""
+    return _inserted(
+        graph, node, aten.matmul.default, *node.args[::-1] if _is_view_of_parameter(node.args[0]) else node.args
+    )
+
+
+def _pad(graph: torch.fx.Graph, node: Node) -> Node | None:
+    """Channels beside others that are all one number, such as ones."""
+    x, widths = node.args[:2]
+    value, mode = _argument(node, 3, "value", None), _argument(node, 2, "mode", "constant")
+    if mode != "constant" or not value or len(widths) != 2 or min(widths) < 0:
+        return None
+    parts = [x]
+    for place, width in ((0, widths[0]), (len(parts) + 1, widths[1])):
+        if width:
+            shape = [*x.meta["val"].shape[:-1], width]
+            parts.insert(place, _inserted(graph, node, aten.new_full.default, x, shape, value))
+    return _inserted(graph, node, aten.cat.default, parts, -1)
 
 
 def _low_rank(graph: torch.fx.Graph, node: Node) -> Node | None:

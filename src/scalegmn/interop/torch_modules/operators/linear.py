@@ -149,6 +149,7 @@ def transposed_convolution(call: Call, x: Any, weight: Any, bias: Any = None, *r
 @operator(FAMILY, "matmul", "mm", "bmm", "mv")
 def matmul(call: Call, x: Any, y: Any) -> Any:
     """x W or W x with a parameter W; products of two activations are attention."""
+    x, y = map(_as_matrix, (x, y))
     if isinstance(x, Elements) and not x.is_buffer and x.index.ndim == 2 and _has_channels_in_columns(y):
         if len(call.shape) == 1:
             return weighted_layer(call, y, -1, x, None)
@@ -165,6 +166,15 @@ def matmul(call: Call, x: Any, y: Any) -> Any:
     ):
         return layers_side_by_side(call, x, y)
     return multiply_values(call, x, y)
+
+
+def _as_matrix(value: Any) -> Any:
+    """A matrix that is repeated over a batch, as one; others as they are."""
+    if not isinstance(value, Elements) or value.is_buffer or value.index.ndim < 3:
+        return value
+    if not all(is_constant_along(value.index, axis) for axis in range(value.index.ndim - 2)):
+        return value
+    return replace(value, index=value.index[(0,) * (value.index.ndim - 2)])
 
 
 def _has_channels_in_columns(value: Any) -> bool:

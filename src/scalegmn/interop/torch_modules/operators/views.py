@@ -23,7 +23,8 @@ VIEWS = (
     *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "numpy_T", "movedim"),
     *("squeeze", "unsqueeze", "slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand"),
     *("getitem", "repeat", "tile", "mT", "swapaxes", "swapdims", "tensor_split", "expand_as", "view_as", "reshape_as"),
-    *("roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat_interleave"),
+    *("roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat_interleave", "unfold"),
+    *("unsafe_chunk", "unsafe_split", "hsplit", "vsplit", "dsplit"),
 )
 """Operations whose result may share memory with their argument, and others that only move elements."""
 
@@ -75,7 +76,7 @@ def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
     return ComputedParameters(tuple(moved))
 
 
-@operator("views", "index", "index_select")
+@operator("views", "index", "index_select", "gather")
 def index(call: Call, x: Any, *places: Any) -> Any:
     """Elements at constant places."""
     are_known = not any(map(is_traced, torch.utils._pytree.tree_leaves(places, is_leaf=is_traced)))
