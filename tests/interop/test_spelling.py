@@ -320,3 +320,31 @@ def test_tokens_of_which_there_are_none_and_sizes_that_values_give():
     inputs = torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([True, False, True, True, False])
     reading = read(Words().double(), inputs)
     assert reading.neurons_moved == 1
+
+
+def test_products_of_a_size_that_values_give():
+    torch.manual_seed(0)
+
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.w, self.out = nn.Linear(4, 6), parameter(2, 6), nn.Linear(2, 3)
+
+        def forward(self, x, mask):
+            h = torch.relu(self.first(x))[mask.nonzero()[:, 0]]
+            return self.out((h[:, None] * self.w).sum(-1))
+
+    inputs = torch.randn(5, 4, dtype=torch.float64), torch.tensor([True, False, True, True, False])
+    assert read(Chosen().double(), inputs).params.spec.num_layers > 0
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.RNNCell])
+def test_the_input_as_a_state_is_pinned(cell, generator):
+    torch.manual_seed(0)
+    module = Written(
+        lambda m, x: m.out(m.cell(torch.relu(m.first(x)), x)),
+        first=nn.Linear(4, 6),
+        cell=cell(6, 4),
+        out=nn.Linear(4, 3),
+    ).double()
+    assert_read(module, torch.randn(3, 4, generator=generator, dtype=torch.float64), generator)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.program import operation
@@ -20,12 +19,6 @@ def is_random(node: torch.fx.Node) -> bool:
     is_training = options.get("train", options.get("training", True))
     share = options.get("dropout_p", options.get("p", 1)) if is_training else 0
     return share != 0
-
-
-def is_known_in_size(node: torch.fx.Node) -> bool:
-    """Whether the sizes of what an operation returns are numbers, not computed from the values of tensors."""
-    results = [item for item in _pytree.tree_leaves(node.meta.get("val")) if isinstance(item, torch.Tensor)]
-    return all(isinstance(size, int) for item in results for size in item.shape)
 
 
 def is_read_by_others(node: torch.fx.Node) -> bool:

@@ -31,7 +31,6 @@ from scalegmn.interop.torch_modules.headwise import before_scores, computed_in_h
 from scalegmn.interop.torch_modules.layers import TracedLayer
 from scalegmn.interop.torch_modules.nodes import (
     changed_argument,
-    is_known_in_size,
     is_random,
     is_read_by_others,
     is_read_elsewhere,
@@ -44,6 +43,7 @@ from scalegmn.interop.torch_modules.operators.attention import mixed_over_positi
 from scalegmn.interop.torch_modules.operators.views import UNCHANGED, VIEWS
 from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.program import ExampleInput, export, operation
+from scalegmn.interop.torch_modules.spelling import is_known_in_size
 from scalegmn.interop.torch_modules.trace import Refusal, Trace
 from scalegmn.interop.torch_modules.values import (
     FILLS,

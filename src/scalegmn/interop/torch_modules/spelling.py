@@ -44,7 +44,7 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
     }
     for node in list(graph.nodes):
         rule = rules.get(operation(node), _decomposition) if node.op == "call_function" else None
-        if rule is not None:
+        if rule is not None and all(map(is_known_in_size, (node, *node.all_input_nodes))):
             with graph.inserting_before(node):
                 result = rule(graph, node)
             if result is not None:
@@ -59,11 +59,17 @@ def operation(node: Node) -> str:
     return str(node.target).split(".")[1]
 
 
+def is_known_in_size(node: Node) -> bool:
+    """Whether the sizes of what an operation returns are numbers, not computed from the values of tensors."""
+    results = [item for item in _pytree.tree_leaves(node.meta.get("val")) if isinstance(item, torch.Tensor)]
+    return all(isinstance(size, int) for item in results for size in item.shape)
+
+
 def _spell_out_assignments(graph: torch.fx.Graph) -> None:
     """Writes x[..., a:b] = y as a concatenation of what is before, y, and what is behind, which all later operations
     read in place of x."""
     for node in list(graph.nodes):
-        if node.op != "call_function" or operation(node) != "copy_":
+        if node.op != "call_function" or operation(node) != "copy_" or not is_known_in_size(node):
             continue
         view, new = node.args[:2]
         views: list[Node] = []

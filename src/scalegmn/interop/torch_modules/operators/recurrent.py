@@ -41,6 +41,8 @@ def step(call: Call, x: Any, states: Sequence[Any], parameters: Sequence[Any]) -
     size = outer.index.shape[1]
     neurons = trace.as_neurons(x, -1)
     nodes = [_state(call, state, size) for state in states]
+    if min(trace.neurons.layer_of(neuron) for part in nodes for neuron in part.tolist()) < 0:
+        trace.refuse(f"{call.name}: the state before a step is the network's input, or what no layer computes")
     from_state = trace.new_layer(len(outer.index), nodes[0], outer, bias=outer_bias)
     trace.add_layer(from_state)
     from_input = trace.new_layer(len(inner.index), trace.channels_along(neurons, -1), inner, bias=inner_bias)
