@@ -27,6 +27,7 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
     graph, parameters = program.graph, program.graph_signature.inputs_to_parameters
     for node in graph.nodes:
         node.meta["is_parameter"] = node.name in parameters
+        _fill(node)
     _spell_out_assignments(graph)
     rules: dict[str, Callable[[torch.fx.Graph, Node], Node | None]] = {
         "stack": _stack,
@@ -164,6 +165,18 @@ def _decomposition(graph: torch.fx.Graph, node: Node) -> Node | None:
         elif inner.op == "output":
             return known[inner.args[0]]
     return None
+
+
+def _fill(node: Node) -> None:
+    """Makes memory whose numbers are left to chance zeros."""
+    filled = {
+        aten.empty.memory_format: aten.zeros.default,
+        aten.empty_like.default: aten.zeros_like.default,
+        aten.new_empty.default: aten.new_zeros.default,
+    }
+    if node.target in filled:
+        node.target = filled[node.target]
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
 
 
 def _stack(graph: torch.fx.Graph, node: Node) -> Node:
