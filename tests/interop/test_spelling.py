@@ -242,6 +242,59 @@ def test_weights_that_are_a_softmax_are_read(generator):
     assert_read(module, torch.randn(3, 4, generator=generator, dtype=torch.float64), generator)
 
 
+def assigned_as(module, x, dtype):
+    h = torch.zeros(len(x), 2, 6, dtype=dtype)
+    h[:, 0], h[:, 1] = torch.relu(module.first(x)), torch.relu(module.second(x))
+    return module.out(h.to(x)).sum(1)
+
+
+def read_through_a_view(module, x):
+    h = module.first(x)
+    view = torch.atleast_3d(h)
+    h[:, :2] = module.second(x)[:, 2:4]
+    return module.out(torch.relu(view[..., 0]))
+
+
+def written_through_a_view(module, x):
+    h = module.first(x)
+    torch.atleast_3d(h)[:, :2] = torch.tanh(module.second(x)[:, 2:4, None])
+    return module.out(torch.relu(h))
+
+
+TWO = {"first": partial(linear, 4, 6), "second": partial(linear, 4, 6), "out": partial(linear, 6)}
+LOW_RANK = {"u": (6, 2), "v": (2, 4), "out": partial(linear, 6)}
+OTHERS = {
+    "masks assigned": (partial(assigned_as, dtype=torch.bool), TWO),
+    "whole numbers assigned": (partial(assigned_as, dtype=torch.int64), TWO),
+    "single precision assigned": (partial(assigned_as, dtype=torch.float32), TWO),
+    "read through a view": (read_through_a_view, TWO),
+    "written through a view": (written_through_a_view, TWO),
+    "masks times weights": (
+        lambda m, x: m.out(torch.relu((m.w * (x > 0)[:, None]).sum(-1))),
+        {"w": (6, 4), "out": partial(linear, 6)},
+    ),
+    "a row plus low rank": (
+        lambda m, x: m.out(torch.relu(functional.linear(x, m.u @ m.v + m.w))),
+        {"w": (4,), **LOW_RANK},
+    ),
+    "a column plus low rank": (
+        lambda m, x: m.out(torch.relu(functional.linear(x, m.u @ m.v + m.w))),
+        {"w": (6, 1), **LOW_RANK},
+    ),
+    "low rank, rounded": (
+        lambda m, x: m.out(torch.relu(functional.linear(x, torch.div(m.u @ m.v, 0.1, rounding_mode="floor")))),
+        LOW_RANK,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_looks_like_another_spelling_is_read_as_it_is(name, generator):
+    """Numbers that change their type, memory that several values share, sums that spread a row."""
+    module = module_of(*OTHERS[name])
+    assert_read(module, torch.randn(3, 4, generator=generator, dtype=torch.float64), generator)
+
+
 class Mixer(nn.Module):
     """An MLP over positions as convolutions whose channels are the positions."""
 

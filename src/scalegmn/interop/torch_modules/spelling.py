@@ -28,6 +28,7 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
     for node in graph.nodes:
         node.meta["is_parameter"] = node.name in parameters
         _fill(node)
+        node.meta["is_view"] = any(_memory(node) & _memory(source) for source in node.all_input_nodes)
     _spell_out_assignments(graph)
     rules: dict[str, Callable[[torch.fx.Graph, Node], Node | None]] = {
         "stack": _stack,
@@ -80,9 +81,12 @@ def _spell_out_assignments(graph: torch.fx.Graph) -> None:
         if not views or not _is_alone(view, node) or any(_argument(item, 4, "step", 1) != 1 for item in views):
             continue
         with graph.inserting_before(node):
+            if new.meta["val"].dtype != (dtype := view.meta["val"].dtype):
+                new = _inserted(graph, node, aten.to.dtype, new, dtype)
             new = _inserted(graph, node, aten.expand.default, new, [*views[0].meta["val"].shape])
             for item in views:
                 new = _with_part(graph, node, item, new)
+            new.meta["is_view"] = False
         later = [user for user in view.users if _is_behind(user, node)]
         for user in later:
             user.replace_input_with(view, new)
@@ -92,23 +96,22 @@ def _spell_out_assignments(graph: torch.fx.Graph) -> None:
 
 def _is_alone(value: Node, change: Node) -> bool:
     """Whether a value has memory of its own, of which no view is read after a change."""
-    if value.op != "call_function" or _may_alias(value):
+    if value.op != "call_function" or value.meta["is_view"]:
         return False
     views: list[Node] = []
     waiting = [*value.users]
     while waiting:
         user = waiting.pop()
-        if user.op == "call_function" and not _is_behind(user, change) and _may_alias(user):
+        if user.meta["is_view"] and not _is_behind(user, change):
             views.append(user)
             waiting += user.users
     return not any(_is_behind(user, change) for view in views for user in view.users)
 
 
-def _may_alias(node: Node) -> bool:
-    """Whether the result of an operation may share memory with what it reads."""
-    schema = getattr(node.target, "_schema", None)
-    names = ("contiguous", "reshape", "flatten", "to", "dropout", "getitem", "einsum")
-    return schema is None or operation(node) in names or any(item.alias_info is not None for item in schema.returns)
+def _memory(node: Node) -> set[int]:
+    """What holds the numbers of a node's tensors: a view has the same as its source."""
+    values = [item for item in _pytree.tree_leaves(node.meta.get("val")) if isinstance(item, torch.Tensor)]
+    return {item.untyped_storage()._cdata for item in values if item.layout == torch.strided}
 
 
 def _is_behind(node: Node, other: Node) -> bool:
@@ -130,7 +133,7 @@ def _with_part(graph: torch.fx.Graph, node: Node, view: Node, new: Node) -> Node
         parts.insert(0, _inserted(graph, node, aten.slice.Tensor, source, axis, 0, first))
     if last < size:
         parts.append(_inserted(graph, node, aten.slice.Tensor, source, axis, last, size))
-    return _inserted(graph, node, aten.cat.default, parts, axis) if len(parts) > 1 else new
+    return _inserted(graph, node, aten.cat.default, parts, axis)
 
 
 def _decomposition(graph: torch.fx.Graph, node: Node) -> Node | None:
@@ -247,6 +250,8 @@ def _sum_of_products(graph: torch.fx.Graph, node: Node) -> Node | None:
     x, y = product.args
     if not isinstance(y, torch.fx.Node) or _is_view_of_parameter(x) == _is_view_of_parameter(y):
         return None
+    if x.meta["val"].dtype != y.meta["val"].dtype:
+        return None
     ndim = product.meta["val"].ndim
     summed = {axis % ndim for axis in ([axes] if isinstance(axes, int) else axes)}
     letters = [chr(ord("a") + axis) for axis in range(ndim)]
@@ -330,8 +335,10 @@ def _is_low_rank(weight: Node) -> bool:
         return False
     if operation(weight) in ("matmul", "mm"):
         return all(item.meta["val"].ndim == 2 for item in weight.all_input_nodes)
-    is_scaled = operation(weight) in ("mul", "div") and not isinstance(weight.args[1], torch.fx.Node)
-    is_sum = operation(weight) in ("add", "sub") and all(isinstance(item, torch.fx.Node) for item in weight.args)
+    is_scaled = weight.target in (aten.mul.Tensor, aten.div.Tensor) and not isinstance(weight.args[1], torch.fx.Node)
+    is_sum = operation(weight) in ("add", "sub") and all(
+        isinstance(item, torch.fx.Node) and item.meta["val"].shape == weight.meta["val"].shape for item in weight.args
+    )
     return (is_scaled or is_sum) and any(map(_is_low_rank, weight.all_input_nodes))
 
 
