@@ -135,6 +135,35 @@ def test_the_number_of_threads_and_of_networks_does_not_matter(features):
         assert torch.equal(alone, new[rows])
 
 
+@pytest.mark.parametrize("features", ["ng", "unf"])
+def test_the_default_type_does_not_matter(features):
+    optimizer = optimizer_for(SPEC, features=features)
+    flat, coordinates = steps(optimizer)[0][0], Coordinates(SPEC)
+    arguments = None, flat, flat + 1, optimizer.features.start(flat), coordinates
+    expected, _ = optimizer.step(*arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found, _ = optimizer.step(*arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_wrong_shapes_are_refused():
+    optimizer, coordinates = optimizer_for(SPEC, features="ng"), Coordinates(SPEC)
+    flat = initialized(SPEC, NUM_NETWORKS, "he", torch.Generator().manual_seed(0)).flatten()
+    state = optimizer.features.start(flat)
+    with pytest.raises(ValueError, match="found a state of shapes"):
+        optimizer.step(None, flat, flat, state[:1], coordinates)
+    wider = Coordinates(NetSpec((LayerSpec(7, 14, None, "relu"), LayerSpec(14, 3))))
+    with pytest.raises(ValueError, match="157 parameters"):
+        optimizer.step(None, flat, flat, state, wider)
+    own = dict(optimizer.named_parameters())
+    own["network.mlp.linears.0.weight"] = own["network.mlp.linears.0.weight"][:, :3]
+    with pytest.raises(ValueError, match="expected weights of these"):
+        optimizer.step(None, flat, flat, state, coordinates, own)
+
+
 class Broken:
     """Networks whose gradients are not finite, or as large as numbers may be, from the third step on; the first one is
     sound."""

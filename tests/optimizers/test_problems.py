@@ -97,6 +97,25 @@ def test_compiled_losses_do_not_depend_on_other_networks_or_on_threads(digits, n
     assert not others[0][0].isfinite()
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("parameters", lambda flat, images, labels: (flat[:, 1:], images, labels)),
+        ("images", lambda flat, images, labels: (flat, images[:1], labels)),
+        ("images", lambda flat, images, labels: (flat, images[..., 1:], labels)),
+        ("labels", lambda flat, images, labels: (flat, images, labels.int())),
+        ("labels", lambda flat, images, labels: (flat, images, labels + 10)),
+        ("labels", lambda flat, images, labels: (flat, images, labels - 100)),
+    ],
+)
+def test_compiled_losses_refuse_what_does_not_fit(name, change, digits):
+    problem = InnerProblem.draw(ProblemConfig(batch_size=8), digits, 3, torch.Generator().manual_seed(0))
+    flat, images, labels = change(problem.params.flatten(), *problem.batch(0))
+    with pytest.raises(ValueError, match=f"^{name}: found"):
+        problem.losses_and_gradients(flat, (images, labels))
+
+
 @pytest.mark.parametrize("options", [{"activations": ("tanh",)}, {"kind": "cnn"}])
 def test_other_networks_have_plain_losses(options, num_compiled):
     config = ProblemConfig(hidden_dims=((4, 4),), batch_size=8, **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,17 +83,27 @@ def step(
             before it.
         rule: from the two outputs to the change.
         constants: [B, c], of the rule.
+
+    Raises:
+        ValueError: shapes do not fit.
     """
     library = native.library()
     assert library is not None
-    num_networks, num_parameters = gradients.shape
+    num_networks, num_parameters = shape = gradients.shape
+    num_momenta = len(decays) - 2
+    found, expected = [tensor.shape for tensor in state], [shape, (*shape, num_momenta), shape, shape]
+    if found != expected or sum(sizes) != num_parameters:
+        raise ValueError(f"found a state of shapes {found} and {sum(sizes)} parameters, expected {expected}")
+    widths = [(2 + num_momenta) * (1 if encoding == Encoding.UNITS else 2), *(bias.shape[-1] for _, bias in layers)]
+    if [weight.shape[-2:] for weight, _ in layers] != [(m, n) for n, m in pairwise(widths)] or widths[1:][-1:] != [2]:
+        raise ValueError(f"found an MLP of widths {widths}, expected weights of these, and 2 outputs")
     before = [tensor.contiguous() for tensor in state._replace(momenta=state.momenta.mT)]
     after = [torch.empty_like(tensor) for tensor in before]
-    tensors = [*before, *after, gradients.contiguous(), torch.tensor(decays), constants.contiguous()]
+    tensors = [*before, *after, gradients.contiguous(), gradients.new_tensor(decays), constants.contiguous()]
     rows = [_with_rows(weight, bias, num_networks) for weight, bias in layers]
     of_layers = _words([number for weight, bias in rows for number in _layer(weight, bias)])
     of_sizes = _words(sizes)
-    words = [encoding, rule, num_networks, num_parameters, len(sizes), len(decays) - 2, len(layers)]
+    words = [encoding, rule, num_networks, num_parameters, len(sizes), num_momenta, len(layers)]
     words += [constants.shape[1], torch.get_num_threads(), *(tensor.data_ptr() for tensor in tensors)]
     library.coordinate_steps(_words([*words, ctypes.addressof(of_sizes), ctypes.addressof(of_layers)]))
     return State(after[0], after[1].mT, after[2], after[3])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,20 @@ def losses_and_gradients(
         widths: n_0, n_1, ..., the number of classes.
         images: [B, M, n_0].
         labels: [B, M], long.
+
+    Raises:
+        ValueError: shapes do not fit, or labels are no classes.
     """
+    num_networks, num_images = labels.shape
+    size = sum(outputs * (inputs + 1) for inputs, outputs in pairwise(widths))
+    for name, tensor, shape in (
+        ("parameters", parameters, (num_networks, size)),
+        ("images", images, (num_networks, num_images, widths[0])),
+    ):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: found shape {[*tensor.shape]}, expected {[*shape]}")
+    if labels.dtype != torch.long or (labels.numel() and not 0 <= labels.min() <= labels.max() < widths[-1]):
+        raise ValueError(f"labels: found {labels.dtype}, expected whole numbers (long) below {widths[-1]}")
     library = native.library()
     assert library is not None
     losses, gradients = parameters.new_empty(len(parameters)), torch.empty_like(parameters.contiguous())
