@@ -113,6 +113,8 @@ def test_inspect_shows_how_a_module_is_read(tmp_path, monkeypatch, capsys):
     refused = run("factories:bag", "--input_shape", "2,5")
     assert refused[0] != 0
     assert refused[2].strip().endswith("for an input of whole numbers below N set --words N")
+    refused = run("factories:bag", "--input_shape", "2,5", "--words", "1000")
+    assert refused[2].strip().endswith("--words: found 1000, more than an embedding has")
 
 
 def test_a_reader_of_the_output_may_stop():

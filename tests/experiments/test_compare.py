@@ -267,6 +267,9 @@ def test_other_zoos(home, compare):
     assert (mlp["test_accuracy_on_wide"], bool(gmn["test_accuracy_on_wide"])) == ("", True)
     assert "test accuracy on wide" in out
     assert_refused(compare({**content, "test_zoos": ["data"]}), "test_zoos: found data, expected the folder of a zoo")
+    shutil.copytree(home / "data/zoo", home / "data/other/again")
+    same = {**content, "test_zoos": ["data/again", "data/other/again"]}
+    assert_refused(compare(same), "test_zoos: found 2 folders called again, expected other names")
 
 
 def predictions(folder, true, predicted):

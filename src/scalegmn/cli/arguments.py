@@ -35,7 +35,7 @@ class Arguments(argparse.ArgumentParser):
 
     def add_example_input(self, required: bool = False) -> None:
         """Adds the options of an `ExampleInput`, of commands that read modules."""
-        help_of_shape = "of an input of package.module:factory, such as 1,3,32,32"
+        help_of_shape = "of an input of package.module:factory, or of an ONNX file that leaves it open: 1,3,32,32"
         self.add_argument("--input_shape", required=required, metavar="SHAPE", help=help_of_shape)
         self.add_argument("--words", type=int, metavar="N", help="this input consists of whole numbers below N")
 

@@ -12,6 +12,7 @@ import math
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -193,6 +194,12 @@ def plan(config: CompareConfig) -> list[PlannedRun]:
     runs: list[PlannedRun] = []
     problems = [
         f"test_zoos: found {path}, expected the folder of a zoo" for path in config.test_zoos if not is_zoo(Path(path))
+    ]
+    names = Counter(Path(path).name for path in config.test_zoos)
+    problems += [
+        f"test_zoos: found {number} folders called {name}, expected other names"
+        for name, number in names.items()
+        if number > 1
     ]
     for name in config.names:
         entry = config.models[name]

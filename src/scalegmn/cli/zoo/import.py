@@ -32,7 +32,7 @@ def run(words: Sequence[str]) -> None:
         raise ValueError(f"--activation: found {values.activation}, expected one of {', '.join(ACTIVATIONS)}")
     layers = None if values.layers is None else tuple(values.layers.split(","))
     w0 = 30.0 if values.w0 is None else values.w0
-    options = InputOptions(values.activation, w0, ExampleInput.parse(values.input_shape), layers)
+    options = InputOptions(values.activation, w0, ExampleInput.parse(values.input_shape, values.words), layers)
     refuse_zoos(values.nets)
     sources, notes = find_sources(values.nets)
     fractions = {"val": values.val_fraction, "test": values.test_fraction}
@@ -68,7 +68,7 @@ def _parser() -> Arguments:
     parser.add_argument("--activation", metavar="NAME", help="activation of state dicts that the table does not tell")
     parser.add_argument("--w0", type=float, help="frequency of their sines, sin(w0 (W x + b)) (30)")
     parser.add_argument("--layers", help="the layers of state dicts in their order, where files do not tell: a,b,c")
-    parser.add_argument("--input_shape", help="the shape of an input of an ONNX file that leaves it open: 1,1,28,28")
+    parser.add_example_input()
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share for validation, without splits (0.1)")
     parser.add_argument("--test_fraction", type=float, default=0.2, help="share for testing, without splits (0.2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of their choice (0)")

@@ -46,10 +46,13 @@ class ExampleInput:
         return torch.randint(self.words, self.shape, generator=generator)
 
     def advised(self, error: Exception) -> str:
-        """The message of a network that cannot read this input, with the option that is missing if it reads whole
-        numbers."""
-        is_lacking = self.words is None and "indices" in str(error) and "Long" in str(error)
-        return f"{error}; for an input of whole numbers below N set --words N" if is_lacking else str(error)
+        """The message of a network that cannot read this input, with what to change if `words` is missing or too
+        large."""
+        if self.words is None and "indices" in str(error) and "Long" in str(error):
+            return f"{error}; for an input of whole numbers below N set --words N"
+        if self.words is not None and "index out of range" in str(error):
+            return f"--words: found {self.words}, more than an embedding has"
+        return str(error)
 
 
 def from_factory(name: str, example: ExampleInput) -> NetParams:
