@@ -288,6 +288,21 @@ OTHERS = {
 }
 
 
+OF_ALL_ELEMENTS = {
+    "a norm": lambda m, x: m.out(torch.relu(m.first(x)) * m.w.norm()),
+    "a scalar product": lambda m, x: m.out(torch.relu(m.first(x) + torch.dot(m.w, m.v))),
+    "a norm of its own weights": lambda m, x: m.out(torch.relu(m.first(x)) / m.first.weight.norm()),
+    "a temperature": lambda m, x: m.out(((m.first(x) @ m.second(x).T) * m.w.norm()).softmax(-1) @ m.first(x)),
+}
+
+
+@pytest.mark.parametrize("name", OF_ALL_ELEMENTS)
+def test_numbers_that_are_computed_from_all_of_a_parameter(name, generator):
+    """It is a part of what is read."""
+    module = module_of(OF_ALL_ELEMENTS[name], {"w": (5,), "v": (5,), **TWO})
+    assert_read(module, torch.randn(3, 4, generator=generator, dtype=torch.float64), generator)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_looks_like_another_spelling_is_read_as_it_is(name, generator):
     """Numbers that change their type, memory that several values share, sums that spread a row."""

@@ -30,6 +30,7 @@ from scalegmn.interop.torch_modules.pinning import pin
 from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.interop.torch_modules.values import (
     ComputedParameters,
+    ComputedWeights,
     Elements,
     NetworkInput,
     Neurons,
@@ -117,6 +118,8 @@ def computed_alike(trace: Trace, function: Any, args: Any, kwargs: Any, actual: 
         if not any(isinstance(leaf, NetworkInput | Opaque) for leaf, _ in operands):
             return _of_parameters(trace, operands, result.shape)
         operands = _with_units(trace, operands, result.shape)
+    pin(trace, [leaf for leaf, _ in operands if isinstance(leaf, ComputedWeights)], f"{name} of all of it")
+    operands = [(value if isinstance(leaf, ComputedWeights) else leaf, value) for leaf, value in operands]
     if name == "prelu":
         operands = [operands[0], _along_second_axis(*operands[1], len(result.shape))]
     return elementwise(trace, operands, result.shape, name in PRODUCTS)

@@ -328,6 +328,8 @@ class GraphReader:
                 problem = problem or (error.problem if isinstance(error, Refusal) else _unforeseen(error))
                 restore()
             else:
+                if isinstance(value, Scores | OfHeads | Turned):
+                    pin(trace, [leaf for leaf in leaves if isinstance(leaf, ComputedWeights)], f"{name} of all of it")
                 if way == OPAQUE:
                     pin(trace, [leaf for leaf in leaves if not isinstance(leaf, Elements)], problem)
                 elif way == MIXED:
