@@ -23,7 +23,7 @@ demo-generalization: setup
 demo-optimizer: setup
 	$(BIN)/scalegmn demo optimizer
 
-bundles/%: setup
+bundles/%: .venv/installed
 	$(BIN)/scalegmn demo $* --out runs/$@
 	$(BIN)/scalegmn export --checkpoint runs/$@ --out $@
 

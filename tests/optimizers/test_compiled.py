@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from scalegmn.engine import native
 from scalegmn.networks import LayerSpec, NetSpec
@@ -147,6 +148,19 @@ def test_the_default_type_does_not_matter(features):
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
+
+
+def test_pruned_layers_take_the_plain_path(num_compiled):
+    optimizer, coordinates = optimizer_for(SPEC, features="unf"), Coordinates(SPEC)
+    params = initialized(SPEC, NUM_NETWORKS, "he", torch.Generator().manual_seed(0))
+    flat, state = params.flatten(), optimizer.features.start(params.flatten())
+    expected, _ = optimizer.step(params, flat, flat, state, coordinates)
+    assert num_compiled() == 1
+    prune.identity(optimizer.network.mlp.linears[1], "weight")
+    with torch.no_grad():
+        found, _ = optimizer.step(params, flat, flat, state, coordinates)
+    assert num_compiled() == 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_shapes_are_refused():

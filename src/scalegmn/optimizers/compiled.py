@@ -25,15 +25,25 @@ _RULES = {ExponentialRule: Rule.EXPONENTIAL, MomentumRule: Rule.MOMENTUM, AdamRe
 
 
 def has_compiled_step(
-    features: FeatureSet, network: UpdateNetwork, rule: UpdateRule, tensors: Iterable[Tensor]
+    features: FeatureSet,
+    network: UpdateNetwork,
+    rule: UpdateRule,
+    own: Mapping[str, Tensor],
+    others: Iterable[Tensor],
 ) -> bool:
-    """Whether there is compiled code for the steps of an optimiser of these parts, with all these tensors."""
-    return (
-        type(features) in _ENCODINGS
-        and type(network) is CoordinateMLP
-        and type(rule) in _RULES
-        and is_compiled(tensors)
-    )
+    """Whether there is compiled code for the steps of an optimiser of these parts, with its own parameters by name
+    and other tensors."""
+    if type(features) not in _ENCODINGS or type(network) is not CoordinateMLP or type(rule) not in _RULES:
+        return False
+    return len(_layers(own)) == len(network.mlp.linears) and is_compiled([*own.values(), *others])
+
+
+def _layers(own: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of a `CoordinateMLP`'s layers, up to the first that is parametrised or pruned."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    while (name := f"network.mlp.linears.{len(layers)}.weight") in own:
+        layers.append((own[name], own[name.replace("weight", "bias")]))
+    return layers
 
 
 def compiled_step(
@@ -55,9 +65,7 @@ def compiled_step(
         coordinates: of the parameters.
     """
     steps = state.steps + 1
-    layers: list[tuple[Tensor, Tensor]] = []
-    while (name := f"network.mlp.linears.{len(layers)}.weight") in own:
-        layers.append((own[name], own[name.replace("weight", "bias")]))
+    layers = _layers(own)
     if isinstance(features, NormalizedFeatures):  # the time is the same for all parameters: a part of the bias
         weight, bias = layers[0]
         time = time_channels(steps)

@@ -188,11 +188,10 @@ class LearnedOptimizer(nn.Module):
             own: parameters of the optimiser by name, others for each network, [B, ...]; None: this one's for all.
         """
         given = dict(self.named_parameters()) if own is None else own
-        tensors = flat, gradients, *state, *given.values()
         if (
             type(self) is LearnedOptimizer
             and not self.config.is_canonical
-            and has_compiled_step(self.features, self.network, self.rule, tensors)
+            and has_compiled_step(self.features, self.network, self.rule, given, (flat, gradients, *state))
         ):
             return compiled_step(self.features, self.rule, given, flat, gradients, state, coordinates)
         inputs, state = self.inputs(params, flat, gradients, state)

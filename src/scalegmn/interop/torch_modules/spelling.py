@@ -277,8 +277,9 @@ def _product_and_sum(graph: torch.fx.Graph, node: Node) -> Node:
     terms = [
         value if factor == 1 else _inserted(graph, node, aten.mul.Scalar, value, factor)
         for value, factor in ((x, beta), (product, alpha))
+        if beta or value is product  # PyTorch does not read x then
     ]
-    return _inserted(graph, node, aten.add.Tensor, *terms)
+    return _inserted(graph, node, aten.add.Tensor, *terms) if beta else terms[0]
 
 
 def _sum_with_product(graph: torch.fx.Graph, node: Node) -> Node:
