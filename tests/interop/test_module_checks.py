@@ -1,5 +1,6 @@
 """What is read from a module is what it computes, and has the symmetries that are claimed; else it is refused."""
 
+import importlib.util
 import math
 
 import pytest
@@ -471,3 +472,12 @@ def test_large_parameters_are_moved_everywhere():
     assert weight.numel() > NOISE
     assert len(weight.unique(dim=0)) == 600
     assert 0.09 < weight.std() < 0.11
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch._functorch.predispatch") is None, reason="earlier versions export vmap's operations"
+)
+def test_vmap_is_refused_with_a_remedy():
+    """As in flex_attention, which makes its masks so."""
+    with pytest.raises(ValueError, match="computes with vmap.*use scaled_dot_product_attention"):
+        read(lambda m, x: torch.func.vmap(lambda row: m.c(torch.relu(m.a(row))))(x))

@@ -68,6 +68,11 @@ def export(
         drop_caches(module)  # those that the export has filled hold no numbers
         for submodule in training:
             submodule.training = True
+    if any("_add_batch_dim" in str(node.target) for node in program.graph.nodes):
+        advice = "use scaled_dot_product_attention (of transformers, attn_implementation='sdpa')"
+        raise ValueError(
+            f"{type(module).__name__}: computes with vmap, as flex_attention does, which is not read; {advice}"
+        )
     _mend_users(program.graph)
     _inline_contexts(program.graph_module)
     spell_out(program)
