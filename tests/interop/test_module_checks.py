@@ -479,5 +479,5 @@ def test_large_parameters_are_moved_everywhere():
 )
 def test_vmap_is_refused_with_a_remedy():
     """As in flex_attention, which makes its masks so."""
-    with pytest.raises(ValueError, match="computes with vmap.*use scaled_dot_product_attention"):
+    with pytest.raises(ValueError, match=r"computes with vmap.*use scaled_dot_product_attention"):
         read(lambda m, x: torch.func.vmap(lambda row: m.c(torch.relu(m.a(row))))(x))
