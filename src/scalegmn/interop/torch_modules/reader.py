@@ -214,7 +214,7 @@ class GraphReader:
 
     def verified(self, layers: list[TracedLayer], spec: NetSpec) -> NetSpec:
         """The spec, with layers pinned whose symmetries the module's operations do not keep; a strict trace refuses
-        them."""
+        them, and so does any where pinning does not help."""
         assert self._output is not None
 
         def run(tensors: Mapping[str, Any]) -> Tensor:
@@ -227,7 +227,7 @@ class GraphReader:
             broken, problem = broken_symmetry(layers, spec, self._trace.tensors, self._output, run)
             if not broken:
                 return spec
-            if self._trace.is_strict:
+            if self._trace.is_strict or all(spec.layers[index].pinned for index in broken):
                 raise ValueError(problem)
             for index in broken:
                 layers[index].pinned_by = problem
