@@ -241,6 +241,10 @@ def test_seeds_share_a_row(run, tmp_path):
     [
         (["--optimizer.network", "x"], "optimizer.network: found 'x', expected one of ff, mlp_lopt"),
         (["--optimizer.half_life", "0"], "optimizer.half_life: found 0.0, expected above 0, or null"),
+        (
+            ["--optimizer.half_life", "9", "--optimizer.rule", "ng"],
+            "optimizer.half_life: found 9.0 with rule ng, expected rule adam, or null",
+        ),
         (["--meta.horizon", "0"], "meta.horizon: found 0, expected at least 1"),
         (["--meta.method=evolution", "--meta.window=3"], "meta.horizon: found 4, expected a multiple of window, 3"),
         (["--train_args.precision", "bf16-mixed"], "train_args.precision: found bf16-mixed, expected fp32"),

@@ -44,7 +44,8 @@ def losses_and_gradients(
         if tensor.shape != shape:
             raise ValueError(f"{name}: found shape {[*tensor.shape]}, expected {[*shape]}")
     if labels.dtype != torch.long or (labels.numel() and not 0 <= labels.min() <= labels.max() < widths[-1]):
-        raise ValueError(f"labels: found {labels.dtype}, expected whole numbers (long) below {widths[-1]}")
+        found = f"{labels.dtype} from {labels.min()} to {labels.max()}" if labels.numel() else labels.dtype
+        raise ValueError(f"labels: found {found}, expected whole numbers (long) from 0 to {widths[-1] - 1}")
     library = native.library()
     assert library is not None
     losses, gradients = parameters.new_empty(len(parameters)), torch.empty_like(parameters.contiguous())

@@ -48,7 +48,7 @@ class LearnedOptimizerConfig:
 
     half_life: float | None = None
     """rule adam: steps in which what the network adds to Adam's step loses half of its size, so that long trainings end
-    as Adam's do; null: it stays."""
+    as untrained ones do; null: it stays."""
 
     canonical: bool | None = None
     """Read and update networks whose positive scales are removed (each neuron of relu networks has incoming weights of
@@ -71,6 +71,8 @@ class LearnedOptimizerConfig:
             problems.append(f"rate: found {self.rate}, expected above 0")
         if self.half_life is not None and not self.half_life > 0:
             problems.append(f"half_life: found {self.half_life}, expected above 0, or null")
+        if self.half_life is not None and self.rule != "adam":
+            problems.append(f"half_life: found {self.half_life} with rule {self.rule}, expected rule adam, or null")
         if self.network == "ng_t" and self.hidden_dim % 4:
             problems.append(f"hidden_dim: found {self.hidden_dim}, expected a multiple of 4 heads")
         if problems:
