@@ -131,11 +131,11 @@ def test_the_number_of_threads_and_of_networks_does_not_matter(features):
     finally:
         torch.set_num_threads(threads)
     flat, coordinates = whole[0], Coordinates(SPEC)
-    state, gradients = optimizer.features.start(flat), torch.randn_like(flat)
-    new, _ = optimizer.step(None, flat, gradients, state, coordinates)
+    gradients, start = torch.randn_like(flat), optimizer.features.start
+    new, _ = optimizer.step(None, flat, gradients, start(flat), coordinates)
     for row in range(NUM_NETWORKS):
         rows = slice(row, row + 1)
-        alone, _ = optimizer.step(None, flat[rows], gradients[rows], state[rows], coordinates)
+        alone, _ = optimizer.step(None, flat[rows], gradients[rows], start(flat[rows]), coordinates)
         assert torch.equal(alone, new[rows])
 
 
@@ -143,11 +143,14 @@ def test_the_number_of_threads_and_of_networks_does_not_matter(features):
 def test_the_default_type_does_not_matter(features):
     optimizer = optimizer_for(SPEC, features=features)
     flat, coordinates = steps(optimizer)[0][0], Coordinates(SPEC)
-    arguments = None, flat, flat + 1, optimizer.features.start(flat), coordinates
-    expected, _ = optimizer.step(*arguments)
+
+    def new():
+        return optimizer.step(None, flat, flat + 1, optimizer.features.start(flat), coordinates)[0]
+
+    expected = new()
     torch.set_default_dtype(torch.float64)
     try:
-        found, _ = optimizer.step(*arguments)
+        found = new()
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
@@ -156,12 +159,12 @@ def test_the_default_type_does_not_matter(features):
 def test_pruned_layers_take_the_plain_path(num_compiled):
     optimizer, coordinates = optimizer_for(SPEC, features="unf"), Coordinates(SPEC)
     params = initialized(SPEC, NUM_NETWORKS, "he", torch.Generator().manual_seed(0))
-    flat, state = params.flatten(), optimizer.features.start(params.flatten())
-    expected, _ = optimizer.step(params, flat, flat, state, coordinates)
+    flat, start = params.flatten(), optimizer.features.start
+    expected, _ = optimizer.step(params, flat, flat, start(flat), coordinates)
     assert num_compiled() == 1
     prune.identity(optimizer.network.mlp.linears[1], "weight")
     with torch.no_grad():
-        found, _ = optimizer.step(params, flat, flat, state, coordinates)
+        found, _ = optimizer.step(params, flat, flat, start(flat), coordinates)
     assert num_compiled() == 0
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 

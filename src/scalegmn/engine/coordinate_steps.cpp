@@ -32,6 +32,7 @@ struct State {
     }
 };
 
+// Momenta and moments after the step may take the place of those before it
 struct Step {
     Int encoding, rule, count, size, num_tensors, num_momenta, num_layers, num_constants, num_threads;
     State before, after;
@@ -60,8 +61,9 @@ inline Vector clamp(Vector x, float limit) {
     return x < -limit ? Vector{} - limit : x;
 }
 
-// to = decay from + weight x
+// to = decay from + weight x, where to may be from
 inline void average(const float* from, const float* x, float decay, float weight, float* to, Int count) {
+#pragma GCC ivdep
     for (Int i = 0; i < count; i++) to[i] = decay * from[i] + weight * x[i];
 }
 
@@ -128,6 +130,7 @@ struct Network {
         }
         const float* d = s.decays + 2 * s.num_momenta;
         average(before.first, gradients, d[0], d[1], after.first, s.size);
+#pragma GCC ivdep
         for (Int i = 0; i < s.size; i++)
             after.second[i] = d[2] * before.second[i] + d[3] * (gradients[i] * gradients[i]);
     }

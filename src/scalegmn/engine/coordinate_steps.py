@@ -74,7 +74,7 @@ def step(
     """The state after a step: moments x <- d x + w g (of the second g^2), then p <- p + rule(MLP(encoding)).
 
     Args:
-        state: before the step.
+        state: before the step, which is used up: momenta and moments after it take its place in memory.
         gradients: [B, P].
         decays: (d, w) of each momentum, then of the moments.
         sizes: of the tensors, one after the other.
@@ -98,7 +98,7 @@ def step(
     if [weight.shape[-2:] for weight, _ in layers] != [(m, n) for n, m in pairwise(widths)] or widths[1:][-1:] != [2]:
         raise ValueError(f"found an MLP of widths {widths}, expected weights of these, and 2 outputs")
     before = [tensor.contiguous() for tensor in state._replace(momenta=state.momenta.mT)]
-    after = [torch.empty_like(tensor) for tensor in before]
+    after = [torch.empty_like(before[0]), *before[1:]]
     tensors = [*before, *after, gradients.contiguous(), gradients.new_tensor(decays), constants.contiguous()]
     rows = [_with_rows(weight, bias, num_networks) for weight, bias in layers]
     of_layers = _words([number for weight, bias in rows for number in _layer(weight, bias)])

@@ -61,7 +61,7 @@ def compiled_step(
         features, rule: of the optimiser, whose network is a `CoordinateMLP`.
         own: its parameters by name, for all networks, or those of each, [B, ...].
         flat, gradients: [B, P].
-        state: before the step.
+        state: before the step, which is used up.
         coordinates: of the parameters.
     """
     steps = state.steps + 1
@@ -69,7 +69,7 @@ def compiled_step(
     if isinstance(features, NormalizedFeatures):  # the time is the same for all parameters: a part of the bias
         weight, bias = layers[0]
         time = time_channels(steps)
-        layers[0] = weight[..., : features.num_odd], bias + (weight[..., features.num_odd :] @ time[..., None])[..., 0]
+        layers[0] = weight[..., : features.num_odd], bias + (weight[..., features.num_odd :] * time[:, None]).sum(-1)
     new = step(
         State(flat, state.momenta, state.first, state.second),
         gradients,

@@ -185,7 +185,7 @@ class LearnedOptimizer(nn.Module):
         """Parameters [B, P] and the state after a step; no derivatives.
 
         Args:
-            params, flat, gradients, state: as in `inputs`.
+            params, flat, gradients, state: as in `inputs`; the state is used up, and its memory may hold the new one.
             coordinates: of the parameters.
             own: parameters of the optimiser by name, others for each network, [B, ...]; None: this one's for all.
         """
