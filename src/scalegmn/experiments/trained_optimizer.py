@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.experiments.optimizer_run import OptimizerRunConfig, load_trained_optimizer
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import ReadLayer
 from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, written_tensors
 from scalegmn.interop.torch_modules.program import ExampleInput
 from scalegmn.interop.torch_modules.reader import trace_module
@@ -112,7 +112,7 @@ class ModuleOptimizer(torch.optim.Optimizer):
         return OptimizerState(*(stored[name] for name in OptimizerState._fields))
 
 
-def _gradients(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], params: NetParams) -> NetParams:
+def _gradients(tensors: Mapping[str, Tensor], layers: Sequence[ReadLayer], params: NetParams) -> NetParams:
     """The gradients of all parameters in their places; 0 where there are none."""
     of_tensors = {
         name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for name, tensor in tensors.items()
@@ -130,7 +130,7 @@ def _gradients(tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], par
     return params.replace(weights=scaled("weight", read.weights), biases=scaled("bias", read.biases))
 
 
-def _kept(new: NetParams, old: NetParams, layers: Sequence[TracedLayer]) -> NetParams:
+def _kept(new: NetParams, old: NetParams, layers: Sequence[ReadLayer]) -> NetParams:
     """New parameters, with the old ones where the module has none."""
     return new.replace(
         weights=tuple(

@@ -108,12 +108,14 @@ def residual_connections(spec: NetSpec) -> set[tuple[int, int]]:
 
 
 def attention_connections(spec: NetSpec) -> set[tuple[int, int]]:
-    """(query, key or bias of scores, value) of attention, as node layers."""
-    return {
+    """(query, key or bias of scores, value) of attention, and (gate, neurons of experts), as node layers."""
+    attended = {
         (_place(spec, source), _place(spec, heads.result))
         for heads in spec.heads
         for source in (heads.query, heads.key, *heads.score_biases)
     }
+    layers = enumerate(spec.layers)
+    return attended | {(_place(spec, gate), _place(spec, index)) for index, layer in layers for gate in layer.gates}
 
 
 def _place(spec: NetSpec, layer: int) -> int:

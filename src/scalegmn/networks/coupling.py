@@ -185,12 +185,13 @@ def _classes(spec: NetSpec, links: Sequence[Residual]) -> tuple[CoupledChannels,
 
 
 def _block_counts(spec: NetSpec) -> dict[int, set[int]]:
-    """Layer -> into how many blocks groups, heads and group norms cut its channels."""
+    """Layer -> into how many blocks groups, heads, group norms and experts cut its channels."""
     counts: dict[int, set[int]] = {}
     for index, layer in enumerate(spec.layers):
         cuts = [(spec.sender(index), layer.norm_groups), (index, layer.blocks)]
         if layer.groups > 1 and not layer.is_diagonal and layer.attention is None:
             cuts += [(spec.sender(index), layer.groups), (index, layer.groups)]
+        cuts += [(cut_layer, spec.width(gate)) for gate in layer.gates for cut_layer in (index, gate)]
         for cut_layer, count in cuts:
             if count > 1:
                 counts.setdefault(cut_layer, set()).add(count)
@@ -210,7 +211,8 @@ def block_order(spec: NetSpec) -> dict[int, int]:
     """Layer -> the first of the layers whose blocks are permuted alike; -1 where they stay: blocks of the input, of
     the output and of pinned layers, of layers that are cut in two ways, and those that `LayerSpec.blocks` cuts.
 
-    Both sides of a grouped convolution, and queries, keys and values, have one order of groups or heads.
+    Both sides of a grouped convolution, queries, keys and values, and the experts of a mixture with the neurons that
+    gate them, have one order of groups, heads or experts.
     """
     links = [(index, index) for index in range(spec.num_layers - 1)]
     for index, layer in enumerate(spec.layers):
@@ -218,6 +220,7 @@ def block_order(spec: NetSpec) -> dict[int, int]:
             links.append((spec.sender(index), index))
         if layer.blocks > 1:
             links.append((-1, index))
+        links += [(gate, index) for gate in layer.gates]
     links += [(heads.result, other) for heads in spec.heads for other in _of_heads(heads)]
     counts, movable = _block_counts(spec), set()
     for channels in spec.permutation_classes:
@@ -280,9 +283,10 @@ def layers_without_scalars(spec: NetSpec) -> frozenset[int]:
 def _layers_that_norms_fix(spec: NetSpec) -> frozenset[int]:
     """Layers that layer and group norms read, whose mean and variance mix channels; layers without weights, and what
     those that are no norms read, but for heads of attention and the values of gates; those that say so
-    (`LayerSpec.unscaled`)."""
+    (`LayerSpec.unscaled`), and gates of experts."""
     fixed: set[int] = set()
     for index, layer in enumerate(spec.layers):
+        fixed |= {*layer.gates}
         repeats = layer.attention is not None and layer.coupled is None  # channels of values
         is_unweighted = not layer.affine and not layer.is_zero and not repeats
         if layer.norm in ("layer", "group") or (layer.norm is None and is_unweighted):

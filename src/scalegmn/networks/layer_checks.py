@@ -43,6 +43,9 @@ def check_layer(spec: NetSpec, index: int) -> None:
         for source in together:
             if spec.width(source) != layer.out_dim:
                 _refuse(index, f"{name}: layer {source} has {spec.width(source)} neurons, expected {layer.out_dim}")
+    for gate in layer.gates:
+        if layer.out_dim % spec.width(gate):
+            _refuse(index, f"gates: layer {gate} has {spec.width(gate)} neurons, expected a divisor of {layer.out_dim}")
     added = spec.layers[layer.residual] if spec.is_chain and layer.residual not in (None, -1) else layer
     if (layer.kernel is None) != (added.kernel is None):
         _refuse(index, f"residual: found {layer.residual}, but only one of the two layers is a convolution")
@@ -103,6 +106,7 @@ def _check_sources(index: int, layer: LayerSpec) -> None:
     sources |= {f"coupled {place}": source for place, source in enumerate(layer.coupled or ())}
     sources |= {f"score_biases {place}": source for place, source in enumerate(layer.score_biases)}
     sources |= {f"same_neurons {place}": source for place, source in enumerate(layer.same_neurons)}
+    sources |= {f"gates {place}": source for place, source in enumerate(layer.gates)}
     for name, source in sources.items():
         lowest = -1 if name in ("reads", "residual") else 0
         if source is not None and source not in range(lowest, index):

@@ -57,6 +57,8 @@ class LayerSpec:
         same_neurons: earlier layers whose neurons are this layer's at another place or time, since they have weights or
             biases of this one (a layer that is used twice), or are the state of a loop one step before.
         blocks: its channels are cut into so many blocks, which stay; channels are permuted within each.
+        gates: earlier layers with a neuron for each block of its channels (the hidden neurons of an expert); layers that
+            read it read each block multiplied by what is computed from the neurons of its gates, alike for all.
     """
 
     in_dim: int
@@ -86,6 +88,7 @@ class LayerSpec:
     linear: bool = False
     unscaled: bool = False
     same_neurons: tuple[int, ...] = ()
+    gates: tuple[int, ...] = ()
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -107,6 +110,7 @@ class LayerSpec:
             and self.coupled is None
             and not self.unscaled
             and not self.same_neurons
+            and not self.gates
             and not self.residual_after
             and self.groups == 1
         )

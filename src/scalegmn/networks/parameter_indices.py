@@ -109,13 +109,17 @@ def residual_index(spec: NetSpec) -> Tensor:
 def attention_index(spec: NetSpec) -> Tensor:
     """[2, C] long, rows sender and receiver: each query, each key and the bias of the scores of a head, and all values
     of this head; channels of layers that are coupled to others, and of the layer that they are coupled to; the same
-    neurons of two layers."""
+    neurons of two layers; each gate and the neurons of its expert."""
     starts = _starts(spec)
     joined = [torch.empty(2, 0, dtype=torch.long)]
     for index, layer in enumerate(spec.layers):
         for source in (*(layer.coupled or ()), *layer.same_neurons):
             ends = torch.stack([starts[spec.node_layers[source][1]], starts[spec.node_layers[index][1]]])
             joined.append(ends[:, None] + torch.arange(layer.out_dim))
+        for gate in layer.gates:
+            ends = torch.stack([starts[spec.node_layers[gate][1]], starts[spec.node_layers[index][1]]])
+            neurons = torch.arange(layer.out_dim)
+            joined.append(ends[:, None] + torch.stack([neurons // (layer.out_dim // spec.width(gate)), neurons]))
     for heads in spec.heads:
         results = torch.arange(spec.width(heads.result)).reshape(heads.num_heads, -1, heads.num_repeats).mT
         values = starts[spec.node_layers[heads.result][1]] + results[..., None]

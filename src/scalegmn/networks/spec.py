@@ -85,7 +85,7 @@ class NetSpec:
             options: dict[str, Any] = dict(layer)
             if options.get("activation") not in ("sine", HETERO):
                 options["w0"] = 1.0
-            for key in ("kernel", "attention", "rotary", "score_biases", "coupled", "same_neurons"):
+            for key in ("kernel", "attention", "rotary", "score_biases", "coupled", "same_neurons", "gates"):
                 if options.get(key) is not None:
                     options[key] = tuple(options[key])
             layers.append(LayerSpec(**options))

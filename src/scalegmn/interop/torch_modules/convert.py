@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import ReadLayer
 from scalegmn.interop.torch_modules.parameters import named_tensors, read_parameters, write_parameters
 from scalegmn.interop.torch_modules.program import ExampleInput, drop_caches, without_parametrizations
 from scalegmn.interop.torch_modules.reader import trace_module
 from scalegmn.interop.torch_modules.reading import Reading
 from scalegmn.networks import NetParams, NetSpec
 
-_READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[TracedLayer], NetSpec]] = weakref.WeakKeyDictionary()
+_READINGS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[ReadLayer], NetSpec]] = weakref.WeakKeyDictionary()
 """Module -> what identifies its architecture and input, and its layers and spec, for `to_module`."""
 
 

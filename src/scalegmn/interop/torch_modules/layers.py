@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scalegmn.interop.torch_modules.values import Elements
+from scalegmn.interop.torch_modules.values import Elements, Joined
 
 
 class TracedAttention(NamedTuple):
@@ -130,6 +130,21 @@ class TracedLayer:
         return replace(
             self, nodes=nodes, weight=part(self.weight), bias=part(self.bias), statistics=statistics, **changes
         )
+
+
+@dataclass
+class JoinedLayer:
+    """Layers that are alike, side by side as one (`experts`)."""
+
+    place: str
+    weight: Joined | None
+    bias: Joined | None
+    statistics: tuple[Joined, ...] | None
+    pinned_by: str = ""
+
+
+ReadLayer = TracedLayer | JoinedLayer
+"""A layer of a spec, with the parameters that it has."""
 
 
 class ParameterUsers:

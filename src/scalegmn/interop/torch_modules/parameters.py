@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from scalegmn.interop.torch_modules.layers import TracedLayer
-from scalegmn.interop.torch_modules.values import Elements
+from scalegmn.interop.torch_modules.layers import ReadLayer
+from scalegmn.interop.torch_modules.values import Elements, Joined
 from scalegmn.networks import NetParams, NetSpec
 
 
 def read_parameters(
-    tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec, is_copied: bool = True
+    tensors: Mapping[str, Tensor], layers: Sequence[ReadLayer], spec: NetSpec, is_copied: bool = True
 ) -> NetParams:
     """The parameters of a module as a batch of one network, in the widest of their types.
 
@@ -27,15 +27,20 @@ def read_parameters(
     Raises:
         ValueError: there are no weights, or a value is not finite; names the tensor.
     """
-    weights = [tensors[layer.weight.name].detach() for layer in layers if layer.weight is not None]
+    used = [part for layer in layers for part in _parts(layer.weight)]
+    weights = [tensors[part.name].detach() for part in used]
     if not weights:
         raise ValueError("expected a module with weights, found none that its output depends on")
     dtypes = {weight.real.dtype if weight.is_complex() else weight.dtype for weight in weights}
     reference = flattened(weights[0]).to(functools.reduce(torch.promote_types, dtypes))
 
-    def read(elements: Elements | None, shape: tuple[int, ...], fill: float) -> Tensor:
+    def read(elements: Elements | Joined | None, shape: tuple[int, ...], fill: float) -> Tensor:
         if elements is None:
             return reference.new_full((1, *shape), fill)
+        if isinstance(elements, Joined):
+            sizes = [*shape]
+            sizes[elements.axis] //= len(elements.parts)
+            return torch.cat([read(part, tuple(sizes), fill) for part in elements.parts], elements.axis + 1)
         chosen = elements.of(flattened(tensors[elements.name].detach()))
         values = chosen.reshape(1, *shape).to(reference)
         if not values.sum().isfinite() and not values.isfinite().all():  # a sum may overflow
@@ -60,7 +65,12 @@ def read_parameters(
     )
 
 
-def write_parameters(params: NetParams, module: nn.Module, layers: Sequence[TracedLayer], spec: NetSpec) -> None:
+def _parts(elements: Elements | Joined | None) -> tuple[Elements, ...]:
+    """The elements of each parameter."""
+    return elements.parts if isinstance(elements, Joined) else () if elements is None else (elements,)
+
+
+def write_parameters(params: NetParams, module: nn.Module, layers: Sequence[ReadLayer], spec: NetSpec) -> None:
     """Sets the parameters of a module to those of one network, to the bit; the module stays as it was where that
     fails. Arguments and errors as of `written_tensors`."""
     tensors = named_tensors(module)
@@ -72,7 +82,7 @@ def write_parameters(params: NetParams, module: nn.Module, layers: Sequence[Trac
 
 
 def written_tensors(
-    params: NetParams, tensors: Mapping[str, Tensor], layers: Sequence[TracedLayer], spec: NetSpec
+    params: NetParams, tensors: Mapping[str, Tensor], layers: Sequence[ReadLayer], spec: NetSpec
 ) -> dict[str, Tensor]:
     """Parameters and buffers with the parameters of one network in their places; those that nothing reads as they are.
 
@@ -92,7 +102,11 @@ def written_tensors(
     is_written: dict[str, Tensor | None] = {}
     """Which numbers of a parameter are; None: all of them."""
 
-    def put(elements: Elements, values: Tensor) -> None:
+    def put(elements: Elements | Joined, values: Tensor) -> None:
+        if isinstance(elements, Joined):
+            for part, piece in zip(elements.parts, values.chunk(len(elements.parts), elements.axis), strict=True):
+                put(part, piece)
+            return
         name = elements.name
         is_new = name not in new
         values = values.reshape(elements.index.shape).to(tensors[name].real)

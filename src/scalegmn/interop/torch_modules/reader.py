@@ -27,8 +27,9 @@ from scalegmn.interop.torch_modules.execution import (
     seeded,
     tensor_names,
 )
+from scalegmn.interop.torch_modules.experts import with_experts
 from scalegmn.interop.torch_modules.headwise import before_scores, computed_in_heads
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import ReadLayer, TracedLayer
 from scalegmn.interop.torch_modules.nodes import (
     changed_argument,
     is_random,
@@ -61,7 +62,7 @@ from scalegmn.interop.torch_modules.values import (
     is_prepared_by,
     is_traced,
 )
-from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values
+from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values, keeps_symmetry
 from scalegmn.networks import NetSpec
 
 READS_OPAQUE = (
@@ -116,7 +117,7 @@ class _Changed:
 
 def trace_module(
     module: nn.Module, example_input: ExampleInput, output: int | str | None = None, is_strict: bool = True
-) -> tuple[list[TracedLayer], NetSpec]:
+) -> tuple[list[ReadLayer], NetSpec]:
     """The layers of a module, with the parameters that each reads, and the spec of its architecture.
 
     Each layer is evaluated as it was read and compared with what the module computes, and the symmetries of the spec
@@ -141,12 +142,13 @@ def trace_module(
         layers, spec = assemble(trace, results)
         trace.place = ""
         spec = reader.verified(layers, spec)
+        joined, spec = reader.with_experts(layers, spec)
     except ValueError:
         raise
     except Exception as error:  # a mistake of this package, as those of the module's code are found by the export
         place = f"{trace.place}: " if trace.place else ""
         raise ValueError(f"{type(module).__name__}: {place}{_unforeseen(error)}; please report it") from error
-    return layers, spec
+    return joined, spec
 
 
 def _unforeseen(error: Exception) -> str:
@@ -216,15 +218,10 @@ class GraphReader:
         """The spec, with layers pinned whose symmetries the module's operations do not keep; a strict trace refuses
         them, and so does any where pinning does not help."""
         assert self._output is not None
-
-        def run(tensors: Mapping[str, Any]) -> Tensor:
-            inputs = {name: _cloned(value) for name, value in self._inputs.items()}
-            return execute(self._program, tensors, inputs, self._dtype)
-
         self._values.clear()
         self._actual.clear()
         while True:
-            broken, problem = broken_symmetry(layers, spec, self._trace.tensors, self._output, run)
+            broken, problem = broken_symmetry(layers, spec, self._trace.tensors, self._output, self._run)
             if not broken:
                 return spec
             if self._trace.is_strict or all(spec.layers[index].pinned for index in broken):
@@ -237,6 +234,19 @@ class GraphReader:
                     for index, layer in enumerate(spec.layers)
                 )
             )
+
+    def with_experts(self, layers: list[TracedLayer], spec: NetSpec) -> tuple[list[ReadLayer], NetSpec]:
+        """The layers and their spec, with the experts of each mixture as one layer."""
+        tensors, outputs = self._trace.tensors, self._output
+        assert outputs is not None
+        return with_experts(
+            layers, spec, lambda *joined: keeps_symmetry(*joined, tensors=tensors, outputs=outputs, run=self._run)
+        )
+
+    def _run(self, tensors: Mapping[str, Any]) -> Tensor:
+        """The module's outputs with other tensors."""
+        inputs = {name: _cloned(value) for name, value in self._inputs.items()}
+        return execute(self._program, tensors, inputs, self._dtype)
 
     def _start(self) -> None:
         """Chooses what the network reads among the module's inputs: those of floating point numbers or, where there

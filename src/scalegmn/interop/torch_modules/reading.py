@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import ReadLayer
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
 
 
@@ -48,7 +48,7 @@ class Reading:
     weights_moved: float
 
     @classmethod
-    def of(cls, params: NetParams, traced: Sequence[TracedLayer]) -> Reading:
+    def of(cls, params: NetParams, traced: Sequence[ReadLayer]) -> Reading:
         """The reading of parameters with their traced layers."""
         spec = params.spec
         together = {index: item.layers for item in spec.permutation_classes for index in item.layers}

@@ -88,6 +88,21 @@ class Elements:
         return bool(other.of(used).any())
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Elements of several parameters side by side, such as of experts that are one layer."""
+
+    parts: tuple[Elements, ...]
+    """Of equal sizes."""
+
+    axis: int
+
+    @property
+    def scale(self) -> float:
+        """That of all parts."""
+        return self.parts[0].scale
+
+
 def _is_injective(view: Tensor) -> bool:
     """Whether no two places of a view have the same memory, as far as sizes and strides tell."""
     reach = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scalegmn.interop.torch_modules.execution import LARGE
-from scalegmn.interop.torch_modules.layers import TracedLayer
+from scalegmn.interop.torch_modules.layers import ReadLayer
 from scalegmn.interop.torch_modules.parameters import read_parameters, written_tensors
 from scalegmn.interop.torch_modules.trace import Trace
 from scalegmn.networks import NetSpec
@@ -27,8 +27,26 @@ def check_values(trace: Trace, actual: Tensor, claimed: Tensor) -> None:
         trace.refuse(f"the layer that was read gives other values than the module, by {share} of them")
 
 
+def keeps_symmetry(
+    layers: Sequence[ReadLayer],
+    spec: NetSpec,
+    routers: set[int],
+    tensors: Mapping[str, Any],
+    outputs: Tensor,
+    run: Callable[[dict[str, Any]], Tensor],
+) -> bool:
+    """Whether random group elements leave what the module computes, but not the parts of them that move routers alone,
+    or all but these. Arguments as of `broken_symmetry`."""
+    elements, change, tolerance = _moves(layers, spec, tensors, outputs, run)
+    others = {*range(spec.num_layers - 1)} - routers
+    return all(
+        change(element) <= tolerance and all(change(_restricted(element, part)) > tolerance for part in (routers, others))
+        for element in elements
+    )
+
+
 def broken_symmetry(
-    layers: Sequence[TracedLayer],
+    layers: Sequence[ReadLayer],
     spec: NetSpec,
     tensors: Mapping[str, Any],
     outputs: Tensor,
@@ -46,16 +64,8 @@ def broken_symmetry(
         outputs: of the module with these.
         run: the module's operations, with other tensors.
     """
-    params = read_parameters(tensors, layers, spec, is_copied=False)
-    is_large = spec.num_parameters > LARGE
-    tolerance = 1e-6 if outputs.dtype == torch.float64 else 1e-2
-    generator = torch.Generator().manual_seed(0)
-
-    def change(element: GroupElement) -> float:
-        return _change(run(written_tensors(element.act(params), tensors, layers, spec)), outputs)
-
-    for _ in range(1 if is_large else 2):
-        element = GroupElement.sample(params, generator, decades=0.3)
+    elements, change, tolerance = _moves(layers, spec, tensors, outputs, run)
+    for element in elements:
         if not change(element) <= tolerance:
             for part in _parts(spec):
                 moved = _restricted(element, part)
@@ -69,6 +79,26 @@ def broken_symmetry(
                 "that is not known; please report it"
             )
     return set(), ""
+
+
+def _moves(
+    layers: Sequence[ReadLayer],
+    spec: NetSpec,
+    tensors: Mapping[str, Any],
+    outputs: Tensor,
+    run: Callable[[dict[str, Any]], Tensor],
+) -> tuple[Iterator[GroupElement], Callable[[GroupElement], float], float]:
+    """Random group elements, by how much one changes the outputs, and what change is none."""
+    params = read_parameters(tensors, layers, spec, is_copied=False)
+    generator = torch.Generator().manual_seed(0)
+    elements = (
+        GroupElement.sample(params, generator, decades=0.3) for _ in range(1 if spec.num_parameters > LARGE else 2)
+    )
+
+    def change(element: GroupElement) -> float:
+        return _change(run(written_tensors(element.act(params), tensors, layers, spec)), outputs)
+
+    return elements, change, 1e-6 if outputs.dtype == torch.float64 else 1e-2
 
 
 def _change(moved: Tensor, outputs: Tensor) -> float:
