@@ -20,7 +20,6 @@ from torch.utils import _pytree
 from scalegmn.interop.torch_modules.addition import constant_layer
 from scalegmn.interop.torch_modules.alignment import (
     MAX_REPEATS,
-    MAX_SOURCES,
     aligned_channels,
     coupled_layer,
     mark_aligned,
@@ -63,6 +62,9 @@ PRODUCTS = ("mul", "multiply", "glu")
 """Operations that are linear in one of two values."""
 
 JOINS = ("cat", "concat", "concatenate")
+
+MAX_TERMS = 64
+"""So many neurons of one layer that are summed up for each result are read as layers of their own."""
 
 OF_TWO = ("cosine_similarity", "linalg_vecdot", "pairwise_distance")
 """Operations that reduce an axis of two values, and do not depend on the order of what they reduce."""
@@ -212,6 +214,9 @@ def elementwise(
     size = _num_varying([leaf.ids.expand(*shape) for leaf in parts])
     sizes = [_num_varying([leaf.ids]) for leaf in parts]
     few = [leaf for leaf, own in zip(parts, sizes, strict=True) if own == 1 < size or own * MAX_REPEATS <= size]
+    sources = [_num_sources(trace, leaf) for leaf in few]
+    if len(few) == len(parts) and sources.count(max(sources)) == 1:
+        del few[sources.index(max(sources))]  # what the others gate
     if few:  # gates that many channels of the others meet
         parts = [leaf for leaf in parts if not any(leaf is gate for gate in few)]
         pin(trace, few, "neurons that many channels meet")
@@ -243,6 +248,17 @@ def elementwise(
         activated = [any(_has_activation(trace, columns[place]) for columns in segments) for place in plain]
         linear = plain[activated.index(min(activated))] if plain else None
     return _coupled(trace, segments, ids, axes, linear)
+
+
+def _num_sources(trace: Trace, neurons: Neurons) -> int:
+    """How many neurons would be pinned with those of a value."""
+    owners, waiting = set[int](), trace.neurons.layers_of(neurons.ids)
+    while waiting := {owner for owner in waiting - owners if owner >= 0}:
+        owners |= waiting
+        layers = [trace.layers[owner] for owner in waiting]
+        together = [nodes for layer in layers for nodes in (layer.residual, *(layer.coupled or ())) if nodes is not None]
+        waiting = {trace.neurons.layer_of(nodes[0]) for nodes in together}
+    return sum(len(trace.layers[owner].nodes) for owner in owners)
 
 
 def _has_activation(trace: Trace, column: Tensor) -> bool:
@@ -304,7 +320,7 @@ def _coupled(
 
 
 def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[int]) -> None:
-    """Notes that channels are computed alike along some axes alone, and that their blocks along others stay.
+    """Notes that channels of a layer are computed alike along some axes alone, and that their blocks along others stay.
 
     Args:
         trace: the layers so far.
@@ -315,14 +331,27 @@ def _in_blocks(trace: Trace, ids: Tensor, axes: Sequence[int], fixed: Sequence[i
     free = [axis for axis in axes if axis not in fixed]
     if not free:
         trace.refuse("channels of a layer meet values that differ by channel")
-    rest = [axis for axis in range(ids.ndim) if axis not in axes]
-    rows = ids.permute(*rest, *fixed, *free)[(0,) * len(rest)].flatten(0, len(fixed) - 1).flatten(1)
-    nodes = rows.flatten()
-    owners = {trace.neurons.layer_of(node) for node in nodes.tolist()}
-    if len(nodes.unique()) < len(nodes) or len(owners) > 1 or min(owners) < 0 or bool((nodes.diff() < 0).any()):
+    rows = _rows(ids, axes, fixed)
+    if len(rows.unique()) < rows.numel():
         trace.refuse("channels of a layer meet values that differ by channel, in another order than by blocks")
-    if not trace.in_blocks(rows):
-        trace.refuse("channels of a layer are computed alike in blocks of several sizes")
+    blocks: dict[int, list[Tensor]] = {}
+    for row in rows:
+        owner_of = torch.tensor([trace.neurons.layer_of(node) for node in row.tolist()])
+        for owner in owner_of.unique().tolist():
+            blocks.setdefault(owner, []).append(row[owner_of == owner])
+    for owner, parts in blocks.items():
+        is_even = len({len(part) for part in parts}) == 1
+        if owner < 0 or not is_even or (len(parts) > 1 and bool((torch.cat(parts).diff() < 0).any())):
+            trace.refuse("channels of a layer meet values that differ by channel, in another order than by blocks")
+        if not trace.in_blocks(torch.stack(parts)):
+            trace.refuse("channels of a layer are computed alike in blocks of several sizes")
+
+
+def _rows(ids: Tensor, axes: Sequence[int], fixed: Sequence[int]) -> Tensor:
+    """[places along fixed axes, places along the others] of the axes along which neurons differ."""
+    rest, free = ([axis for axis in range(ids.ndim) if (axis in axes) == of] for of in (False, True))
+    free = [axis for axis in free if axis not in fixed]
+    return ids.permute(*rest, *fixed, *free)[(0,) * len(rest)].flatten(0, len(fixed) - 1).flatten(1)
 
 
 def _num_varying(ids: Sequence[Tensor]) -> int:
@@ -383,7 +412,7 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
             trace.refuse(f"{name} over channels, with the channel that has it")
         _read_all(trace, segments)
         new: list[Any] = [Opaque()] * len(results)
-    elif set(varying) & set(axes) and len(results) == 1 and (terms := _terms(neurons.ids, axes, results[0].ndim)):
+    elif set(varying) & set(axes) and len(results) == 1 and (terms := _terms(neurons.ids, varying, axes, results[0])):
         left = [axis for axis in range(terms[0].ndim) if not all(is_constant_along(item, axis) for item in terms)]
         segments = aligned_channels(trace, [neurons] * len(terms), terms, left)
         new = [_coupled(trace, segments, terms, left)]
@@ -400,10 +429,10 @@ def _reduced(trace: Trace, name: str, neurons: Neurons, axes: Sequence[int], res
     return new if isinstance(result, list | tuple) else new[0]
 
 
-def _terms(ids: Tensor, axes: Sequence[int], ndim: int) -> list[Tensor]:
-    """Neurons that a function of some axes reads, in the shape of the result, if they are fewer than the results;
-    else nothing."""
-    keeps_axes = ndim == ids.ndim
+def _terms(ids: Tensor, varying: Sequence[int], axes: Sequence[int], result: Tensor) -> list[Tensor]:
+    """Neurons that a function of some axes reads, in the shape of the result, if they are fewer than the results, or
+    those of a result do not stand in a row; else nothing."""
+    keeps_axes = result.ndim == ids.ndim
     terms = [ids]
     for axis in sorted(axes, reverse=True):
         if is_constant_along(ids, axis):
@@ -412,9 +441,10 @@ def _terms(ids: Tensor, axes: Sequence[int], ndim: int) -> list[Tensor]:
             ranges = [slice(place, place + 1) for place in range(ids.shape[axis])]
         terms = [item.movedim(axis, 0)[part].movedim(0, axis) for item in terms for part in ranges]
         terms = terms if keeps_axes else [item.squeeze(axis) for item in terms]
-        if len(terms) > MAX_SOURCES:
+        if len(terms) > MAX_TERMS:
             return []
-    return terms if len(terms) <= _num_varying(terms) else []
+    rows = _rows(ids, varying, [axis for axis in varying if axis not in axes])
+    return terms if len(terms) <= _num_varying(terms) or bool((rows.diff(dim=0) == 1).all()) else []
 
 
 def _read_all(trace: Trace, segments: Sequence[Sequence[Tensor]]) -> None:
