@@ -21,6 +21,9 @@ from scalegmn.networks import LayerSpec, NetSpec
 MAX_ROUTERS = 3
 """So many layers with a neuron for each expert are tried, those next to the experts first, alone and together."""
 
+MAX_SHARED = 2
+"""So many experts that nothing gates may be like those that a router does."""
+
 Kinds = Sequence[Sequence[int]]
 """Per layer of an expert, the layers of all experts that stand in its place."""
 
@@ -51,19 +54,20 @@ def with_experts(
 
 
 def _candidates(layers: Sequence[ReadLayer], spec: NetSpec) -> Iterator[tuple[Kinds, tuple[int, ...]]]:
-    """Branches that are alike, with layers that may gate them."""
+    """Branches that are alike, with layers that may gate them: all of them, or all but some before or behind."""
     for kinds in _branches(layers, spec):
-        taken = {index for kind in kinds for index in kind}
-        first = min(taken)
-        near = [
-            index
-            for index, layer in enumerate(spec.layers[:-1])
-            if layer.out_dim == len(kinds[0]) and index not in taken and index < max(taken)
-        ]
-        near = sorted(near, key=lambda index: abs(first - index))[:MAX_ROUTERS]
-        for count in range(1, len(near) + 1):
-            for routers in combinations(near, count):
-                yield kinds, routers
+        members = {index for kind in kinds for index in kind}
+        for count in range(len(kinds[0]), max(1, len(kinds[0]) - MAX_SHARED - 1), -1):
+            near = [
+                index
+                for index, layer in enumerate(spec.layers[:-1])
+                if layer.out_dim == count and index not in members and index < max(members)
+            ]
+            near = sorted(near, key=lambda index: abs(min(members) - index))[:MAX_ROUTERS]
+            gates = [routers for size in range(1, len(near) + 1) for routers in combinations(near, size)]
+            for start in range(len(kinds[0]) - count + 1):
+                for routers in gates:
+                    yield [kind[start : start + count] for kind in kinds], routers
 
 
 # Branches

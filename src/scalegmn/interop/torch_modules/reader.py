@@ -78,6 +78,9 @@ READS_OPAQUE = (
 LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Operations that read nothing but the shape and type of their second argument."""
 
+AT_PLACES = ("index", "index_select", "gather", "index_add", "scatter_add")
+"""Operations whose places may be what no layer describes."""
+
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
 """Operations whose second argument, weights, may be computed from parameters."""
 
@@ -184,6 +187,7 @@ class GraphReader:
         self._inputs: dict[str, Any] = {}
         self._before_scores = before_scores(program.graph)
         self._output: Tensor | None = None
+        self._is_replaced = False  # whether the values are not those of the module
 
     def read(self) -> list[Any]:
         """The values that the module returns."""
@@ -196,6 +200,8 @@ class GraphReader:
                 self._values[node] = self._actual[node] = as_dtype(constant, self._dtype)
             elif node.op == "output":
                 self._output = joined([self._actual[result] for result in node.args[0]])
+                if self._is_replaced:
+                    self._output = self._run(self._trace.tensors)
                 return [self._returned(result) for result in node.args[0]]
             else:
                 self._read_call(node)
@@ -314,7 +320,7 @@ class GraphReader:
         restore = trace.saved(leaves)
         is_computed = not is_known_in_size(node)
         if is_computed:
-            self._actual[node] = node.meta["val"] = self._compute(node)
+            self._actual[node] = node.meta["val"] = self._found(node, name)
         is_drawn = is_random(node) and name not in FILLS and bool(leaves)
         if is_rounded(node) and not trace.is_strict:
             is_drawn, problem = bool(leaves), f"{name} rounds numbers of 64 bits"
@@ -362,7 +368,7 @@ class GraphReader:
             return [OF_PARAMETERS]  # standardised weights
         has_opaque = any(isinstance(leaf, Opaque) for leaf in leaves)
         neurons = [leaf for leaf in leaves if isinstance(leaf, Neurons)]
-        ways = [AS_IT_IS] if name in READS_OPAQUE or not has_opaque else []
+        ways = [AS_IT_IS] if name in (*READS_OPAQUE, *AT_PLACES) or not has_opaque else []
         are_parameters = all(isinstance(leaf, Elements | ComputedParameters) for leaf in leaves)
         reads_parameter = any(isinstance(leaf, Elements) and not leaf.is_buffer for leaf in leaves)
         if (neurons or are_parameters or reads_parameter) and (name not in READS_OPAQUE or name in JOINS):
@@ -431,6 +437,15 @@ class GraphReader:
         """What the module computes here."""
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._actual.__getitem__)
         return compute(node, args, kwargs, self._dtype)
+
+    def _found(self, node: torch.fx.Node, name: str) -> Any:
+        """What an operation returns whose size depends on its values; where it finds no places, the first, so that what
+        is read at these (by an expert that no position chooses) is read as elsewhere."""
+        result = self._compute(node)
+        if name not in ("nonzero", "nonzero_numpy", "where"):
+            return result
+        self._is_replaced |= any(not leaf.numel() for leaf in _pytree.tree_leaves(result))
+        return _pytree.tree_map(lambda leaf: leaf if leaf.numel() else leaf.new_zeros(1, *leaf.shape[1:]), result)
 
     def _call(self, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation returns: None where all its arguments are constants, else by its operator's rule."""

@@ -9,8 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalegmn.interop.torch_modules.channelwise import elementwise
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
-from scalegmn.interop.torch_modules.values import Elements, NetworkInput, Neurons, Scores, is_constant_along, is_number
+from scalegmn.interop.torch_modules.values import (
+    Elements,
+    NetworkInput,
+    Neurons,
+    Opaque,
+    Scores,
+    is_constant_along,
+    is_number,
+)
 
 FAMILY = "pooling and resizing"
 
@@ -125,10 +134,14 @@ def largest(call: Call, x: Any, axis: int | None = None, keepdim: bool = False) 
 
 @operator(FAMILY, "index_add", "scatter_add", "scatter_reduce", "index_reduce")
 def gather_sums(call: Call, x: Any, axis: int, places: Any, source: Any, *rest: Any, **options: Any) -> Neurons:
-    """Sums, means or largest values of positions at other positions, as of the neighbours in a graph, onto zeros."""
+    """Sums, means or largest values of positions at other positions, as of the neighbours in a graph, onto zeros; sums
+    onto what layers return, too."""
     trace = call.trace
     reduction = rest[0] if rest else options.get("reduce", "sum")
-    if not isinstance(x, Tensor) or bool(x.any()) or not isinstance(places, Tensor) or not isinstance(source, Neurons):
+    is_sum = call.name in ("index_add", "scatter_add")
+    places = places.value if isinstance(places, Opaque) else places
+    is_onto_known = (isinstance(x, Tensor) and not x.any()) or (isinstance(x, Neurons) and is_sum)
+    if not is_onto_known or not isinstance(places, Tensor) or not isinstance(source, Neurons):
         trace.refuse(f"{call.name} of what is no layer's output, to computed places, or onto others than zeros")
     if reduction not in ("sum", "mean", "amax", "amin") or options.get("alpha", 1) != 1:
         trace.refuse(f"{call.name} with other options than a sum, a mean or the largest")
@@ -143,7 +156,8 @@ def gather_sums(call: Call, x: Any, axis: int, places: Any, source: Any, *rest: 
     for other in range(ids.ndim):
         if other not in varying:
             ids = ids.narrow(other, 0, 1)
-    return replace(source, ids=ids.expand(*call.shape))
+    added = replace(source, ids=ids.expand(*call.shape))
+    return elementwise(trace, [(x, x.value), (added, None)], call.shape) if isinstance(x, Neurons) else added
 
 
 @operator(FAMILY, "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

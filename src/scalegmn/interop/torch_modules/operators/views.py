@@ -15,7 +15,9 @@ from scalegmn.interop.torch_modules.values import (
     Elements,
     NetworkInput,
     Neurons,
+    Opaque,
     Scores,
+    is_constant_along,
     is_traced,
 )
 
@@ -78,11 +80,28 @@ def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
 
 @operator("views", "index", "index_select", "gather")
 def index(call: Call, x: Any, *places: Any) -> Any:
-    """Elements at constant places."""
-    are_known = not any(map(is_traced, torch.utils._pytree.tree_leaves(places, is_leaf=is_traced)))
-    if not isinstance(x, Neurons | NetworkInput | Elements) or not are_known:
+    """Elements at constant places; of neurons, positions at any places that no symmetry moves."""
+    leaves = torch.utils._pytree.tree_leaves(places, is_leaf=is_traced)
+    if not isinstance(x, Neurons | NetworkInput | Elements) or (
+        any(map(is_traced, leaves)) and not (isinstance(x, Neurons) and _are_positions(call, x, *places))
+    ):
         call.trace.refuse("elements at places that depend on the input")
-    return move(call, x, *places)
+    known = [leaf.value if isinstance(leaf, Opaque) else leaf for leaf in leaves]
+    structure = torch.utils._pytree.tree_structure(places, is_leaf=is_traced)
+    return move(call, x, *torch.utils._pytree.tree_unflatten(known, structure))
+
+
+def _are_positions(call: Call, x: Neurons, places: Any, *chosen: Any) -> bool:
+    """Whether places that no layer computes are those of positions."""
+    axes = [places] if chosen else [axis for axis, place in enumerate(places) if place is not None]
+    given = chosen if chosen else [place for place in places if place is not None]
+    are_fixed = all(isinstance(place, Opaque | Tensor) for place in given)
+    tensors = [place.value if isinstance(place, Opaque) else place for place in given]
+    is_mask = any(tensor.dtype == torch.bool for tensor in tensors)
+    varying = [axis for axis in range(x.ids.ndim) if not is_constant_along(x.ids, axis)]
+    if call.name == "gather" and not all(is_constant_along(tensors[0], axis) for axis in varying):
+        return False
+    return are_fixed and not is_mask and not {*axes} & {*varying}
 
 
 @operator("no change when evaluated", *UNCHANGED)
