@@ -79,15 +79,16 @@ def _branches(layers: Sequence[ReadLayer], spec: NetSpec) -> Iterator[Kinds]:
     colors = _colors(layers, spec, sources)
     sizes = Counter(colors.values())
     for size in sorted({count for count in sizes.values() if count > 1}):
-        members = {index for index, color in colors.items() if sizes[color] == size}
-        outside: dict[Any, list[list[int]]] = {}
-        for branch in _connected(members, sources):
-            read = {source for index in branch for _, source in sources[index]} - {*branch}
-            key = (*sorted(colors[index] for index in branch), "reads", *sorted(read))
-            outside.setdefault(key, []).append(sorted(branch, key=colors.__getitem__))
-        for alike in outside.values():
-            if len(alike) > 1 and len({colors[index] for index in alike[0]}) == len(alike[0]):
-                yield sorted(zip(*sorted(alike, key=min), strict=True))
+        for is_meant in (size.__eq__, lambda count, size=size: count % size == 0):  # branches may have layers twice
+            members = {index for index, color in colors.items() if is_meant(sizes[color])}
+            outside: dict[Any, list[list[int]]] = {}
+            for branch in _connected(members, sources):
+                read = {source for index in branch for _, source in sources[index]} - {*branch}
+                key = (*sorted(colors[index] for index in branch), "reads", *sorted(read))
+                outside.setdefault(key, []).append(sorted(branch, key=lambda index: (colors[index], index)))
+            for alike in outside.values():
+                if len(alike) > 1:
+                    yield sorted(zip(*sorted(alike, key=min), strict=True))
 
 
 def _sources(spec: NetSpec) -> list[list[tuple[str, int]]]:

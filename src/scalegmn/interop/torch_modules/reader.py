@@ -78,7 +78,7 @@ READS_OPAQUE = (
 LIKE_ANOTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Operations that read nothing but the shape and type of their second argument."""
 
-AT_PLACES = ("index", "index_select", "gather", "index_add", "scatter_add")
+AT_PLACES = ("index", "index_select", "gather", "index_add", "scatter_add", "index_put")
 """Operations whose places may be what no layer describes."""
 
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d")
@@ -320,6 +320,7 @@ class GraphReader:
         restore = trace.saved(leaves)
         is_computed = not is_known_in_size(node)
         if is_computed:
+            args = _pytree.tree_map(_cloned, args)  # some are changed in place
             self._actual[node] = node.meta["val"] = self._found(node, name)
         is_drawn = is_random(node) and name not in FILLS and bool(leaves)
         if is_rounded(node) and not trace.is_strict:
@@ -442,9 +443,15 @@ class GraphReader:
         """What an operation returns whose size depends on its values; where it finds no places, the first, so that what
         is read at these (by an expert that no position chooses) is read as elsewhere."""
         result = self._compute(node)
-        if name not in ("nonzero", "nonzero_numpy", "where"):
+        is_found = all(leaf.numel() for leaf in _pytree.tree_leaves(result))
+        if is_found or name not in ("nonzero", "nonzero_numpy", "where", "index"):
             return result
-        self._is_replaced |= any(not leaf.numel() for leaf in _pytree.tree_leaves(result))
+        self._is_replaced = True
+        if name == "index":
+            for mask in node.args[1]:  # type: ignore[union-attr]
+                if isinstance(value := self._values.get(mask), Opaque) and value.value.dtype == torch.bool:
+                    value.value[(0,) * value.value.ndim] = True
+            return self._compute(node)
         return _pytree.tree_map(lambda leaf: leaf if leaf.numel() else leaf.new_zeros(1, *leaf.shape[1:]), result)
 
     def _call(self, node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

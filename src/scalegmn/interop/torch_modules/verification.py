@@ -35,12 +35,14 @@ def keeps_symmetry(
     outputs: Tensor,
     run: Callable[[dict[str, Any]], Tensor],
 ) -> bool:
-    """Whether random group elements leave what the module computes, but not the parts of them that move routers alone,
-    or all but these. Arguments as of `broken_symmetry`."""
+    """Whether random group elements leave what the module computes, but not the parts of them that move the gates of
+    experts alone, or the experts alone. Arguments as of `broken_symmetry`."""
     elements, change, tolerance = _moves(layers, spec, tensors, outputs, run)
-    others = {*range(spec.num_layers - 1)} - routers
-    return all(
-        change(element) <= tolerance and all(change(_restricted(element, part)) > tolerance for part in (routers, others))
+    gates = set().union(*(item.layers for item in spec.permutation_classes if routers & {*item.layers}))
+    orders = {spec.block_order.get(index, -1) for index in routers}
+    experts = {index for index, order in spec.block_order.items() if order in orders} - gates
+    return orders.isdisjoint({-1}) and all(
+        change(element) <= tolerance and all(change(_restricted(element, part)) > tolerance for part in (gates, experts))
         for element in elements
     )
 

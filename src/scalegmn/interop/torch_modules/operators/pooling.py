@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scalegmn.interop.torch_modules.channelwise import elementwise
 from scalegmn.interop.torch_modules.operators.registry import Call, operator
+from scalegmn.interop.torch_modules.operators.views import indexed_axes
 from scalegmn.interop.torch_modules.values import (
     Elements,
     NetworkInput,
@@ -158,6 +159,24 @@ def gather_sums(call: Call, x: Any, axis: int, places: Any, source: Any, *rest: 
             ids = ids.narrow(other, 0, 1)
     added = replace(source, ids=ids.expand(*call.shape))
     return elementwise(trace, [(x, x.value), (added, None)], call.shape) if isinstance(x, Neurons) else added
+
+
+@operator(FAMILY, "index_put")
+def put(call: Call, x: Any, places: Any, new: Any) -> Neurons:
+    """A layer's values at some positions, in place of zeros or of what layers return."""
+    is_onto_known = (isinstance(x, Tensor) and not x.any()) or isinstance(x, Neurons)
+    if not is_onto_known or not isinstance(new, Neurons):
+        call.trace.refuse("values at some positions of what no layer computes, or in place of others than zeros")
+    tensors = [place.value if isinstance(place, Opaque) else place for place in places]
+    axes, ids = indexed_axes(tensors), new.ids
+    varying = [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
+    if min(varying, default=0) - ids.ndim + len(call.shape) <= max(axes):
+        call.trace.refuse("values at some channels")
+    for axis in range(ids.ndim):
+        if axis not in varying:
+            ids = ids.narrow(axis, 0, 1)
+    added = replace(new, ids=ids.reshape(ids.shape[min(varying) :]).expand(*call.shape))
+    return elementwise(call.trace, [(x, x.value), (added, None)], call.shape) if isinstance(x, Neurons) else added
 
 
 @operator(FAMILY, "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,7 +81,9 @@ def _move_parts(call: Call, value: ComputedParameters, reads: Any) -> Any:
 
 @operator("views", "index", "index_select", "gather")
 def index(call: Call, x: Any, *places: Any) -> Any:
-    """Elements at constant places; of neurons, positions at any places that no symmetry moves."""
+    """Elements at constant places; of neurons, positions at any places that no symmetry moves; of zeros, zeros."""
+    if isinstance(x, Tensor) and not x.any():
+        return None  # zeros, wherever they stood
     leaves = torch.utils._pytree.tree_leaves(places, is_leaf=is_traced)
     if not isinstance(x, Neurons | NetworkInput | Elements) or (
         any(map(is_traced, leaves)) and not (isinstance(x, Neurons) and _are_positions(call, x, *places))
@@ -93,15 +96,25 @@ def index(call: Call, x: Any, *places: Any) -> Any:
 
 def _are_positions(call: Call, x: Neurons, places: Any, *chosen: Any) -> bool:
     """Whether places that no layer computes are those of positions."""
-    axes = [places] if chosen else [axis for axis, place in enumerate(places) if place is not None]
-    given = chosen if chosen else [place for place in places if place is not None]
-    are_fixed = all(isinstance(place, Opaque | Tensor) for place in given)
+    given = chosen or places
+    if not all(isinstance(place, Opaque | Tensor | None) for place in given):
+        return False
     tensors = [place.value if isinstance(place, Opaque) else place for place in given]
-    is_mask = any(tensor.dtype == torch.bool for tensor in tensors)
+    axes = [places % x.ids.ndim] if chosen else indexed_axes(tensors)
     varying = [axis for axis in range(x.ids.ndim) if not is_constant_along(x.ids, axis)]
     if call.name == "gather" and not all(is_constant_along(tensors[0], axis) for axis in varying):
         return False
-    return are_fixed and not is_mask and not {*axes} & {*varying}
+    return not {*axes} & {*varying}
+
+
+def indexed_axes(places: Sequence[Tensor | None]) -> list[int]:
+    """The axes at whose places an index reads: of a mask, as many as it has."""
+    axes, first = [], 0
+    for place in places:
+        size = place.ndim if place is not None and place.dtype == torch.bool else 1
+        axes += [] if place is None else range(first, first + size)
+        first += size
+    return axes
 
 
 @operator("no change when evaluated", *UNCHANGED)
