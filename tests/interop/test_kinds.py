@@ -141,6 +141,24 @@ def experts(m, x):
     return m.last(sum(weights[..., i : i + 1] * e(x) for i, e in enumerate((m.e0, m.e1))))
 
 
+def tokens(m, x):
+    x = m.first(x).tanh()
+    values, places = m.router(x).softmax(-1).topk(2, -1)
+    result = torch.zeros_like(x)
+    for number, expert in enumerate(m.experts):
+        chosen, rank = torch.where(places == number)
+        result.index_add_(0, chosen, expert(x[chosen]) * values[chosen, rank, None])
+    return m.last(x + result)
+
+
+def stacked(m, x):
+    x = m.first(x).tanh()
+    scores = m.router(x)
+    values, places = scores.topk(2, -1)
+    gates = torch.zeros_like(scores).scatter(-1, places, values.softmax(-1))
+    return m.last(x + (gates[..., None] * torch.stack([expert(x) for expert in m.experts], -2)).sum(-2))
+
+
 def encoded(x):
     return torch.cat([x] + [f(2**i * x) for i in range(2) for f in (torch.sin, torch.cos)], -1)
 
@@ -327,7 +345,34 @@ KINDS = {
             last=L(12, 2),
         ),
         VECTOR,
-        [8, 8, 8, 12],
+        [3, 24, 12],
+    ),
+    "tokens of each expert": (
+        lambda: Written(
+            tokens,
+            first=L(4, 8),
+            router=L(8, 4),
+            experts=nn.ModuleList(nn.Sequential(L(8, 6), nn.ReLU(), L(6, 8)) for _ in range(4)),
+            last=L(8, 2),
+        ),
+        (9, 4),
+        [8, 4, 24],
+    ),
+    "stacked experts, two of all": (
+        lambda: Written(
+            stacked,
+            first=L(4, 8),
+            router=L(8, 4, bias=False),
+            experts=nn.ModuleList(
+                Written(
+                    lambda m, x: m.down(functional.silu(m.gate(x)) * m.up(x)), gate=L(8, 6), up=L(8, 6), down=L(6, 8)
+                )
+                for _ in range(4)
+            ),
+            last=L(8, 2),
+        ),
+        VECTOR,
+        [8, 4, 24],
     ),
     "products of two vectors": (
         lambda: Written(lambda m, x: m.a(x).tanh() @ m.b(x).tanh().mT, a=L(4, 6), b=L(4, 6)),

@@ -57,8 +57,9 @@ class LayerSpec:
         same_neurons: earlier layers whose neurons are this layer's at another place or time, since they have weights or
             biases of this one (a layer that is used twice), or are the state of a loop one step before.
         blocks: its channels are cut into so many blocks, which stay; channels are permuted within each.
-        gates: earlier layers with a neuron for each block of its channels (the hidden neurons of an expert); layers that
-            read it read each block multiplied by what is computed from the neurons of its gates, alike for all.
+        gates: earlier layers with a neuron for each block of its channels (the hidden neurons of an expert); layers
+            that read it read each block multiplied by what is computed from these neurons, alike for all. Blocks are
+            permuted together with them.
     """
 
     in_dim: int

@@ -256,8 +256,8 @@ def _num_sources(trace: Trace, neurons: Neurons) -> int:
     while waiting := {owner for owner in waiting - owners if owner >= 0}:
         owners |= waiting
         layers = [trace.layers[owner] for owner in waiting]
-        together = [nodes for layer in layers for nodes in (layer.residual, *(layer.coupled or ())) if nodes is not None]
-        waiting = {trace.neurons.layer_of(nodes[0]) for nodes in together}
+        together = [nodes for layer in layers for nodes in (layer.residual, *(layer.coupled or ()))]
+        waiting = {trace.neurons.layer_of(nodes[0]) for nodes in together if nodes is not None}
     return sum(len(trace.layers[owner].nodes) for owner in owners)
 
 

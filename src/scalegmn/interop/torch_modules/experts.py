@@ -1,9 +1,9 @@
 """Experts of a mixture: branches of layers that are alike, each of which the neuron in its place of a router gates.
 
-The experts become one layer with a block for each, sum_i g_i (W_i h_i + b_i) = W [g_1 h_1, ..., g_E h_E] + B g: W has the
-columns of all W_i, and B the biases b_i as the weights of the edges that leave the gates. Blocks of hidden neurons are
-permuted together with the gates (`LayerSpec.gates`). What the module makes of the router is not looked at: whether it
-keeps this symmetry is tried with the module's own operations.
+The experts become one layer with a block for each, sum_i g_i (W_i h_i + b_i) = W [g_1 h_1, ..., g_E h_E] + B g: W has
+the columns of all W_i, and B the biases b_i as the weights of the edges that leave the gates. Blocks of hidden neurons
+are permuted together with the gates (`LayerSpec.gates`). What the module makes of the router is not looked at: whether
+it keeps this symmetry is tried with the module's own operations.
 """
 
 from __future__ import annotations
@@ -57,13 +57,12 @@ def _candidates(layers: Sequence[ReadLayer], spec: NetSpec) -> Iterator[tuple[Ki
     """Branches that are alike, with layers that may gate them: all of them, or all but some before or behind."""
     for kinds in _branches(layers, spec):
         members = {index for kind in kinds for index in kind}
+        first, last = min(members), max(members)
         for count in range(len(kinds[0]), max(1, len(kinds[0]) - MAX_SHARED - 1), -1):
             near = [
-                index
-                for index, layer in enumerate(spec.layers[:-1])
-                if layer.out_dim == count and index not in members and index < max(members)
+                index for index, layer in enumerate(spec.layers[:-1]) if layer.out_dim == count and index not in members
             ]
-            near = sorted(near, key=lambda index: abs(min(members) - index))[:MAX_ROUTERS]
+            near = sorted(near, key=lambda index: max(first - index, index - last, 0))[:MAX_ROUTERS]
             gates = [routers for size in range(1, len(near) + 1) for routers in combinations(near, size)]
             for start in range(len(kinds[0]) - count + 1):
                 for routers in gates:
@@ -141,15 +140,17 @@ def _is_sum(layer: LayerSpec) -> bool:
     return layer.activation == "identity" or layer.residual_after
 
 
-def _colors(
-    layers: Sequence[ReadLayer], spec: NetSpec, sources: Sequence[Sequence[tuple[str, int]]]
-) -> dict[int, int]:
+def _colors(layers: Sequence[ReadLayer], spec: NetSpec, sources: Sequence[Sequence[tuple[str, int]]]) -> dict[int, int]:
     """Layer -> a number that it shares with those which nothing tells apart."""
-    plain = {"reads": None, "residual": None, "residual_after": False, "pinned": False, "unscaled": False}
-    names = ("attention", "coupled", "same_neurons", "score_biases", "gates", "tied")
+    names = ("reads", "residual", "attention", "coupled", "same_neurons", "score_biases", "gates", "tied")
+    flags = ("residual_after", "pinned", "unscaled")
+    plain: dict[str, Any] = {**dict.fromkeys(names), **dict.fromkeys(flags, False)}
+    depths = {-1: 0}  # so that fewer rounds tell layers apart
+    for index, pairs in enumerate(sources):
+        depths[index] = 1 + max((depths[source] for _, source in pairs), default=0)
     first = [
-        (replace(layer, **plain, **dict.fromkeys(names)), _scale(item.weight), _scale(item.bias))
-        for layer, item in zip(spec.layers, layers, strict=True)
+        (depths[index], replace(layer, **plain), _scale(item.weight), _scale(item.bias))
+        for index, (layer, item) in enumerate(zip(spec.layers, layers, strict=True))
     ]
     readers: list[list[tuple[str, int]]] = [[] for _ in first]
     for index, pairs in enumerate(sources):
@@ -215,7 +216,8 @@ class _Joining:
 
     def result(self) -> tuple[list[ReadLayer], NetSpec, set[int]] | None:
         """The new layers, their spec and the places of the routers; None where the branches are no experts."""
-        spec, together = self._spec, {}
+        spec = self._spec
+        together: dict[int, set[int]] = {}
         for item in spec.permutation_classes:
             for index in item.layers:
                 together.setdefault(index, set()).update(item.layers)
@@ -276,12 +278,13 @@ class _Joining:
         members = {index for others in outer for index in others}
         added = {spec.layers[index].residual for index in members} - members - {None}
         named = {source for index in members for source in spec.layers[index].coupled or ()}
+        named |= {spec.sender(index) for index in members if not spec.layers[index].constant}
         if len(added) > 1 or not named <= {*self._branch_of}:
             return False
         residual = next(iter(added), None)
         biases = [[layer.weight for layer in map(self._layers.__getitem__, others)] for others in constants]
         biases += [[item.bias for item in map(self._layers.__getitem__, kind)]] if layer.bias else []
-        options = {"pinned": any(spec.layers[index].pinned for index in members), "unscaled": True}
+        options: dict[str, Any] = {"pinned": any(spec.layers[index].pinned for index in members), "unscaled": True}
         for place, parts in enumerate(biases):
             columns = [replace(part, index=part.index.reshape(-1, 1)) for part in parts if isinstance(part, Elements)]
             new = LayerSpec(count, layer.out_dim, reads=self._routers[0], residual=residual, bias=False, **options)
@@ -301,7 +304,7 @@ class _Joining:
 
         statistics = [item.statistics for item in items]
         return JoinedLayer(
-            f"{items[0].place} and {len(items) - 1} more experts",
+            f"{items[0].place} of {len(items)} experts",
             side_by_side([item.weight for item in items], axis),
             side_by_side([item.bias for item in items], 0),
             statistics[0] and tuple(Joined(tuple(rows), 0) for rows in zip(*statistics, strict=True)),  # type: ignore
@@ -311,7 +314,7 @@ class _Joining:
     def _add(self, kind: Sequence[int], changes: Mapping[str, Any], item: JoinedLayer) -> None:
         """Puts a joined layer in the place of the first of its kind."""
         own = [self._spec.layers[index] for index in kind]
-        flags = {name: any(getattr(layer, name) for layer in own) for name in ("pinned", "unscaled")}
+        flags: dict[str, Any] = {name: any(getattr(layer, name) for layer in own) for name in ("pinned", "unscaled")}
         self._new[kind[0]] = replace(own[0], **{**flags, **changes}), item
 
     def _ordered(self, same: Mapping[int, int]) -> tuple[list[ReadLayer], NetSpec, set[int]] | None:
@@ -324,7 +327,7 @@ class _Joining:
         gates = self._aligned_with_routers()
         for index, (layer, item) in enumerate(zip(spec.layers, self._layers, strict=True)):
             if index not in self._branch_of:
-                flags = {"pinned": False, "unscaled": True} if index in gates else {}
+                flags: dict[str, Any] = {"pinned": False, "unscaled": True} if index in gates else {}
                 new[index] = replace(layer, reads=spec.sender(index), **flags), item
         named = {index: _renamed(layer, same) for index, (layer, _) in new.items()}
         order: list[int] = []
@@ -356,15 +359,16 @@ class _Joining:
     def _aligned_with_routers(self) -> set[int]:
         """The routers, and the layers whose neurons stand for theirs."""
         spec, aligned = self._spec, {*self._routers}
-        for _ in spec.layers:
-            for index, layer in enumerate(spec.layers[:-1]):
+        links = []
+        for index, layer in enumerate(spec.layers[:-1]):
+            if layer.out_dim == self._count and index not in self._branch_of:
                 named = [*(layer.coupled or ()), *layer.same_neurons]
                 named += [] if layer.residual is None else [layer.residual]
                 named += [spec.sender(index)] if layer.is_diagonal and not layer.constant else []
-                joined = {index, *named}
-                if joined & aligned and layer.out_dim == self._count:
-                    aligned |= joined - {-1}
-        return aligned - {*self._branch_of}
+                links.append({index, *named} - {-1})
+        while new := [link for link in links if link & aligned and not link <= aligned]:
+            aligned |= set().union(*new)
+        return aligned
 
 
 def _named(layer: LayerSpec) -> list[int]:

@@ -139,8 +139,9 @@ def written_tensors(
                 raise ValueError(f"{layer.place}: {kind}: the module has none, expected {fill} everywhere")
         statistics = params.statistics[index] if params.statistics else None
         if layer.statistics is not None and statistics is not None:
-            for elements, row in zip(layer.statistics, statistics[0], strict=True):
-                put(elements, row)
+            moments: Sequence[Elements | Joined] = layer.statistics
+            for moment, row in zip(moments, statistics[0], strict=True):
+                put(moment, row)
     same = {id(tensors[name]): tensor for name, tensor in new.items()}  # shared ones under each of their names
     return {name: same.get(id(tensor), tensor) for name, tensor in tensors.items()}
 

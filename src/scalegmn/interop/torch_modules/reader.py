@@ -245,9 +245,11 @@ class GraphReader:
         """The layers and their spec, with the experts of each mixture as one layer."""
         tensors, outputs = self._trace.tensors, self._output
         assert outputs is not None
-        return with_experts(
-            layers, spec, lambda *joined: keeps_symmetry(*joined, tensors=tensors, outputs=outputs, run=self._run)
-        )
+
+        def keeps(layers: Sequence[ReadLayer], spec: NetSpec, routers: set[int]) -> bool:
+            return keeps_symmetry(layers, spec, routers, tensors, outputs, self._run)
+
+        return with_experts(layers, spec, keeps)
 
     def _run(self, tensors: Mapping[str, Any]) -> Tensor:
         """The module's outputs with other tensors."""
@@ -448,8 +450,9 @@ class GraphReader:
             return result
         self._is_replaced = True
         if name == "index":
-            for mask in node.args[1]:  # type: ignore[union-attr]
-                if isinstance(value := self._values.get(mask), Opaque) and value.value.dtype == torch.bool:
+            masks: Any = node.args[1]
+            for value in [self._values[mask] for mask in masks if mask is not None]:
+                if isinstance(value, Opaque) and value.value.dtype == torch.bool:
                     value.value[(0,) * value.value.ndim] = True
             return self._compute(node)
         return _pytree.tree_map(lambda leaf: leaf if leaf.numel() else leaf.new_zeros(1, *leaf.shape[1:]), result)

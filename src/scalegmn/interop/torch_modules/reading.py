@@ -21,6 +21,8 @@ class LayerReading:
             `output`, or `pinned`: no symmetry moves them.
         tied_to: the places of the other layers.
         reason: of pinned neurons, the operation that pins them and its place.
+        experts: so many experts of a mixture have its neurons, and change places as a whole with the neurons of their
+            router; 0 where there are none.
     """
 
     place: str
@@ -29,6 +31,7 @@ class LayerReading:
     state: str
     tied_to: tuple[str, ...] = ()
     reason: str = ""
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,16 @@ class Reading:
         """The reading of parameters with their traced layers."""
         spec = params.spec
         together = {index: item.layers for item in spec.permutation_classes for index in item.layers}
+        order = spec.block_order
+        experts = {order[index]: spec.width(layer.gates[0]) for index, layer in enumerate(spec.layers) if layer.gates}
         rows = []
         for index, (layer, item) in enumerate(zip(spec.layers, traced, strict=True)):
             others = tuple(dict.fromkeys(traced[other].place for other in together.get(index, ()) if other != index))
             state = "pinned" if index not in together else "tied" if len(together[index]) > 1 else "free"
             state = "output" if index == spec.num_layers - 1 else state
             reason = (item.pinned_by or "coupled to what is pinned, or to input or output") if state == "pinned" else ""
-            rows.append(LayerReading(item.place, _kind(layer), layer.out_dim, state, others, reason))
+            count = experts.get(order[index], 0) if order.get(index, -1) >= 0 else 0
+            rows.append(LayerReading(item.place, _kind(layer), layer.out_dim, state, others, reason, count))
         return cls(params, tuple(rows), *_shares(spec, set(together)))
 
     @property
@@ -73,6 +79,8 @@ class Reading:
         for index, layer in enumerate(self.layers):
             note = layer.reason or (f"with {layer.tied_to[0]}" if layer.tied_to else "")
             note += f" and {len(layer.tied_to) - 1} more" if len(layer.tied_to) > 1 else ""
+            if layer.experts:
+                note += "; " * bool(note) + f"{layer.experts} experts change places as a whole"
             lines.append(
                 f"{index:4d}  {layer.place:{width}}  {layer.neurons:6d}  {layer.state:6}  {layer.kind}  {note}".rstrip()
             )

@@ -42,7 +42,7 @@ def keeps_symmetry(
     orders = {spec.block_order.get(index, -1) for index in routers}
     experts = {index for index, order in spec.block_order.items() if order in orders} - gates
     return orders.isdisjoint({-1}) and all(
-        change(element) <= tolerance and all(change(_restricted(element, part)) > tolerance for part in (gates, experts))
+        change(element) <= tolerance < min(change(_restricted(element, part)) for part in (gates, experts))
         for element in elements
     )
 

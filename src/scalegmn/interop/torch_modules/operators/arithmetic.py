@@ -71,7 +71,7 @@ def add(call: Call, x: Any, y: Any, alpha: float = 1) -> Any:
     elif isinstance(others[0], NetworkInput):
         others = [trace.as_neurons(others[0], trace.channel_axis(neurons[0]))]
         result = add_neurons(trace, neurons[0], others[0], call.shape)
-    elif isinstance(others[0], int | float | Tensor) and not torch.as_tensor(others[0]).any():  # Python's sum, or memory that is filled step by step
+    elif isinstance(others[0], int | float | Tensor) and not torch.as_tensor(others[0]).any():  # a sum's start
         return replace(neurons[0], ids=neurons[0].ids.expand(*call.shape))
     else:
         return replace(neurons[0], is_output=True, is_uniform=_is_uniform(neurons[0], others[0]))

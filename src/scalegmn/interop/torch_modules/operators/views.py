@@ -109,7 +109,8 @@ def _are_positions(call: Call, x: Neurons, places: Any, *chosen: Any) -> bool:
 
 def indexed_axes(places: Sequence[Tensor | None]) -> list[int]:
     """The axes at whose places an index reads: of a mask, as many as it has."""
-    axes, first = [], 0
+    axes: list[int] = []
+    first = 0
     for place in places:
         size = place.ndim if place is not None and place.dtype == torch.bool else 1
         axes += [] if place is None else range(first, first + size)
