@@ -162,12 +162,12 @@ def gather_sums(call: Call, x: Any, axis: int, places: Any, source: Any, *rest: 
 
 
 @operator(FAMILY, "index_put")
-def put(call: Call, x: Any, places: Any, new: Any) -> Neurons:
-    """A layer's values at some positions, in place of zeros or of what layers return."""
+def put(call: Call, x: Any, places: Any, new: Any, *_: Any) -> Neurons:
+    """A layer's values at some positions, in place of zeros or of what layers return, or added to these."""
     is_onto_known = (isinstance(x, Tensor) and not x.any()) or isinstance(x, Neurons)
     if not is_onto_known or not isinstance(new, Neurons):
         call.trace.refuse("values at some positions of what no layer computes, or in place of others than zeros")
-    tensors = [place.value if isinstance(place, Opaque) else place for place in places]
+    tensors = [place.value if isinstance(place, Opaque | NetworkInput) else place for place in places]
     axes, ids = indexed_axes(tensors), new.ids
     varying = [axis for axis in range(ids.ndim) if not is_constant_along(ids, axis)]
     if min(varying, default=0) - ids.ndim + len(call.shape) <= max(axes):
