@@ -248,14 +248,14 @@ def averaged(m, x):
     return torch.stack([expert(x) for expert in m.experts]).mean(0) * softmax(m, x).amax(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("forward", [by_place, in_groups, averaged])
-def test_experts_that_places_tell_apart_stay(forward, generator):
-    """Nor is a router taken for one that gates no experts."""
-    module = mixture(forward, mlp, 4)
+@pytest.mark.parametrize(("forward", "count"), [(by_place, 4), (in_groups, 4), (averaged, 4), (averaged, WIDTH + 1)])
+def test_experts_that_places_tell_apart_stay(forward, count, generator):
+    """Nor is a router taken for one that gates no experts, nor a layer that is as wide as experts are many."""
+    module = mixture(forward, mlp, count)
     params = assert_read(module, X, generator)
     assert orders(params) == ([], [])
     hidden = [item for item in params.spec.permutation_classes if item.num_channels == HIDDEN]
-    assert len(hidden) == 4
+    assert len(hidden) == count
 
 
 def test_mixtures_of_a_transformer(generator):

@@ -318,13 +318,16 @@ class _Joining:
         self._new[kind[0]] = replace(own[0], **{**flags, **changes}), item
 
     def _ordered(self, same: Mapping[int, int]) -> tuple[list[ReadLayer], NetSpec, set[int]] | None:
-        """All layers, each behind those that it reads; None where they read one another.
+        """All layers, each behind those that it reads; None where they read one another, or what experts return stands
+        for the routers' neurons.
 
         Args:
             same: layer of a branch -> the number of that which it is a part of.
         """
         spec, new = self._spec, self._new
         gates = self._aligned_with_routers()
+        if gates & {*self._branch_of}:  # what experts are added to
+            return None
         for index, (layer, item) in enumerate(zip(spec.layers, self._layers, strict=True)):
             if index not in self._branch_of:
                 flags: dict[str, Any] = {"pinned": False, "unscaled": True} if index in gates else {}
