@@ -58,11 +58,10 @@ def _candidates(layers: Sequence[ReadLayer], spec: NetSpec) -> Iterator[tuple[Ki
     for kinds in _branches(layers, spec):
         members = {index for kind in kinds for index in kind}
         first, last = min(members), max(members)
+        tied = {index for item in spec.permutation_classes if members & {*item.layers} for index in item.layers}
         for count in range(len(kinds[0]), max(1, len(kinds[0]) - MAX_SHARED - 1), -1):
-            near = [
-                index for index, layer in enumerate(spec.layers[:-1]) if layer.out_dim == count and index not in members
-            ]
-            near = sorted(near, key=lambda index: max(first - index, index - last, 0))[:MAX_ROUTERS]
+            wide = {index for index, layer in enumerate(spec.layers[:-1]) if layer.out_dim == count}
+            near = sorted(wide - members - tied, key=lambda index: max(first - index, index - last, 0))[:MAX_ROUTERS]
             gates = [routers for size in range(1, len(near) + 1) for routers in combinations(near, size)]
             for start in range(len(kinds[0]) - count + 1):
                 for routers in gates:

@@ -35,15 +35,19 @@ def keeps_symmetry(
     outputs: Tensor,
     run: Callable[[dict[str, Any]], Tensor],
 ) -> bool:
-    """Whether random group elements leave what the module computes, but not the parts of them that move the gates of
-    experts alone, or the experts alone. Arguments as of `broken_symmetry`."""
-    elements, change, tolerance = _moves(layers, spec, tensors, outputs, run)
+    """Whether random group elements leave what the module computes, but not the parts of all of them that move the
+    gates of experts alone, or the experts alone. Arguments as of `broken_symmetry`."""
+    drawn, change, tolerance = _moves(layers, spec, tensors, outputs, run)
+    elements = list(drawn)
     gates = set().union(*(item.layers for item in spec.permutation_classes if routers & {*item.layers}))
     orders = {spec.block_order.get(index, -1) for index in routers}
     experts = {index for index, order in spec.block_order.items() if order in orders} - gates
-    return orders.isdisjoint({-1}) and all(
-        change(element) <= tolerance < min(change(_restricted(element, part)) for part in (gates, experts))
-        for element in elements
+    return (
+        orders.isdisjoint({-1})
+        and all(change(element) <= tolerance for element in elements)
+        and all(
+            any(change(_restricted(element, part)) > tolerance for element in elements) for part in (gates, experts)
+        )
     )
 
 
