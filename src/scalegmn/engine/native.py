@@ -13,7 +13,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_NAMES = ("products.h", "row_programs.cpp", "siren_fit.cpp", "coordinate_steps.cpp", "relu_classifiers.cpp")
+_NAMES = (
+    "products.h",
+    "row_programs.cpp",
+    "siren_fit.cpp",
+    "coordinate_steps.cpp",
+    "relu_classifiers.cpp",
+    "graph_norms.cpp",
+)
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 _FLAGS = (

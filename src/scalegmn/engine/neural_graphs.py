@@ -197,14 +197,17 @@ def chain_graph(features: NeuralGraphFeatures, params: NetParams, stored: NetPar
         params: the networks as the model reads them.
         stored: the networks as they are, for probes.
     """
-    spec = params.spec
-    inputs = params.biases[0].new_zeros(len(params), spec.layout[0])
+    x, nodes = chain_nodes(features, params, stored), node_slices(params.spec)
+    return BlockGraph(x, _chain_edges(features, params), _none(features, x), nodes, nodes[-1], len(params))
+
+
+def chain_nodes(features: NeuralGraphFeatures, params: NetParams, stored: NetParams) -> Tensor:
+    """Features of the nodes of chains, [B, N, d]; arguments as in `chain_graph`."""
+    inputs = params.biases[0].new_zeros(len(params), params.spec.layout[0])
     raw = torch.cat([inputs, *params.biases], dim=1)
     activations = None if features.activations is None else _activations(features, params)
-    types = _types(spec, features.max_hidden_layers).to(raw.device)
-    x = encoded_nodes(features, raw, types, activations, probes_of(features, stored))
-    nodes = node_slices(spec)
-    return BlockGraph(x, _chain_edges(features, params), _none(features, raw), nodes, nodes[-1], len(params))
+    types = _types(params.spec, features.max_hidden_layers).to(raw.device)
+    return encoded_nodes(features, raw, types, activations, probes_of(features, stored))
 
 
 def component_graph(
@@ -285,11 +288,11 @@ def _chain_edges(features: NeuralGraphFeatures, params: NetParams) -> list[Layer
             encoded = encode_then_linear(features.linear_encoder, features.edge_linear, weight[..., None])
             blocks.append(LayerEdges(upper, lower, encoded))
         else:
-            blocks += _in_directions(features, LayerEdges(upper, lower, _padded(weight, features.kernel)))
+            blocks += _in_directions(features, LayerEdges(upper, lower, padded(weight, features.kernel)))
     for source, receiver, channels in params.spec.residuals:
         starts = [nodes[layer + 1].start for layer in (source, receiver)]
         lower, upper = (slice(start, start + channels) for start in starts)
-        raw = _padded(params.biases[0].new_ones(len(params), channels, 1), features.kernel)
+        raw = padded(params.biases[0].new_ones(len(params), channels, 1), features.kernel)
         blocks += _in_directions(features, LayerEdges(upper, lower, raw, residual=True))
     return blocks
 
@@ -313,7 +316,7 @@ def _in_directions(features: NeuralGraphFeatures, raw: LayerEdges) -> list[Layer
     ]
 
 
-def _padded(weight: Tensor, largest: tuple[int, int]) -> Tensor:
+def padded(weight: Tensor, largest: tuple[int, int]) -> Tensor:
     """[B, n_l, n_{l-1}(, kh, kw)] -> [B, n_l, n_{l-1}, K]: kernels, or single weights, in the middle of zeros."""
     kernel = weight if weight.ndim == 5 else weight[..., None, None]
     (top, bottom), (left, right) = (

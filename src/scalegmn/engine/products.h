@@ -163,18 +163,18 @@ inline void to_halves(const T* from, Half* to, Int count) {
 
 inline void to_row_pairs(const double*, Pair*, Int, Int) {}
 
-template <class T>
+template <bool ADDS = false, class T>
 inline void copy(const T* from, T* to, Int count) {
-    for (Int i = 0; i < count; i++) to[i] = from[i];
+    for (Int i = 0; i < count; i++) to[i] = ADDS ? to[i] + from[i] : from[i];
 }
 
-template <class T>
+template <bool ADDS = false, class T>
 inline void from_halves(const Half* from, T* to, Int count) {
     for (Int i = 0; i < count; i++) {
         uint32_t bits = (uint32_t)from[i] << 16;
         float number;
         std::memcpy(&number, &bits, 4);
-        to[i] = number;
+        to[i] = ADDS ? to[i] + number : number;
     }
 }
 

@@ -39,7 +39,7 @@ _Kept = dict[Hashable, tuple[RowProgram | None, list["ref[MLP]"]]]
 _PROGRAMS: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
-def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer) -> RowProgram | None:
+def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer, keeps: bool = True) -> RowProgram | None:
     """The program of a module that `writer` writes, once per key; None: it has none, or none can run on rows like x.
 
     Args:
@@ -47,6 +47,7 @@ def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer) -> 
         key: what the program depends on beside it.
         x: the rows.
         writer: ends an empty program.
+        keeps: as in `RowProgram`.
     """
     if not available(x):
         return None
@@ -54,7 +55,7 @@ def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer) -> 
     if key not in programs:
         try:
             dropping = [ref(mlp) for mlp in module.modules() if isinstance(mlp, MLP) and mlp.dropout.p]
-            programs[key] = writer(RowProgram()), dropping
+            programs[key] = writer(RowProgram(keeps)), dropping
         except Unwritable:
             programs[key] = None, []
     program, dropping = programs[key]

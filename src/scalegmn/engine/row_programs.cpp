@@ -1,8 +1,8 @@
 // Programs of rowwise operations, run tile by tile: a tile of rows passes through all operations while it is in cache.
 //
 // A program has values v_0, v_1, ... of shape [rows, width]; every operation makes a new one. Rows are those of a block
-// [B, R, S]; inputs are read by their strides over it. The backward pass makes the values of a tile again, but for the
-// results of linear maps, which the forward pass has kept, and goes through the operations in reverse order.
+// [B, R, S]; inputs are read by their strides over it, or gathered by an index over R. The backward pass makes the values
+// of a tile again, but for the results of linear maps on the tape, and goes through the operations in reverse order.
 // row_programs.py says what the operations are and writes programs.
 
 #include <vector>
@@ -15,14 +15,22 @@
 
 namespace {
 
-enum Code { LOAD, LINEAR, ADD, SUBTRACT, MULTIPLY, SCALE, SILU_BOTH, NORM_SILU, NORM_SILU_BOTH, SILU, STORE, SUM };
+enum Code {
+    LOAD, LINEAR, ADD, SUBTRACT, MULTIPLY, MODULATE, GATE, SCALE, SILU_BOTH, NORM_SILU, NORM_SILU_BOTH, SILU, INTERPOLATE,
+    AGGREGATE, STORE, SUM, STATISTICS
+};
 
 struct Input {
     const char* values;
     Int width, batch_stride, receiver_stride, sender_stride, is_half;
+    const Int* index;  // which of its rows each receiver has, or null: the row of its number
+    Int num_rows;      // that it has, if there is an index
     char* gradient;
     Int adds, gradient_batch_stride, gradient_receiver_stride, gradient_sender_stride, copy_size;
 };
+
+// Rows of a table between which a value is interpolated
+constexpr int num_points(bool is_double) { return is_double ? 16 : 10; }
 
 // A tensor (by rows `stride` numbers apart), the product of two parameters, or (of vectors) a + factor M b, without a where it is -1
 struct Parameter {
@@ -47,6 +55,8 @@ struct Program {
     char* tape;
     Int tape_width;
     const char* output_gradient;
+    const Int* nodes;  // of statistics, whose each receiver is
+    Int num_nodes;
     const Input* inputs;
     const Parameter* parameters;
     const Operation* operations;
@@ -63,7 +73,8 @@ Program read(const Int* words) {
     p.output = (char*)words[10], p.output_is_half = words[11];
     p.tape = (char*)words[12], p.tape_width = words[13];
     p.output_gradient = (const char*)words[14];
-    words += 15;
+    p.nodes = (const Int*)words[15], p.num_nodes = words[16];
+    words += 17;
     p.inputs = (const Input*)words, words += p.num_inputs * (sizeof(Input) / sizeof(Int));
     p.parameters = (const Parameter*)words, words += p.num_parameters * (sizeof(Parameter) / sizeof(Int));
     p.operations = (const Operation*)words, words += p.num_operations * (sizeof(Operation) / sizeof(Int));
@@ -200,7 +211,8 @@ struct Weight {
     std::vector<T> transposed;        // [in, out]
     std::vector<Pair> forward, back;  // [in / 2, out], [out / 2, in]
 
-    void pack(const T* w, Int out, Int in, bool halves, bool backward) {
+    void pack(const T* w, Int out, Int in, bool halves, bool backward, bool again) {
+        if (!halves && !again) return;
         if (!halves) {
             transposed.resize(in * out);
             for (Int o = 0; o < out; o++)
@@ -212,8 +224,8 @@ struct Weight {
         if (backward) {
             back.resize(out / 2 * in);
             to_row_pairs(w, back.data(), out, in);
-            return;
         }
+        if (!again) return;
         forward.resize(in / 2 * out);
         const Pair* pairs = (const Pair*)rounded.data();
         for (Int o = 0; o < out; o++)
@@ -306,6 +318,7 @@ struct Tiles {
     T *value_memory, *gradient_memory, *side_memory;
     std::vector<Int> side_places;  // of each operation
     std::vector<char> has_gradient;
+    std::vector<char> read;  // whether the backward pass reads each value, or what is kept beside it
     Pair *left, *right, *turned;  // factors of products, rounded
     std::vector<std::vector<T>> parameter_gradients;
     std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
@@ -319,6 +332,15 @@ struct Tiles {
         for (Int v = 0; v < p.num_values; v++) {
             places.push_back(place);
             place += size * p.widths[v] + 16;
+        }
+        read.resize(p.num_values);
+        for (Int k = p.num_operations - 1; k >= 0; k--) {
+            const Operation& o = p.operations[k];
+            const bool is_sum = o.code == ADD || o.code == SUBTRACT;
+            if (o.code == AGGREGATE || o.code == NORM_SILU || o.code == NORM_SILU_BOTH) read[o.result] = 1;
+            if (o.code == LOAD || (is_sum && !read[o.result]) || o.code == STORE || o.code == SUM) continue;
+            read[o.first] = 1;
+            if (is_sum || (o.code >= MULTIPLY && o.code <= SCALE) || o.code == AGGREGATE) read[o.second] = 1;
         }
         Int side_place = 0;
         for (Int k = 0; k < p.num_operations; k++) {
@@ -363,16 +385,19 @@ struct Tiles {
         }
     }
 
+    Int row_of(const Input& input, Int i) { return input.index ? input.index[receivers[i]] : receivers[i]; }
+
+    template <bool ADDS>
     void load(const Input& input, T* to, Int count) {
         for (Int i = 0; i < count; i++) {
-            Int place = batches[i] * input.batch_stride + receivers[i] * input.receiver_stride +
+            Int place = batches[i] * input.batch_stride + row_of(input, i) * input.receiver_stride +
                         senders[i] * input.sender_stride;
             if (input.is_half)
-                from_halves((const Half*)input.values + place, to + i * input.width, input.width);
+                from_halves<ADDS>((const Half*)input.values + place, to + i * input.width, input.width);
             else
-                copy((const T*)input.values + place, to + i * input.width, input.width);
+                copy<ADDS>((const T*)input.values + place, to + i * input.width, input.width);
         }
-        std::memset(to + count * input.width, 0, (size - count) * input.width * sizeof(T));
+        if (!ADDS) std::memset(to + count * input.width, 0, (size - count) * input.width * sizeof(T));
     }
 
     void linear(const Operation& o, T* to) {
@@ -548,6 +573,166 @@ struct Tiles {
         has_gradient[o.first] = p.needs[o.first];
     }
 
+    // x [2 width] = (gamma, beta), y [width]: gamma y + beta
+    void modulate(const T* x, const T* y, T* to, Int width) {
+        const Int n = width / L;
+        for (Int i = 0; i < size; i++) {
+            const Vector *gamma = (const Vector*)(x + 2 * i * width), *beta = gamma + n;
+            for (Int c = 0; c < n; c++)
+                ((Vector*)(to + i * width))[c] = gamma[c] * ((const Vector*)(y + i * width))[c] + beta[c];
+        }
+    }
+
+    void modulate_backward(const Operation& o, const T* g, Int width) {
+        const Int n = width / L;
+        const T *x = value(o.first), *y = value(o.second);
+        const bool adds = has_gradient[o.first], needs = p.needs[o.first];
+        for (Int i = 0; needs && i < size; i++) {
+            const Vector *up = (const Vector*)(g + i * width), *row = (const Vector*)(y + i * width);
+            Vector *of_gamma = (Vector*)(gradient(o.first) + 2 * i * width), *of_beta = of_gamma + n;
+            for (Int c = 0; c < n; c++) {
+                of_gamma[c] = adds ? of_gamma[c] + up[c] * row[c] : up[c] * row[c];
+                of_beta[c] = adds ? of_beta[c] + up[c] : up[c];
+            }
+        }
+        has_gradient[o.first] = needs;
+        if (!p.needs[o.second]) return;
+        const bool adds_second = has_gradient[o.second];
+        for (Int i = 0; i < size; i++) {
+            const Vector *up = (const Vector*)(g + i * width), *gamma = (const Vector*)(x + 2 * i * width);
+            Vector* down = (Vector*)(gradient(o.second) + i * width);
+            for (Int c = 0; c < n; c++) down[c] = adds_second ? down[c] + up[c] * gamma[c] : up[c] * gamma[c];
+        }
+        has_gradient[o.second] = 1;
+    }
+
+    // sigmoid(x) y
+    void gate_backward(const Operation& o, const T* g, Int all) {
+        const T *x = value(o.first), *y = value(o.second);
+        const bool adds = has_gradient[o.first], adds_second = has_gradient[o.second];
+        for (Int i = 0; i < all; i += L) {
+            const Vector s = sigmoid(*(const Vector*)(x + i)), up = *(const Vector*)(g + i) * s;
+            const Vector of_x = up * (1 - s) * *(const Vector*)(y + i);
+            Vector &down = *(Vector*)(gradient(o.first) + i), &down_second = *(Vector*)(gradient(o.second) + i);
+            down = adds ? down + of_x : of_x;
+            down_second = adds_second ? down_second + up : up;
+        }
+        has_gradient[o.first] = p.needs[o.first], has_gradient[o.second] = p.needs[o.second];
+    }
+
+    // The variance of rows with sum and sum of squares, times a factor both, that have a mean
+    static Vector variance(Vector squares, Vector mean) { return squares - mean * mean; }
+
+    // Of statistics x [6 width] (see add_statistics) and 1 / n: mean, minimum, maximum, standard deviation [4 width],
+    // variances up to epsilon being 0
+    void aggregate(const Operation& o, T* to, Int width) {
+        const Int n = width / L;
+        const T *x = value(o.first), *share = value(o.second), epsilon = o.epsilon;
+        for (Int i = 0; i < size; i++) {
+            const Vector *sum = (const Vector*)(x + 6 * i * width), *squares = sum + n;
+            Vector *mean = (Vector*)(to + 4 * i * width), *least = mean + n, *most = least + n, *deviation = most + n;
+            for (Int c = 0; c < n; c++) {
+                mean[c] = sum[c] * share[i];
+                least[c] = sum[2 * n + c], most[c] = sum[4 * n + c];
+                const Vector v = variance(squares[c] * share[i], mean[c]);
+                for (int l = 0; l < L; l++) deviation[c][l] = v[l] > epsilon ? std::sqrt(v[l]) : 0;
+            }
+        }
+    }
+
+    void aggregate_backward(const Operation& o, const T* g, Int width) {
+        if (!p.needs[o.first]) return;
+        const Int n = width / L;
+        const T *share = value(o.second), *result = value(o.result);
+        T* to = gradient(o.first);
+        if (!has_gradient[o.first]) std::memset(to, 0, 6 * size * width * sizeof(T));
+        for (Int i = 0; i < size; i++) {
+            const Vector *mean = (const Vector*)(result + 4 * i * width), *deviation = mean + 3 * n;
+            const Vector* up = (const Vector*)(g + 4 * i * width);
+            Vector* down = (Vector*)(to + 6 * i * width);
+            for (Int c = 0; c < n; c++) {
+                const Vector of_variance = deviation[c] > 0 ? up[3 * n + c] / (2 * deviation[c]) : Vector{};
+                down[c] += share[i] * (up[c] - 2 * mean[c] * of_variance);
+                down[n + c] += share[i] * of_variance;
+                down[2 * n + c] += up[n + c], down[4 * n + c] += up[2 * n + c];
+            }
+        }
+        has_gradient[o.first] = 1;
+    }
+
+    // Polynomials between the rows of a table. Of each x = (k, f), with f from 0 to 1, rows k to k + POINTS - 1 count, with
+    // the weights of Lagrange's polynomial at POINTS / 2 - 1 + f.
+    static const int POINTS = num_points(sizeof(T) == 8);
+
+    // Of L rows from row i: their weights [POINTS, L], and their first rows of the table
+    void lagrange(const Operation& o, const T* x, Int i, Vector* weights, Int* rows) {
+        const Int last = p.parameters[o.parameter].rows - POINTS;
+        Vector t{}, before[POINTS], after[POINTS];
+        for (int l = 0; l < L; l++) {
+            const T row = x[2 * (i + l)];
+            rows[l] = row > 0 ? row < last ? (Int)row : last : 0;
+            t[l] = x[2 * (i + l) + 1] + (POINTS / 2 - 1);
+        }
+        before[0] = after[POINTS - 1] = Vector{} + 1;
+        for (int j = 1; j < POINTS; j++) {
+            before[j] = before[j - 1] * (t - T(j - 1));
+            after[POINTS - 1 - j] = after[POINTS - j] * (t - T(POINTS - j));
+        }
+        for (int j = 0; j < POINTS; j++) {
+            double product = 1;  // of j - k over all other k
+            for (int k = 0; k < POINTS; k++) product *= k == j ? 1 : j - k;
+            weights[j] = before[j] * after[j] * T(1 / product);
+        }
+    }
+
+    void interpolate(const Operation& o, const T* x, T* to, Int width) {
+        const Int n = width / L;
+        const Vector* table = (const Vector*)parameter(o.parameter);
+        Vector weights[POINTS];
+        Int rows[L];
+        for (Int i = 0; i < size; i += L) {
+            lagrange(o, x, i, weights, rows);
+            for (int l = 0; l < L; l++) {
+                const Vector* from = table + rows[l] * n;
+                Vector* sums = (Vector*)(to + (i + l) * width);
+                Int c = 0;
+                for (; c + 4 <= n; c += 4) {
+                    Vector s0{}, s1{}, s2{}, s3{};
+                    for (int j = 0; j < POINTS; j++) {
+                        const Vector* row = from + j * n + c;
+                        const T w = weights[j][l];
+                        s0 += w * row[0], s1 += w * row[1], s2 += w * row[2], s3 += w * row[3];
+                    }
+                    sums[c] = s0, sums[c + 1] = s1, sums[c + 2] = s2, sums[c + 3] = s3;
+                }
+                for (; c < n; c++) {
+                    Vector sum{};
+                    for (int j = 0; j < POINTS; j++) sum += weights[j][l] * from[j * n + c];
+                    sums[c] = sum;
+                }
+            }
+        }
+    }
+
+    // Of the table alone
+    void interpolate_backward(const Operation& o, const T* x, const T* g, Int width) {
+        if (!parameters.needs[o.parameter]) return;
+        const Int n = width / L;
+        Vector* table = (Vector*)parameter_gradients[o.parameter].data();
+        Vector weights[POINTS];
+        Int rows[L];
+        for (Int i = 0; i < size; i += L) {
+            lagrange(o, x, i, weights, rows);
+            for (int l = 0; l < L; l++) {
+                const Vector* up = (const Vector*)(g + (i + l) * width);
+                for (int j = 0; j < POINTS; j++) {
+                    Vector* to = table + (rows[l] + j) * n;
+                    for (Int c = 0; c < n; c++) to[c] += weights[j][l] * up[c];
+                }
+            }
+        }
+    }
+
     template <int SIGNS>
     void norm_silu(const Operation& o, const T* from, T* to, Int width, bool keeps) {
         switch (width / L) {
@@ -582,26 +767,40 @@ struct Tiles {
                 continue;
             }
             Int width = p.widths[o.result], all = size * width;
+            if (!read[o.result] && kept) {
+                tape_place += o.code == LINEAR ? width : 0;
+                continue;
+            }
             T* to = value(o.result);
             const T* a = o.code == LOAD ? nullptr : value(o.first);
-            const T* b = o.code <= SCALE && o.second >= 0 ? value(o.second) : nullptr;
+            const T* b = o.code >= ADD && o.code <= SCALE ? value(o.second) : nullptr;
             switch (o.code) {
-                case LOAD: load(p.inputs[o.first], to, count); break;
+                case LOAD:
+                    load<false>(p.inputs[o.first], to, count);
+                    if (o.second >= 0) load<true>(p.inputs[o.second], to, count);
+                    break;
                 case LINEAR:
-                    if (kept)
+                    if (kept && p.tape)
                         from_tape(to, start, count, tape_place, width);
                     else
                         linear(o, to);
-                    if (!kept && p.tape) to_tape(to, start, count, tape_place, width);
+                    if (!kept && p.tape && read[o.result]) to_tape(to, start, count, tape_place, width);
                     tape_place += width;
                     break;
                 case ADD: for (Int i = 0; i < all; i++) to[i] = a[i] + b[i]; break;
                 case SUBTRACT: for (Int i = 0; i < all; i++) to[i] = a[i] - b[i]; break;
                 case MULTIPLY: for (Int i = 0; i < all; i++) to[i] = a[i] * b[i]; break;
+                case MODULATE: modulate(a, b, to, width); break;
+                case GATE:
+                    for (Int i = 0; i < all; i += L)
+                        *(Vector*)(to + i) = sigmoid(*(const Vector*)(a + i)) * *(const Vector*)(b + i);
+                    break;
                 case SCALE:
                     for (Int i = 0; i < size; i++)
                         for (Int c = 0; c < width; c++) to[i * width + c] = a[i * width + c] * b[i];
                     break;
+                case INTERPOLATE: interpolate(o, a, to, width); break;
+                case AGGREGATE: aggregate(o, to, width / 4); break;
                 case SILU_BOTH: silu_both(o, a, to, width); break;
                 case NORM_SILU: norm_silu<1>(o, a, to, width, kept); break;
                 case NORM_SILU_BOTH: norm_silu<2>(o, a, to, width, kept); break;
@@ -624,9 +823,55 @@ struct Tiles {
                 std::memcpy((T*)p.output + start * width, from, count * width * sizeof(T));
             return;
         }
+        if (o.code == STATISTICS) return add_statistics(from, count, width);
         for (Int i = 0; i < count; i++) {
             T* to = (T*)p.output + (batches[i] * p.receivers + receivers[i]) * width;
             for (Int c = 0; c < width; c++) to[c] += from[i * width + c];
+        }
+    }
+
+    // Statistics of a node's rows x, [6, width]: sum of x, of x^2, minimum, how many rows have it, maximum, how many have it.
+    // All are 0 where there are no rows.
+    void add_statistics(const T* from, Int count, Int width) {
+        const Int n = width / L;
+        for (Int i = 0; i < count; i++) {
+            Vector *sum = node(p.output, i, width), *squares = sum + n, *least = squares + n, *num_least = least + n;
+            Vector *most = num_least + n, *num_most = most + n;
+            for (Int c = 0; c < n; c++) {
+                const Vector x = ((const Vector*)(from + i * width))[c];
+                sum[c] += x, squares[c] += x * x;
+                add_extremum(x, least[c], num_least[c], x < least[c]);
+                add_extremum(x, most[c], num_most[c], x > most[c]);
+            }
+        }
+    }
+
+    template <class Mask>
+    static void add_extremum(Vector x, Vector& extremum, Vector& number, Mask beyond) {
+        const Vector next = number + 1, one = Vector{} + 1;
+        beyond |= number == 0;
+        number = beyond ? one : x == extremum ? next : number;
+        extremum = beyond ? x : extremum;
+    }
+
+    // Of a node's statistics, or of their gradients, those of row i of the tile
+    template <class Char>
+    Vector* node(Char* all, Int i, Int width) {
+        return (Vector*)((T*)all + (batches[i] * p.num_nodes + p.nodes[receivers[i]]) * 6 * width);
+    }
+
+    // Gradients of extrema are shared among the rows that have them
+    void read_statistics_gradient(const T* x, T* to, Int count, Int width) {
+        const Int n = width / L;
+        for (Int i = 0; i < count; i++) {
+            const Vector *found = node(p.output, i, width), *up = node(p.output_gradient, i, width);
+            for (Int c = 0; c < n; c++) {
+                const Vector row = ((const Vector*)(x + i * width))[c];
+                Vector g = up[c] + 2 * row * up[n + c];
+                g += row == found[2 * n + c] ? up[2 * n + c] / found[3 * n + c] : Vector{};
+                g += row == found[4 * n + c] ? up[4 * n + c] / found[5 * n + c] : Vector{};
+                ((Vector*)(to + i * width))[c] = g;
+            }
         }
     }
 
@@ -679,11 +924,18 @@ struct Tiles {
             Int width = p.widths[o.result], all = size * width;
             const T* g = gradient(o.result);
             switch (o.code) {
-                case LOAD: write_gradient(o, p.inputs[o.first], count); break;
+                case LOAD:
+                    write_gradient(o, o.first, count);
+                    if (o.second >= 0) write_gradient(o, o.second, count);
+                    break;
                 case LINEAR: linear_backward(o); break;
                 case ADD: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, 1); break;
                 case SUBTRACT: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, -1); break;
                 case MULTIPLY: add(o.first, g, value(o.second), all, 1), add(o.second, g, value(o.first), all, 1); break;
+                case MODULATE: modulate_backward(o, g, width); break;
+                case GATE: gate_backward(o, g, all); break;
+                case INTERPOLATE: interpolate_backward(o, value(o.first), g, width); break;
+                case AGGREGATE: aggregate_backward(o, g, width / 4); break;
                 case SCALE: {
                     const T *x = value(o.first), *factor = value(o.second);
                     T *of_x = gradient(o.first), *of_factor = gradient(o.second);
@@ -722,7 +974,8 @@ struct Tiles {
     void read_gradient(const Operation& o, Int start, Int count) {
         Int width = p.widths[o.first];
         T* to = gradient(o.first);
-        for (Int i = 0; i < count; i++) {
+        if (o.code == STATISTICS) read_statistics_gradient(value(o.first), to, count, width);
+        for (Int i = 0; i < count && o.code != STATISTICS; i++) {
             Int row = o.code == STORE ? start + i : batches[i] * p.receivers + receivers[i];
             if (p.output_is_half)
                 from_halves((const Half*)p.output_gradient + row * width, to + i * width, width);
@@ -733,12 +986,13 @@ struct Tiles {
         has_gradient[o.first] = 1;
     }
 
-    void write_gradient(const Operation& o, const Input& input, Int count) {
+    void write_gradient(const Operation& o, Int number, Int count) {
+        const Input& input = p.inputs[number];
         if (!input.gradient) return;
         const T* g = gradient(o.result);
         const Int width = input.width;
         for (Int i = 0; i < count; i++) {
-            Int place = batches[i] * input.gradient_batch_stride + receivers[i] * input.gradient_receiver_stride +
+            Int place = batches[i] * input.gradient_batch_stride + row_of(input, i) * input.gradient_receiver_stride +
                         senders[i] * input.gradient_sender_stride;
             if (!input.adds) {
                 if (input.is_half)
@@ -747,11 +1001,32 @@ struct Tiles {
                     std::memcpy((T*)input.gradient + place, g + i * width, width * sizeof(T));
                 continue;
             }
-            T* to = (input.adds == 2 ? shared_gradients[o.first].data() : (T*)input.gradient) + place;
+            T* to = (input.adds == 2 ? shared_gradients[number].data() : (T*)input.gradient) + place;
             for (Int c = 0; c < width; c++) to[c] += g[i * width + c];
         }
     }
 };
+
+bool is_within(const Int* index, Int count, Int most) {
+    return std::all_of(index, index + count, [=](Int row) { return row >= 0 && row < most; });
+}
+
+// Whether inputs and indices are such as the program reads
+bool fits(const Program& p) {
+    for (Int k = 0; k < p.num_inputs; k++)
+        if (p.inputs[k].index && !is_within(p.inputs[k].index, p.receivers, p.inputs[k].num_rows)) return false;
+    for (Int k = 0; k < p.num_operations; k++) {
+        const Operation& o = p.operations[k];
+        if (o.code == LOAD && (p.inputs[o.first].width != p.widths[o.result] ||
+                               (o.second >= 0 && p.inputs[o.second].width != p.widths[o.result])))
+            return false;
+        if (o.code == INTERPOLATE &&
+            (p.widths[o.first] != 2 || p.parameters[o.parameter].rows < num_points(p.is_double)))
+            return false;
+        if (o.code == STATISTICS && !(p.nodes && is_within(p.nodes, p.receivers, p.num_nodes))) return false;
+    }
+    return true;
+}
 
 template <class T>
 void run(const Program& p, bool backward) {
@@ -761,8 +1036,8 @@ void run(const Program& p, bool backward) {
         const Operation& o = p.operations[k];
         if (o.code != LINEAR) continue;
         const Parameter& w = p.parameters[o.parameter];
-        if (!backward || p.uses_halves)
-            weights[o.parameter].pack(parameters.values[o.parameter].data(), w.rows, w.columns, p.uses_halves, backward);
+        weights[o.parameter].pack(parameters.values[o.parameter].data(), w.rows, w.columns, p.uses_halves, backward,
+                                  !backward || !p.tape);
     }
     const Int num_threads = std::max<Int>(1, std::min(p.num_threads, p.batch));
     const Int rows = p.receivers * p.senders;
@@ -795,12 +1070,15 @@ void run(const Program& p, bool backward) {
 
 extern "C" {
 
-void run_program(const int64_t* words, int64_t backward) {
+// 0, or 1 if the program cannot run on its inputs
+int64_t run_program(const int64_t* words, int64_t backward) {
     const Program p = read(words);
+    if (!fits(p)) return 1;
     if (p.is_double)
         run<double>(p, backward);
     else
         run<float>(p, backward);
+    return 0;
 }
 
 int64_t multiplies_halves() {

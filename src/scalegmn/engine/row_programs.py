@@ -29,8 +29,47 @@ LANES = 16
 WIDEST = 512
 """The largest width."""
 
+POINTS = {torch.float32: 10, torch.float64: 16}
+"""Rows of a table between which a value is interpolated, as in row_programs.cpp."""
+
+NUM_STATISTICS = 6
+"""Sum, sum of squares, minimum, how many have it, maximum, how many have it."""
+
 Value = int
 """A value of a program: rows [B, R, S, width], by number."""
+
+
+class IndexedRows(NamedTuple):
+    """An input of a program on blocks [B, R, 1]: each receiver has a row."""
+
+    values: Tensor
+    """[B, N, D]."""
+
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
+    """[R] long, from 0 to N - 1."""
+
+
+class Nodes(NamedTuple):
+    """Whose statistics a program computes."""
+
+    index: Tensor  # type: ignore[assignment]  # not the method of tuples
+    """[R] long, the node of each receiver."""
+
+    num_nodes: int
+    """N."""
+
+
+class Block(NamedTuple):
+    """What a program runs on, beside inputs and parameters."""
+
+    shape: tuple[int, ...]
+    """(B, R, S)."""
+
+    indices: Sequence[Tensor | None]
+    """Of inputs that are `IndexedRows`."""
+
+    nodes: Nodes | None
+    """Of `statistics`."""
 
 
 class Vector(NamedTuple):
@@ -49,13 +88,18 @@ class _Code(IntEnum):
     ADD = 2
     SUBTRACT = 3
     MULTIPLY = 4
-    SCALE = 5
-    SILU_BOTH = 6
-    NORM_SILU = 7
-    NORM_SILU_BOTH = 8
-    SILU = 9
-    STORE = 10
-    SUM = 11
+    MODULATE = 5
+    GATE = 6
+    SCALE = 7
+    SILU_BOTH = 8
+    NORM_SILU = 9
+    NORM_SILU_BOTH = 10
+    SILU = 11
+    INTERPOLATE = 12
+    AGGREGATE = 13
+    STORE = 14
+    SUM = 15
+    STATISTICS = 16
 
 
 class _Kind(IntEnum):
@@ -79,9 +123,14 @@ def available(x: Tensor) -> bool:
 
 class RowProgram:
     """Operations on the rows of a block, and what they read: inputs, rows that broadcast to [B, R, S, D], in the order
-    of `load`; tensors that are given with each run; and parameters of modules."""
+    of `load`; tensors that are given with each run; and parameters of modules.
 
-    def __init__(self) -> None:
+    Args:
+        keeps: the results of linear maps for the backward pass, which else computes them again.
+    """
+
+    def __init__(self, keeps: bool = True) -> None:
+        self.keeps = keeps
         self.num_inputs = 0
         self.num_given = 0
         self.extra_width = 0
@@ -143,6 +192,11 @@ class RowProgram:
         self.num_inputs += 1
         return self._operation(_Code.LOAD, width, self.num_inputs - 1)
 
+    def load_sum(self, width: int) -> Value:
+        """The sum of the rows of the next two inputs."""
+        self.num_inputs += 2
+        return self._operation(_Code.LOAD, width, self.num_inputs - 2, self.num_inputs - 1)
+
     def linear(self, x: Value, weight: Vector, bias: Vector | None = None) -> Value:
         """W x + b."""
         assert self._widths[x] == weight.columns
@@ -156,6 +210,26 @@ class RowProgram:
     def multiply(self, x: Value, y: Value) -> Value:
         """x * y."""
         return self._operation(_Code.MULTIPLY, self._widths[x], x, y)
+
+    def modulate(self, x: Value, y: Value) -> Value:
+        """gamma * y + beta for x = [gamma, beta]."""
+        assert self._widths[x] == 2 * self._widths[y]
+        return self._operation(_Code.MODULATE, self._widths[y], x, y)
+
+    def gate(self, x: Value, y: Value) -> Value:
+        """sigmoid(x) * y."""
+        return self._operation(_Code.GATE, self._widths[x], x, y)
+
+    def interpolate(self, x: Value, table: Vector) -> Value:
+        """The value at f, from 0 to 1, for x = (k, f): of the polynomial through rows k to k + p - 1 of a table, p
+        being `POINTS`, between the two in their middle. x has no gradient."""
+        return self._operation(_Code.INTERPOLATE, table.columns, x, -1, table.number)
+
+    def aggregate(self, x: Value, share: Value, least_variance: float) -> Value:
+        """[mean, minimum, maximum, standard deviation] from `NUM_STATISTICS` of n rows and 1 / n; smaller variances
+        are 0."""
+        width = 4 * self._widths[x] // NUM_STATISTICS
+        return self._operation(_Code.AGGREGATE, width, x, share, more=_bits(least_variance))
 
     def scale(self, x: Value, factor: Value) -> Value:
         """x times a factor of width 1."""
@@ -185,6 +259,11 @@ class RowProgram:
         """The program, whose result is the sum of x over senders, [B, R, D]."""
         return self._end(_Code.SUM, x, False)
 
+    def statistics(self, x: Value) -> RowProgram:
+        """The program, whose result is `NUM_STATISTICS` of x over each node's receivers, [B, N, 6, D], zeros where
+        there are none; gradients of minima and maxima are shared among the rows that have them."""
+        return self._end(_Code.STATISTICS, x, False)
+
     def _operation(
         self, code: _Code, width: int, first: int, second: int = -1, p: int = -1, q: int = -1, more: int = 0
     ) -> Value:
@@ -194,7 +273,7 @@ class RowProgram:
 
     def _end(self, code: _Code, x: Value, halves: bool) -> RowProgram:
         self._operations.append((code, -1, x, -1, -1, -1, 0))
-        self.sums, self.rounds, self.width = code == _Code.SUM, halves, self._widths[x]
+        self.end, self.rounds, self.width = code, halves, self._widths[x]
         self._tail = [word for operation in self._operations for word in operation] + self._widths
         return self
 
@@ -203,9 +282,10 @@ class RowProgram:
     def __call__(
         self,
         shape: Sequence[int],
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Tensor | IndexedRows],
         given: Sequence[Tensor] = (),
         extra: Tensor | None = None,
+        nodes: Nodes | None = None,
     ) -> Tensor:
         """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width]."""
         if extra is not None:
@@ -217,42 +297,54 @@ class RowProgram:
             assert module is not None  # the program is kept no longer than its module
             parameters.append(getattr(module, place[1]))
         dtype = parameters[0].dtype
-        blocks = []
-        for x in inputs:
+        blocks, indices = [], [x.index if isinstance(x, IndexedRows) else None for x in inputs]
+        for rows in inputs:
+            x = rows.values[:, :, None] if isinstance(rows, IndexedRows) else rows
             if x.ndim < 4:
                 x = x[(None,) * (4 - x.ndim)]
             if x.dtype != dtype and (x.dtype != torch.bfloat16 or x.shape[-1] % LANES):
                 x = x.to(dtype)
             blocks.append(x if x.stride(-1) == 1 else x.contiguous())
-        result: Tensor = _Run.apply(self, tuple(shape), torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
+        block = Block(tuple(shape), indices, nodes)
+        result: Tensor = _Run.apply(self, block, torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
         return result
 
     def execute(
         self,
-        shape: tuple[int, ...],
+        block: Block,
         tensors: Sequence[Tensor],
         result: Tensor,
         tape: Tensor | None,
         halves: bool,
         num_threads: int,
+        gradient: Tensor | None = None,
         needed: Sequence[bool] | None = None,
     ) -> list[Tensor | None]:
-        """Computes the result or, with `needed`, from its gradient those of inputs and parameters."""
+        """Computes the result or, from its gradient, those inputs' and parameters' that are needed.
+
+        Raises:
+            ValueError: the tensors are none that the program can run on.
+        """
+        shape, indices, nodes = block
         dtype = tensors[-1].dtype
         words = [dtype == torch.float64, halves, *shape]
         words += [self.num_inputs, len(self._parameters), len(self._operations), len(self._widths)]
         words += [num_threads, result.data_ptr(), result.dtype == torch.bfloat16]
-        words += [0 if tape is None else tape.data_ptr(), self.tape_width, 0 if needed is None else result.data_ptr()]
+        words += [0 if tape is None else tape.data_ptr(), self.tape_width]
+        words += [0 if gradient is None else gradient.data_ptr()]
+        words += [0, 0] if nodes is None else [nodes.index.data_ptr(), nodes.num_nodes]
         gradients: list[Tensor | None] = [None] * len(tensors)
         count = self.num_inputs
         for index, tensor in enumerate(tensors[:count]):
             size, strides = tensor.shape, tensor.stride()
             b, r, s = (0 if n == 1 else stride for n, stride in zip(size[:3], strides, strict=False))
+            gathered = indices[index]
             words += [tensor.data_ptr(), size[3], b, r, s, tensor.dtype == torch.bfloat16]
+            words += [0, 0] if gathered is None else [gathered.data_ptr(), size[1]]
             if needed is None or not needed[index]:
                 words += (0, 0, 0, 0, 0, 0)
                 continue
-            if size[:3] == shape:
+            if size[:3] == shape and gathered is None:
                 adds, gradient = 0, torch.empty(size, dtype=tensor.dtype)
             else:
                 adds, gradient = 2 if size[0] == 1 < shape[0] else 1, torch.zeros(size, dtype=dtype)
@@ -276,7 +368,9 @@ class RowProgram:
         packed = array("q", words)
         library = native.library()
         assert library is not None
-        library.run_program(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_int64(needed is not None))
+        if library.run_program(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_int64(needed is not None)):
+            widths = [tensor.shape[-1] for tensor in tensors[:count]]
+            raise ValueError(f"inputs of widths {widths}, or what they are indexed by, do not fit their program")
         return gradients
 
     def _flags(self, needed: Sequence[bool]) -> list[int]:
@@ -285,7 +379,7 @@ class RowProgram:
         flags: list[int] = []
         for code, _, first, second, _, _, _ in self._operations[:-1]:
             if code == _Code.LOAD:
-                flags.append(needed[first])
+                flags.append(needed[first] or (second >= 0 and needed[second]))
             else:
                 flags.append(parameters or flags[first] or (_Code.ADD <= code <= _Code.SCALE and flags[second]))
         return flags
@@ -299,17 +393,17 @@ class RowProgram:
             and native.multiplies_halves()
         )
 
-    def allocate(
-        self, shape: tuple[int, ...], dtype: torch.dtype, halves: bool, keeps: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def allocate(self, block: Block, dtype: torch.dtype, halves: bool, keeps: bool) -> tuple[Tensor, Tensor | None]:
         """Memory of the result, and of what the backward pass reads."""
-        kept = torch.bfloat16 if halves else dtype
-        if self.sums:
+        kept, shape = torch.bfloat16 if halves else dtype, block.shape
+        if self.end == _Code.SUM:
             output = torch.zeros(*shape[:2], self.width, dtype=dtype)
+        elif block.nodes is not None:
+            output = torch.zeros(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
         rows = shape[0] * shape[1] * shape[2]
-        return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps else None
+        return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps and self.keeps else None
 
 
 def _of_extra(linear: nn.Linear | None, extra: Tensor) -> Tensor:
@@ -330,26 +424,27 @@ class _Run(torch.autograd.Function):
     """Runs a program. There are no second derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, program: RowProgram, shape: tuple[int, ...], grad: bool, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, program: RowProgram, block: Block, grad: bool, *tensors: Tensor) -> Tensor:
         """The program's result, of its inputs and parameters."""
         ctx.dtype = dtype = tensors[program.num_inputs].dtype
         keeps = grad and any(ctx.needs_input_grad)
         halves = program.halves(dtype)
-        output, tape = program.allocate(shape, dtype, halves, keeps)
+        output, tape = program.allocate(block, dtype, halves, keeps)
         num_threads = torch.get_num_threads()  # the tape is written and read in the same tiles
-        program.execute(shape, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
+        program.execute(block, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
         if keeps:
-            ctx.program, ctx.shape, ctx.how = program, shape, (halves, num_threads)
-            ctx.save_for_backward(tape, *tensors)
+            ctx.program, ctx.block, ctx.how = program, block, (halves, num_threads)
+            ctx.save_for_backward(tape, None if block.nodes is None else output, *tensors)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of all inputs and parameters that need one."""
-        tape, *tensors = ctx.saved_tensors
-        program, cast = ctx.program, _contiguous(ctx.program, tensors, ctx.dtype)
-        gradients = program.execute(ctx.shape, cast, gradient.contiguous(), tape, *ctx.how, ctx.needs_input_grad[3:])
+        tape, output, *tensors = ctx.saved_tensors
+        program, gradient = ctx.program, gradient.contiguous()
+        cast, result = _contiguous(program, tensors, ctx.dtype), gradient if output is None else output
+        gradients = program.execute(ctx.block, cast, result, tape, *ctx.how, gradient, ctx.needs_input_grad[3:])
         return (
             None,
             None,
