@@ -278,3 +278,19 @@ def test_models_with_and_without_programs(name, random_params, monkeypatch):
     monkeypatch.setattr(pna_programs, "available", lambda x: False)
     torch.testing.assert_close(found, outputs(), rtol=1e-9, atol=1e-9)
     assert sum(gradient.abs().max() > 0 for gradient in found[1]) > len(found[1]) / 2
+
+
+@pytest.mark.parametrize("modulation", ["film", "gate", "concat"])
+def test_models_in_mixed_precision(modulation, random_params):
+    """Tables stay in single precision; outputs and gradients are as near as bfloat16 is."""
+    model = NGGNNConfig(hidden_dim=16, out_dim=4, dropout=0.0, modulation=modulation, frequency_scale=0.5).build(MLP)
+    params = random_params(MLP, 12).map(lambda tensor: tensor.float())
+    expected = model(params)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(params).float()
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+    of_found, of_expected = (
+        gradients(found, model.layers[0].last.weight),
+        gradients(expected, model.layers[0].last.weight),
+    )
+    assert (of_found[0] - of_expected[0]).norm() < 0.2 * of_expected[0].norm()

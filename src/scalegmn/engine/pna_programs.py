@@ -8,7 +8,7 @@ Shape letters: B networks, N nodes, E edges, d width of nodes and edges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, cast
@@ -72,21 +72,21 @@ class IndexedEdges(NamedTuple):
             to: what M makes of receivers, with its bias, [B, N, d].
             sent: what M makes of senders, [B, nodes, d].
         """
-        table = self._through(*edge_map(message, None))
+        table = self._through(lambda: edge_map(message, None))
         program = _message_program(message, inner, to, None if table is None else table.shape[0])
         return self._run(program, table, to, sent, Nodes(self.receiver, to.shape[1]))
 
     def updated(self, update: EdgeUpdate, inner: nn.Linear | None, to: Tensor, sent: Tensor) -> IndexedEdges:
         """With the features that go into the update's last Linear; arguments as in `statistics`, of D and S."""
-        table = self._through(*joined(update.edge_linear, None))
+        table = self._through(lambda: joined(update.edge_linear, None))
         program = _update_program(update, inner, to, None if table is None else table.shape[0])
         features = self._run(program, table, to, sent, None).squeeze(2)
         return self._replace(features=features, table=None)
 
-    def _through(self, weight: Tensor, bias: Tensor) -> Tensor | None:
-        """What a Linear makes of the table."""
+    def _through(self, linear_map: Callable[[], tuple[Tensor, Tensor]]) -> Tensor | None:
+        """What a weight and a bias make of the table, in its precision."""
         with torch.autocast("cpu", enabled=False):
-            return None if self.table is None else linear(self.table, weight, bias)
+            return None if self.table is None else linear(self.table, *linear_map())
 
     def _run(
         self, program: RowProgram | None, table: Tensor | None, to: Tensor, sent: Tensor, nodes: Nodes | None
