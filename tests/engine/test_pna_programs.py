@@ -123,7 +123,7 @@ def test_inputs_that_do_not_fit_are_refused(change, index):
 def encoder_and_numbers(dtype, scale=3.0):
     """An encoder of three numbers, the Linear after it, and many numbers w."""
     encoder, after = Encoder(3, DIM, 64, scale, 1).to(dtype), nn.Linear(DIM, DIM).to(dtype)
-    return encoder, after, torch.randn(8, 500, dtype=dtype)
+    return encoder, after, torch.randn(32, 500, dtype=dtype)
 
 
 DIRECTIONS = torch.tensor([[1.0, 0, 1], [0, 1, 1]])
@@ -178,10 +178,21 @@ def test_no_tables_where_they_are_not_exact_or_do_not_pay():
     assert tables.lookup(encoder, after, values, DIRECTIONS) is not None
     others = [values.clone().requires_grad_(), values[:1, :20], 1e6 * values, values.clone()]
     others[-1][0, 0] = torch.nan
-    others.append(torch.where(values == values[0, 0], torch.inf, values))
+    others += [torch.where(values == values[0, 0], x, values) for x in (torch.inf, 60.0)]
+    assert tables.lookup(encoder, after, others[-1].repeat(20, 1), DIRECTIONS) is not None  # of as many numbers
+    others.append(torch.where(values == values[0, 0], 3e3, values).repeat(200, 1))  # in too much memory
     assert all(tables.lookup(encoder, after, x, DIRECTIONS) is None for x in others)
     for other in (Encoder(3, DIM, 64, 3.0, 2), Encoder(3, DIM, 0, 3.0, 1)):
         assert tables.lookup(other, after, values, DIRECTIONS) is None
+
+
+def test_tables_of_inference_mode_serve_training():
+    """What is kept of it may be saved for a backward pass."""
+    encoder, after, values = encoder_and_numbers(torch.float64)
+    learned = [*encoder.parameters(), *after.parameters()]
+    with torch.inference_mode():
+        looked_up(encoder, after, values)
+    assert_same(looked_up(encoder, after, values), encoded(encoder, after, values), learned)
 
 
 # Norms
@@ -199,6 +210,8 @@ def test_silu_of_norms(threads):
     try:
         expected = silu(norm(x.flatten(0, 1), network, 5)).view_as(x)
         assert_same(silu_of_norm(norm, x), expected, [x, norm.weight, norm.bias])
+        norm.weight = nn.Parameter(norm.weight.detach().repeat_interleave(2)[::2])  # its numbers stand apart
+        torch.testing.assert_close(silu_of_norm(norm, x), expected)
         found = silu_of_norm(norm.float(), x.float())
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     finally:
@@ -283,6 +296,7 @@ def test_models_with_and_without_programs(name, random_params, monkeypatch):
 @pytest.mark.parametrize("modulation", ["film", "gate", "concat"])
 def test_models_in_mixed_precision(modulation, random_params):
     """Tables stay in single precision; outputs and gradients are as near as bfloat16 is."""
+    torch.manual_seed(4)
     model = NGGNNConfig(hidden_dim=16, out_dim=4, dropout=0.0, modulation=modulation, frequency_scale=0.5).build(MLP)
     params = random_params(MLP, 12).map(lambda tensor: tensor.float())
     expected = model(params)
@@ -294,3 +308,26 @@ def test_models_in_mixed_precision(modulation, random_params):
         gradients(expected, model.layers[0].last.weight),
     )
     assert (of_found[0] - of_expected[0]).norm() < 0.2 * of_expected[0].norm()
+
+
+def test_models_under_autocast_to_float16(random_params):
+    """Programs do not know such numbers: operations run one by one."""
+    model = NGGNNConfig(hidden_dim=16, out_dim=4, dropout=0.0, frequency_scale=0.5).build(MLP)
+    params = random_params(MLP, 12).map(lambda tensor: tensor.float())
+    expected = model(params)
+    with torch.autocast("cpu", torch.float16):
+        found = model(params).float()
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_second_derivatives_are_refused(random_params):
+    """Also of parameters alone, whose gradients would lack what goes through programs."""
+    model = NGGNNConfig(hidden_dim=16, out_dim=4, dropout=0.0).build(MLP)
+    params = random_params(MLP, 12).map(lambda tensor: tensor.float().requires_grad_())
+    weight = model.layers[0].message.linear.weight
+    (gradient,) = torch.autograd.grad(model(params).sum(), params.weights[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivatives; build the model with engine: plain"):
+        torch.autograd.grad(gradient.square().sum(), weight)
+    model.engine = "plain"
+    (gradient,) = torch.autograd.grad(model(params).sum(), params.weights[0], create_graph=True)
+    assert torch.autograd.grad(gradient.square().sum(), weight)[0].abs().max() > 0

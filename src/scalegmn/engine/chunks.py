@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from scalegmn.engine.derivatives import once_differentiable
 from scalegmn.engine.edges import Edges, EdgeUpdate
 from scalegmn.engine.memory import kept_bytes, tensor_bytes
 from scalegmn.engine.rows import GatheredRows

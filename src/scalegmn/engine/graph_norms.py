@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scalegmn.engine import native
+from scalegmn.engine.derivatives import once_differentiable
 from scalegmn.engine.row_programs import LANES
 from scalegmn.nn.pna import GraphNorm
 
@@ -36,7 +36,8 @@ class _SiluOfNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
         """SiLU(scale * (x - mean) / (deviation + epsilon) + shift)."""
-        x, result, moments = x.contiguous(), torch.empty(x.shape, dtype=x.dtype), x.new_empty(len(x), 2)
+        x, scale, shift = (tensor.contiguous() for tensor in (x, scale, shift))
+        result, moments = torch.empty(x.shape, dtype=x.dtype), x.new_empty(len(x), 2)
         _call([x, scale, shift, result, moments], epsilon, backward=False)
         ctx.epsilon = epsilon
         ctx.save_for_backward(x, scale, shift, moments)

@@ -105,6 +105,7 @@ def runs_as_programs(model: PNANetwork, params: NetParams) -> bool:
         params.spec.is_chain
         and model.graph.linear_encoder is None
         and like.dtype in (torch.float32, torch.float64)
+        and not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16)
         and message.dim % LANES == 0
         and width <= WIDEST
         and available(like)

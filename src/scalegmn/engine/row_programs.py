@@ -19,9 +19,9 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from scalegmn.engine import native
+from scalegmn.engine.derivatives import once_differentiable
 
 LANES = 16
 """Widths are multiples of it."""

@@ -22,6 +22,9 @@ ANGLE = {torch.float32: 0.45, torch.float64: 0.34}
 """The largest angle t between two points of a grid. Polynomials through p of them, `POINTS`, miss a cosine by at most
 t^p (1 3 5 .. p-1)^2 / (2^p p!): 8e-8 and 1e-13."""
 
+_MOST_BYTES = 1 << 26
+"""Of a table of Fourier features. Its rows have exact numbers in single precision, too."""
+
 _NUM_KEPT = 4
 """Tables of Fourier features per module."""
 
@@ -59,18 +62,20 @@ def lookup(encoder: Encoder, after: nn.Linear, values: Tensor, directions: Tenso
 
     Returns:
         Of [B, D E, 2] places, those of one vector after those of another; None: it would not be exact or not pay, or
-        `values` need gradients.
+        `values` or frequencies need gradients.
     """
     fourier, dtype = encoder.fourier, values.dtype
     if not isinstance(fourier, FourierFeatures) or len(encoder.linears) > 1 or dtype not in ANGLE:
         return None
-    if values.requires_grad or not values.numel():
+    if values.requires_grad or fourier.frequencies.requires_grad or not values.numel():
         return None
     frequencies = 2 * math.pi * directions.double() @ fourier.frequencies.double().T
     step = ANGLE[dtype] / max(frequencies.abs().max().item(), 1e-9)
     steps = values.double() / step
     most = steps.abs().max().item()
-    if not 2 * (2 * most + POINTS[dtype]) < values.numel():  # nor where one is not finite
+    least_points = 2 * most + POINTS[dtype]
+    most_points = min(values.numel() / 2, _MOST_BYTES / (2 * frequencies.numel() * values.element_size()))
+    if not least_points < most_points:  # nor where a number is not finite
         return None
     half = _rounded_up(math.ceil(most))
     grid = _grid(fourier, directions, frequencies * step, half, dtype)
@@ -90,6 +95,7 @@ def _rounded_up(number: int) -> int:
     return -(-number // unit) * unit
 
 
+@torch.inference_mode(False)  # what is kept serves training, too
 def _grid(fourier: FourierFeatures, directions: Tensor, angles: Tensor, half: int, dtype: torch.dtype) -> Tensor:
     """Fourier features [D, points, 2 m] at a grid's points from -half on, and as many more as polynomials need, for
     angles between two points [D, m]."""
