@@ -117,6 +117,41 @@ def test_inputs_that_do_not_fit_are_refused(change, index):
         program((1, 2, 1), inputs, [torch.zeros(rows, DIM, dtype=torch.float64)], nodes=receivers)
 
 
+WRONG_SHAPES = {
+    "networks": {"nodes": torch.zeros(2, NUM_NODES, DIM)},
+    "receivers": {"edges": torch.zeros(3, 6, 1, DIM)},
+    "senders": {"edges": torch.zeros(3, 7, 2, DIM)},
+    "fewer rows": {"index": torch.zeros(6, dtype=torch.long)},
+    "one row": {"index": torch.zeros(1, dtype=torch.long)},
+    "small integers": {"index": torch.zeros(7, dtype=torch.int32)},
+    "rows that stand apart": {"index": torch.zeros(14, dtype=torch.long)[::2]},
+    "nodes": {"receivers": torch.zeros(6, dtype=torch.long)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_other_shapes_are_refused(name):
+    """Before the library reads memory that is not theirs."""
+    right = {
+        "nodes": torch.zeros(3, NUM_NODES, DIM),
+        "edges": torch.zeros(3, 7, 1, DIM),
+        "index": torch.zeros(7, dtype=torch.long),
+        "receivers": torch.zeros(7, dtype=torch.long),
+    }
+    program, module = RowProgram(), nn.LayerNorm(DIM)
+    program.statistics(program.norm_silu(program.add(program.load(DIM), program.load(DIM)), module))
+
+    def run(nodes, edges, index, receivers):
+        return program((3, 7, 1), [IndexedRows(nodes, index), edges], nodes=Nodes(receivers, NUM_NODES))
+
+    assert run(**right).shape == (3, NUM_NODES, 6, DIM)
+    with pytest.raises(ValueError, match="indices do not fit a block \\[3, 7, 1\\]"):
+        run(**{**right, **WRONG_SHAPES[name]})
+    module.weight = nn.Parameter(torch.ones(DIM // 2))
+    with pytest.raises(ValueError, match="found a parameter of shape \\[16\\], expected 1 rows of 32"):
+        run(**right)
+
+
 # Tables
 
 

@@ -287,7 +287,11 @@ class RowProgram:
         extra: Tensor | None = None,
         nodes: Nodes | None = None,
     ) -> Tensor:
-        """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width]."""
+        """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width].
+
+        Raises:
+            ValueError: inputs, what they are indexed by, or parameters do not fit.
+        """
         if extra is not None:
             inputs = [*inputs, *(_of_extra(linear(), extra) for linear in self._extras)]
         parameters = [*given]
@@ -306,6 +310,11 @@ class RowProgram:
                 x = x.to(dtype)
             blocks.append(x if x.stride(-1) == 1 else x.contiguous())
         block = Block(tuple(shape), indices, nodes)
+        fits = nodes is None or _is_index(nodes.index, block.shape[1])
+        if not (fits and all(_broadcasts(x, index, block.shape) for x, index in zip(blocks, indices, strict=True))):
+            raise ValueError(
+                f"inputs of shapes {[[*x.shape] for x in blocks]} or indices do not fit a block {[*block.shape]}"
+            )
         result: Tensor = _Run.apply(self, block, torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
         return result
 
@@ -360,6 +369,8 @@ class RowProgram:
                 words += (0, rows, columns, 0, 0, kind, first, second, third, factor)
                 continue
             tensor, found = tensors[count + first], gradients[count + first]
+            if tensor.numel() != rows * tensor.shape[-1] or second + columns > tensor.shape[-1]:
+                raise ValueError(f"found a parameter of shape {[*tensor.shape]}, expected {rows} rows of {columns}")
             offset = second * tensor.element_size()
             of_it = 0 if found is None else found.data_ptr() + offset
             words += (tensor.data_ptr() + offset, rows, columns, tensor.shape[-1], of_it, kind, 0, 0, 0, 0)
@@ -404,6 +415,17 @@ class RowProgram:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
         rows = shape[0] * shape[1] * shape[2]
         return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps and self.keeps else None
+
+
+def _broadcasts(x: Tensor, index: Tensor | None, shape: tuple[int, ...]) -> bool:
+    """Whether rows x, or those of an index, broadcast to a block of a shape."""
+    size = x.shape[:3] if index is None else (x.shape[0], *index.shape, 1)
+    return all(n in (1, m) for n, m in zip(size, shape, strict=True)) and (index is None or _is_index(index, shape[1]))
+
+
+def _is_index(index: Tensor, size: int) -> bool:
+    """Whether a tensor is one as the library reads it."""
+    return index.shape == (size,) and index.dtype == torch.long and index.is_contiguous()
 
 
 def _of_extra(linear: nn.Linear | None, extra: Tensor) -> Tensor:
