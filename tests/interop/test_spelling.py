@@ -28,6 +28,28 @@ def experts(module, x):
     return module.out(torch.einsum("be,beo->bo", gates, torch.stack([expert(x) for expert in module.layers], 1)))
 
 
+@torch.library.custom_op("scalegmn_tests::grouped_mm_fallback", mutates_args=())
+def grouped_product(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """As that of transformers: rows up to each end by a matrix of their own, rows behind the last are 0."""
+    result = x.new_zeros(len(x), weights.shape[2])
+    for weight, start, end in zip(weights, [0, *ends.tolist()], ends.tolist(), strict=False):
+        result[start:end] = x[start:end] @ weight
+    return result
+
+
+@grouped_product.register_fake
+def _(x, weights, ends):
+    return x.new_empty(len(x), weights.shape[2])
+
+
+def sorted_by_expert(module, x):
+    best, chosen = module.router(x).softmax(-1).max(-1)
+    chosen, order = chosen.sort()
+    ends = torch.histc(chosen.double(), 2, 0, 1).cumsum(0, dtype=torch.int32)
+    h = torch.relu(grouped_product(x[order], module.w, ends))
+    return (grouped_product(h, module.v, ends) * best[order, None])[order.argsort()]
+
+
 def time_beside_state(module, x):
     for step in range(3):
         time = torch.full((len(x), 1), step / 3, dtype=x.dtype)
@@ -120,6 +142,7 @@ MODULES = {
         {"w": (4, 6), "u": (4, 2), "v": (2, 6), "out": partial(linear, 6)},
         8,
     ),
+    "rows sorted by expert": (sorted_by_expert, {"router": partial(linear, 4, 2), "w": (2, 4, 6), "v": (2, 6, 3)}, 6),
     "time beside the state": (time_beside_state, {"layer": partial(linear, 5, 6), "w": (6, 4)}, 6),
     "parts of zeros assigned": (
         assigned,

@@ -95,13 +95,13 @@ def test_adapters(generator):
 
 @pytest.mark.slow
 def test_mixtral(generator):
-    """In single precision, as its experts are one grouped product, which double precision does not have."""
+    """In single precision: its grouped product does not have double precision."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2)
     module, x = OneTensor(transformers.MixtralForCausalLM(config)).eval(), torch.randint(2, WORDS, (2, 7))
     reading = scalegmn.read(module, x)
-    assert reading.neurons_moved >= 0.3
+    assert reading.neurons_moved >= 0.95
     expected = outputs(module, x)
     assert torch.equal(outputs(scalegmn.to_module(reading.params, module, x), x), expected)
     moved = GroupElement.sample(reading.params, generator).act(reading.params)

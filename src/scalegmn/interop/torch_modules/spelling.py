@@ -40,6 +40,8 @@ def spell_out(program: torch.export.ExportedProgram) -> None:
         "sum": _sum_of_products,
         "einsum": _einsum,
         "baddbmm": _product_and_sum,
+        "_grouped_mm": _grouped_product,
+        "grouped_mm_fallback": _grouped_product,  # as transformers call it
         "linear": _low_rank,
         "matmul": _low_rank,
         "mm": _low_rank,
@@ -280,6 +282,27 @@ def _product_and_sum(graph: torch.fx.Graph, node: Node) -> Node:
         if beta or value is product  # PyTorch does not read x then
     ]
     return _inserted(graph, node, aten.add.Tensor, *terms) if beta else terms[0]
+
+
+def _grouped_product(graph: torch.fx.Graph, node: Node) -> Node | None:
+    """x_t W_e for rows t of group e, which ends before row ends_e: a sum over e of products that are 0 elsewhere."""
+    x, weights, ends = (_argument(node, place, name, None) for place, name in enumerate(("self", "mat2", "offs")))
+    if len(node.args) + len(node.kwargs) > 3 or ends is None:
+        return None
+    if x.meta["val"].ndim != 2 or weights.meta["val"].ndim != 3:
+        return None
+    rows = _inserted(graph, node, aten.arange.default, len(x.meta["val"]))
+    rows = _inserted(graph, node, aten.unsqueeze.default, rows, -1)
+    result, is_behind = None, None
+    for group in range(len(weights.meta["val"])):
+        end, weight = (_inserted(graph, node, aten.select.int, value, 0, group) for value in (ends, weights))
+        is_in = _inserted(graph, node, aten.lt.Tensor, rows, end)
+        if is_behind is not None:
+            is_in = _inserted(graph, node, aten.logical_and.default, is_in, is_behind)
+        is_behind = _inserted(graph, node, aten.ge.Tensor, rows, end)
+        product = _inserted(graph, node, aten.mul.Tensor, _inserted(graph, node, aten.mm.default, x, weight), is_in)
+        result = product if result is None else _inserted(graph, node, aten.add.Tensor, result, product)
+    return result
 
 
 def _sum_with_product(graph: torch.fx.Graph, node: Node) -> Node:
