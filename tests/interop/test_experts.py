@@ -258,6 +258,26 @@ def test_experts_that_places_tell_apart_stay(forward, count, generator):
     assert len(hidden) == count
 
 
+@pytest.mark.parametrize("is_inside", [True, False])
+@pytest.mark.parametrize(("limits", "expected"), [((20.0, 20.0, 20.0, 20.0), 1), ((20.0, 20.0, 20.0, 30.0), 0)])
+def test_experts_with_other_numbers_stay(limits, expected, is_inside):
+    """Also where they make no difference for the example input."""
+    numbers = iter(limits)
+
+    def inside(m, x):
+        return m.down(m.up(x).clamp(-m.limit, m.limit))
+
+    def behind(m, x):
+        return m.down(torch.relu(m.up(x))).clamp(-m.limit, m.limit)
+
+    def bounded():
+        layers = {"up": nn.Linear(WIDTH, HIDDEN), "down": nn.Linear(HIDDEN, WIDTH)}
+        return Written(inside if is_inside else behind, limit=next(numbers), **layers)
+
+    params = scalegmn.from_module(mixture(loop(softmax), bounded, 4), X)
+    assert len(orders(params)[0]) == expected
+
+
 def test_mixtures_of_a_transformer(generator):
     class Block(nn.Module):
         def __init__(self):

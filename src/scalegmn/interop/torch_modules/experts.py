@@ -148,7 +148,7 @@ def _colors(layers: Sequence[ReadLayer], spec: NetSpec, sources: Sequence[Sequen
     for index, pairs in enumerate(sources):
         depths[index] = 1 + max((depths[source] for _, source in pairs), default=0)
     first = [
-        (depths[index], replace(layer, **plain), _scale(item.weight), _scale(item.bias))
+        (depths[index], replace(layer, **plain), _scale(item.weight), _scale(item.bias), frozenset(item.operations))
         for index, (layer, item) in enumerate(zip(spec.layers, layers, strict=True))
     ]
     readers: list[list[tuple[str, int]]] = [[] for _ in first]
@@ -308,6 +308,7 @@ class _Joining:
             side_by_side([item.bias for item in items], 0),
             statistics[0] and tuple(Joined(tuple(rows), 0) for rows in zip(*statistics, strict=True)),  # type: ignore
             items[0].pinned_by,
+            items[0].operations,
         )
 
     def _add(self, kind: Sequence[int], changes: Mapping[str, Any], item: JoinedLayer) -> None:

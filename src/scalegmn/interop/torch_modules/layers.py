@@ -67,6 +67,9 @@ class TracedLayer:
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of its `LayerSpec`."""
 
+    operations: set[str] = field(default_factory=set)
+    """What has been made of its output, of numbers too: no activation tells what layers that are coupled compute."""
+
     @property
     def is_linear(self) -> bool:
         """Whether its output so far is W x + b."""
@@ -140,7 +143,8 @@ class JoinedLayer:
     weight: Joined | None
     bias: Joined | None
     statistics: tuple[Joined, ...] | None
-    pinned_by: str = ""
+    pinned_by: str
+    operations: set[str]
 
 
 ReadLayer = TracedLayer | JoinedLayer

@@ -354,6 +354,7 @@ class GraphReader:
                 elif way == MIXED:
                     others = [leaf for leaf in leaves if leaf is not args[MIXES[name]]]
                     pin(trace, with_scores(trace, others) if "attention" in name else others, problem)
+                self._note(name, (args, kwargs), value)
                 return value
         if not is_computed:
             self._actual[node] = self._compute(node)
@@ -361,6 +362,26 @@ class GraphReader:
             return self._actual[node]
         pin(trace, leaves, problem or f"{name} of what no layer describes")
         return _opaque(self._actual[node])
+
+    def _note(self, name: str, reads: Any, result: Any) -> None:
+        """Notes an operation, with its numbers, with the layers of whose output it makes something else."""
+        if name in (*VIEWS, *UNCHANGED):
+            return
+        leaves = [self._number(leaf) for leaf in _pytree.tree_leaves(reads, is_leaf=is_traced)]
+        numbers = [leaf for leaf in leaves if isinstance(leaf, int | float)]
+        new = [leaf for leaf in _pytree.tree_leaves(result, is_leaf=is_traced) if isinstance(leaf, Neurons)]
+        for value in leaves:
+            if isinstance(value, Neurons) and not any(
+                not other.is_output and (other.versions, other.factor) == (value.versions, value.factor)
+                for other in new
+            ):
+                self._trace.note_operation(f"{name} {numbers}", value)
+
+    def _number(self, value: Any) -> Any:
+        """A constant tensor or a buffer of one element as a number; others as they are."""
+        if isinstance(value, Elements) and value.is_buffer:
+            value = self._trace.read(value)
+        return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
     def _attempts(self, name: str, leaves: Sequence[Any]) -> list[str]:
         """In which ways to try to read an operation."""

@@ -194,6 +194,21 @@ class Trace:
         if SOURCE in value.versions:
             self.refuse("channels of layers lie beside others that no layer computes")
 
+    def note_operation(self, text: str, value: Neurons) -> None:
+        """Notes an operation on a value with the layers that this is computed from channel by channel, or a sum of."""
+        waiting, seen = [*value.versions], set[int]()
+        while waiting:
+            owner = waiting.pop()
+            if owner < 0 or owner in seen:
+                continue
+            seen.add(owner)
+            layer = self.layers[owner]
+            layer.operations.add(text)
+            read = [] if layer.coupled is None else [layer.reads, *layer.coupled]
+            read += [layer.residual] if layer.options.get("activation", "identity") == "identity" else []
+            for nodes in read:
+                waiting += [] if nodes is None else self.neurons.layers_of(nodes)
+
     # What is read, evaluated
 
     def read(self, elements: Elements, index: Tensor | None = None) -> Tensor:
