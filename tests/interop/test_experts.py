@@ -258,6 +258,20 @@ def test_experts_that_places_tell_apart_stay(forward, count, generator):
     assert len(hidden) == count
 
 
+def last_by_half(m, x):
+    """The best expert, of which the last one counts half."""
+    g = softmax(m, x)
+    best = g * (g == g.amax(-1, keepdim=True)) * torch.tensor([1.0] * 7 + [0.5], dtype=x.dtype)
+    return sum(best[:, i, None] * expert(x) for i, expert in enumerate(m.experts))
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_one_position_does_not_hide_that_a_place_counts(row):
+    """Also where it chooses another expert."""
+    params = scalegmn.from_module(mixture(last_by_half, mlp, 8), X[row : row + 1])
+    assert orders(params) == ([], [])
+
+
 @pytest.mark.parametrize("is_inside", [True, False])
 @pytest.mark.parametrize(("limits", "expected"), [((20.0, 20.0, 20.0, 20.0), 1), ((20.0, 20.0, 20.0, 30.0), 0)])
 def test_experts_with_other_numbers_stay(limits, expected, is_inside):

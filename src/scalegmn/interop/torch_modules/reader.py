@@ -62,8 +62,14 @@ from scalegmn.interop.torch_modules.values import (
     is_prepared_by,
     is_traced,
 )
-from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values, keeps_symmetry
+from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values, is_symmetric, keeps_symmetry
 from scalegmn.networks import NetSpec
+
+NUM_ORDERS = 16
+"""So many other orders of the input's numbers are tried where the example input has few positions for experts, and"""
+
+FEW_POSITIONS = 4
+"""fewer than so many for each expert are few."""
 
 READS_OPAQUE = (
     *("linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -242,18 +248,30 @@ class GraphReader:
             )
 
     def with_experts(self, layers: list[TracedLayer], spec: NetSpec) -> tuple[list[ReadLayer], NetSpec]:
-        """The layers and their spec, with the experts of each mixture as one layer."""
+        """The layers and their spec, with the experts of each mixture as one layer. Where few positions choose among
+        many experts, the example input shows little of the router, so its numbers are tried in other orders, too."""
         tensors, outputs = self._trace.tensors, self._output
         assert outputs is not None
+        read = [self._inputs[name] for name in self._read_inputs]
+        num_positions = sum(x.shape[:-1].numel() if x.is_floating_point() else x.numel() for x in read)
 
         def keeps(layers: Sequence[ReadLayer], spec: NetSpec, routers: set[int]) -> bool:
-            return keeps_symmetry(layers, spec, routers, tensors, outputs, self._run)
+            are_few = any(num_positions < FEW_POSITIONS * spec.layers[index].out_dim for index in routers)
+            return keeps_symmetry(layers, spec, routers, tensors, outputs, self._run) and all(
+                is_symmetric(layers, spec, tensors, partial(self._run, order=order), seed=order)
+                for order in range(1, NUM_ORDERS + 1 if are_few else 1)
+            )
 
         return with_experts(layers, spec, keeps)
 
-    def _run(self, tensors: Mapping[str, Any]) -> Tensor:
-        """The module's outputs with other tensors."""
+    def _run(self, tensors: Mapping[str, Any], order: int | None = None) -> Tensor:
+        """The module's outputs with other tensors, and with the numbers of the input in one of many random orders."""
         inputs = {name: _cloned(value) for name, value in self._inputs.items()}
+        if order is not None:
+            generator = torch.Generator().manual_seed(order)
+            for name in self._read_inputs:
+                numbers = inputs[name].flatten()
+                inputs[name] = numbers[torch.randperm(len(numbers), generator=generator)].view(inputs[name].shape)
         return execute(self._program, tensors, inputs, self._dtype)
 
     def _start(self) -> None:

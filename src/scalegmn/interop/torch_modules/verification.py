@@ -51,6 +51,18 @@ def keeps_symmetry(
     )
 
 
+def is_symmetric(
+    layers: Sequence[ReadLayer],
+    spec: NetSpec,
+    tensors: Mapping[str, Any],
+    run: Callable[[Mapping[str, Any]], Tensor],
+    seed: int,
+) -> bool:
+    """Whether random group elements, drawn with a seed, leave what the module computes. Others as `broken_symmetry`."""
+    elements, change, tolerance = _moves(layers, spec, tensors, run(tensors), run, seed)
+    return all(change(element) <= tolerance for element in elements)
+
+
 def broken_symmetry(
     layers: Sequence[ReadLayer],
     spec: NetSpec,
@@ -93,10 +105,11 @@ def _moves(
     tensors: Mapping[str, Any],
     outputs: Tensor,
     run: Callable[[dict[str, Any]], Tensor],
+    seed: int = 0,
 ) -> tuple[Iterator[GroupElement], Callable[[GroupElement], float], float]:
     """Random group elements, by how much one changes the outputs, and what change is none."""
     params = read_parameters(tensors, layers, spec, is_copied=False)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     elements = (
         GroupElement.sample(params, generator, decades=0.3) for _ in range(1 if spec.num_parameters > LARGE else 2)
     )
