@@ -65,11 +65,11 @@ from scalegmn.interop.torch_modules.values import (
 from scalegmn.interop.torch_modules.verification import broken_symmetry, check_values, is_symmetric, keeps_symmetry
 from scalegmn.networks import NetSpec
 
-NUM_ORDERS = 16
-"""So many other orders of the input's numbers are tried where the example input has few positions for experts, and"""
-
 FEW_POSITIONS = 4
-"""fewer than so many for each expert are few."""
+"""Fewer positions than so many for each expert show little of a router."""
+
+NUM_ORDERS = 16
+"""So many other orders of the input's numbers are tried then."""
 
 READS_OPAQUE = (
     *("linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
@@ -256,13 +256,20 @@ class GraphReader:
         num_positions = sum(x.shape[:-1].numel() if x.is_floating_point() else x.numel() for x in read)
 
         def keeps(layers: Sequence[ReadLayer], spec: NetSpec, routers: set[int]) -> bool:
-            are_few = any(num_positions < FEW_POSITIONS * spec.layers[index].out_dim for index in routers)
-            return keeps_symmetry(layers, spec, routers, tensors, outputs, self._run) and all(
+            return keeps_symmetry(layers, spec, routers, tensors, outputs, self._run)
+
+        def is_kept(layers: Sequence[ReadLayer], spec: NetSpec) -> bool:
+            widths = [spec.width(gate) for layer in spec.layers for gate in layer.gates]
+            num_orders = NUM_ORDERS if num_positions < FEW_POSITIONS * max(widths, default=0) else 0
+            return all(
                 is_symmetric(layers, spec, tensors, partial(self._run, order=order), seed=order)
-                for order in range(1, NUM_ORDERS + 1 if are_few else 1)
+                for order in range(1, num_orders + 1)
             )
 
-        return with_experts(layers, spec, keeps)
+        joined = with_experts(layers, spec, keeps)
+        if is_kept(*joined):
+            return joined
+        return with_experts(layers, spec, lambda *given: keeps(*given) and is_kept(*given[:2]))
 
     def _run(self, tensors: Mapping[str, Any], order: int | None = None) -> Tensor:
         """The module's outputs with other tensors, and with the numbers of the input in one of many random orders."""

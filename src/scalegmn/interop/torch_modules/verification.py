@@ -58,7 +58,8 @@ def is_symmetric(
     run: Callable[[Mapping[str, Any]], Tensor],
     seed: int,
 ) -> bool:
-    """Whether random group elements, drawn with a seed, leave what the module computes. Others as `broken_symmetry`."""
+    """Whether random group elements, drawn with a seed, leave what the module computes. Other arguments as of
+    `broken_symmetry`."""
     elements, change, tolerance = _moves(layers, spec, tensors, run(tensors), run, seed)
     return all(change(element) <= tolerance for element in elements)
 
