@@ -11,7 +11,7 @@ from scalegmn.networks import LayerSpec, NetSpec
 from scalegmn.optimizers import compiled
 from scalegmn.optimizers.coordinates import Coordinates
 from scalegmn.optimizers.evaluation import learned_curves
-from scalegmn.optimizers.learned import LearnedOptimizer, LearnedOptimizerConfig
+from scalegmn.optimizers.learned import STEPS_AT_ONCE, LearnedOptimizer, LearnedOptimizerConfig
 from scalegmn.optimizers.meta_gradients import persistent_evolution
 from scalegmn.optimizers.problems import ImageData, InnerProblem, ProblemConfig, initialized
 from scalegmn.optimizers.rules import RULES
@@ -25,22 +25,33 @@ kinds = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def num_compiled(monkeypatch):
-    """num_compiled(): how many compiled steps there were since the last call."""
-    calls, step = [], compiled.step
+def calls_of(name, monkeypatch):
+    """count(): how many calls of a compiled function there were since the last count."""
+    calls, function = [], getattr(compiled, name)
 
     def counted(*arguments):
         calls.append(None)
-        return step(*arguments)
+        return function(*arguments)
 
     def count():
         number = len(calls)
         calls.clear()
         return number
 
-    monkeypatch.setattr(compiled, "step", counted)
+    monkeypatch.setattr(compiled, name, counted)
     return count
+
+
+@pytest.fixture
+def num_compiled(monkeypatch):
+    """num_compiled(): how many compiled steps there were since the last call."""
+    return calls_of("step", monkeypatch)
+
+
+@pytest.fixture
+def num_trained(monkeypatch):
+    """num_trained(): how many compiled trainings, of many steps each, there were since the last call."""
+    return calls_of("train", monkeypatch)
 
 
 @pytest.fixture
@@ -176,7 +187,7 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="found a state of shapes"):
         optimizer.step(None, flat, flat, state[:1], coordinates)
     wider = Coordinates(NetSpec((LayerSpec(7, 14, None, "relu"), LayerSpec(14, 3))))
-    with pytest.raises(ValueError, match="157 parameters"):
+    with pytest.raises(ValueError, match=r"expected \[\(3, 157\)"):
         optimizer.step(None, flat, flat, state, wider)
     own = dict(optimizer.named_parameters())
     own["network.mlp.linears.0.weight"] = own["network.mlp.linears.0.weight"][:, :3]
@@ -227,7 +238,7 @@ def test_exponentials_end_where_single_precision_does(exponent, diverges, num_co
     assert bool((found < 1e30).all()) == diverges  # networks that diverge stay where they are
 
 
-def test_evolution_is_compiled(num_compiled, plain):
+def test_evolution_is_compiled(num_trained, plain):
     config = ProblemConfig(batch_size=4, image_size=3)
     problem = InnerProblem.draw(config, ImageData(config), 3, torch.Generator().manual_seed(0))
     optimizer = optimizer_for(problem.params.spec)
@@ -237,11 +248,106 @@ def test_evolution_is_compiled(num_compiled, plain):
         return persistent_evolution(optimizer, problem, None, noise, window=4, horizon=8, sigma=0.01)
 
     found, population = estimate()
-    assert num_compiled() == 4
+    assert num_trained() == 1
     expected, same_population = plain(estimate)
     torch.testing.assert_close(population.parameters, same_population.parameters, rtol=1e-5, atol=1e-6)
     for one, other in zip(found.gradients, expected.gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
+
+
+class StepByStep(InnerProblem):
+    """Networks that are trained step by step, as those of any problem of one's own."""
+
+
+def drawn(problem=InnerProblem, num_networks=5, **options):
+    config = ProblemConfig(batch_size=9, image_size=3, **options)
+    return problem.draw(config, ImageData(config), num_networks, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("features", "rule"), [("ng", "ng"), ("unf", "adam"), ("unf", "unf")])
+def test_trainings_are_steps_one_by_one(features, rule, num_compiled, num_trained):
+    """To the bit, on any number of threads, with steps in several calls."""
+    optimizer, threads = optimizer_for(drawn().params.spec, features=features, rule=rule), torch.get_num_threads()
+    expected = learned_curves(optimizer, drawn(StepByStep), STEPS_AT_ONCE + 3)
+    assert (num_compiled(), num_trained()) == (STEPS_AT_ONCE + 3, 0)
+    try:
+        torch.set_num_threads(3)
+        found = learned_curves(optimizer, drawn(), STEPS_AT_ONCE + 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert (num_compiled(), num_trained()) == (0, 2)
+    assert torch.equal(found.losses, expected.losses)
+    assert torch.equal(found.parameters, expected.parameters)
+    assert found.losses.isfinite().all()
+
+
+def test_trainings_go_on_where_others_ended():
+    optimizer, problem = optimizer_for(drawn().params.spec), drawn()
+    flat = problem.params.flatten()
+    for steps in (3, 4):
+        found, expected = (
+            optimizer.train_networks(each, flat, optimizer.features.start(flat), steps)
+            for each in (problem, drawn(StepByStep))
+        )
+        assert torch.equal(found.parameters, expected.parameters)
+        for one, other in zip(found.state, expected.state, strict=True):
+            assert torch.equal(one, other)
+        flat = found.parameters
+
+
+def test_trainings_end_where_networks_diverge(num_trained):
+    """Others are not touched; losses are infinite from there on, also of later calls."""
+    optimizer = optimizer_for(drawn().params.spec, features="ng", rule="ng")
+    flat = drawn().params.flatten()
+    sound = optimizer.train_networks(drawn(), flat, optimizer.features.start(flat), STEPS_AT_ONCE + 2)
+    limit = float(sound.losses.max()) + 1
+    flat[1, 0], flat[2], flat[3, 5] = torch.nan, 1e3 * flat[2], torch.inf
+    found, expected = (
+        optimizer.train_networks(each, flat, optimizer.features.start(flat), STEPS_AT_ONCE + 2, None, limit)
+        for each in (drawn(), drawn(StepByStep))
+    )
+    assert num_trained() == 4
+    assert found.diverged.tolist() == expected.diverged.tolist() == [False, True, True, True, False]
+    assert torch.equal(found.losses, expected.losses)
+    assert found.losses[1:4].isinf().all()
+    torch.testing.assert_close(found.parameters, expected.parameters, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found.parameters[[0, 4]], sound.parameters[[0, 4]])
+    assert torch.equal(found.losses[[0, 4]], sound.losses[[0, 4]])
+
+
+@pytest.mark.parametrize("exponent", [88.8, 1e4])
+def test_trainings_end_where_an_update_is_infinite(exponent):
+    optimizer, problem = optimizer_for(drawn().params.spec, features="unf", rule="ng"), drawn()
+    with torch.no_grad():
+        last = optimizer.network.mlp.linears[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.1, exponent / 0.01]))
+    flat = problem.params.flatten()
+    found = optimizer.train_networks(problem, flat, optimizer.features.start(flat), 2)
+    assert found.diverged.all()
+    assert torch.equal(found.parameters, flat)
+    assert found.losses[:, 0].isfinite().all()
+    assert found.losses[:, 1].isinf().all()
+
+
+@pytest.mark.parametrize("options", [{"num_networks": 4}, {"hidden_dims": ((31,),)}])
+def test_trainings_of_wrong_shapes_are_refused(options):
+    problem, coordinates = drawn(), Coordinates(drawn().params.spec)
+    optimizer, flat = optimizer_for(problem.params.spec), problem.params.flatten()
+    given, state = dict(optimizer.named_parameters()), optimizer.features.start(flat)
+    classifiers = drawn(**options).classifiers(range(2), copies=1)
+    with pytest.raises(ValueError, match="found images for"):
+        compiled.compiled_training(
+            optimizer.features, optimizer.rule, given, flat, state, coordinates, classifiers, 1.0
+        )
+
+
+@pytest.mark.parametrize("options", [{"activations": ("tanh",)}, {"kind": "cnn"}])
+def test_other_networks_are_trained_step_by_step(options, num_compiled, num_trained):
+    problem = drawn(hidden_dims=((4, 4),), **options)
+    curves = learned_curves(optimizer_for(problem.params.spec), problem, 2)
+    assert (num_compiled(), num_trained()) == (2, 0)
+    assert curves.losses.isfinite().all()
 
 
 class Subclass(LearnedOptimizer):

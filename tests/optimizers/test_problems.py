@@ -1,5 +1,7 @@
 """Inner problems: what they draw, what they measure."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -123,6 +125,15 @@ def test_other_networks_have_plain_losses(options, num_compiled):
     _, gradients = problem.losses_and_gradients(problem.params.flatten(), problem.batch(0))
     assert num_compiled() == 0
     assert gradients.isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("row", [-1, 10**6])
+def test_images_that_do_not_exist_are_refused(row, digits):
+    problem = InnerProblem.draw(ProblemConfig(batch_size=8), digits, 3, torch.Generator().manual_seed(0))
+    classifiers = problem.classifiers(range(2), copies=1)
+    with pytest.raises(ValueError, match=r"^rows: found"):
+        replace(classifiers, rows=classifiers.rows.index_fill(2, torch.tensor([4]), row))
 
 
 def test_slices_draw_what_the_whole_draws(digits):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,9 @@ _NAMES = (
     "products.h",
     "row_programs.cpp",
     "siren_fit.cpp",
-    "coordinate_steps.cpp",
-    "relu_classifiers.cpp",
+    "coordinate_steps.h",
+    "relu_classifiers.h",
+    "inner_training.cpp",
     "graph_norms.cpp",
 )
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
@@ -53,6 +55,11 @@ def library() -> ctypes.CDLL | None:
     except OSError as error:
         _say(str(error))
     return None
+
+
+def words(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Whole numbers and addresses, as the library's functions read them."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def multiplies_halves() -> bool:

@@ -1,5 +1,7 @@
 // Vectors of numbers, functions of them, and products of small matrices.
 
+#pragma once
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

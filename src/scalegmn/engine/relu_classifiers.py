@@ -1,12 +1,13 @@
-"""Losses of many relu networks that classify images, and their gradients, by `relu_classifiers.cpp`.
+"""Losses of many relu networks that classify images, and their gradients, by `relu_classifiers.h`.
 
-Shape letters: B networks, P parameters, M images.
+Shape letters: B networks, P parameters, M images, T steps.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,9 +17,48 @@ from scalegmn.engine import native
 
 
 def is_compiled(parameters: Tensor, images: Tensor) -> bool:
-    """Whether there is a compiled form for such tensors: single precision on a CPU, and images of each network."""
+    """Whether there is a compiled form for such tensors: single precision on a CPU."""
     on_cpu = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (parameters, images))
-    return on_cpu and images.ndim == 3 and native.library() is not None
+    return on_cpu and native.library() is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Classifiers:
+    """What relu networks classify.
+
+    Attributes:
+        widths: n_0, n_1, ..., the number of classes; relu between layers.
+        images: [n, n_0].
+        labels: [n], long.
+        rows: [T, B, M], long: which images each network reads in each step.
+
+    Raises:
+        ValueError: labels are no classes, rows no images, or shapes do not fit.
+    """
+
+    widths: Sequence[int]
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        _refuse_other_shape("images", self.images, (len(self.labels), self.widths[0]))
+        for name, numbers, stop in (("labels", self.labels, self.widths[-1]), ("rows", self.rows, len(self.images))):
+            if numbers.dtype != torch.long or (numbers.numel() and not 0 <= numbers.min() <= numbers.max() < stop):
+                found = f"{numbers.dtype} from {numbers.min()} to {numbers.max()}" if numbers.numel() else numbers.dtype
+                raise ValueError(f"{name}: found {found}, expected whole numbers (long) from 0 to {stop - 1}")
+
+    @property
+    def num_parameters(self) -> int:
+        """P: weight [n_l, n_{l-1}] and bias [n_l] of each layer in turn."""
+        return sum(outputs * (inputs + 1) for inputs, outputs in pairwise(self.widths))
+
+    def words(self) -> tuple[list[int], list[object]]:
+        """Those of `Classifiers` in relu_classifiers.h, and what they point to."""
+        tensors = [self.images.contiguous(), self.labels.contiguous(), self.rows.contiguous()]
+        sizes = native.words(self.widths)
+        numbers = [*self.rows.shape[1:], self.num_parameters, len(self.widths) - 1]
+        return [*numbers, *(tensor.data_ptr() for tensor in tensors), ctypes.addressof(sizes)], [*tensors, sizes]
 
 
 def losses_and_gradients(
@@ -27,7 +67,7 @@ def losses_and_gradients(
     """The mean cross-entropy of each network, [B], and its gradient, [B, P].
 
     Args:
-        parameters: [B, P], weight [n_l, n_{l-1}] and bias [n_l] of each layer in turn; relu between layers.
+        parameters: [B, P], as `Classifiers.num_parameters` counts them.
         widths: n_0, n_1, ..., the number of classes.
         images: [B, M, n_0].
         labels: [B, M], long.
@@ -35,23 +75,20 @@ def losses_and_gradients(
     Raises:
         ValueError: shapes do not fit, or labels are no classes.
     """
-    num_networks, num_images = labels.shape
-    size = sum(outputs * (inputs + 1) for inputs, outputs in pairwise(widths))
-    for name, tensor, shape in (
-        ("parameters", parameters, (num_networks, size)),
-        ("images", images, (num_networks, num_images, widths[0])),
-    ):
-        if tensor.shape != shape:
-            raise ValueError(f"{name}: found shape {[*tensor.shape]}, expected {[*shape]}")
-    if labels.dtype != torch.long or (labels.numel() and not 0 <= labels.min() <= labels.max() < widths[-1]):
-        found = f"{labels.dtype} from {labels.min()} to {labels.max()}" if labels.numel() else labels.dtype
-        raise ValueError(f"labels: found {found}, expected whole numbers (long) from 0 to {widths[-1] - 1}")
+    _refuse_other_shape("images", images, (*labels.shape, widths[0]))
+    rows = torch.arange(labels.numel()).view(1, *labels.shape)
+    classifiers = Classifiers(widths, images.flatten(0, 1), labels.flatten(), rows)
+    _refuse_other_shape("parameters", parameters, (len(labels), classifiers.num_parameters))
     library = native.library()
     assert library is not None
-    losses, gradients = parameters.new_empty(len(parameters)), torch.empty_like(parameters.contiguous())
-    tensors = [parameters.contiguous(), images.contiguous(), labels.contiguous(), losses, gradients]
-    sizes = (ctypes.c_int64 * len(widths))(*widths)
-    words = [len(parameters), labels.shape[1], parameters.shape[1], len(widths) - 1, torch.get_num_threads()]
-    words += [*(tensor.data_ptr() for tensor in tensors), ctypes.addressof(sizes)]
-    library.relu_classifiers((ctypes.c_int64 * len(words))(*words))
+    parameters = parameters.contiguous()
+    losses, gradients = parameters.new_empty(len(parameters)), torch.empty_like(parameters)
+    words, _kept = classifiers.words()
+    words += [*(tensor.data_ptr() for tensor in (parameters, losses, gradients)), torch.get_num_threads()]
+    library.relu_classifiers(native.words(words))
     return losses, gradients
+
+
+def _refuse_other_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    if tensor.shape != (*shape,):
+        raise ValueError(f"{name}: found shape {[*tensor.shape]}, expected {[*shape]}")

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from scalegmn.engine.coordinate_steps import Encoding, Rule, State, is_compiled, step
+from scalegmn.engine.coordinate_steps import CoordinateOptimizer, Encoding, Rule, State, is_compiled, step
+from scalegmn.engine.inner_training import train
+from scalegmn.engine.relu_classifiers import Classifiers
 from scalegmn.optimizers.coordinates import Coordinates
 from scalegmn.optimizers.features import (
     ADAM_BETAS,
@@ -64,32 +66,59 @@ def compiled_step(
         state: before the step, which is used up.
         coordinates: of the parameters.
     """
-    steps = state.steps + 1
+    optimizer = _coordinate_optimizer(features, rule, own, state.steps, 1, coordinates)
+    new = step(optimizer, State(flat, state.momenta, state.first, state.second), gradients)
+    return new.parameters, OptimizerState(new.momenta, new.first, new.second, state.steps + 1)
+
+
+def compiled_training(
+    features: FeatureSet,
+    rule: UpdateRule,
+    own: Mapping[str, Tensor],
+    flat: Tensor,
+    state: OptimizerState,
+    coordinates: Coordinates,
+    classifiers: Classifiers,
+    max_loss: float,
+) -> tuple[Tensor, OptimizerState, Tensor, Tensor]:
+    """Parameters [B, P] and state after the steps of `classifiers`, the losses before each [B, T], and which networks
+    diverged [B] (`scalegmn.engine.inner_training.train`). Arguments as of `compiled_step`."""
+    num_steps = len(classifiers.rows)
+    optimizer = _coordinate_optimizer(features, rule, own, state.steps, num_steps, coordinates)
+    before = State(flat, state.momenta, state.first, state.second)
+    new, losses, diverged = train(optimizer, classifiers, before, max_loss)
+    after = OptimizerState(new.momenta, new.first, new.second, state.steps + num_steps)
+    return new.parameters, after, losses, diverged
+
+
+def _coordinate_optimizer(
+    features: FeatureSet,
+    rule: UpdateRule,
+    own: Mapping[str, Tensor],
+    before: Tensor,
+    num_steps: int,
+    coordinates: Coordinates,
+) -> CoordinateOptimizer:
+    """For the T steps after those that B networks have taken."""
+    steps = before.double() + torch.arange(1, num_steps + 1)[:, None]  # rounded, all steps and networks are alike
     layers = _layers(own)
     if isinstance(features, NormalizedFeatures):  # the time is the same for all parameters: a part of the bias
         weight, bias = layers[0]
-        time = time_channels(steps)
-        layers[0] = weight[..., : features.num_odd], bias + (weight[..., features.num_odd :] * time[:, None]).sum(-1)
-    new = step(
-        State(flat, state.momenta, state.first, state.second),
-        gradients,
-        [*features.decays, *((beta, 1 - beta) for beta in ADAM_BETAS)],
-        coordinates.sizes,
-        _ENCODINGS[type(features)],
-        layers,
-        _RULES[type(rule)],
-        torch.stack([number.expand(len(flat)) for number in _constants(rule, own, steps)], dim=1),
-    )
-    return new.parameters, OptimizerState(new.momenta, new.first, new.second, steps)
+        time = time_channels(steps)[:, :, None].float()
+        layers[0] = weight[..., : features.num_odd], bias + (weight[..., features.num_odd :] * time).sum(-1)
+    constants = torch.stack([number.float().expand(steps.shape) for number in _constants(rule, own, steps)], dim=-1)
+    decays = [*features.decays, *((beta, 1 - beta) for beta in ADAM_BETAS)]
+    encoding = _ENCODINGS[type(features)]
+    return CoordinateOptimizer(decays, coordinates.sizes, encoding, layers, _RULES[type(rule)], constants)
 
 
 def _constants(rule: UpdateRule, own: Mapping[str, Tensor], steps: Tensor) -> list[Tensor]:
-    """Those of `Rule`, [B] or one number."""
+    """Those of `Rule`, [T, B] or what expands to it."""
     if isinstance(rule, ExponentialRule):
         return [steps.new_tensor(rule.size)]
     rate = -own["rule.log_rate"].exp()
     if isinstance(rule, MomentumRule):
         return [rate, own["rule.log_share"].exp()]
     assert isinstance(rule, AdamRelativeRule)
-    gains = own["rule.gains"] * rule.share(steps)[:, None]
+    gains = own["rule.gains"] * rule.share(steps)[..., None]
     return [rate, *gains.unbind(-1), *(1 - beta**steps for beta in ADAM_BETAS)]

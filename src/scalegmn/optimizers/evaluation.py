@@ -8,11 +8,10 @@ from time import process_time
 import torch
 from torch import Tensor
 
-from scalegmn.optimizers.coordinates import Coordinates, all_finite
+from scalegmn.optimizers.coordinates import all_finite
 from scalegmn.optimizers.hand_designed import HandDesigned
 from scalegmn.optimizers.learned import LearnedOptimizer
-from scalegmn.optimizers.meta_gradients import Problem
-from scalegmn.optimizers.problems import InnerProblem
+from scalegmn.optimizers.problems import InnerProblem, Problem
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,9 @@ class Curves:
 @torch.no_grad()
 def learned_curves(optimizer: LearnedOptimizer, problem: Problem, num_steps: int) -> Curves:
     """The curves of a learned optimiser."""
-    began, params = process_time(), problem.params
-    flat, coordinates = params.flatten(), Coordinates(params.spec)
-    state, losses = optimizer.features.start(flat), []
-    alive = torch.ones(len(flat), dtype=torch.bool)
-    for step in range(num_steps):
-        loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
-        alive &= loss.isfinite() & all_finite(gradients)
-        losses.append(torch.where(alive, loss, torch.inf))
-        gradients = _where(alive, gradients, 0)
-        new, state = optimizer.step(params, flat, gradients, state, coordinates)
-        alive &= all_finite(new)
-        flat = _where(alive, new, flat)
-    return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
+    began, flat = process_time(), problem.params.flatten()
+    trained = optimizer.train_networks(problem, flat, optimizer.features.start(flat), num_steps)
+    return Curves(trained.losses, trained.parameters, process_time() - began)
 
 
 @torch.no_grad()
@@ -70,15 +59,10 @@ def hand_designed_curves(optimizer: HandDesigned, problem: Problem, num_steps: i
         loss, gradients = problem.losses_and_gradients(flat, problem.batch(step))
         alive &= loss.isfinite() & all_finite(gradients)
         losses.append(torch.where(alive, loss, torch.inf))
-        new, state = optimizer.step(flat, _where(alive, gradients, 0), state, rates, num_steps)
+        new, state = optimizer.step(flat, torch.where(alive[:, None], gradients, 0), state, rates, num_steps)
         alive &= all_finite(new)
-        flat = _where(alive, new, flat)
+        flat = torch.where(alive[:, None], new, flat)
     return Curves(torch.stack(losses, dim=1), flat, process_time() - began)
-
-
-def _where(alive: Tensor, values: Tensor, others: Tensor | float) -> Tensor:
-    """The values of networks that are alive [B], in their rows of [B, P]; no copy where all are."""
-    return values if alive.all() else torch.where(alive[:, None], values, others)
 
 
 RATES = {

@@ -171,8 +171,8 @@ def _in_units(values: Tensor, coordinates: Coordinates) -> Tensor:
 
 
 def time_channels(steps: Tensor) -> Tensor:
-    """tanh(t / tau - 1), [B] -> [B, 11]."""
-    return torch.tanh(steps[:, None] / steps.new_tensor(TIME_SCALES) - 1)
+    """tanh(t / tau - 1), [...] -> [..., 11]."""
+    return torch.tanh(steps[..., None] / steps.new_tensor(TIME_SCALES) - 1)
 
 
 def _time(steps: Tensor, like: Tensor) -> Tensor:

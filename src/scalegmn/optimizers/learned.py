@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scalegmn.networks import ACTIVATIONS, NetParams, NetSpec
-from scalegmn.optimizers.compiled import compiled_step, has_compiled_step
-from scalegmn.optimizers.coordinates import Coordinates
+from scalegmn.optimizers.compiled import compiled_step, compiled_training, has_compiled_step
+from scalegmn.optimizers.coordinates import Coordinates, all_finite
 from scalegmn.optimizers.features import FEATURES, OptimizerState
 from scalegmn.optimizers.networks import (
     CoordinateMLP,
@@ -23,6 +23,7 @@ from scalegmn.optimizers.networks import (
     UniversalNFN,
     UpdateNetwork,
 )
+from scalegmn.optimizers.problems import InnerProblem, Problem
 from scalegmn.optimizers.rules import RULES, Moments
 from scalegmn.registry import Registry
 from scalegmn.symmetry.canonicalize import scale_to_canonical
@@ -88,6 +89,10 @@ class LearnedOptimizerConfig:
         return LearnedOptimizer(self, spec)
 
 
+STEPS_AT_ONCE = 32
+"""Of compiled code, which draws the images of all of them before the first one."""
+
+
 class UpdateInputs(NamedTuple):
     """What an optimiser reads in one step, in the networks' own coordinates."""
 
@@ -111,6 +116,22 @@ class UpdateInputs(NamedTuple):
 
     units: Tensor
     """[B, P]: a parameter divided by it, and a gradient times it, are those of the canonical network."""
+
+
+class Trained(NamedTuple):
+    """B networks after T steps."""
+
+    parameters: Tensor
+    """[B, P]; of networks that diverged, the last finite ones."""
+
+    state: OptimizerState
+    """Of use for networks that did not diverge."""
+
+    losses: Tensor
+    """[B, T], on the batch of each step, before the step; infinite from where a network diverged."""
+
+    diverged: Tensor
+    """[B] bool."""
 
 
 class LearnedOptimizer(nn.Module):
@@ -190,15 +211,67 @@ class LearnedOptimizer(nn.Module):
             own: parameters of the optimiser by name, others for each network, [B, ...]; None: this one's for all.
         """
         given = dict(self.named_parameters()) if own is None else own
-        if (
-            type(self) is LearnedOptimizer
-            and not self.config.is_canonical
-            and has_compiled_step(self.features, self.network, self.rule, given, (flat, gradients, *state))
-        ):
+        if self._is_compiled(given, (flat, gradients, *state)):
             return compiled_step(self.features, self.rule, given, flat, gradients, state, coordinates)
         inputs, state = self.inputs(params, flat, gradients, state)
         changes = self(inputs, coordinates) if own is None else self._each(own, inputs, coordinates)
         return flat + changes, state
+
+    def _is_compiled(self, own: Mapping[str, Tensor], others: Iterable[Tensor]) -> bool:
+        """Whether there is compiled code for its steps, with parameters of its own by name, and other tensors."""
+        is_plain = type(self) is LearnedOptimizer and not self.config.is_canonical
+        return is_plain and has_compiled_step(self.features, self.network, self.rule, own, others)
+
+    @torch.no_grad()
+    def train_networks(
+        self,
+        problem: Problem,
+        flat: Tensor,
+        state: OptimizerState,
+        num_steps: int,
+        own: Mapping[str, Tensor] | None = None,
+        max_loss: float = math.inf,
+    ) -> Trained:
+        """T steps of networks. One diverges, and stays as it is, where its loss is not below `max_loss` or its loss,
+        gradient or new parameters are not finite.
+
+        Args:
+            problem: B networks, and their batches from step 0 on.
+            flat: the parameters [B, P], or [k B, P] of k copies of all networks, which see the same batches.
+            state: before the steps; it is used up.
+            num_steps: T.
+            own: as in `step`.
+            max_loss: of networks that have not diverged.
+        """
+        coordinates, given = Coordinates(problem.params.spec), dict(self.named_parameters()) if own is None else own
+        copies = len(flat) // len(problem.params)
+        alive, losses = torch.ones(len(flat), dtype=torch.bool), []
+        if (
+            type(problem) is InnerProblem
+            and problem.is_relu_chain
+            and self._is_compiled(given, (flat, *state, problem.data.pixels["train"]))
+        ):
+            for start in range(0, num_steps, STEPS_AT_ONCE):
+                steps = range(start, min(start + STEPS_AT_ONCE, num_steps))
+                classifiers = problem.classifiers(steps, copies)
+                flat, state, part, diverged = compiled_training(
+                    self.features, self.rule, given, flat, state, coordinates, classifiers, max_loss
+                )
+                losses.append(torch.where(alive[:, None], part, torch.inf))
+                alive &= ~diverged
+            return Trained(flat, state, torch.cat(losses, dim=1), ~alive)
+        for step in range(num_steps):
+            images, labels = problem.batch(step)
+            if copies > 1:
+                images, labels = torch.cat([images] * copies), torch.cat([labels] * copies)
+            loss, gradients = problem.losses_and_gradients(flat, (images, labels))
+            alive &= (loss < max_loss) & all_finite(gradients)
+            losses.append(torch.where(alive, loss, torch.inf))
+            gradients = torch.where(alive[:, None], gradients, 0)
+            new, state = self.step(problem.params, flat, gradients, state, coordinates, own)
+            alive &= all_finite(new)
+            flat = torch.where(alive[:, None], new, flat)
+        return Trained(flat, state, torch.stack(losses, dim=1), ~alive)
 
     def _each(self, own: Mapping[str, Tensor], inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
         """The changes by as many optimisers as networks."""

@@ -6,40 +6,19 @@ Shape letters: B inner networks, P parameters of each, D parameters of the optim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scalegmn.networks import NetParams
 from scalegmn.optimizers.coordinates import Coordinates, all_finite
 from scalegmn.optimizers.features import OptimizerState
 from scalegmn.optimizers.learned import LearnedOptimizer
+from scalegmn.optimizers.problems import Problem
 
 MAX_LOSS = 20.0
 """An inner network with a larger loss, or one that is not finite, has diverged: it counts with this loss, and starts
 again."""
-
-
-class Problem(Protocol):
-    """B networks under training (`InnerProblem`); losses are also asked for more networks of the same architecture."""
-
-    @property
-    def params(self) -> NetParams:
-        """Before training."""
-        ...
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """What the losses of a step are of."""
-        ...
-
-    def losses(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """[B]."""
-        ...
-
-    def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """[B] and [B, P]."""
-        ...
 
 
 class MetaGradient(NamedTuple):
@@ -183,8 +162,7 @@ def persistent_evolution(
         objective: `mean`: the mean loss over all steps; `final`: the last loss, as the sum of its changes over windows.
         offset: [N], the age that networks have at the start of the run, so that they do not all end together.
     """
-    num_networks, params = len(problem.params), problem.params
-    start, coordinates = params.flatten(), Coordinates(params.spec)
+    num_networks, start = len(problem.params), problem.params.flatten()
     parameters = dict(optimizer.named_parameters())
     vector = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
     if population is None:
@@ -197,29 +175,22 @@ def persistent_evolution(
     sizes = [shape.numel() for shape in shapes]
     rows = [part.reshape(-1, *shape) for part, shape in zip(perturbed.split(sizes, dim=1), shapes, strict=True)]
     own = dict(zip(parameters, rows, strict=True))
-    total, last, diverged = torch.zeros_like(before), before, torch.zeros_like(before, dtype=torch.bool)
-    for step in range(window):
-        images, labels = problem.batch(step)
-        losses, inner = problem.losses_and_gradients(flat, (torch.cat([images] * 2), torch.cat([labels] * 2)))
-        diverged |= ~(losses < MAX_LOSS) | ~all_finite(inner)
-        losses = torch.where(diverged, MAX_LOSS, losses)
-        inner = torch.where(diverged[:, None], 0, inner)
-        before = torch.where(before.isnan(), losses, before)
-        total, last = total + losses / window, losses
-        new, state = optimizer.step(params, flat, inner, state, coordinates, own)
-        flat = torch.where(diverged[:, None] | ~new.isfinite(), flat, new)
+    trained = optimizer.train_networks(problem, flat, state, window, own, MAX_LOSS)
+    losses, diverged = trained.losses.clamp(max=MAX_LOSS), trained.diverged
+    total, last = losses.mean(1), losses[:, -1]
+    before = torch.where(before.isnan(), losses[:, 0], before)
     loss = total if objective == "mean" else last - before
     share = window / horizon if objective == "mean" else 1.0
     difference = share * (loss[:num_networks] - loss[num_networks:])
     gradient = (difference[:, None] * xi).mean(0) / (2 * sigma**2)
     parts = gradient.split(sizes)
     either = diverged[:num_networks] | diverged[num_networks:]
-    steps = torch.where(either.repeat(2), torch.nan, state.steps)  # to start again
+    steps = torch.where(either.repeat(2), torch.nan, trained.state.steps)  # to start again
     return (
         MetaGradient(
             last.mean() if objective == "final" else total.mean(),
             [part.view(shape) for part, shape in zip(parts, shapes, strict=True)],
             int(either.sum()),
         ),
-        Population(flat, state._replace(steps=steps), xi, last),
+        Population(trained.parameters, trained.state._replace(steps=steps), xi, last),
     )

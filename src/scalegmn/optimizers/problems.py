@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
-from scalegmn.engine.relu_classifiers import is_compiled, losses_and_gradients
+from scalegmn.engine.relu_classifiers import Classifiers, is_compiled, losses_and_gradients
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
@@ -152,6 +152,27 @@ def initialized(spec: NetSpec, num_networks: int, initialization: str, generator
     return NetParams(spec, tuple(weights), tuple(biases))
 
 
+class Problem(Protocol):
+    """B networks under training (`InnerProblem`); losses are also asked for more networks of the same architecture."""
+
+    @property
+    def params(self) -> NetParams:
+        """Before training."""
+        ...
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """What the losses of a step are of."""
+        ...
+
+    def losses(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """[B]."""
+        ...
+
+    def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B] and [B, P]."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class InnerProblem:
     """B networks and the images that they learn from. It is sliced like a tensor: each slice draws the same images that
@@ -207,12 +228,21 @@ class InnerProblem:
         hidden = [LayerSpec(i, o, None, "relu") for i, o in sizes[:-1]]
         return spec.layers == (*hidden, LayerSpec(*sizes[-1]))
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images [B, M, ...] and labels [B, M] of a step; each network has its own."""
+    def images_of(self, step: int) -> Tensor:
+        """Which training images the networks read in a step, [B, M] long; each has its own."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        labels = self.data.labels["train"]
-        rows = torch.randint(len(labels), (self.total, self.batch_size), generator=generator)[self.rows]
-        return self.data.pixels["train"][rows], labels[rows]
+        count = len(self.data.labels["train"])
+        return torch.randint(count, (self.total, self.batch_size), generator=generator)[self.rows]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images [B, M, ...] and labels [B, M] of a step."""
+        rows = self.images_of(step)
+        return self.data.pixels["train"][rows], self.data.labels["train"][rows]
+
+    def classifiers(self, steps: Sequence[int], copies: int) -> Classifiers:
+        """What compiled code trains on in these steps: `copies` of all networks, which are relu chains."""
+        rows = torch.stack([self.images_of(step) for step in steps]).repeat(1, copies, 1)
+        return Classifiers(self.params.spec.layout, self.data.pixels["train"], self.data.labels["train"], rows)
 
     def outputs(self, flat: Tensor, images: Tensor) -> Tensor:
         """Logits [B, M, classes] of the networks with parameters [B, P], of images of all [M, ...] or each
@@ -231,7 +261,7 @@ class InnerProblem:
     def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The losses [B] and their gradients [B, P], by one backward pass of their sum; of relu networks in single
         precision on a CPU, by compiled code."""
-        if self.is_relu_chain and is_compiled(flat, batch[0]):
+        if self.is_relu_chain and batch[0].ndim == 3 and is_compiled(flat, batch[0]):
             return losses_and_gradients(flat, self.params.spec.layout, *batch)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_()

@@ -3,6 +3,8 @@
 // Each network is updated on its own: first its momenta and moments, then, tensor by tensor, blocks of parameters pass
 // through encoding, MLP and rule while they are in cache, a parameter per lane of a vector.
 
+#pragma once
+
 #include <vector>
 
 #include "products.h"
@@ -16,9 +18,10 @@ const int L = Lanes<float>::count, VECTORS = BYTES == 64 ? 4 : 2, BLOCK = VECTOR
 enum Encoding { LOGARITHMS, UNITS };
 enum Rule { EXPONENTIAL, MOMENTUM, ADAM };
 
-// Of each network, `weight_stride` and `bias_stride` numbers apart; rows of weights are `row` numbers apart
+// Of each network, `weight_stride` and `bias_stride` numbers apart; rows of weights are `row` numbers apart, biases of
+// steps `bias_step`
 struct Layer {
-    Int outputs, inputs, row, weight_stride, bias_stride;
+    Int outputs, inputs, row, weight_stride, bias_stride, bias_step;
     const float *weight, *bias;
 };
 
@@ -32,13 +35,25 @@ struct State {
     }
 };
 
-// Momenta and moments after the step may take the place of those before it
-struct Step {
-    Int encoding, rule, count, size, num_tensors, num_momenta, num_layers, num_constants, num_threads;
-    State before, after;
-    const float *gradients, *decays, *constants;
+// The optimiser of `count` networks of `size` parameters; constants [steps, count, num_constants]
+struct Optimizer {
+    Int encoding, rule, count, size, num_tensors, num_momenta, num_layers, num_constants;
+    const float *decays, *constants;
     const Int* sizes;
     const Layer* layers;
+};
+
+// What layers of the MLP read and write: BLOCK numbers of each of as many channels as the widest has
+struct Buffers {
+    std::vector<float> memory, units;
+    float *first, *second;
+
+    explicit Buffers(const Optimizer& s) : units(2 + s.num_momenta) {
+        Int widest = 0;
+        for (Int l = 0; l < s.num_layers; l++) widest = std::max({widest, s.layers[l].inputs, s.layers[l].outputs});
+        memory.resize(2 * widest * BLOCK + L);
+        first = (float*)(((uintptr_t)memory.data() + BYTES - 1) / BYTES * BYTES), second = first + widest * BLOCK;
+    }
 };
 
 // The first `count` lanes from memory, 0 in others
@@ -112,16 +127,16 @@ inline Int outputs(Int o, const Layer& layer, const float* weight, const float* 
     return o;
 }
 
-struct Network {
-    const Step& s;
-    Int index;
+// A step of one network; momenta and moments after it may take the place of those before it
+struct CoordinateStep {
+    const Optimizer& s;
+    Int network, time;
     State before, after;
     const float *gradients, *constants;
 
-    Network(const Step& step, Int network) : s(step), index(network) {
-        before = s.before.of(index, s.size, s.num_momenta), after = s.after.of(index, s.size, s.num_momenta);
-        gradients = s.gradients + index * s.size, constants = s.constants + index * s.num_constants;
-    }
+    CoordinateStep(const Optimizer& optimizer, Int network, Int time, State before, State after, const float* gradients)
+        : s(optimizer), network(network), time(time), before(before), after(after), gradients(gradients),
+          constants(s.constants + (time * s.count + network) * s.num_constants) {}
 
     void advance() {
         for (Int m = 0; m < s.num_momenta; m++) {
@@ -157,7 +172,8 @@ struct Network {
     const float* mlp(float* from, float* to) const {
         for (Int l = 0; l < s.num_layers; l++) {
             const Layer& layer = s.layers[l];
-            const float *weight = layer.weight + index * layer.weight_stride, *bias = layer.bias + index * layer.bias_stride;
+            const float *weight = layer.weight + network * layer.weight_stride;
+            const float* bias = layer.bias + network * layer.bias_stride + time * layer.bias_step;
             const bool is_hidden = l < s.num_layers - 1;
             Int o = outputs<6>(0, layer, weight, bias, is_hidden, from, to);
             o = outputs<4>(o, layer, weight, bias, is_hidden, from, to);
@@ -187,9 +203,9 @@ struct Network {
         for (Int i = 0; i < count; i++) after.values[start + i] = before.values[start + i] + changes[i];
     }
 
-    void step(float* first_buffer, float* second_buffer) {
+    void run(Buffers& buffers) {
         advance();
-        std::vector<float> units(2 + s.num_momenta);
+        float* units = buffers.units.data();
         Int start = 0;
         for (Int t = 0; t < s.num_tensors; t++) {
             for (Int n = 0; s.encoding == UNITS && n < 2 + s.num_momenta; n++) {
@@ -198,29 +214,11 @@ struct Network {
             }
             for (const Int stop = start + s.sizes[t]; start < stop; start += std::min<Int>(BLOCK, stop - start)) {
                 const Int count = std::min<Int>(BLOCK, stop - start);
-                encode(start, count, units.data(), first_buffer);
-                update(start, count, mlp(first_buffer, second_buffer));
+                encode(start, count, units, buffers.first);
+                update(start, count, mlp(buffers.first, buffers.second));
             }
         }
     }
 };
 
 }  // namespace
-
-extern "C" {
-
-// words: those of Step
-void coordinate_steps(const int64_t* words) {
-    const Step s = *(const Step*)words;
-    Int widest = 0;
-    for (Int l = 0; l < s.num_layers; l++) widest = std::max({widest, s.layers[l].inputs, s.layers[l].outputs});
-#pragma omp parallel num_threads(s.num_threads)
-    {
-        std::vector<float> memory(2 * widest * BLOCK + L);
-        float* buffer = (float*)(((uintptr_t)memory.data() + BYTES - 1) / BYTES * BYTES);
-#pragma omp for schedule(static)
-        for (Int network = 0; network < s.count; network++)
-            Network(s, network).step(buffer, buffer + widest * BLOCK);
-    }
-}
-}

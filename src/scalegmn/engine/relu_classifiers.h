@@ -1,23 +1,21 @@
 // The cross-entropy of relu networks on images, and its gradient. relu_classifiers.py says what they are.
 
+#pragma once
+
 #include <vector>
 
 #include "products.h"
 
 namespace {
 
-typedef Lanes<float>::Vector Vector;
-const Int L = Lanes<float>::count;
+inline Int padded(Int count) { return (count + Lanes<float>::count - 1) / Lanes<float>::count * Lanes<float>::count; }
 
-Int padded(Int count) { return (count + L - 1) / L * L; }
-
-// Parameters and gradients: per layer weight and bias, `size` numbers of each network
+// Parameters and gradients: per layer weight and bias, `size` numbers of each of `count` networks; `rows` of the pixels and
+// labels are the images of each step [steps, count, num_images]
 struct Classifiers {
-    Int count, num_images, size, depth, num_threads;
-    const float *parameters, *images;
-    const Int* labels;
-    float *losses, *gradients;
-    const Int* widths;
+    Int count, num_images, size, depth;
+    const float* pixels;
+    const Int *labels, *rows, *widths;
 };
 
 // [rows, columns], by rows `from_row` apart -> its transpose, by rows `to_row` apart
@@ -26,25 +24,29 @@ inline void transpose(const float* from, Int from_row, Int rows, Int columns, fl
         for (Int r = 0; r < rows; r++) to[c * to_row + r] = from[r * from_row + c];
 }
 
-// One network; images are in the lanes of vectors
-struct Memory {
+// What is made for one network after the other; images are in the lanes of vectors
+struct Classifier {
     const Classifiers& s;
     const Int lanes;                         // images and zeros behind them
     std::vector<std::vector<float>> values;  // of each layer [n_l, lanes], from the images on
+    std::vector<float> images;               // [num_images, padded n_0]
     std::vector<float> delta, below, rows, product_rows;
 
-    explicit Memory(const Classifiers& classifiers) : s(classifiers), lanes(padded(s.num_images)) {
+    explicit Classifier(const Classifiers& classifiers) : s(classifiers), lanes(padded(s.num_images)) {
         Int widest = 0;
         for (Int l = 0; l <= s.depth; l++) {
             widest = std::max(widest, padded(s.widths[l]));
             values.emplace_back(s.widths[l] * lanes);
         }
+        images.resize(s.num_images * padded(s.widths[0]));
         delta.resize(widest * lanes), below.resize(widest * lanes);
         rows.resize(widest * s.num_images), product_rows.resize(widest * widest);
     }
 
-    void forward(const float* images, const float* parameters) {
-        transpose(images, s.widths[0], s.num_images, s.widths[0], values[0].data(), lanes);
+    void forward(const Int* chosen, const float* parameters) {
+        const Int num_pixels = s.widths[0], row = padded(num_pixels);
+        for (Int i = 0; i < s.num_images; i++) copy(s.pixels + chosen[i] * num_pixels, images.data() + i * row, num_pixels);
+        transpose(images.data(), row, s.num_images, num_pixels, values[0].data(), lanes);
         for (Int l = 0; l < s.depth; l++) {
             const Int in = s.widths[l], out = s.widths[l + 1];
             const float *weight = parameters, *bias = weight + out * in;
@@ -57,7 +59,9 @@ struct Memory {
     }
 
     // Leaves the gradient by the outputs in `delta`
-    float loss(const Int* labels) {
+    float loss(const Int* chosen) {
+        typedef Lanes<float>::Vector Vector;
+        const Int L = Lanes<float>::count;
         const float *z = values[s.depth].data(), share = 1.0f / s.num_images;
         const Int num_classes = s.widths[s.depth];
         float sum = 0;
@@ -75,7 +79,7 @@ struct Memory {
             for (Int c = 0; c < num_classes; c++) *(Vector*)(delta.data() + c * lanes + i) *= share / total;
             const Vector normalizer = largest + logarithm(total);
             for (Int k = 0; k < L && i + k < s.num_images; k++) {
-                const Int place = labels[i + k] * lanes + i + k;
+                const Int place = s.labels[chosen[i + k]] * lanes + i + k;
                 sum += normalizer[k] - z[place];
                 delta[place] -= share;
             }
@@ -86,12 +90,14 @@ struct Memory {
     }
 
     void backward(const float* parameters, float* gradients) {
+        typedef Lanes<float>::Vector Vector;
+        const Int L = Lanes<float>::count;
         Int end = s.size;
         for (Int l = s.depth - 1; l >= 0; l--) {
             const Int in = s.widths[l], out = s.widths[l + 1], columns = padded(in), start = end - out * (in + 1);
-            transpose(values[l].data(), lanes, in, s.num_images, rows.data(), columns);
-            product<float, float>(out, columns, s.num_images, delta.data(), lanes, 1, rows.data(), product_rows.data(),
-                                  false);
+            if (l) transpose(values[l].data(), lanes, in, s.num_images, rows.data(), columns);
+            const float* factors = l ? rows.data() : images.data();
+            product<float, float>(out, columns, s.num_images, delta.data(), lanes, 1, factors, product_rows.data(), false);
             for (Int o = 0; o < out; o++) {
                 copy(product_rows.data() + o * columns, gradients + start + o * in, in);
                 Vector sum{};
@@ -109,25 +115,15 @@ struct Memory {
             end = start;
         }
     }
+
+    // The loss of a network on its images of a step
+    float loss_and_gradients(Int network, Int time, const float* parameters, float* gradients) {
+        const Int* chosen = s.rows + (time * s.count + network) * s.num_images;
+        forward(chosen, parameters);
+        const float result = loss(chosen);
+        backward(parameters, gradients);
+        return result;
+    }
 };
 
 }  // namespace
-
-extern "C" {
-
-// words: those of Classifiers
-void relu_classifiers(const int64_t* words) {
-    const Classifiers s = *(const Classifiers*)words;
-#pragma omp parallel num_threads(s.num_threads)
-    {
-        Memory memory(s);
-#pragma omp for schedule(static)
-        for (Int network = 0; network < s.count; network++) {
-            const float* parameters = s.parameters + network * s.size;
-            memory.forward(s.images + network * s.num_images * s.widths[0], parameters);
-            s.losses[network] = memory.loss(s.labels + network * s.num_images);
-            memory.backward(parameters, s.gradients + network * s.size);
-        }
-    }
-}
-}
