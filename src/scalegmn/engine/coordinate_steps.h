@@ -91,12 +91,21 @@ inline float root_mean_square(const float* x, Int count) {
     return std::sqrt(total<float>(sum) / count);
 }
 
-// sign x and log|x| / 10, or e^10 x and -1 where |x| < e^-10
-inline void signs_and_logarithms(Vector x, float* signs, float* logarithms) {
-    const Vector one = Vector{} + 1.0f, size = (Vector)((Whole)x & 0x7fffffff);
-    const auto is_large = size >= 4.5399929762484854e-5f;
-    *(Vector*)signs = is_large ? (Vector)((Whole)one | ((Whole)x & (1 << 31))) : 22026.465794806718f * x;
-    *(Vector*)logarithms = is_large ? 0.1f * logarithm(size) : -one;
+// Of BLOCK numbers sign x and log|x| / 10, or e^10 x and -1 where |x| < e^-10: both are cut off where the other begins
+inline void signs_and_logarithms(const float* x, float* signs, float* results) {
+    Vector sizes[VECTORS], logs[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) {
+        const Vector numbers = *(const Vector*)(x + j * L);
+        sizes[j] = (Vector)((Whole)numbers & 0x7fffffff);
+        *(Vector*)(signs + j * L) = clamp(22026.465794806718f * numbers, 1);
+    }
+    logarithms(sizes, logs);
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) {
+        const Vector tenth = 0.1f * logs[j];
+        *(Vector*)(results + j * L) = tenth < -1.0f ? Vector{} - 1.0f : tenth;  // NaN stays
+    }
 }
 
 // Outputs of a layer from `o` on, M at once: [M, BLOCK] = W [M, inputs] x [inputs, BLOCK] + b, then relu where it is hidden
@@ -108,9 +117,11 @@ inline Int outputs(Int o, const Layer& layer, const float* weight, const float* 
 #pragma GCC unroll 8
         for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < VECTORS; j++) sums[i][j] = Vector{} + bias[o + i];
+            for (int j = 0; j < VECTORS; j++) sums[i][j] = bias[o + i] - Vector{};
         for (Int k = 0; k < layer.inputs; k++) {
-            const Vector* factors = (const Vector*)(x + k * BLOCK);
+            Vector factors[VECTORS];
+#pragma GCC unroll 4
+            for (int j = 0; j < VECTORS; j++) factors[j] = in_register(*(const Vector*)(x + k * BLOCK + j * L));
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
@@ -158,13 +169,14 @@ struct CoordinateStep {
     // Channels of `count` parameters from `start` on, by rows of BLOCK numbers
     void encode(Int start, Int count, const float* units, float* channels) const {
         const Int num_numbers = 2 + s.num_momenta;
+        float last[BLOCK] = {};  // and zeros behind them
         for (Int n = 0; n < num_numbers; n++) {
             const float* x = number(n) + start;
+            if (count < BLOCK) x = (const float*)std::memcpy(last, x, count * sizeof(float));
             float *odd = channels + n * BLOCK, *even = odd + num_numbers * BLOCK;
-            if (s.encoding == UNITS)
-                for (Int c = 0; c < BLOCK; c += L) *(Vector*)(odd + c) = clamp(load(x + c, count - c) / units[n], 10);
-            else
-                for (Int c = 0; c < BLOCK; c += L) signs_and_logarithms(load(x + c, count - c), odd + c, even + c);
+            if (s.encoding == LOGARITHMS) signs_and_logarithms(x, odd, even);
+            for (Int c = 0; s.encoding == UNITS && c < BLOCK; c += L)
+                *(Vector*)(odd + c) = clamp(*(const Vector*)(x + c) / units[n], 10);
         }
     }
 

@@ -56,25 +56,41 @@ inline Lanes<float>::Vector exponential(Lanes<float>::Vector x) {
     return p * (Vector)exponent;
 }
 
-// log x of normal x > 0: a polynomial on [sqrt(1/2), sqrt(2)] (Cephes), after the power of 2 is taken off
-inline Lanes<float>::Vector logarithm(Lanes<float>::Vector x) {
+// log x of normal x > 0: a polynomial on [sqrt(1/2), sqrt(2)] (Cephes), after the power of 2 is taken off; of N vectors at
+// once, which read each constant once
+template <int N>
+inline __attribute__((always_inline)) void logarithms(const Lanes<float>::Vector (&x)[N], Lanes<float>::Vector (&to)[N]) {
     typedef Lanes<float>::Vector Vector;
     typedef int32_t Whole __attribute__((vector_size(BYTES)));
     const int32_t root_half = 0x3f3504f3;
-    const Whole shifted = (Whole)x - root_half;
-    const Vector e = __builtin_convertvector(shifted >> 23, Vector);
-    const Vector f = (Vector)((shifted & 0x7fffff) + root_half) - 1.0f, f2 = f * f;
-    Vector p = f * 7.0376836292e-2f - 1.1514610310e-1f;
-    p = p * f + 1.1676998740e-1f;
-    p = p * f - 1.2420140846e-1f;
-    p = p * f + 1.4249322787e-1f;
-    p = p * f - 1.6668057665e-1f;
-    p = p * f + 2.0000714765e-1f;
-    p = p * f - 2.4999993993e-1f;
-    p = p * f + 3.3333331174e-1f;
-    p = p * f * f2 - e * 2.12194440e-4f - 0.5f * f2;
-    const Vector result = f + p + e * 0.693359375f;
-    return x < INFINITY ? result : x;
+    Vector e[N], f[N], p[N];
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) {
+        const Whole shifted = (Whole)x[j] - root_half;
+        e[j] = __builtin_convertvector(shifted >> 23, Vector);
+        f[j] = (Vector)((shifted & 0x7fffff) + root_half) - 1.0f;
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) {  // in pairs of powers, which do not wait for one another
+        const Vector x1 = f[j], x2 = x1 * x1, x4 = x2 * x2;
+        const Vector low = (x1 * -2.4999993993e-1f + 3.3333331174e-1f) + x2 * (x1 * -1.6668057665e-1f + 2.0000714765e-1f);
+        const Vector high = (x1 * -1.2420140846e-1f + 1.4249322787e-1f) + x2 * (x1 * -1.1514610310e-1f + 1.1676998740e-1f);
+        p[j] = low + x4 * (high + x4 * 7.0376836292e-2f);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < N; j++) {
+        const Vector f2 = f[j] * f[j];
+        const Vector rest = p[j] * (f[j] * f2) - (e[j] * 2.12194440e-4f + 0.5f * f2);
+        const Vector result = (f[j] + e[j] * 0.693359375f) + rest;
+        to[j] = x[j] < INFINITY ? result : x[j];
+    }
+}
+
+inline Lanes<float>::Vector logarithm(Lanes<float>::Vector x) {
+    const Lanes<float>::Vector one[1] = {x};
+    Lanes<float>::Vector result[1];
+    logarithms(one, result);
+    return result[0];
 }
 
 // max(x, 0), in place; NaN stays
@@ -113,6 +129,17 @@ template <class Vector>
 inline Vector rounded(Vector x) {
 #ifdef __AVX512F__
     __asm__("" : "+v"(x));
+#endif
+    return x;
+}
+
+// In a register: compilers would read what is used several times from memory each time
+template <class Vector>
+inline Vector in_register(Vector x) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(x));
+#elif defined(__AVX__)
+    __asm__("" : "+x"(x));
 #endif
     return x;
 }
