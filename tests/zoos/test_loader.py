@@ -8,6 +8,7 @@ import torch
 
 from scalegmn.models.statnn import StatNNConfig
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.networks.evaluate import evaluate
 from scalegmn.symmetry.canonicalize import canonicalize_phase
 from scalegmn.tasks.classification import Classification
 from scalegmn.zoos.augment import AugmentConfig
@@ -33,6 +34,19 @@ def test_the_numbers_that_reach_the_model(config):
         assert splits["train"].labels.tolist() == [k % 10 for k in range(3, 20)]
         largest = (5.0 * splits["train"].read(slice(None)).biases[0]).abs().max().item()
         assert (largest <= math.pi / 2 + 1e-9) == canonical
+
+
+def test_networks_along_their_orbit(config):
+    """They compute the same, from other numbers: permuted, with other signs and phases."""
+    _, splits = load_splits(replace(config, switch_to_canon=False), "label")
+    stored, moved = (nets.read(slice(None)) for nets in (splits["train"], replace(splits["train"], orbit=0)))
+    points = torch.rand(9, 2, dtype=torch.float64)
+    torch.testing.assert_close(evaluate(moved, points), evaluate(stored, points), rtol=0, atol=1e-9)
+    assert (moved.flatten() != stored.flatten()).any(1).all()
+    sizes, other_sizes = (params.biases[0].abs().sort(1).values for params in (stored, moved))
+    assert ((sizes - other_sizes).abs() > 0.1).any(1).all()  # no permutation or sign does that
+    sizes, other_sizes = (canonicalize_phase(params).biases[0].abs().sort(1).values for params in (stored, moved))
+    torch.testing.assert_close(sizes, other_sizes, rtol=0, atol=1e-9)
 
 
 def test_some_training_networks(config):

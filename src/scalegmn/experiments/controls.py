@@ -33,8 +33,8 @@ ORBIT = 0
 def controls(run: Path) -> dict[str, float]:
     """The controls of a finished run; they are kept in RUN/controls.json.
 
-    - `moved_<metric>`: the monitored metric on the test networks after random permutations and scalars of their
-      neurons, as their symmetries allow: they compute the same (`LabelledNets.orbit`).
+    - `moved_<metric>`: the monitored metric on the test networks after random permutations, scalars and half-turns of
+      their neurons, as their symmetries allow: they compute the same (`LabelledNets.orbit`).
     - `mflop`: `work_per_network`.
 
     Raises:

@@ -281,7 +281,9 @@ def conditions(config: CompareConfig, runs: Sequence[PlannedRun], networks: str)
     tuned = [f"{key} among {', '.join(map(word, values))}" for key, values in config.tune.items()]
     budget = f"; {' and '.join(tuned)}, chosen on the validation split with seed {config.seeds[0]}" if tuned else ""
     seeds = ", ".join(map(str, config.seeds))
-    moved = "Moved: test networks after random permutations and scalars of neurons. " if config.controls else ""
+    moved = (
+        "Moved: test networks after random permutations, scalars and half-turns of neurons. " if config.controls else ""
+    )
     return (
         f"{networks}. Every model: epochs at most {epochs}{budget}; then mean +- standard deviation (n - 1) over seeds "
         f"{seeds}. {moved}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scalegmn.networks import ACTIVATIONS, HETERO, MultiArchBatch, NetParams
 from scalegmn.symmetry.canonicalize import canonicalize
-from scalegmn.symmetry.groups import GroupElement
+from scalegmn.symmetry.groups import GroupElement, PhaseShift
 from scalegmn.zoos.augment import AugmentConfig, augment, check_augment
 from scalegmn.zoos.published import DATASETS
 from scalegmn.zoos.registry import FILE_SETTINGS, unread_settings
@@ -189,7 +189,8 @@ class LabelledNets:
         labels: [M].
         removed: the symmetries to remove from each batch.
         orbit: None; or a seed: networks are first moved by random permutations and scalars of their neurons
-            (`GroupElement.sample`), which do not change what they compute.
+            (`GroupElement.sample`) and half-turns of sine neurons (`PhaseShift.sample`), which do not change what they
+            compute.
     """
 
     zoo: Zoo
@@ -207,6 +208,7 @@ class LabelledNets:
         if self.orbit is not None:
             generator = torch.Generator().manual_seed(self.orbit)
             parts = [GroupElement.sample(part, generator).act(part) for part in parts]
+            parts = [PhaseShift.sample(part, generator).act(part) for part in parts]
             removed = (*self.zoo.canonical, *removed)  # which stored networks no longer have
         return MultiArchBatch.of(canonicalize(part, removed) for part in parts)
 
