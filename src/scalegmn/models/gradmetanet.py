@@ -69,8 +69,9 @@ class SetOfSetsLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, P, N, d] -> the same."""
-        of_neurons = h.mean(1, keepdim=True)
-        of_probes, of_all = h.mean(2, keepdim=True), of_neurons.mean(2, keepdim=True)
+        # of sums, as the gradient of `mean` is written out for all of h
+        of_neurons, of_probes = (h.sum(axis, keepdim=True) / h.shape[axis] for axis in (1, 2))
+        of_all = of_neurons.mean(2, keepdim=True)
         new: Tensor = (
             self.own(h) + self.over_probes(of_neurons) + (self.over_neurons(of_probes) + self.over_all(of_all))
         )
