@@ -17,7 +17,7 @@ namespace {
 
 enum Code {
     LOAD, LINEAR, ADD, SUBTRACT, MULTIPLY, MODULATE, GATE, SCALE, SILU_BOTH, NORM_SILU, NORM_SILU_BOTH, SILU, INTERPOLATE,
-    AGGREGATE, STORE, SUM, STATISTICS
+    AGGREGATE, JOIN, STORE, SUM, STATISTICS
 };
 
 struct Input {
@@ -26,13 +26,14 @@ struct Input {
     const Int* index;  // which of its rows each receiver has, or null: the row of its number
     Int num_rows;      // that it has, if there is an index
     char* gradient;
-    Int adds, gradient_batch_stride, gradient_receiver_stride, gradient_sender_stride, copy_size;
+    Int gradient_is_half, adds, gradient_batch_stride, gradient_receiver_stride, gradient_sender_stride, copy_size;
 };
 
 // Rows of a table between which a value is interpolated
 constexpr int num_points(bool is_double) { return is_double ? 16 : 10; }
 
-// A tensor (by rows `stride` numbers apart), the product of two parameters, or (of vectors) a + factor M b, without a where it is -1
+// A tensor (by rows `stride` numbers apart), the product of two parameters, (of vectors) a + factor M b, without a where it
+// is -1, or the rows of one matrix, or the numbers of one vector, and then those of another
 struct Parameter {
     const char* values;
     Int rows, columns, stride;
@@ -40,7 +41,7 @@ struct Parameter {
     Int kind, first, second, third, factor;
 };
 
-enum Kind { TENSOR, PRODUCT, SHIFTED };
+enum Kind { TENSOR, PRODUCT, SHIFTED, STACKED };
 
 struct Operation {
     Int code, result, first, second, parameter, other_parameter;
@@ -51,10 +52,11 @@ struct Program {
     Int is_double, uses_halves, batch, receivers, senders, num_inputs, num_parameters, num_operations, num_values;
     Int num_threads;
     char* output;
-    Int output_is_half;
+    Int output_is_half, output_batch_stride, output_receiver_stride, output_sender_stride;  // those of its gradient, too
     char* tape;
     Int tape_width;
     const char* output_gradient;
+    Int output_gradient_is_half;
     const Int* nodes;  // of statistics, whose each receiver is
     Int num_nodes;
     const Input* inputs;
@@ -71,10 +73,11 @@ Program read(const Int* words) {
     p.num_inputs = words[5], p.num_parameters = words[6], p.num_operations = words[7], p.num_values = words[8];
     p.num_threads = words[9];
     p.output = (char*)words[10], p.output_is_half = words[11];
-    p.tape = (char*)words[12], p.tape_width = words[13];
-    p.output_gradient = (const char*)words[14];
-    p.nodes = (const Int*)words[15], p.num_nodes = words[16];
-    words += 17;
+    p.output_batch_stride = words[12], p.output_receiver_stride = words[13], p.output_sender_stride = words[14];
+    p.tape = (char*)words[15], p.tape_width = words[16];
+    p.output_gradient = (const char*)words[17], p.output_gradient_is_half = words[18];
+    p.nodes = (const Int*)words[19], p.num_nodes = words[20];
+    words += 21;
     p.inputs = (const Input*)words, words += p.num_inputs * (sizeof(Input) / sizeof(Int));
     p.parameters = (const Parameter*)words, words += p.num_parameters * (sizeof(Parameter) / sizeof(Int));
     p.operations = (const Operation*)words, words += p.num_operations * (sizeof(Operation) / sizeof(Int));
@@ -236,36 +239,46 @@ struct Weight {
 template <class T>
 struct Parameters {
     const Program& p;
-    std::vector<std::vector<T>> values, gradients;
+    std::vector<const T*> values;        // row by row
+    std::vector<std::vector<T>> memory;  // of those that are not read where they are
+    std::vector<std::vector<T>> gradients;
     std::vector<char> needs;
 
-    Parameters(const Program& program, bool backward) : p(program), values(p.num_parameters) {
+    Parameters(const Program& program, bool backward) : p(program), memory(p.num_parameters) {
         for (Int k = 0; k < p.num_parameters; k++) {
             const Parameter& q = p.parameters[k];
-            std::vector<T>& to = values[k];
-            to.resize(q.rows * q.columns);
+            std::vector<T>& to = memory[k];
+            if (q.kind != TENSOR || q.stride != q.columns) to.resize(q.rows * q.columns);
             if (q.kind == TENSOR) {
-                for (Int r = 0; r < q.rows; r++) copy((const T*)q.values + r * q.stride, &to[r * q.columns], q.columns);
+                for (Int r = 0; r < q.rows && !to.empty(); r++)
+                    copy((const T*)q.values + r * q.stride, &to[r * q.columns], q.columns);
             } else if (q.kind == PRODUCT) {
                 const Int depth = p.parameters[q.first].columns;
-                product<T, T>(q.rows, q.columns, depth, values[q.first].data(), depth, 1, values[q.second].data(),
-                              to.data(), false);
+                product<T, T>(q.rows, q.columns, depth, values[q.first], depth, 1, values[q.second], to.data(), false);
+            } else if (q.kind == STACKED) {
+                const Int count = size(q.first);
+                copy(values[q.first], to.data(), count);
+                copy(values[q.second], to.data() + count, size(q.second));
             } else {
-                const std::vector<T>&m = values[q.second], &b = values[q.third];
-                for (size_t r = 0; r < to.size(); r++) {
+                const T *m = values[q.second], *b = values[q.third];
+                const Int count = size(q.third);
+                for (Int r = 0; r < q.columns; r++) {
                     T sum = 0;
-                    for (size_t c = 0; c < b.size(); c++) sum += m[r * b.size() + c] * b[c];
+                    for (Int c = 0; c < count; c++) sum += m[r * count + c] * b[c];
                     to[r] = (q.first < 0 ? 0 : values[q.first][r]) + q.factor * sum;
                 }
             }
-            const bool derived = q.kind == PRODUCT   ? needs[q.first] || needs[q.second]
+            values.push_back(to.empty() ? (const T*)q.values : to.data());
+            const bool derived = q.kind == PRODUCT || q.kind == STACKED ? needs[q.first] || needs[q.second]
                                  : q.kind == SHIFTED ? (q.first >= 0 && needs[q.first]) || needs[q.second] || needs[q.third]
                                                      : false;
             needs.push_back(backward && (q.gradient || derived));
         }
         if (backward)
-            for (Int k = 0; k < p.num_parameters; k++) gradients.emplace_back(needs[k] ? values[k].size() : 0);
+            for (Int k = 0; k < p.num_parameters; k++) gradients.emplace_back(needs[k] ? size(k) : 0);
     }
+
+    Int size(Int k) const { return p.parameters[k].rows * p.parameters[k].columns; }
 
     // From what parameters are derived to tensors
     void distribute() {
@@ -278,24 +291,29 @@ struct Parameters {
                     for (Int c = 0; c < q.columns; c++) ((T*)q.gradient)[r * q.stride + c] += g[r * q.columns + c];
             } else if (q.kind == PRODUCT) {
                 const Int depth = p.parameters[q.first].columns;
-                const std::vector<T>&a = values[q.first], &b = values[q.second];
+                const T *a = values[q.first], *b = values[q.second];
                 if (needs[q.first]) {  // g b^T
-                    std::vector<T> transposed(b.size());
+                    std::vector<T> transposed(depth * q.columns);
                     for (Int d = 0; d < depth; d++)
                         for (Int c = 0; c < q.columns; c++) transposed[c * depth + d] = b[d * q.columns + c];
                     product<T, T>(q.rows, depth, q.columns, g, q.columns, 1, transposed.data(),
                                   gradients[q.first].data(), true);
                 }
                 if (needs[q.second])  // a^T g
-                    product<T, T>(depth, q.columns, q.rows, a.data(), 1, depth, g, gradients[q.second].data(), true);
+                    product<T, T>(depth, q.columns, q.rows, a, 1, depth, g, gradients[q.second].data(), true);
+            } else if (q.kind == STACKED) {
+                const Int count = size(q.first);
+                if (needs[q.first]) copy<true>(g, gradients[q.first].data(), count);
+                if (needs[q.second]) copy<true>(g + count, gradients[q.second].data(), size(q.second));
             } else {
-                const std::vector<T>&m = values[q.second], &b = values[q.third];
-                for (Int r = 0; r < (Int)values[k].size(); r++) {
+                const T *m = values[q.second], *b = values[q.third];
+                const Int count = size(q.third);
+                for (Int r = 0; r < q.columns; r++) {
                     const T up = g[r] * q.factor;
                     if (q.first >= 0 && needs[q.first]) gradients[q.first][r] += g[r];
-                    for (size_t c = 0; c < b.size(); c++) {
-                        if (needs[q.second]) gradients[q.second][r * b.size() + c] += up * b[c];
-                        if (needs[q.third]) gradients[q.third][c] += up * m[r * b.size() + c];
+                    for (Int c = 0; c < count; c++) {
+                        if (needs[q.second]) gradients[q.second][r * count + c] += up * b[c];
+                        if (needs[q.third]) gradients[q.third][c] += up * m[r * count + c];
                     }
                 }
             }
@@ -338,7 +356,7 @@ struct Tiles {
             const Operation& o = p.operations[k];
             const bool is_sum = o.code == ADD || o.code == SUBTRACT;
             if (o.code == AGGREGATE || o.code == NORM_SILU || o.code == NORM_SILU_BOTH) read[o.result] = 1;
-            if (o.code == LOAD || (is_sum && !read[o.result]) || o.code == STORE || o.code == SUM) continue;
+            if (o.code == LOAD || o.code == JOIN || (is_sum && !read[o.result]) || o.code == STORE || o.code == SUM) continue;
             read[o.first] = 1;
             if (is_sum || (o.code >= MULTIPLY && o.code <= SCALE) || o.code == AGGREGATE) read[o.second] = 1;
         }
@@ -372,7 +390,7 @@ struct Tiles {
     T* value(Int v) { return value_memory + places[v]; }
     T* gradient(Int v) { return gradient_memory + places[v]; }
     T* side(const Operation& o) { return side_memory + side_places[&o - p.operations]; }
-    const T* parameter(Int k) { return parameters.values[k].data(); }
+    const T* parameter(Int k) { return parameters.values[k]; }
 
     void number(Int start, Int count) {
         Int s = start % p.senders, r = start / p.senders % p.receivers, b = start / p.senders / p.receivers;
@@ -387,17 +405,17 @@ struct Tiles {
 
     Int row_of(const Input& input, Int i) { return input.index ? input.index[receivers[i]] : receivers[i]; }
 
+    // Rows of an input, as columns of rows of a width
     template <bool ADDS>
-    void load(const Input& input, T* to, Int count) {
+    void load(const Input& input, T* to, Int width, Int count) {
         for (Int i = 0; i < count; i++) {
             Int place = batches[i] * input.batch_stride + row_of(input, i) * input.receiver_stride +
                         senders[i] * input.sender_stride;
             if (input.is_half)
-                from_halves<ADDS>((const Half*)input.values + place, to + i * input.width, input.width);
+                from_halves<ADDS>((const Half*)input.values + place, to + i * width, input.width);
             else
-                copy<ADDS>((const T*)input.values + place, to + i * input.width, input.width);
+                copy<ADDS>((const T*)input.values + place, to + i * width, input.width);
         }
-        if (!ADDS) std::memset(to + count * input.width, 0, (size - count) * input.width * sizeof(T));
     }
 
     void linear(const Operation& o, T* to) {
@@ -763,7 +781,7 @@ struct Tiles {
         for (Int k = 0; k < p.num_operations; k++) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
-                if (!kept) write(o, start, count);
+                if (!kept) write(o, count);
                 continue;
             }
             Int width = p.widths[o.result], all = size * width;
@@ -772,12 +790,18 @@ struct Tiles {
                 continue;
             }
             T* to = value(o.result);
-            const T* a = o.code == LOAD ? nullptr : value(o.first);
+            const T* a = o.code == LOAD || o.code == JOIN ? nullptr : value(o.first);
             const T* b = o.code >= ADD && o.code <= SCALE ? value(o.second) : nullptr;
             switch (o.code) {
                 case LOAD:
-                    load<false>(p.inputs[o.first], to, count);
-                    if (o.second >= 0) load<true>(p.inputs[o.second], to, count);
+                    load<false>(p.inputs[o.first], to, width, count);
+                    if (o.second >= 0) load<true>(p.inputs[o.second], to, width, count);
+                    std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
+                    break;
+                case JOIN:
+                    for (Int n = o.first, column = 0; n < o.first + o.second; column += p.inputs[n++].width)
+                        load<false>(p.inputs[n], to + column, width, count);
+                    std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
                     break;
                 case LINEAR:
                     if (kept && p.tape)
@@ -813,21 +837,25 @@ struct Tiles {
         }
     }
 
-    void write(const Operation& o, Int start, Int count) {
+    void write(const Operation& o, Int count) {
         Int width = p.widths[o.first];
         const T* from = value(o.first);
-        if (o.code == STORE) {
-            if (p.output_is_half)
-                to_halves(from, (Half*)p.output + start * width, count * width);
-            else
-                std::memcpy((T*)p.output + start * width, from, count * width * sizeof(T));
-            return;
-        }
         if (o.code == STATISTICS) return add_statistics(from, count, width);
         for (Int i = 0; i < count; i++) {
-            T* to = (T*)p.output + (batches[i] * p.receivers + receivers[i]) * width;
-            for (Int c = 0; c < width; c++) to[c] += from[i * width + c];
+            const Int place = output_place(i);
+            if (o.code == SUM)
+                copy<true>(from + i * width, (T*)p.output + place, width);
+            else if (p.output_is_half)
+                to_halves(from + i * width, (Half*)p.output + place, width);
+            else
+                copy(from + i * width, (T*)p.output + place, width);
         }
+    }
+
+    // Where the result of row i of the tile is, and its gradient
+    Int output_place(Int i) {
+        return batches[i] * p.output_batch_stride + receivers[i] * p.output_receiver_stride +
+               senders[i] * p.output_sender_stride;
     }
 
     // Statistics of a node's rows x, [6, width]: sum of x, of x^2, minimum, how many rows have it, maximum, how many have it.
@@ -917,7 +945,7 @@ struct Tiles {
         for (Int k = p.num_operations - 1; k >= 0; k--) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
-                read_gradient(o, start, count);
+                read_gradient(o, count);
                 continue;
             }
             if (!has_gradient[o.result]) continue;
@@ -925,8 +953,12 @@ struct Tiles {
             const T* g = gradient(o.result);
             switch (o.code) {
                 case LOAD:
-                    write_gradient(o, o.first, count);
-                    if (o.second >= 0) write_gradient(o, o.second, count);
+                    write_gradient(g, width, o.first, count);
+                    if (o.second >= 0) write_gradient(g, width, o.second, count);
+                    break;
+                case JOIN:
+                    for (Int n = o.first, column = 0; n < o.first + o.second; column += p.inputs[n++].width)
+                        write_gradient(g + column, width, n, count);
                     break;
                 case LINEAR: linear_backward(o); break;
                 case ADD: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, 1); break;
@@ -971,38 +1003,35 @@ struct Tiles {
         }
     }
 
-    void read_gradient(const Operation& o, Int start, Int count) {
+    void read_gradient(const Operation& o, Int count) {
         Int width = p.widths[o.first];
         T* to = gradient(o.first);
         if (o.code == STATISTICS) read_statistics_gradient(value(o.first), to, count, width);
         for (Int i = 0; i < count && o.code != STATISTICS; i++) {
-            Int row = o.code == STORE ? start + i : batches[i] * p.receivers + receivers[i];
-            if (p.output_is_half)
-                from_halves((const Half*)p.output_gradient + row * width, to + i * width, width);
+            if (p.output_gradient_is_half)
+                from_halves((const Half*)p.output_gradient + output_place(i), to + i * width, width);
             else
-                std::memcpy(to + i * width, (const T*)p.output_gradient + row * width, width * sizeof(T));
+                copy((const T*)p.output_gradient + output_place(i), to + i * width, width);
         }
         std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
         has_gradient[o.first] = 1;
     }
 
-    void write_gradient(const Operation& o, Int number, Int count) {
+    // Of an input, from columns of rows of a width
+    void write_gradient(const T* g, Int row_width, Int number, Int count) {
         const Input& input = p.inputs[number];
         if (!input.gradient) return;
-        const T* g = gradient(o.result);
         const Int width = input.width;
         for (Int i = 0; i < count; i++) {
+            const T* from = g + i * row_width;
             Int place = batches[i] * input.gradient_batch_stride + row_of(input, i) * input.gradient_receiver_stride +
                         senders[i] * input.gradient_sender_stride;
-            if (!input.adds) {
-                if (input.is_half)
-                    to_halves(g + i * width, (Half*)input.gradient + place, width);
-                else
-                    std::memcpy((T*)input.gradient + place, g + i * width, width * sizeof(T));
-                continue;
-            }
-            T* to = (input.adds == 2 ? shared_gradients[number].data() : (T*)input.gradient) + place;
-            for (Int c = 0; c < width; c++) to[c] += g[i * width + c];
+            if (input.adds)
+                copy<true>(from, (input.adds == 2 ? shared_gradients[number].data() : (T*)input.gradient) + place, width);
+            else if (input.gradient_is_half)
+                to_halves(from, (Half*)input.gradient + place, width);
+            else
+                copy(from, (T*)input.gradient + place, width);
         }
     }
 };
@@ -1020,6 +1049,11 @@ bool fits(const Program& p) {
         if (o.code == LOAD && (p.inputs[o.first].width != p.widths[o.result] ||
                                (o.second >= 0 && p.inputs[o.second].width != p.widths[o.result])))
             return false;
+        if (o.code == JOIN) {
+            Int width = 0;
+            for (Int n = o.first; n < o.first + o.second; n++) width += p.inputs[n].width;
+            if (width != p.widths[o.result]) return false;
+        }
         if (o.code == INTERPOLATE &&
             (p.widths[o.first] != 2 || p.parameters[o.parameter].rows < num_points(p.is_double)))
             return false;
@@ -1028,15 +1062,26 @@ bool fits(const Program& p) {
     return true;
 }
 
+// Sums start at zero
+template <class T>
+void clear_sums(const Program& p) {
+    const Operation& end = p.operations[p.num_operations - 1];
+    for (Int b = 0; end.code == SUM && b < p.batch; b++)
+        for (Int r = 0; r < p.receivers; r++)
+            std::memset((T*)p.output + b * p.output_batch_stride + r * p.output_receiver_stride, 0,
+                        p.widths[end.first] * sizeof(T));
+}
+
 template <class T>
 void run(const Program& p, bool backward) {
+    if (!backward) clear_sums<T>(p);
     Parameters<T> parameters(p, backward);
     std::vector<Weight<T>> weights(p.num_parameters);
     for (Int k = 0; k < p.num_operations; k++) {
         const Operation& o = p.operations[k];
         if (o.code != LINEAR) continue;
         const Parameter& w = p.parameters[o.parameter];
-        weights[o.parameter].pack(parameters.values[o.parameter].data(), w.rows, w.columns, p.uses_halves, backward,
+        weights[o.parameter].pack(parameters.values[o.parameter], w.rows, w.columns, p.uses_halves, backward,
                                   !backward || !p.tape);
     }
     const Int num_threads = std::max<Int>(1, std::min(p.num_threads, p.batch));
@@ -1078,6 +1123,18 @@ int64_t run_program(const int64_t* words, int64_t backward) {
         run<double>(p, backward);
     else
         run<float>(p, backward);
+    return 0;
+}
+
+// Programs one after the other, in reverse order backward; `starts` has the first word of each. `places` has three words
+// for each pointer: which word it is, the base that it is relative to, and how many bytes from there. The result is that
+// of `run_program`.
+int64_t run_programs(const int64_t* words, int64_t num_words, const int64_t* starts, int64_t num_programs,
+                     const int64_t* places, int64_t num_places, const int64_t* bases, int64_t backward) {
+    std::vector<Int> copied(words, words + num_words);
+    for (Int k = 0; k < num_places; k++) copied[places[3 * k]] = bases[places[3 * k + 1]] + places[3 * k + 2];
+    for (Int k = 0; k < num_programs; k++)
+        if (run_program(copied.data() + starts[backward ? num_programs - 1 - k : k], backward)) return 1;
     return 0;
 }
 

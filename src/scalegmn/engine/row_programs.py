@@ -72,6 +72,82 @@ class Block(NamedTuple):
     """Of `statistics`."""
 
 
+class Pointer(NamedTuple):
+    """An address that is known when programs run."""
+
+    base: int
+    """Which of the addresses that are given then."""
+
+    offset: int
+    """How many bytes from there."""
+
+
+Address = int | Pointer
+
+
+class GradientPlace(NamedTuple):
+    """Where an input's gradient is."""
+
+    address: Address = 0
+    """0: it is not needed."""
+
+    is_half: bool = False
+    """Whether it is in bfloat16."""
+
+    adds: int = 0
+    """0: it is written; 1: added; 2: added by all threads, since networks share the input."""
+
+    strides: tuple[int, ...] = (0, 0, 0)
+    """Numbers between networks, receivers and senders; 0 where they share rows."""
+
+    size: int = 0
+    """How many numbers it has."""
+
+
+class InputPlace(NamedTuple):
+    """Where an input's rows are."""
+
+    address: Address
+    width: int
+    strides: tuple[int, ...]
+    """As of `GradientPlace`."""
+
+    is_half: bool
+    """Whether they are in bfloat16."""
+
+    index: Address = 0  # type: ignore[assignment]  # not the method of tuples
+    """0: rows are not indexed."""
+
+    num_rows: int = 0
+    """Of an indexed input."""
+
+    gradient: GradientPlace = GradientPlace()
+
+
+class ResultPlace(NamedTuple):
+    """Where a program's result is, and its gradient."""
+
+    address: Address
+    is_half: bool
+    """Whether it is in bfloat16."""
+
+    strides: tuple[int, ...]
+    """As of `GradientPlace`; the gradient's are the same."""
+
+    gradient: Address = 0
+    gradient_is_half: bool = False
+
+
+class Numbers(NamedTuple):
+    """How a program computes."""
+
+    dtype: torch.dtype
+    halves: bool
+    """Whether products are in bfloat16."""
+
+    num_threads: int
+
+
 class Vector(NamedTuple):
     """A vector, or a matrix, that a program reads: by number."""
 
@@ -97,9 +173,10 @@ class _Code(IntEnum):
     SILU = 11
     INTERPOLATE = 12
     AGGREGATE = 13
-    STORE = 14
-    SUM = 15
-    STATISTICS = 16
+    JOIN = 14
+    STORE = 15
+    SUM = 16
+    STATISTICS = 17
 
 
 class _Kind(IntEnum):
@@ -108,6 +185,7 @@ class _Kind(IntEnum):
     TENSOR = 0
     PRODUCT = 1
     SHIFTED = 2
+    STACKED = 3
 
 
 def available(x: Tensor) -> bool:
@@ -134,14 +212,13 @@ class RowProgram:
         self.num_inputs = 0
         self.num_given = 0
         self.extra_width = 0
-        self._extras: list[ref[nn.Linear]] = []
+        self.extras: list[ref[nn.Linear]] = []
         self.tape_width = 0
-        self._tensors: list[tuple[ref[nn.Module], str] | None] = []
+        self.tensors: list[tuple[ref[nn.Module], str] | None] = []
         self._places: dict[tuple[int, str], int] = {}
         self._parameters: list[tuple[_Kind, int, int, int, int, int, int]] = []
         self._operations: list[tuple[int, int, int, int, int, int, int]] = []
         self._widths: list[int] = []
-        self._words: tuple[list[int], ...] | None = None
 
     # Parameters
 
@@ -150,16 +227,16 @@ class RowProgram:
         tensor = getattr(module, name)
         key = (id(module), name)
         if key not in self._places:
-            self._places[key] = len(self._tensors)
-            self._tensors.append((ref(module), name))
+            self._places[key] = len(self.tensors)
+            self.tensors.append((ref(module), name))
         return self._tensor(self._places[key], tensor.shape, start, stop)
 
     def given(self, shape: Sequence[int]) -> Vector:
         """A tensor that is given with each run, in this order and before the parameters."""
-        assert len(self._tensors) == self.num_given
+        assert len(self.tensors) == self.num_given
         self.num_given += 1
-        self._tensors.append(None)
-        return self._tensor(len(self._tensors) - 1, shape, 0, None)
+        self.tensors.append(None)
+        return self._tensor(len(self.tensors) - 1, shape, 0, None)
 
     def product(self, first: Vector, second: Vector) -> Vector:
         """The product of two matrices."""
@@ -169,6 +246,13 @@ class RowProgram:
         """a + factor M b; without a, factor M b."""
         number = -1 if first is None else first.number
         return self._parameter(_Kind.SHIFTED, 1, matrix.rows, number, matrix.number, second.number, factor)
+
+    def stacked(self, first: Vector, second: Vector) -> Vector:
+        """The rows of two matrices, or the numbers of two vectors."""
+        rows, columns = first.rows + second.rows, first.columns
+        if first.rows == second.rows == 1:
+            rows, columns = 1, first.columns + second.columns
+        return self._parameter(_Kind.STACKED, rows, columns, first.number, second.number)
 
     def _tensor(self, place: int, shape: Sequence[int], start: int, stop: int | None) -> Vector:
         rows, columns = (1, shape[0]) if len(shape) == 1 else shape
@@ -184,7 +268,7 @@ class RowProgram:
     def extra(self, linear: nn.Linear) -> Value:
         """What a Linear, with its bias, makes of the last `extra_width` columns of its input, which are the extras of
         each run: computed before it, for they are the same for many rows."""
-        self._extras.append(ref(linear))
+        self.extras.append(ref(linear))
         return self.load(linear.out_features)
 
     def load(self, width: int) -> Value:
@@ -196,6 +280,11 @@ class RowProgram:
         """The sum of the rows of the next two inputs."""
         self.num_inputs += 2
         return self._operation(_Code.LOAD, width, self.num_inputs - 2, self.num_inputs - 1)
+
+    def load_joined(self, widths: Sequence[int]) -> Value:
+        """The rows of the next inputs, side by side."""
+        self.num_inputs += len(widths)
+        return self._operation(_Code.JOIN, sum(widths), self.num_inputs - len(widths), len(widths))
 
     def linear(self, x: Value, weight: Vector, bias: Vector | None = None) -> Value:
         """W x + b."""
@@ -293,9 +382,9 @@ class RowProgram:
             ValueError: inputs, what they are indexed by, or parameters do not fit.
         """
         if extra is not None:
-            inputs = [*inputs, *(_of_extra(linear(), extra) for linear in self._extras)]
+            inputs = [*inputs, *(_of_extra(linear(), extra) for linear in self.extras)]
         parameters = [*given]
-        for place in self._tensors[self.num_given :]:
+        for place in self.tensors[self.num_given :]:
             assert place is not None
             module = place[0]()
             assert module is not None  # the program is kept no longer than its module
@@ -335,47 +424,47 @@ class RowProgram:
             ValueError: the tensors are none that the program can run on.
         """
         shape, indices, nodes = block
-        dtype = tensors[-1].dtype
-        words = [dtype == torch.float64, halves, *shape]
-        words += [self.num_inputs, len(self._parameters), len(self._operations), len(self._widths)]
-        words += [num_threads, result.data_ptr(), result.dtype == torch.bfloat16]
-        words += [0 if tape is None else tape.data_ptr(), self.tape_width]
-        words += [0 if gradient is None else gradient.data_ptr()]
-        words += [0, 0] if nodes is None else [nodes.index.data_ptr(), nodes.num_nodes]
+        dtype, count = tensors[-1].dtype, self.num_inputs
         gradients: list[Tensor | None] = [None] * len(tensors)
-        count = self.num_inputs
+        inputs = []
         for index, tensor in enumerate(tensors[:count]):
-            size, strides = tensor.shape, tensor.stride()
-            b, r, s = (0 if n == 1 else stride for n, stride in zip(size[:3], strides, strict=False))
-            gathered = indices[index]
-            words += [tensor.data_ptr(), size[3], b, r, s, tensor.dtype == torch.bfloat16]
-            words += [0, 0] if gathered is None else [gathered.data_ptr(), size[1]]
-            if needed is None or not needed[index]:
-                words += (0, 0, 0, 0, 0, 0)
-                continue
-            if size[:3] == shape and gathered is None:
-                adds, gradient = 0, torch.empty(size, dtype=tensor.dtype)
-            else:
-                adds, gradient = 2 if size[0] == 1 < shape[0] else 1, torch.zeros(size, dtype=dtype)
-            gradients[index] = gradient
-            b, r, s = (0 if n == 1 else stride for n, stride in zip(size[:3], gradient.stride(), strict=False))
-            words += [gradient.data_ptr(), adds, b, r, s, gradient.numel()]
+            size, gathered = tensor.shape, indices[index]
+            place = InputPlace(tensor.data_ptr(), size[3], _strides(tensor), tensor.dtype == torch.bfloat16)
+            if gathered is not None:
+                place = place._replace(index=gathered.data_ptr(), num_rows=size[1])
+            if needed is not None and needed[index]:
+                is_whole = size[:3] == shape and gathered is None
+                of_it = torch.empty(size, dtype=tensor.dtype) if is_whole else torch.zeros(size, dtype=dtype)
+                adds = 0 if is_whole else 2 if size[0] == 1 < shape[0] else 1
+                is_half, gradients[index] = of_it.dtype == torch.bfloat16, of_it
+                of_input = GradientPlace(of_it.data_ptr(), is_half, adds, _strides(of_it), of_it.numel())
+                place = place._replace(gradient=of_input)
+            inputs.append(place)
         if needed is not None:
             for index in range(count, len(tensors)):
                 if needed[index]:
                     gradients[index] = torch.zeros(tensors[index].shape, dtype=dtype)
-        for kind, rows, columns, first, second, third, factor in self._parameters:
-            if kind != _Kind.TENSOR:
-                words += (0, rows, columns, 0, 0, kind, first, second, third, factor)
-                continue
-            tensor, found = tensors[count + first], gradients[count + first]
-            if tensor.numel() != rows * tensor.shape[-1] or second + columns > tensor.shape[-1]:
-                raise ValueError(f"found a parameter of shape {[*tensor.shape]}, expected {rows} rows of {columns}")
-            offset = second * tensor.element_size()
-            of_it = 0 if found is None else found.data_ptr() + offset
-            words += (tensor.data_ptr() + offset, rows, columns, tensor.shape[-1], of_it, kind, 0, 0, 0, 0)
-        words += self._tail
-        words += self._flags(needed) if needed is not None else [0] * len(self._widths)
+        shapes = [tensor.shape for tensor in tensors[count:]]
+        self.check_parameters(shapes)
+        addresses = [
+            (tensor.data_ptr(), 0 if found is None else found.data_ptr())
+            for tensor, found in zip(tensors[count:], gradients[count:], strict=True)
+        ]
+        strides = _strides(result if self.end == _Code.STORE else result.unsqueeze(2))
+        place_of_result = ResultPlace(result.data_ptr(), result.dtype == torch.bfloat16, strides)
+        if gradient is not None:
+            is_half = gradient.dtype == torch.bfloat16
+            place_of_result = place_of_result._replace(gradient=gradient.data_ptr(), gradient_is_half=is_half)
+        words = self.words(
+            Numbers(dtype, halves, num_threads),
+            shape,
+            inputs,
+            list(zip(shapes, addresses, strict=True)),
+            place_of_result,
+            0 if tape is None else tape.data_ptr(),
+            self.flags(needed) if needed is not None else None,
+            nodes,
+        )
         packed = array("q", words)
         library = native.library()
         assert library is not None
@@ -384,13 +473,66 @@ class RowProgram:
             raise ValueError(f"inputs of widths {widths}, or what they are indexed by, do not fit their program")
         return gradients
 
-    def _flags(self, needed: Sequence[bool]) -> list[int]:
-        """Whether the gradient of each value is needed."""
+    def check_parameters(self, shapes: Sequence[torch.Size]) -> None:
+        """Raises ValueError if parameters, in order, do not have the shapes that they had."""
+        for kind, rows, columns, first, start, _, _ in self._parameters:
+            if kind == _Kind.TENSOR:
+                shape = shapes[first]
+                if shape.numel() != rows * shape[-1] or start + columns > shape[-1]:
+                    raise ValueError(f"found a parameter of shape {[*shape]}, expected {rows} rows of {columns}")
+
+    def words(
+        self,
+        numbers: Numbers,
+        shape: Sequence[int],
+        inputs: Sequence[InputPlace],
+        parameters: Sequence[tuple[torch.Size, tuple[Address, Address]]],
+        result: ResultPlace,
+        tape: Address,
+        flags: Sequence[bool] | None,
+        nodes: Nodes | None = None,
+    ) -> list[Any]:
+        """What row_programs.cpp reads.
+
+        Args:
+            numbers: their types.
+            shape: (B, R, S).
+            inputs: where they are.
+            parameters: shape of each, where it is, and where its gradient is, or 0.
+            result: where it is.
+            tape: where it is, or 0.
+            flags: as `flags` says; None: forward.
+            nodes: of statistics.
+        """
+        dtype, halves, num_threads = numbers
+        words: list[Any] = [dtype == torch.float64, halves, *shape]
+        words += [self.num_inputs, len(self._parameters), len(self._operations), len(self._widths)]
+        words += [num_threads, result.address, result.is_half, *result.strides, tape, self.tape_width]
+        words += [result.gradient, result.gradient_is_half]
+        words += [0, 0] if nodes is None else [nodes.index.data_ptr(), nodes.num_nodes]
+        for place in inputs:
+            words += (place.address, place.width, *place.strides, place.is_half, place.index, place.num_rows)
+            words += (*place.gradient[:3], *place.gradient.strides, place.gradient.size)
+        for kind, rows, columns, first, second, third, factor in self._parameters:
+            if kind != _Kind.TENSOR:
+                words += (0, rows, columns, 0, 0, kind, first, second, third, factor)
+                continue
+            of_parameter, (address, gradient) = parameters[first]
+            address, gradient = (_after(start, second * dtype.itemsize) for start in (address, gradient))
+            words += (address, rows, columns, of_parameter[-1], gradient, kind, 0, 0, 0, 0)
+        words += self._tail
+        words += [0] * len(self._widths) if flags is None else flags
+        return words
+
+    def flags(self, needed: Sequence[bool]) -> list[bool]:
+        """Whether the gradient of each value is needed, for those of inputs and parameters that are."""
         parameters = any(needed[self.num_inputs :])
-        flags: list[int] = []
+        flags: list[bool] = []
         for code, _, first, second, _, _, _ in self._operations[:-1]:
             if code == _Code.LOAD:
                 flags.append(needed[first] or (second >= 0 and needed[second]))
+            elif code == _Code.JOIN:
+                flags.append(any(needed[first : first + second]))
             else:
                 flags.append(parameters or flags[first] or (_Code.ADD <= code <= _Code.SCALE and flags[second]))
         return flags
@@ -408,13 +550,25 @@ class RowProgram:
         """Memory of the result, and of what the backward pass reads."""
         kept, shape = torch.bfloat16 if halves else dtype, block.shape
         if self.end == _Code.SUM:
-            output = torch.zeros(*shape[:2], self.width, dtype=dtype)
+            output = torch.empty(*shape[:2], self.width, dtype=dtype)
         elif block.nodes is not None:
             output = torch.zeros(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
         rows = shape[0] * shape[1] * shape[2]
         return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps and self.keeps else None
+
+
+def _strides(x: Tensor) -> tuple[int, ...]:
+    """Numbers between networks, receivers and senders of rows [B, R, S, D]; 0 where there is one of them."""
+    return tuple(0 if n == 1 else stride for n, stride in zip(x.shape[:3], x.stride(), strict=False))
+
+
+def _after(address: Address, num_bytes: int) -> Address:
+    """So many bytes after an address; 0 stays."""
+    if isinstance(address, Pointer):
+        return Pointer(address.base, address.offset + num_bytes)
+    return address and address + num_bytes
 
 
 def _broadcasts(x: Tensor, index: Tensor | None, shape: tuple[int, ...]) -> bool:
