@@ -125,7 +125,7 @@ class LayerRun:
 
     def _outgoing(self, nodes: list[Tensor]) -> list[Tensor]:
         """`outgoing_features` of each set of nodes."""
-        if self._preserves_scalars:
+        if self.preserves_scalars:
             return nodes
         return [
             outgoing_features(rows.context(x.shape[:-1], x.device), x.flatten(0, -2)).view_as(x)
@@ -134,13 +134,13 @@ class LayerRun:
 
     def _incoming(self, node_set: int, messages: Tensor, x: Tensor) -> Tensor:
         """`incoming_messages` of a set of nodes."""
-        if self._preserves_scalars:
+        if self.preserves_scalars:
             return messages
         context = self.rows[node_set].context(x.shape[:-1], x.device)
         return incoming_messages(context, messages.flatten(0, -2), x.flatten(0, -2)).view_as(messages)
 
     @property
-    def _preserves_scalars(self) -> bool:
+    def preserves_scalars(self) -> bool:
         """Whether chi(q) = q in all scalar groups."""
         return all(group.preserves_scalars for group in self.rows[0].groups)
 

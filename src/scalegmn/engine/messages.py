@@ -106,8 +106,7 @@ def _inputs(edges: DenseEdges, form: str, weight: Tensor, factor: Tensor | None 
     with torch.autocast(weight.device.type, enabled=False):
         product = edges.linear(weight)
     if isinstance(product, ScaledRows):
-        vector = gathered(product.values)
-        return [vector if factor is None else vector * factor, product.scale]
+        return [gathered(product.values), *([] if factor is None else [factor]), product.scale]
     return [product] if factor is None else [product, factor]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.edges import DenseEdges, SparseEdges, linear_by_type, sum_rows
+from scalegmn.engine.layer_plans import run_as_plan
 from scalegmn.engine.layers import Blocks, LayerRun
 from scalegmn.engine.layout import BY_ROLE, Direction, Layout, RoleRows, inverse
 from scalegmn.engine.messages import receive, updated_edges
@@ -206,9 +207,16 @@ def _run_layers(
     chunks = model.chunks(len(params) * spec.num_edges, params.biases[0].device)
     residuals = _residuals(spec, params.biases[0].device)
     layers = LayerRun(layout, rows, positions, chunks, residuals)
-    for layer, (of_chains, by_role) in zip(model.layers, model.needed, strict=True):
-        needed = of_chains if spec.is_chain and not spec.residuals else layout.needed(by_role)
-        nodes, blocks, backward_blocks = layers.layer(layer, needed, nodes, blocks, backward_blocks)
+    is_chain = spec.is_chain and not spec.residuals
+    needed = [of_chains if is_chain else layout.needed(by_role) for of_chains, by_role in model.needed]
+    planned = None
+    if model.readout is not None:
+        planned = run_as_plan(model.layers, layers, needed, nodes, blocks, backward_blocks)
+    if planned is not None:
+        nodes = planned
+    else:
+        for layer, parts in zip(model.layers, needed, strict=True):
+            nodes, blocks, backward_blocks = layers.layer(layer, parts, nodes, blocks, backward_blocks)
     if model.readout is None:
         return nodes, _features(chunks, blocks)
     hidden = [index for index, role in enumerate(spec.roles) if role == "hidden"]

@@ -15,7 +15,8 @@ from scalegmn.engine.dispatch import FastForms
 from scalegmn.engine.row_programs import LANES, WIDEST, RowProgram, Value, Vector, available
 from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, MLPLayer
 from scalegmn.nn.invariant import InvariantLayer, SignInvariant
-from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ScaleEdgeUpdate, ScaleMessage
+from scalegmn.nn.message_passing import MessagePassingLayer
+from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ProductMessage, ScaleEdgeUpdate, ScaleMessage
 from scalegmn.nn.mlp import MLP
 
 
@@ -120,14 +121,19 @@ def write_sign(
     module: SignInvariant, program: RowProgram, role: str, x: Value, weight: Vector, bias: Vector | None
 ) -> Value:
     """weight (rho(x) + rho(-x)) + bias; None: without bias."""
+    last, both = module.rho.linears[-1], _write_both_signs(module, program, x)
+    joined = program.product(weight, weight_of(program, last))
+    return program.linear(both, joined, program.shifted(bias, weight, program.parameter(last, "bias"), 2))
+
+
+def _write_both_signs(module: SignInvariant, program: RowProgram, x: Value) -> Value:
+    """What the last Linear of rho reads of x and of -x, added up."""
     if len(module.rho.norms) != 1 or not isinstance(module.rho.activation, nn.SiLU):
         raise Unwritable
     norm = module.rho.norms[0] if isinstance(module.rho.norms[0], nn.LayerNorm) else None
-    first, last = module.rho.linears
+    first = module.rho.linears[0]
     z = program.linear(x, weight_of(program, first))
-    both = program.silu_of_both_signs(program.parameter(first, "bias"), z, norm)
-    joined = program.product(weight, weight_of(program, last))
-    return program.linear(both, joined, program.shifted(bias, weight, program.parameter(last, "bias"), 2))
+    return program.silu_of_both_signs(program.parameter(first, "bias"), z, norm)
 
 
 # Equivariant layers
@@ -188,26 +194,93 @@ def linear_after_program(module: SignInvariant, x: Tensor, weight: Tensor) -> Ro
     return program_of(module, ("linear", *weight.shape), x, writer)
 
 
+def linear_program(linear: nn.Linear, x: Tensor, last: int | None = None) -> RowProgram | None:
+    """A Linear of rows, or what the last columns of its weight, and its bias, make of rows of their number."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        width = linear.in_features if last is None else last
+        weight = weight_of(program, linear, linear.in_features - width)
+        bias = None if linear.bias is None else program.parameter(linear, "bias")
+        return program.store(program.linear(program.load(width), weight, bias))
+
+    return program_of(linear, last, x, writer, keeps=False)
+
+
+def update_program(
+    layer: MessagePassingLayer, role: str, num_parts: int, x: Tensor, extra_width: int, drops: bool
+) -> RowProgram | None:
+    """New features of nodes of a role.
+
+    Inputs: nodes and their messages, `num_parts` together, with extras of a width (0: without); nodes again, where the
+    layer has a skip connection; and, if it drops some, factors of the new features.
+    """
+    width = x.shape[-1]
+
+    def writer(program: RowProgram) -> RowProgram:
+        _check(width)
+        program.extra_width = extra_width
+        new = write(layer.update, program, role, program.load_joined([width] * num_parts))
+        if layer.skip is not None:
+            new = program.add(new, program.linear(program.load(width), weight_of(program, layer.skip)))
+        if drops:
+            new = program.multiply(new, program.load(width))
+        return program.store(new)
+
+    return program_of(layer, ("update", role, num_parts, extra_width, drops), x, writer)
+
+
+def edge_ends_program(update: ScaleEdgeUpdate, x: Tensor) -> RowProgram | None:
+    """What an edge update reads of nodes as senders and, beside it, as receivers."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        first, dim = update.phi.linears[0], update.linear.in_features
+        if type(update.invariant) is not SignInvariant:
+            raise Unwritable
+        _check(dim, 2 * first.out_features)
+        both = _write_both_signs(update.invariant, program, program.load(dim))
+        last = update.invariant.rho.linears[-1]
+        inner, shift = weight_of(program, last), program.parameter(last, "bias")
+        sender, receiver = (program.parameter(first, "weight", start, start + dim) for start in (0, dim))
+        matrix = program.stacked(program.product(sender, inner), program.product(receiver, inner))
+        bias = program.parameter(first, "bias")
+        shifts = program.shifted(None, sender, shift, 2), program.shifted(bias, receiver, shift, 2)
+        return program.store(program.linear(both, matrix, program.stacked(*shifts)))
+
+    return program_of(update, "ends", x, writer)
+
+
 def message_program(message: ScaleMessage, role: str, x: Tensor, form: str, extra_width: int) -> RowProgram | None:
     """The sum of messages to receivers of a role.
 
     Inputs, by form: `features`, edges e [B, R, S, D] and what `send` makes of senders, A x; `product`, B e and A x;
-    `scaled`, where edges are one number times a vector, (A x) * (B vector) and the number.
+    `scaled`, where edges are one number times a vector, B vector, A x and the number.
     """
 
     def writer(program: RowProgram) -> RowProgram:
-        edge, program.extra_width = message.edge_linear, extra_width
-        _check(edge.in_features, edge.out_features)
-        if form == "scaled":
-            x = program.scale(program.load(edge.out_features), program.load(1))
-        elif form == "product":
-            x = program.multiply(program.load(edge.out_features), program.load(edge.out_features))
-        else:
-            x = program.linear(program.load(edge.in_features), weight_of(program, edge))
-            x = program.multiply(x, program.load(edge.out_features))
-        return program.sum(write(message.net, program, role, x))
+        program.extra_width = extra_width
+        return program.sum(write(message.net, program, role, _product_message(message, program, form)))
 
     return program_of(message, (role, form, extra_width), x, writer)
+
+
+def product_message_program(message: ProductMessage, x: Tensor, form: str) -> RowProgram | None:
+    """The sum of messages. Inputs as of `message_program`."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        return program.sum(_product_message(message, program, form))
+
+    return program_of(message, form, x, writer)
+
+
+def _product_message(message: ScaleMessage | ProductMessage, program: RowProgram, form: str) -> Value:
+    """(A x) * (B e)."""
+    edge = message.edge_linear
+    _check(edge.in_features, edge.out_features)
+    x = program.load(edge.in_features if form == "features" else edge.out_features)
+    if form == "features":
+        x = program.linear(x, weight_of(program, edge))
+    x = program.multiply(x, program.load(edge.out_features))
+    return program.scale(x, program.load(1)) if form == "scaled" else x
 
 
 def edge_update_program(update: ScaleEdgeUpdate, x: Tensor, form: str) -> RowProgram | None:

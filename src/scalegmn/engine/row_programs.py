@@ -199,6 +199,16 @@ def available(x: Tensor) -> bool:
     )
 
 
+def multiplies_halves(dtype: torch.dtype) -> bool:
+    """Whether the products of numbers of a type are in bfloat16 now."""
+    return (
+        dtype == torch.float32
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and native.multiplies_halves()
+    )
+
+
 class RowProgram:
     """Operations on the rows of a block, and what they read: inputs, rows that broadcast to [B, R, S, D], in the order
     of `load`; tensors that are given with each run; and parameters of modules.
@@ -366,6 +376,11 @@ class RowProgram:
         self._tail = [word for operation in self._operations for word in operation] + self._widths
         return self
 
+    @property
+    def ends_with_rows(self) -> bool:
+        """Whether the result has a row for each of a block, [B, R, S, D]."""
+        return self.end == _Code.STORE
+
     # Running
 
     def __call__(
@@ -450,7 +465,7 @@ class RowProgram:
             (tensor.data_ptr(), 0 if found is None else found.data_ptr())
             for tensor, found in zip(tensors[count:], gradients[count:], strict=True)
         ]
-        strides = _strides(result if self.end == _Code.STORE else result.unsqueeze(2))
+        strides = _strides(result if self.ends_with_rows else result.unsqueeze(2))
         place_of_result = ResultPlace(result.data_ptr(), result.dtype == torch.bfloat16, strides)
         if gradient is not None:
             is_half = gradient.dtype == torch.bfloat16
@@ -537,15 +552,6 @@ class RowProgram:
                 flags.append(parameters or flags[first] or (_Code.ADD <= code <= _Code.SCALE and flags[second]))
         return flags
 
-    def halves(self, dtype: torch.dtype) -> bool:
-        """Whether products are in bfloat16."""
-        return (
-            dtype == torch.float32
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
-            and native.multiplies_halves()
-        )
-
     def allocate(self, block: Block, dtype: torch.dtype, halves: bool, keeps: bool) -> tuple[Tensor, Tensor | None]:
         """Memory of the result, and of what the backward pass reads."""
         kept, shape = torch.bfloat16 if halves else dtype, block.shape
@@ -604,7 +610,7 @@ class _Run(torch.autograd.Function):
         """The program's result, of its inputs and parameters."""
         ctx.dtype = dtype = tensors[program.num_inputs].dtype
         keeps = grad and any(ctx.needs_input_grad)
-        halves = program.halves(dtype)
+        halves = multiplies_halves(dtype)
         output, tape = program.allocate(block, dtype, halves, keeps)
         num_threads = torch.get_num_threads()  # the tape is written and read in the same tiles
         program.execute(block, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
