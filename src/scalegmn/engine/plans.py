@@ -37,8 +37,8 @@ ALIGNMENT = 64
 """Bytes: of the parts of a tensor."""
 
 ARENA = 16 << 20
-"""Bytes of a tensor of which others are parts, unless one alone is larger. The C library gives what is larger than 32 MB
-back to the system when it is freed."""
+"""Bytes of a tensor of which others are parts, unless one alone is larger. The C library gives
+large memory back to the system when it is freed."""
 
 
 class Region(NamedTuple):

@@ -226,7 +226,8 @@ def update_program(
             new = program.multiply(new, program.load(width))
         return program.store(new)
 
-    return program_of(layer, ("update", role, num_parts, extra_width, drops), x, writer)
+    key = ("update", id(layer.update), id(layer.skip), role, num_parts, extra_width, drops)
+    return program_of(layer, key, x, writer)
 
 
 def edge_ends_program(update: ScaleEdgeUpdate, x: Tensor) -> RowProgram | None:
