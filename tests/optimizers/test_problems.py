@@ -136,6 +136,24 @@ def test_images_that_do_not_exist_are_refused(row, digits):
         replace(classifiers, rows=classifiers.rows.index_fill(2, torch.tensor([4]), row))
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("images", lambda images: images[:, :-1]),
+        ("labels", lambda labels: labels[:-1]),
+        ("labels", lambda labels: labels[:, None].expand(-1, 2)),
+        ("rows", lambda rows: rows[0]),
+        ("rows", lambda rows: rows[None]),
+    ],
+)
+def test_images_of_other_shapes_are_refused(name, change, digits):
+    problem = InnerProblem.draw(ProblemConfig(batch_size=8), digits, 3, torch.Generator().manual_seed(0))
+    classifiers = problem.classifiers(range(2), copies=1)
+    with pytest.raises(ValueError, match=rf"^{name}: found shape"):
+        replace(classifiers, **{name: change(getattr(classifiers, name))})
+
+
 def test_slices_draw_what_the_whole_draws(digits):
     problem = InnerProblem.draw(ProblemConfig(batch_size=5), digits, 6, torch.Generator().manual_seed(0))
     whole, part = problem.batch(2), problem[2:4].batch(2)

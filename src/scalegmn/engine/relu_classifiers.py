@@ -42,7 +42,10 @@ class Classifiers:
     rows: Tensor
 
     def __post_init__(self) -> None:
-        _refuse_other_shape("images", self.images, (len(self.labels), self.widths[0]))
+        _refuse_other_shape("images", self.images, (len(self.images), self.widths[0]))
+        _refuse_other_shape("labels", self.labels, (len(self.images),))
+        if self.rows.ndim != 3:
+            raise ValueError(f"rows: found shape {[*self.rows.shape]}, expected [steps, networks, images]")
         for name, numbers, stop in (("labels", self.labels, self.widths[-1]), ("rows", self.rows, len(self.images))):
             if numbers.dtype != torch.long or (numbers.numel() and not 0 <= numbers.min() <= numbers.max() < stop):
                 found = f"{numbers.dtype} from {numbers.min()} to {numbers.max()}" if numbers.numel() else numbers.dtype
