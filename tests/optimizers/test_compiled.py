@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from scalegmn.engine import native
 from scalegmn.networks import LayerSpec, NetSpec
@@ -180,6 +180,65 @@ def test_pruned_layers_take_the_plain_path(num_compiled):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+class Doubled(torch.nn.Linear):
+    """A layer of a form of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def with_hook(name):
+    def change(optimizer):
+        optimizer.get_submodule(name).register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+
+    return change
+
+
+def with_layer(kind, **options):
+    def change(optimizer):
+        linears = optimizer.network.mlp.linears
+        linears[0] = kind(linears[0].in_features, linears[0].out_features, **options)
+
+    return change
+
+
+def tie(optimizer):
+    linears = optimizer.network.mlp.linears
+    linears[1].bias = linears[0].bias
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_hook(""),
+        with_hook("network.mlp.linears.1"),
+        with_hook("network.mlp.activation"),
+        with_hook("rule"),
+        with_layer(Doubled),
+        with_layer(torch.nn.Linear, bias=False),
+        lambda optimizer: setattr(optimizer.network.mlp, "activation", torch.nn.Tanh()),
+        lambda optimizer: prune.random_unstructured(optimizer.network.mlp.linears[1], "bias", 0.5),
+        lambda optimizer: prune.random_unstructured(optimizer.rule, "gains", 0.5),
+        lambda optimizer: parametrize.register_parametrization(
+            optimizer.network.mlp.linears[1], "bias", torch.nn.Tanh()
+        ),
+        tie,
+    ],
+)
+def test_changed_optimizers_take_the_plain_form(change, num_compiled, num_trained):
+    optimizer, problem = optimizer_for(drawn().params.spec), drawn()
+    change(optimizer)
+    found = learned_curves(optimizer, problem, 2)
+    assert (num_compiled(), num_trained()) == (0, 0)
+    flat, coordinates = problem.params.flatten(), Coordinates(problem.params.spec)
+    _, gradients = problem.losses_and_gradients(flat, problem.batch(0))
+    inputs, _ = optimizer.inputs(problem.params, flat, gradients, optimizer.features.start(flat))
+    with torch.no_grad():
+        flat = flat + optimizer(inputs, coordinates)
+    losses, _ = problem.losses_and_gradients(flat, problem.batch(1))
+    assert torch.equal(found.losses[:, 1], losses)
+
+
 def test_wrong_shapes_are_refused():
     optimizer, coordinates = optimizer_for(SPEC, features="ng"), Coordinates(SPEC)
     flat = initialized(SPEC, NUM_NETWORKS, "he", torch.Generator().manual_seed(0)).flatten()
@@ -222,6 +281,21 @@ def test_the_same_networks_diverge(features, num_compiled, plain):
     assert torch.equal(found.losses.isinf(), expected.losses.isinf())
     assert found.num_diverged == expected.num_diverged >= 3
     torch.testing.assert_close(found.parameters, expected.parameters, rtol=1e-5, atol=1e-6)
+
+
+class Unbounded(Broken):
+    """The loss of the first network is minus infinity."""
+
+    def losses_and_gradients(self, flat, batch):
+        losses, gradients = super().losses_and_gradients(flat, batch)
+        return losses.index_fill(0, torch.tensor([0]), -torch.inf), gradients
+
+
+def test_losses_of_minus_infinity_diverge():
+    optimizer, flat = optimizer_for(SPEC), Unbounded().params.flatten()
+    found = optimizer.train_networks(Unbounded(), flat, optimizer.features.start(flat), 2)
+    assert found.diverged.tolist() == [True, False, False, False, False]
+    assert torch.equal(found.parameters[0], flat[0])
 
 
 @pytest.mark.parametrize(("exponent", "diverges"), [(88.5, False), (88.8, True), (1e4, True)])
@@ -313,6 +387,31 @@ def test_trainings_end_where_networks_diverge(num_trained):
     torch.testing.assert_close(found.parameters, expected.parameters, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(found.parameters[[0, 4]], sound.parameters[[0, 4]])
     assert torch.equal(found.losses[[0, 4]], sound.losses[[0, 4]])
+
+
+def test_networks_that_diverged_stay():
+    """Also where their losses are low again, in later calls of compiled code."""
+    optimizer, flat = optimizer_for(drawn().params.spec, features="ng", rule="ng"), drawn().params.flatten()
+    sound = optimizer.train_networks(drawn(), flat, optimizer.features.start(flat), STEPS_AT_ONCE + 3)
+    limit = float(sound.losses[:, :STEPS_AT_ONCE].amax(1).median())
+    assert (sound.losses[:, STEPS_AT_ONCE:] < limit).any(1).all()
+    found, expected = (
+        optimizer.train_networks(each, flat, optimizer.features.start(flat), STEPS_AT_ONCE + 3, None, limit)
+        for each in (drawn(), drawn(StepByStep))
+    )
+    assert found.diverged.tolist() == expected.diverged.tolist()
+    assert 0 < found.diverged.sum() < len(flat)
+    assert torch.equal(found.losses, expected.losses)
+    assert torch.equal(found.parameters, expected.parameters)
+
+
+@pytest.mark.parametrize("problem", [InnerProblem, StepByStep])
+@pytest.mark.parametrize(("num_networks", "num_steps"), [(0, 3), (3, 0)])
+def test_no_networks_and_no_steps(num_networks, num_steps, problem):
+    optimizer, problem = optimizer_for(drawn().params.spec), drawn(problem)[:num_networks]
+    curves = learned_curves(optimizer, problem, num_steps)
+    assert curves.losses.shape == (num_networks, num_steps)
+    assert torch.equal(curves.parameters, problem.params.flatten())
 
 
 @pytest.mark.parametrize("exponent", [88.8, 1e4])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalegmn.engine.coordinate_steps import CoordinateOptimizer, Encoding, Rule, State, is_compiled, step
 from scalegmn.engine.inner_training import train
 from scalegmn.engine.relu_classifiers import Classifiers
+from scalegmn.nn.mlp import MLP
 from scalegmn.optimizers.coordinates import Coordinates
 from scalegmn.optimizers.features import (
     ADAM_BETAS,
@@ -34,14 +35,20 @@ def has_compiled_step(
     others: Iterable[Tensor],
 ) -> bool:
     """Whether there is compiled code for the steps of an optimiser of these parts, with its own parameters by name
-    and other tensors."""
+    and other tensors: its parts are those that it was built of, neither replaced, parametrised, pruned nor tied."""
     if type(features) not in _ENCODINGS or type(network) is not CoordinateMLP or type(rule) not in _RULES:
         return False
-    return len(_layers(own)) == len(network.mlp.linears) and is_compiled([*own.values(), *others])
+    mlp, count = network.mlp, len(network.mlp.linears)
+    kinds = [MLP, nn.ReLU, *[nn.Linear] * count, *[nn.Identity] * (count - 1)]
+    if [type(module) for module in (mlp, mlp.activation, *mlp.linears, *mlp.norms)] != kinds:
+        return False
+    names = {f"network.mlp.linears.{index}.{name}" for index in range(count) for name in ("weight", "bias")}
+    names |= {f"rule.{name}" for name, _ in rule.named_parameters()}
+    return own.keys() == names and is_compiled([*own.values(), *others])
 
 
 def _layers(own: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of a `CoordinateMLP`'s layers, up to the first that is parametrised or pruned."""
+    """Weight and bias of a `CoordinateMLP`'s layers."""
     layers: list[tuple[Tensor, Tensor]] = []
     while (name := f"network.mlp.linears.{len(layers)}.weight") in own:
         layers.append((own[name], own[name.replace("weight", "bias")]))

@@ -219,7 +219,8 @@ class LearnedOptimizer(nn.Module):
 
     def _is_compiled(self, own: Mapping[str, Tensor], others: Iterable[Tensor]) -> bool:
         """Whether there is compiled code for its steps, with parameters of its own by name, and other tensors."""
-        is_plain = type(self) is LearnedOptimizer and not self.config.is_canonical
+        has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        is_plain = type(self) is LearnedOptimizer and not self.config.is_canonical and not has_hooks
         return is_plain and has_compiled_step(self.features, self.network, self.rule, own, others)
 
     @torch.no_grad()
@@ -244,8 +245,8 @@ class LearnedOptimizer(nn.Module):
             max_loss: of networks that have not diverged.
         """
         coordinates, given = Coordinates(problem.params.spec), dict(self.named_parameters()) if own is None else own
-        copies = len(flat) // len(problem.params)
-        alive, losses = torch.ones(len(flat), dtype=torch.bool), []
+        copies = len(flat) // max(1, len(problem.params))
+        alive, losses = torch.ones(len(flat), dtype=torch.bool, device=flat.device), [flat.new_empty(len(flat), 0)]
         if (
             type(problem) is InnerProblem
             and problem.is_relu_chain
@@ -254,24 +255,25 @@ class LearnedOptimizer(nn.Module):
             for start in range(0, num_steps, STEPS_AT_ONCE):
                 steps = range(start, min(start + STEPS_AT_ONCE, num_steps))
                 classifiers = problem.classifiers(steps, copies)
-                flat, state, part, diverged = compiled_training(
+                new, state, part, diverged = compiled_training(
                     self.features, self.rule, given, flat, state, coordinates, classifiers, max_loss
                 )
                 losses.append(torch.where(alive[:, None], part, torch.inf))
+                flat = torch.where(alive[:, None], new, flat)
                 alive &= ~diverged
-            return Trained(flat, state, torch.cat(losses, dim=1), ~alive)
-        for step in range(num_steps):
-            images, labels = problem.batch(step)
-            if copies > 1:
-                images, labels = torch.cat([images] * copies), torch.cat([labels] * copies)
-            loss, gradients = problem.losses_and_gradients(flat, (images, labels))
-            alive &= (loss < max_loss) & all_finite(gradients)
-            losses.append(torch.where(alive, loss, torch.inf))
-            gradients = torch.where(alive[:, None], gradients, 0)
-            new, state = self.step(problem.params, flat, gradients, state, coordinates, own)
-            alive &= all_finite(new)
-            flat = torch.where(alive[:, None], new, flat)
-        return Trained(flat, state, torch.stack(losses, dim=1), ~alive)
+        else:
+            for step in range(num_steps):
+                images, labels = problem.batch(step)
+                if copies > 1:
+                    images, labels = torch.cat([images] * copies), torch.cat([labels] * copies)
+                loss, gradients = problem.losses_and_gradients(flat, (images, labels))
+                alive &= loss.isfinite() & (loss < max_loss) & all_finite(gradients)
+                losses.append(torch.where(alive, loss, torch.inf)[:, None])
+                gradients = torch.where(alive[:, None], gradients, 0)
+                new, state = self.step(problem.params, flat, gradients, state, coordinates, own)
+                alive &= all_finite(new)
+                flat = torch.where(alive[:, None], new, flat)
+        return Trained(flat, state, torch.cat(losses, dim=1), ~alive)
 
     def _each(self, own: Mapping[str, Tensor], inputs: UpdateInputs, coordinates: Coordinates) -> Tensor:
         """The changes by as many optimisers as networks."""
