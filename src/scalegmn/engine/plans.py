@@ -36,9 +36,9 @@ from scalegmn.engine.row_programs import (
 ALIGNMENT = 64
 """Bytes: of the parts of a tensor."""
 
-ARENA = 16 << 20
+ARENA = 7 << 20
 """Bytes of a tensor of which others are parts, unless one alone is larger. The C library gives
-large memory back to the system when it is freed."""
+back 8 MB and more to the system when they are freed (`scalegmn.training.memory`)."""
 
 
 class Region(NamedTuple):
@@ -301,7 +301,7 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
     for step in steps:
         is_kept = keeps and step.program.keeps and step.program.tape_width > 0
         number_size = torch.bfloat16.itemsize if step.halves else plan.dtype.itemsize
-        size = prod(step.shape) * step.program.tape_width * number_size
+        size = step.program.tape_rows(step.shape, num_threads) * step.program.tape_width * number_size
         tapes.append(new.results.part(size) if is_kept else 0)
 
     need = [needed is not None and tensor.given is not None and needed[tensor.given] for tensor in tensors]

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-#ifdef __AVX512F__
+#if defined __AVX512F__ || defined __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -120,6 +120,23 @@ inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
     __m512 q = _mm512_rcp14_ps(d);
     return (Lanes<float>::Vector)_mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, _mm512_set1_ps(2.0f)));
 }
+#elif defined __AVX2__ && defined __FMA__
+inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
+    __m256 t = _mm256_mul_ps((__m256)x, _mm256_set1_ps(-1.44269504088896341f));
+    t = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(126.0f), t));  // NaN stays
+    __m256 n = _mm256_round_ps(t, 8), r = _mm256_sub_ps(t, n);
+    __m256 p = _mm256_set1_ps(1.535336188e-4f);  // 2^r
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.339887440e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(9.618437357e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.550332548e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(2.402264791e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(6.931472028e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256 d = _mm256_fmadd_ps(p, (__m256)power, _mm256_set1_ps(1.0f));
+    __m256 q = _mm256_rcp_ps(d);  // to 12 bits
+    return (Lanes<float>::Vector)_mm256_mul_ps(q, _mm256_fnmadd_ps(d, q, _mm256_set1_ps(2.0f)));
+}
 #else
 inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) { return 1 / (1 + exponential(-x)); }
 #endif
@@ -194,6 +211,16 @@ inline void to_row_pairs(const double*, Pair*, Int, Int) {}
 
 template <bool ADDS = false, class T>
 inline void copy(const T* from, T* to, Int count) {
+    typedef typename Lanes<T>::Vector Vector;
+    const int L = Lanes<T>::count;
+    if (count % (2 * L) == 0) {
+        for (Int i = 0; i < count; i += 2 * L) {
+            const Vector x = *(const Vector*)(from + i), y = *(const Vector*)(from + i + L);
+            Vector *to_x = (Vector*)(to + i), *to_y = (Vector*)(to + i + L);
+            *to_x = ADDS ? *to_x + x : x, *to_y = ADDS ? *to_y + y : y;
+        }
+        return;
+    }
     for (Int i = 0; i < count; i++) to[i] = ADDS ? to[i] + from[i] : from[i];
 }
 
@@ -228,16 +255,16 @@ inline Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, 
 }
 #endif
 
-// C [M, V lanes] = (or +=) A [M, K] B [K, V lanes]; A by strides, B and C by rows
+// C [M, V lanes] = S (if there is one) + A [M, K] B [K, V lanes]; A by strides, B, C and S by rows
 template <class T, class E, int M, int V>
-void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c, Int c_row, bool adds) {
+void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c, Int c_row, const T* s, Int s_row) {
     typedef typename Lanes<T>::Vector Vector;
     const int L = Lanes<T>::count;
     Vector sums[M][V];
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < V; j++) sums[i][j] = adds ? *(Vector*)(c + i * c_row + j * L) : Vector{};
+        for (int j = 0; j < V; j++) sums[i][j] = s ? *(const Vector*)(s + i * s_row + j * L) : Vector{};
     for (Int k = 0; k < depth; k++) {
         const E* row = b + k * b_row;
         Vector factors[V];
@@ -258,33 +285,43 @@ void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row
 
 template <class T, class E, int M, int V>
 inline Int panel(Int start, Int rows, Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c,
-                 Int c_row, bool adds) {
+                 Int c_row, const T* s, Int s_row) {
     for (; start + M <= rows; start += M)
-        micro<T, E, M, V>(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row, adds);
+        micro<T, E, M, V>(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row,
+                          s ? s + start * s_row : s, s_row);
     return start;
 }
 
-// C [rows, columns] = (or +=) A [rows, depth] B [depth, columns]; columns is a multiple of the lanes
+// C [rows, columns] = S (if there is one) + A [rows, depth] B [depth, columns]; columns is a multiple of the lanes
 template <class T, class E>
-void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, bool adds) {
+void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, const T* s,
+             Int s_row) {
     const int L = Lanes<T>::count;
     const bool is_plain = sizeof(E) == sizeof(T) && !std::is_same<E, Pair>::value;
     const int M4 = is_plain ? 6 : 4, M2 = BYTES == 32 ? 6 : is_plain ? 12 : 8;
     Int j = 0;
+    const auto next = [&] { return s ? s + j : s; };
     for (; BYTES == 64 && j + 4 * L <= columns; j += 4 * L) {
-        Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        Int i = panel<T, E, M4, 4>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        i = panel<T, E, 2, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        panel<T, E, 1, 4>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
     }
+    const Int most = M2 == 6 && rows % 6 == 2 && rows > 2 ? rows - 8 : rows;  // 8 are two times 4
     for (; j + 2 * L <= columns; j += 2 * L) {
-        Int i = panel<T, E, M2, 2>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        i = panel<T, E, 4, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        Int i = panel<T, E, M2, 2>(0, most, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        i = panel<T, E, 4, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        panel<T, E, 1, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
     }
     for (; j < columns; j += L) {
-        Int i = panel<T, E, 12, 1>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
-        panel<T, E, 1, 1>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, adds);
+        Int i = panel<T, E, 12, 1>(0, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        panel<T, E, 1, 1>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
     }
+}
+
+// C = (or +=) A B
+template <class T, class E>
+void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_column, const E* b, T* c, bool adds) {
+    product<T, E>(rows, columns, depth, a, a_row, a_column, b, c, adds ? c : nullptr, columns);
 }
 
 }  // namespace

@@ -20,6 +20,8 @@ enum Code {
     AGGREGATE, JOIN, STORE, SUM, STATISTICS
 };
 
+const Int FILLING = 32;  // the most rows that a tile is filled up with, as in row_programs.py
+
 struct Input {
     const char* values;
     Int width, batch_stride, receiver_stride, sender_stride, is_half;
@@ -331,46 +333,56 @@ struct Tiles {
     const Program& p;
     Parameters<T>& parameters;
     const std::vector<Weight<T>>& weights;
-    Int size;  // rows of a tile
+    Int most;      // rows of a tile
+    Int size = 0;  // of this one, with those that fill it up
+    Int thread;
     std::vector<Int> places;
+    std::vector<T*> values, gradients;  // where those of the tile are: in the memory here, on the tape, or outside
     T *value_memory, *gradient_memory, *side_memory;
-    std::vector<Int> side_places;  // of each operation
+    std::vector<Int> side_places, tape_places;  // of each operation
     std::vector<char> has_gradient;
+    std::vector<Int> uses;   // how many operations read each value
     std::vector<char> read;  // whether the backward pass reads each value, or what is kept beside it
     Pair *left, *right, *turned;  // factors of products, rounded
     std::vector<std::vector<T>> parameter_gradients;
     std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
     std::vector<Int> batches, receivers, senders;  // of each row of the tile
 
-    Tiles(const Program& program, Parameters<T>& given, const std::vector<Weight<T>>& packed, bool backward)
-        : p(program), parameters(given), weights(packed) {
+    Tiles(const Program& program, Parameters<T>& given, const std::vector<Weight<T>>& packed, Int number, bool backward)
+        : p(program), parameters(given), weights(packed), thread(number) {
         Int widest = 0, place = 0;
         for (Int v = 0; v < p.num_values; v++) widest = std::max(widest, p.widths[v]);
-        size = widest <= 64 ? 96 : p.uses_halves && has_tiles() ? 64 : 48;
+        most = widest <= 64 ? 96 : p.uses_halves && has_tiles() ? 64 : 48;
         for (Int v = 0; v < p.num_values; v++) {
             places.push_back(place);
-            place += size * p.widths[v] + 16;
+            place += most * p.widths[v] + 16;
         }
-        read.resize(p.num_values);
+        read.resize(p.num_values), uses.resize(p.num_values);
         for (Int k = p.num_operations - 1; k >= 0; k--) {
             const Operation& o = p.operations[k];
+            if (o.code != LOAD && o.code != JOIN) {
+                uses[o.first]++;
+                if (reads_second(o)) uses[o.second]++;
+            }
             const bool is_sum = o.code == ADD || o.code == SUBTRACT;
             if (o.code == AGGREGATE || o.code == NORM_SILU || o.code == NORM_SILU_BOTH) read[o.result] = 1;
             if (o.code == LOAD || o.code == JOIN || (is_sum && !read[o.result]) || o.code == STORE || o.code == SUM) continue;
             read[o.first] = 1;
-            if (is_sum || (o.code >= MULTIPLY && o.code <= SCALE) || o.code == AGGREGATE) read[o.second] = 1;
+            if (reads_second(o)) read[o.second] = 1;
         }
-        Int side_place = 0;
+        Int side_place = 0, tape_place = 0;
         for (Int k = 0; k < p.num_operations; k++) {
-            side_places.push_back(side_place);
+            side_places.push_back(side_place), tape_places.push_back(tape_place);
             Int code = p.operations[k].code, signs = code == NORM_SILU ? 1 : code == NORM_SILU_BOTH ? 2 : 0;
-            if (signs) side_place += signs * size * (p.widths[p.operations[k].result] + 2) + 16;
+            tape_place += code == LINEAR ? p.widths[p.operations[k].result] : signs ? signs + 1 : 0;
+            if (signs) side_place += most * (signs * (p.widths[p.operations[k].result] + 3) + 1) + 16;
         }
-        value_memory = memory((backward ? 2 * place : place) + side_place + size * 3 * widest);
+        value_memory = memory((backward ? 2 * place : place) + side_place + most * 3 * widest);
+        values.resize(p.num_values), gradients.resize(p.num_values);
         gradient_memory = value_memory + place;
         side_memory = value_memory + (backward ? 2 * place : place);
-        left = (Pair*)(side_memory + side_place), right = left + size * widest, turned = right + size * widest;
-        batches.resize(size), receivers.resize(size), senders.resize(size);
+        left = (Pair*)(side_memory + side_place), right = left + most * widest, turned = right + most * widest;
+        batches.resize(most), receivers.resize(most), senders.resize(most);
         if (!backward) return;
         has_gradient.resize(p.num_values);
         for (Int k = 0; k < p.num_parameters; k++)
@@ -387,12 +399,17 @@ struct Tiles {
         return (T*)(((uintptr_t)kept.data() + 63) & ~(uintptr_t)63);
     }
 
-    T* value(Int v) { return value_memory + places[v]; }
-    T* gradient(Int v) { return gradient_memory + places[v]; }
+    T* value(Int v) { return values[v]; }
+    T* gradient(Int v) { return gradients[v]; }
     T* side(const Operation& o) { return side_memory + side_places[&o - p.operations]; }
     const T* parameter(Int k) { return parameters.values[k]; }
 
+    static bool reads_second(const Operation& o) { return (o.code >= ADD && o.code <= SCALE) || o.code == AGGREGATE; }
+
+    // Whose row each of the tile is; it is filled up to as many as products take
     void number(Int start, Int count) {
+        const Int step = p.uses_halves ? FILLING : 16;
+        size = std::min(most, (count + step - 1) / step * step);
         Int s = start % p.senders, r = start / p.senders % p.receivers, b = start / p.senders / p.receivers;
         for (Int i = 0; i < count; i++) {
             batches[i] = b, receivers[i] = r, senders[i] = s;
@@ -421,14 +438,14 @@ struct Tiles {
     void linear(const Operation& o, T* to) {
         Int in = p.parameters[o.parameter].columns, out = p.parameters[o.parameter].rows;
         const T* from = value(o.first);
-        bool adds = o.other_parameter >= 0;
-        if (adds)
-            for (Int i = 0; i < size; i++) std::memcpy(to + i * out, parameter(o.other_parameter), out * sizeof(T));
+        const T* bias = o.other_parameter >= 0 ? parameter(o.other_parameter) : nullptr;
         if (p.uses_halves) {
+            const bool adds = bias;
+            for (Int i = 0; adds && i < size; i++) copy(bias, to + i * out, out);
             to_halves(from, (Half*)left, size * in);
             pair_product(size, out, in / 2, left, weights[o.parameter].forward.data(), to, adds);
         } else {
-            product<T, T>(size, out, in, from, in, 1, weights[o.parameter].transposed.data(), to, adds);
+            product<T, T>(size, out, in, from, in, 1, weights[o.parameter].transposed.data(), to, bias, 0);
         }
     }
 
@@ -460,102 +477,130 @@ struct Tiles {
     // adds the rows of g to the gradient of a parameter
     void add_rows(Int k, const T* g, Int width) {
         if (!parameters.needs[k]) return;
-        T* sums = parameter_gradients[k].data();
-        for (Int i = 0; i < size; i++)
-            for (Int c = 0; c < width; c++) sums[c] += g[i * width + c];
+        for (Int c = 0; c < width; c += L) {
+            Vector sum{}, other{};
+            for (Int i = 0; i < size; i += 2) {
+                sum += *(const Vector*)(g + i * width + c);
+                other += *(const Vector*)(g + (i + 1) * width + c);
+            }
+            *(Vector*)(parameter_gradients[k].data() + c) += sum + other;
+        }
     }
 
     // SiLU(LayerNorm(x)) or, with a vector v, the sum of those of v + x and of v - x. For the backward pass it keeps
-    // the sigmoids [signs, size, width] and, per sign and row, mean and 1 / deviation.
+    // the sigmoids [size, signs, width] and, per row, the mean of x and, of each sign, 1 / deviation.
     template <int N, int SIGNS>
-    void norm_silu(const Operation& o, const T* from, T* to, Int width, bool keeps) {
+    void norm_silu(const Operation& o, Int start, const T* from, T* to, Int width, bool keeps) {
         const Int n = N ? N : width / L;
         const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
         const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
-        T *sigmoids = side(o), *moments = sigmoids + SIGNS * size * width;
+        T *sigmoids = side(o), *moments = moments_of(o, start);
         const T epsilon = o.epsilon, factor = T(1) / width;
-        const auto signed_row = [=](const Vector* x, int sign, Int c) {
-            return SIGNS == 1 ? x[c] : sign ? v[c] - x[c] : v[c] + x[c];
-        };
-        for (Int i = 0; i < size; i++) {  // rows by themselves: their sums are long chains of instructions
+        Vector middle[N ? N : MOST] = {};  // v without its mean
+        T mean_of_v = 0;
+        if (SIGNS == 2) {
+            Vector sum{};
+            for (Int c = 0; c < n; c++) sum += v[c];
+            mean_of_v = total<T>(sum) * factor;
+            for (Int c = 0; c < n; c++) middle[c] = v[c] - mean_of_v;
+        }
+        for (Int i = 0; i < size && !(keeps && has_places()); i++) {  // sums of rows are long chains of instructions
             const Vector* x = (const Vector*)(from + i * width);
-            for (int sign = 0; sign < SIGNS; sign++) {
-                Vector sum{}, squares{};
-                for (Int c = 0; c < n; c++) sum += signed_row(x, sign, c);
-                const T mean = total<T>(sum) * factor;
-                for (Int c = 0; c < n; c++) {
-                    Vector z = signed_row(x, sign, c) - mean;
-                    squares += z * z;
-                }
-                moments[2 * (sign * size + i)] = mean;
-                moments[2 * (sign * size + i) + 1] = 1 / std::sqrt(total<T>(squares) * factor + epsilon);
+            Vector sum{}, squares[SIGNS] = {};
+            for (Int c = 0; c < n; c++) sum += x[c];
+            const T mean = total<T>(sum) * factor;
+            for (Int c = 0; c < n; c++) {
+                const Vector z = x[c] - mean, plus = SIGNS == 1 ? z : middle[c] + z, minus = middle[c] - z;
+                squares[0] += plus * plus;
+                if (SIGNS == 2) squares[SIGNS - 1] += minus * minus;
             }
+            moments[(SIGNS + 1) * i] = mean;
+            for (int k = 0; k < SIGNS; k++)
+                moments[(SIGNS + 1) * i + 1 + k] = 1 / std::sqrt(total<T>(squares[k]) * factor + epsilon);
         }
         for (Int i = 0; i < size; i++) {
             const Vector* x = (const Vector*)(from + i * width);
             Vector* y = (Vector*)(to + i * width);
-            for (int sign = 0; sign < SIGNS; sign++) {
-                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
-                for (Int c = 0; c < n; c++) {
-                    Vector w = (signed_row(x, sign, c) - mean) * inverse * scale[c] + shift[c], s = sigmoid(w);
-                    y[c] = sign ? y[c] + rounded(w * s) : w * s;
-                    if (keeps) *(Vector*)(sigmoids + (sign * size + i) * width + c * L) = s;
+            const T *of_row = moments + (SIGNS + 1) * i, mean = of_row[0];
+            Vector* kept = (Vector*)(sigmoids + SIGNS * i * width);
+            for (Int c = 0; c < n; c++) {
+                const Vector z = x[c] - mean;
+                Vector w = (SIGNS == 1 ? z : middle[c] + z) * of_row[1] * scale[c] + shift[c], s = sigmoid(w);
+                Vector result = w * s;
+                if (keeps) kept[c] = s;
+                if (SIGNS == 2) {
+                    w = (middle[c] - z) * of_row[SIGNS] * scale[c] + shift[c], s = sigmoid(w);
+                    result = rounded(result) + rounded(w * s);
+                    if (keeps) kept[n + c] = s;
                 }
+                y[c] = result;
             }
         }
     }
 
     template <int N, int SIGNS>
-    void norm_silu_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
+    void norm_silu_backward(const Operation& o, Int start, const T* from, const T* g, T* to, Int width) {
         const Int n = N ? N : width / L;
         const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
         const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
-        T *sigmoids = side(o), *moments = sigmoids + SIGNS * size * width;
-        const bool adds = has_gradient[o.first], needs = p.needs[o.first];
+        T *sigmoids = side(o), *moments = moments_of(o, start);
+        const bool adds = has_gradient[o.first] && p.needs[o.first];
         const T factor = T(1) / width;
         Vector scale_sum[N ? N : MOST] = {}, shift_sum[N ? N : MOST] = {}, v_sum[N ? N : MOST] = {};
-        const auto normed = [=](const Vector* x, int sign, Int c, T mean, T inverse) {
-            return ((SIGNS == 1 ? x[c] : sign ? v[c] - x[c] : v[c] + x[c]) - mean) * inverse;
+        Vector middle[N ? N : MOST] = {};
+        if (SIGNS == 2) {
+            Vector sum{};
+            for (Int c = 0; c < n; c++) sum += v[c];
+            const T mean_of_v = total<T>(sum) * factor;
+            for (Int c = 0; c < n; c++) middle[c] = v[c] - mean_of_v;
+        }
+        const auto normed = [&](const Vector* x, int sign, Int c, const T* of_row) {
+            const Vector z = x[c] - of_row[0];
+            return (SIGNS == 1 ? z : sign ? middle[c] - z : middle[c] + z) * of_row[1 + sign];
         };
-        for (Int i = 0; i < size; i++) {  // of_y takes the place of the sigmoids
+        for (Int i = 0; i < size; i++) {  // of_y takes the place of the sigmoids, its means follow the moments
             const Vector *x = (const Vector*)(from + i * width), *up = (const Vector*)(g + i * width);
+            const T* of_row = moments + (SIGNS + 1) * i;
             for (int sign = 0; sign < SIGNS; sign++) {
-                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
-                Vector* kept = (Vector*)(sigmoids + (sign * size + i) * width);
+                Vector* kept = (Vector*)(sigmoids + (SIGNS * i + sign) * width);
+                Vector first{}, second{};
                 for (Int c = 0; c < n; c++) {
-                    Vector y = normed(x, sign, c, mean, inverse), w = y * scale[c] + shift[c], s = kept[c];
+                    Vector y = normed(x, sign, c, of_row), w = y * scale[c] + shift[c], s = kept[c];
                     Vector of_w = up[c] * s * (1 + w * (1 - s));
                     shift_sum[c] += of_w;
                     scale_sum[c] += of_w * y;
                     kept[c] = of_w * scale[c];
+                    first += kept[c];
+                    second += kept[c] * y;
                 }
+                T* means = sigmoids + SIGNS * size * width + (SIGNS * i + sign) * 2;
+                means[0] = total<T>(first) * factor, means[1] = total<T>(second) * factor;
             }
         }
         for (Int i = 0; i < size; i++) {
             const Vector* x = (const Vector*)(from + i * width);
             Vector* down = (Vector*)(to + i * width);
-            for (int sign = 0; sign < SIGNS; sign++) {
-                const T mean = moments[2 * (sign * size + i)], inverse = moments[2 * (sign * size + i) + 1];
-                const Vector* of_y = (const Vector*)(sigmoids + (sign * size + i) * width);
-                Vector first{}, second{};
-                for (Int c = 0; c < n; c++) {
-                    first += of_y[c];
-                    second += of_y[c] * normed(x, sign, c, mean, inverse);
+            const T *of_row = moments + (SIGNS + 1) * i, *means = sigmoids + SIGNS * size * width + SIGNS * 2 * i;
+            const Vector* of_y = (const Vector*)(sigmoids + SIGNS * i * width);
+            for (Int c = 0; c < n; c++) {
+                Vector of_x = of_row[1] * (of_y[c] - means[0] - normed(x, 0, c, of_row) * means[1]);
+                if (SIGNS == 2) {
+                    const Vector minus = of_row[SIGNS] * (of_y[n + c] - means[2] - normed(x, 1, c, of_row) * means[3]);
+                    v_sum[c] += of_x + minus;
+                    of_x -= minus;
                 }
-                const T mean_first = total<T>(first) * factor, mean_second = total<T>(second) * factor;
-                for (Int c = 0; c < n; c++) {
-                    Vector of_z = inverse * (of_y[c] - mean_first - normed(x, sign, c, mean, inverse) * mean_second);
-                    if (SIGNS == 2) v_sum[c] += of_z;
-                    if (sign)
-                        down[c] -= of_z;
-                    else
-                        down[c] = adds && needs ? down[c] + of_z : of_z;
-                }
+                down[c] = adds ? down[c] + of_x : of_x;
             }
         }
         add_vectors(o.parameter, scale_sum, n), add_vectors(o.other_parameter, shift_sum, n);
         if (SIGNS == 2) add_vectors(o.second, v_sum, n);
-        has_gradient[o.first] = needs;
+        has_gradient[o.first] = p.needs[o.first];
+    }
+
+    T* moments_of(const Operation& o, Int start) {
+        if (has_places()) return tape_place(o, start);
+        const int signs = o.code == NORM_SILU ? 1 : 2;
+        return side(o) + signs * size * (p.widths[o.result] + 2);
     }
 
     void add_vectors(Int k, const Vector* sums, Int n) {
@@ -752,32 +797,31 @@ struct Tiles {
     }
 
     template <int SIGNS>
-    void norm_silu(const Operation& o, const T* from, T* to, Int width, bool keeps) {
+    void norm_silu(const Operation& o, Int start, const T* from, T* to, Int width, bool keeps) {
         switch (width / L) {
-            case 1: return norm_silu<1, SIGNS>(o, from, to, width, keeps);
-            case 2: return norm_silu<2, SIGNS>(o, from, to, width, keeps);
-            case 4: return norm_silu<4, SIGNS>(o, from, to, width, keeps);
-            case 8: return norm_silu<8, SIGNS>(o, from, to, width, keeps);
-            case 16: return norm_silu<16, SIGNS>(o, from, to, width, keeps);
-            default: return norm_silu<0, SIGNS>(o, from, to, width, keeps);
+            case 1: return norm_silu<1, SIGNS>(o, start, from, to, width, keeps);
+            case 2: return norm_silu<2, SIGNS>(o, start, from, to, width, keeps);
+            case 4: return norm_silu<4, SIGNS>(o, start, from, to, width, keeps);
+            case 8: return norm_silu<8, SIGNS>(o, start, from, to, width, keeps);
+            case 16: return norm_silu<16, SIGNS>(o, start, from, to, width, keeps);
+            default: return norm_silu<0, SIGNS>(o, start, from, to, width, keeps);
         }
     }
 
     template <int SIGNS>
-    void norm_silu_backward(const Operation& o, const T* from, const T* g, T* to, Int width) {
+    void norm_silu_backward(const Operation& o, Int start, const T* from, const T* g, T* to, Int width) {
         switch (width / L) {
-            case 1: return norm_silu_backward<1, SIGNS>(o, from, g, to, width);
-            case 2: return norm_silu_backward<2, SIGNS>(o, from, g, to, width);
-            case 4: return norm_silu_backward<4, SIGNS>(o, from, g, to, width);
-            case 8: return norm_silu_backward<8, SIGNS>(o, from, g, to, width);
-            case 16: return norm_silu_backward<16, SIGNS>(o, from, g, to, width);
-            default: return norm_silu_backward<0, SIGNS>(o, from, g, to, width);
+            case 1: return norm_silu_backward<1, SIGNS>(o, start, from, g, to, width);
+            case 2: return norm_silu_backward<2, SIGNS>(o, start, from, g, to, width);
+            case 4: return norm_silu_backward<4, SIGNS>(o, start, from, g, to, width);
+            case 8: return norm_silu_backward<8, SIGNS>(o, start, from, g, to, width);
+            case 16: return norm_silu_backward<16, SIGNS>(o, start, from, g, to, width);
+            default: return norm_silu_backward<0, SIGNS>(o, start, from, g, to, width);
         }
     }
 
     void forward(Int start, Int count, bool kept) {
         number(start, count);
-        Int tape_place = 0;
         for (Int k = 0; k < p.num_operations; k++) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
@@ -785,15 +829,13 @@ struct Tiles {
                 continue;
             }
             Int width = p.widths[o.result], all = size * width;
-            if (!read[o.result] && kept) {
-                tape_place += o.code == LINEAR ? width : 0;
-                continue;
-            }
-            T* to = value(o.result);
+            if (!read[o.result] && kept) continue;
+            T* to = values[o.result] = value_place(o, start, count, kept);
             const T* a = o.code == LOAD || o.code == JOIN ? nullptr : value(o.first);
             const T* b = o.code >= ADD && o.code <= SCALE ? value(o.second) : nullptr;
             switch (o.code) {
                 case LOAD:
+                    if (to != value_memory + places[o.result]) break;
                     load<false>(p.inputs[o.first], to, width, count);
                     if (o.second >= 0) load<true>(p.inputs[o.second], to, width, count);
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
@@ -804,12 +846,11 @@ struct Tiles {
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
                     break;
                 case LINEAR:
-                    if (kept && p.tape)
-                        from_tape(to, start, count, tape_place, width);
-                    else
+                    if (!kept || !p.tape)
                         linear(o, to);
-                    if (!kept && p.tape && read[o.result]) to_tape(to, start, count, tape_place, width);
-                    tape_place += width;
+                    else if (p.uses_halves)
+                        from_tape(o, to, start, count, width);
+                    if (!kept && p.tape && read[o.result]) to_tape(o, to, start, count, width);
                     break;
                 case ADD: for (Int i = 0; i < all; i++) to[i] = a[i] + b[i]; break;
                 case SUBTRACT: for (Int i = 0; i < all; i++) to[i] = a[i] - b[i]; break;
@@ -826,8 +867,8 @@ struct Tiles {
                 case INTERPOLATE: interpolate(o, a, to, width); break;
                 case AGGREGATE: aggregate(o, to, width / 4); break;
                 case SILU_BOTH: silu_both(o, a, to, width); break;
-                case NORM_SILU: norm_silu<1>(o, a, to, width, kept); break;
-                case NORM_SILU_BOTH: norm_silu<2>(o, a, to, width, kept); break;
+                case NORM_SILU: norm_silu<1>(o, start, a, to, width, kept); break;
+                case NORM_SILU_BOTH: norm_silu<2>(o, start, a, to, width, kept); break;
                 case SILU:
                     for (Int i = 0; i < all; i += L) {
                         Vector x = *(const Vector*)(a + i);
@@ -835,6 +876,40 @@ struct Tiles {
                     }
             }
         }
+    }
+
+    // The place of a tile's rows of a result: of linear maps, once they are kept, on the tape; of inputs outside, if rows
+    // are there one after the other. New rows are written to the memory here first: stores to what is in no cache wait.
+    T* value_place(const Operation& o, Int start, Int count, bool kept) {
+        if (o.code == LINEAR && kept && has_places()) return tape_place(o, start);
+        if (o.code == LOAD && o.second < 0 && count == size) {
+            const Input& x = p.inputs[o.first];
+            if (!x.index && !x.is_half && is_dense(x.width, x.batch_stride, x.receiver_stride, x.sender_stride))
+                return (T*)x.values + start * x.width;
+        }
+        return value_memory + places[o.result];
+    }
+
+    // The same of gradients
+    T* gradient_place(Int v, Int start, Int count) {
+        const Operation& end = p.operations[p.num_operations - 1];
+        if (end.code == STORE && end.first == v && uses[v] == 1 && count == size && !p.output_gradient_is_half &&
+            is_dense(p.widths[v], p.output_batch_stride, p.output_receiver_stride, p.output_sender_stride))
+            return (T*)p.output_gradient + start * p.widths[v];  // nothing adds to it
+        return gradient_memory + places[v];
+    }
+
+    // What an operation keeps of a tile on the tape
+    T* tape_place(const Operation& o, Int start) {
+        return (T*)p.tape + (start + FILLING * thread) * p.tape_width + size * tape_places[&o - p.operations];
+    }
+
+    // Whether the tape has numbers that are read where they are
+    bool has_places() { return p.tape && !p.uses_halves; }
+
+    bool is_dense(Int width, Int batch_stride, Int receiver_stride, Int sender_stride) {
+        return (p.senders == 1 || sender_stride == width) && (p.receivers == 1 || receiver_stride == p.senders * width) &&
+               (p.batch == 1 || batch_stride == p.receivers * p.senders * width);
     }
 
     void write(const Operation& o, Int count) {
@@ -904,20 +979,15 @@ struct Tiles {
     }
 
     // The results of a tile on the tape, one operation after the other
-    void to_tape(const T* from, Int start, Int count, Int place, Int width) {
-        const Int offset = start * p.tape_width + count * place;
-        if (p.uses_halves)
-            to_halves(from, (Half*)p.tape + offset, count * width);
-        else
-            copy(from, (T*)p.tape + offset, count * width);
+    void to_tape(const Operation& o, const T* from, Int start, Int count, Int width) {
+        if (has_places()) return copy(from, tape_place(o, start), size * width);
+        const Int offset = start * p.tape_width + count * tape_places[&o - p.operations];
+        to_halves(from, (Half*)p.tape + offset, count * width);
     }
 
-    void from_tape(T* to, Int start, Int count, Int place, Int width) {
-        const Int offset = start * p.tape_width + count * place;
-        if (p.uses_halves)
-            from_halves((const Half*)p.tape + offset, to, count * width);
-        else
-            copy((const T*)p.tape + offset, to, count * width);
+    void from_tape(const Operation& o, T* to, Int start, Int count, Int width) {
+        const Int offset = start * p.tape_width + count * tape_places[&o - p.operations];
+        from_halves((const Half*)p.tape + offset, to, count * width);
         std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
     }
 
@@ -942,6 +1012,16 @@ struct Tiles {
     void backward(Int start, Int count) {
         forward(start, count, true);
         std::fill(has_gradient.begin(), has_gradient.end(), 0);
+        for (Int v = 0; v < p.num_values; v++) gradients[v] = gradient_place(v, start, count);
+        for (Int k = 0; k < p.num_operations; k++) {
+            const Operation& o = p.operations[k];
+            if (o.code != LOAD || o.second >= 0 || count != size) continue;
+            const Input& x = p.inputs[o.first];
+            if (!x.gradient || x.gradient_is_half || x.adds == 2 || x.index) continue;
+            if (!is_dense(x.width, x.gradient_batch_stride, x.gradient_receiver_stride, x.gradient_sender_stride)) continue;
+            gradients[o.result] = (T*)x.gradient + start * x.width;
+            has_gradient[o.result] = x.adds;
+        }
         for (Int k = p.num_operations - 1; k >= 0; k--) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
@@ -953,6 +1033,7 @@ struct Tiles {
             const T* g = gradient(o.result);
             switch (o.code) {
                 case LOAD:
+                    if (g != gradient_memory + places[o.result]) break;
                     write_gradient(g, width, o.first, count);
                     if (o.second >= 0) write_gradient(g, width, o.second, count);
                     break;
@@ -986,8 +1067,8 @@ struct Tiles {
                     break;
                 }
                 case SILU_BOTH: silu_both_backward(o, value(o.first), g, gradient(o.first), width); break;
-                case NORM_SILU: norm_silu_backward<1>(o, value(o.first), g, gradient(o.first), width); break;
-                case NORM_SILU_BOTH: norm_silu_backward<2>(o, value(o.first), g, gradient(o.first), width); break;
+                case NORM_SILU: norm_silu_backward<1>(o, start, value(o.first), g, gradient(o.first), width); break;
+                case NORM_SILU_BOTH: norm_silu_backward<2>(o, start, value(o.first), g, gradient(o.first), width); break;
                 case SILU: {
                     const T* x = value(o.first);
                     T* to = gradient(o.first);
@@ -1006,6 +1087,8 @@ struct Tiles {
     void read_gradient(const Operation& o, Int count) {
         Int width = p.widths[o.first];
         T* to = gradient(o.first);
+        has_gradient[o.first] = 1;
+        if (o.code == STORE && to == (const T*)p.output_gradient + output_place(0)) return;
         if (o.code == STATISTICS) read_statistics_gradient(value(o.first), to, count, width);
         for (Int i = 0; i < count && o.code != STATISTICS; i++) {
             if (p.output_gradient_is_half)
@@ -1014,7 +1097,6 @@ struct Tiles {
                 copy((const T*)p.output_gradient + output_place(i), to + i * width, width);
         }
         std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
-        has_gradient[o.first] = 1;
     }
 
     // Of an input, from columns of rows of a width
@@ -1089,10 +1171,10 @@ void run(const Program& p, bool backward) {
 #pragma omp parallel for num_threads(num_threads) schedule(static, 1) ordered
     for (Int thread = 0; thread < num_threads; thread++) {
         const TileRegisters registers(p.uses_halves);
-        Tiles<T> tiles(p, parameters, weights, backward);
+        Tiles<T> tiles(p, parameters, weights, thread, backward);
         const Int first = p.batch * thread / num_threads * rows, last = p.batch * (thread + 1) / num_threads * rows;
-        for (Int start = first; start < last; start += tiles.size) {
-            const Int count = std::min(tiles.size, last - start);
+        for (Int start = first; start < last; start += tiles.most) {
+            const Int count = std::min(tiles.most, last - start);
             if (backward)
                 tiles.backward(start, count);
             else

@@ -32,6 +32,9 @@ WIDEST = 512
 POINTS = {torch.float32: 10, torch.float64: 16}
 """Rows of a table between which a value is interpolated, as in row_programs.cpp."""
 
+FILLING = 32
+"""The most rows that a tile is filled up with, as in row_programs.cpp."""
+
 NUM_STATISTICS = 6
 """Sum, sum of squares, minimum, how many have it, maximum, how many have it."""
 
@@ -337,6 +340,7 @@ class RowProgram:
     def norm_silu(self, x: Value, norm: nn.LayerNorm) -> Value:
         """SiLU(LayerNorm(x))."""
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
+        self.tape_width += 2  # mean and deviation
         return self._operation(_Code.NORM_SILU, self._widths[x], x, -1, scale, shift, _bits(norm.eps))
 
     def silu_of_both_signs(self, vector: Vector, x: Value, norm: nn.LayerNorm | None) -> Value:
@@ -344,6 +348,7 @@ class RowProgram:
         if norm is None:
             return self._operation(_Code.SILU_BOTH, self._widths[x], x, vector.number)
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
+        self.tape_width += 3  # mean, and the deviation of each sign
         return self._operation(_Code.NORM_SILU_BOTH, self._widths[x], x, vector.number, scale, shift, _bits(norm.eps))
 
     def silu(self, x: Value) -> Value:
@@ -561,8 +566,13 @@ class RowProgram:
             output = torch.zeros(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
-        rows = shape[0] * shape[1] * shape[2]
+        rows = self.tape_rows(shape, torch.get_num_threads())
         return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps and self.keeps else None
+
+    @staticmethod
+    def tape_rows(shape: Sequence[int], num_threads: int) -> int:
+        """How many rows, `tape_width` wide, a tape has: tiles are filled up, the last one of each thread too."""
+        return shape[0] * shape[1] * shape[2] + FILLING * num_threads
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
