@@ -27,6 +27,7 @@ ROOMS = {
         "registry",
         "networks",
         "symmetry",
+        "engine.native",
         "engine.siren_fit",
         "reporting",
         "configuration",
@@ -44,7 +45,7 @@ ROOMS = {
     "cli": {*BELOW_EXPERIMENTS, "experiments", "explore", ""},  # and the package itself, for its version
     "optimizers": {
         *("registry", "networks", "symmetry", "nn", "models", "zoos"),
-        *("engine.coordinate_steps", "engine.inner_training", "engine.relu_classifiers"),
+        *("engine.native", "engine.coordinate_steps", "engine.inner_training", "engine.relu_classifiers"),
     },
     "theory": {"networks", "nn", "models"},
     "__init__": {"networks", "experiments", "interop", "zoos"},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scalegmn.engine import siren_fit
+from scalegmn.engine.native import has_library_for
 from scalegmn.networks import NetSpec
 from scalegmn.networks.evaluate import evaluate
 from scalegmn.networks.siren import init_siren, pixel_grid
@@ -30,7 +30,7 @@ def test_gradients_equal_autograd(layout, generator):
         torch.testing.assert_close(grad[:, :, -1], bias.grad, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.skipif(not siren_fit.is_compiled(torch.zeros(1)), reason="needs a C++ compiler")
+@pytest.mark.skipif(not has_library_for(torch.zeros(1)), reason="needs a C++ compiler")
 @pytest.mark.parametrize("w0", [3.0, 300.0])
 @pytest.mark.parametrize("layout", [[2, 7, 1], [2, 5, 6, 3], [2, 33, 18, 6, 2], [1, 2]])
 def test_compiled_form_equals_double_precision(layout, w0, generator):

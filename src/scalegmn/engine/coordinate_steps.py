@@ -6,7 +6,7 @@ Shape letters: B networks, P parameters, M momenta, T steps.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -55,11 +55,6 @@ class State(NamedTuple):
 
     second: Tensor
     """[B, P], that of their squares."""
-
-
-def is_compiled(tensors: Iterable[Tensor]) -> bool:
-    """Whether there is a compiled form for these tensors."""
-    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and native.library() is not None
 
 
 @dataclass(frozen=True, eq=False)

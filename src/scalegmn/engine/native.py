@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 _NAMES = (
     "products.h",
     "row_programs.cpp",
@@ -55,6 +58,11 @@ def library() -> ctypes.CDLL | None:
     except OSError as error:
         _say(str(error))
     return None
+
+
+def has_library_for(*tensors: Tensor) -> bool:
+    """Whether there is a library for these tensors: in single precision, on a CPU."""
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and library() is not None
 
 
 def words(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

@@ -16,12 +16,6 @@ from torch import Tensor
 from scalegmn.engine import native
 
 
-def is_compiled(parameters: Tensor, images: Tensor) -> bool:
-    """Whether there is a compiled form for such tensors: single precision on a CPU."""
-    on_cpu = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (parameters, images))
-    return on_cpu and native.library() is not None
-
-
 @dataclass(frozen=True, eq=False)
 class Classifiers:
     """What relu networks classify.

@@ -15,11 +15,6 @@ _LANES = 16
 """Numbers of a vector register; rows of points are padded to multiples of it."""
 
 
-def is_compiled(tensor: Tensor) -> bool:
-    """Whether there is a compiled form for networks like this tensor."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and native.library() is not None
-
-
 def padded(points: Tensor) -> Tensor:
     """Points [P, n_0] as `residuals_and_gradients` reads them: [n_0, at least P], zeros behind them."""
     return torch.nn.functional.pad(points.mT, (0, -len(points) % _LANES)).contiguous()

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from scalegmn.engine.coordinate_steps import CoordinateOptimizer, Encoding, Rule, State, is_compiled, step
+from scalegmn.engine.coordinate_steps import CoordinateOptimizer, Encoding, Rule, State, step
 from scalegmn.engine.inner_training import train
+from scalegmn.engine.native import has_library_for
 from scalegmn.engine.relu_classifiers import Classifiers
 from scalegmn.nn.mlp import MLP
 from scalegmn.optimizers.coordinates import Coordinates
@@ -44,7 +45,7 @@ def has_compiled_step(
         return False
     names = {f"network.mlp.linears.{index}.{name}" for index in range(count) for name in ("weight", "bias")}
     names |= {f"rule.{name}" for name, _ in rule.named_parameters()}
-    return own.keys() == names and is_compiled([*own.values(), *others])
+    return own.keys() == names and has_library_for(*own.values(), *others)
 
 
 def _layers(own: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

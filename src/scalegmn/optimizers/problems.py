@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
-from scalegmn.engine.relu_classifiers import Classifiers, is_compiled, losses_and_gradients
+from scalegmn.engine.native import has_library_for
+from scalegmn.engine.relu_classifiers import Classifiers, losses_and_gradients
 from scalegmn.networks import ACTIVATIONS, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.cnn import evaluate_cnn
 from scalegmn.networks.evaluate import evaluate
@@ -261,7 +262,7 @@ class InnerProblem:
     def losses_and_gradients(self, flat: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The losses [B] and their gradients [B, P], by one backward pass of their sum; of relu networks in single
         precision on a CPU, by compiled code."""
-        if self.is_relu_chain and batch[0].ndim == 3 and is_compiled(flat, batch[0]):
+        if self.is_relu_chain and batch[0].ndim == 3 and has_library_for(flat, batch[0]):
             return losses_and_gradients(flat, self.params.spec.layout, *batch)
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_()

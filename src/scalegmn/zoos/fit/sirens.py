@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scalegmn.engine.siren_fit import is_compiled, padded, residuals_and_gradients
+from scalegmn.engine.native import has_library_for
+from scalegmn.engine.siren_fit import padded, residuals_and_gradients
 from scalegmn.networks import NetParams, NetSpec
 
 CACHE_BYTES = 6 << 20
@@ -226,7 +227,7 @@ def fit_sirens(
         on_done: called with the number of networks that have been fitted since the call before.
     """
     size = len(params) if device.startswith("cuda") else networks_per_core(params.spec, len(points))
-    kind = CompiledSirenFit if is_compiled(points.to(device)) else SirenFit
+    kind = CompiledSirenFit if has_library_for(points.to(device)) else SirenFit
 
     def fit(start: int) -> Fitted:
         rows = slice(start, start + size)
