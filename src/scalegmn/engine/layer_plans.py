@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -68,8 +69,9 @@ def run_as_plan(
     """`run.layer` of all layers, one after the other: the nodes at the end, as there; None: no plan can run them."""
     if not _can_plan(run, nodes):
         return None
-    given = _given(layers, run, needed, nodes, edges, backward_edges)
-    if given is None:
+    try:
+        given = _given(layers, run, needed, nodes, edges, backward_edges)
+    except _NoPlan:
         return None
     dtype = next(layers[0].parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
@@ -127,10 +129,10 @@ def _given(
     nodes: Sequence[Tensor],
     edges: Blocks,
     backward_edges: Blocks,
-) -> dict[Name, Tensor] | None:
-    """The tensors that a plan reads; None: it could not read them."""
+) -> dict[Name, Tensor]:
+    """The tensors that a plan reads."""
     if not all(isinstance(layer.forward_message, ScaleMessage | ProductMessage) for layer in layers):
-        return None
+        raise _NoPlan
     given: dict[Name, Tensor] = {("nodes",): torch.cat([*nodes], dim=1)[:, :, None]}
     if any(layer.message_positions or layer.update_positions for layer in layers):
         assert run.positions is not None
@@ -142,21 +144,37 @@ def _given(
             (block,) = parts
             assert isinstance(block, DenseEdges)
             if block.sender is not None or block.shift is not None or block.updates:
-                return None
+                raise _NoPlan
             if block.matrix is None:
                 given[name, k, "features"] = block.values
             elif block.matrix.shape[-1] == 1:
                 given[name, k, "numbers"] = block.values
                 given[name, k, "vector"] = block.matrix[..., 0]
             else:
-                return None
+                raise _NoPlan
     given["zeros",] = nodes[0].new_zeros(nodes[0].shape[-1])
-    for index, (layer, parts_of_layer) in enumerate(zip(layers, needed, strict=True)):
-        if layer.dropout.p and layer.dropout.training:
-            for node_sets in together(layer, run.layout, parts_of_layer):
-                like = nodes[0].new_ones(len(nodes[0]), sum(nodes[k].shape[1] for k in node_sets), nodes[0].shape[2])
-                given["dropout", index, tuple(node_sets)] = layer.dropout(like)[:, :, None]
-    return given
+    return given | _dropout(layers, run.layout, needed, nodes)
+
+
+def _dropout(
+    layers: Sequence[MessagePassingLayer], layout: Layout, needed: Sequence[NeededParts], nodes: Sequence[Tensor]
+) -> dict[Name, Tensor]:
+    """By what new features of nodes are multiplied, [B, n, 1, d] for sets that are updated together; nothing where no
+    layer drops any. All are drawn at once, in the order in which layers would draw them."""
+    dropout = layers[0].dropout
+    if any((layer.dropout.p, layer.dropout.training) != (dropout.p, dropout.training) for layer in layers):
+        raise _NoPlan
+    if not dropout.p or not dropout.training:
+        return {}
+    names = [
+        ("dropout", index, tuple(node_sets))
+        for index, (layer, parts) in enumerate(zip(layers, needed, strict=True))
+        for node_sets in together(layer, layout, parts)
+    ]
+    batch, _, width = nodes[0].shape
+    shapes = [(batch, sum(nodes[k].shape[1] for k in node_sets), 1, width) for *_, node_sets in names]
+    kept = dropout(nodes[0].new_ones(sum(map(prod, shapes)))).split(list(map(prod, shapes)))
+    return {name: part.view(shape) for name, part, shape in zip(names, kept, shapes, strict=True)}
 
 
 def together(layer: MessagePassingLayer, layout: Layout, needed: NeededParts) -> Iterator[list[int]]:
