@@ -850,7 +850,7 @@ struct Tiles {
                         linear(o, to);
                     else if (p.uses_halves)
                         from_tape(o, to, start, count, width);
-                    if (!kept && p.tape && read[o.result]) to_tape(o, to, start, count, width);
+                    if (!kept && p.tape && p.uses_halves && read[o.result]) to_tape(o, to, start, count, width);
                     break;
                 case ADD: for (Int i = 0; i < all; i++) to[i] = a[i] + b[i]; break;
                 case SUBTRACT: for (Int i = 0; i < all; i++) to[i] = a[i] - b[i]; break;
@@ -878,10 +878,10 @@ struct Tiles {
         }
     }
 
-    // The place of a tile's rows of a result: of linear maps, once they are kept, on the tape; of inputs outside, if rows
-    // are there one after the other. New rows are written to the memory here first: stores to what is in no cache wait.
+    // The place of a tile's rows of a result: of linear maps that the backward pass reads on the tape; of inputs outside, if
+    // rows are there one after the other
     T* value_place(const Operation& o, Int start, Int count, bool kept) {
-        if (o.code == LINEAR && kept && has_places()) return tape_place(o, start);
+        if (o.code == LINEAR && has_places() && read[o.result]) return tape_place(o, start);
         if (o.code == LOAD && o.second < 0 && count == size) {
             const Input& x = p.inputs[o.first];
             if (!x.index && !x.is_half && is_dense(x.width, x.batch_stride, x.receiver_stride, x.sender_stride))
@@ -978,9 +978,8 @@ struct Tiles {
         }
     }
 
-    // The results of a tile on the tape, one operation after the other
+    // The results of a tile on the tape in halves, one operation after the other
     void to_tape(const Operation& o, const T* from, Int start, Int count, Int width) {
-        if (has_places()) return copy(from, tape_place(o, start), size * width);
         const Int offset = start * p.tape_width + count * tape_places[&o - p.operations];
         to_halves(from, (Half*)p.tape + offset, count * width);
     }
