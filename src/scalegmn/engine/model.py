@@ -68,9 +68,9 @@ class LayerTypes(nn.Module):
         return cls([shift(types).clamp(max=last) for types in spec.edge_types])
 
     def rows(self, table: Tensor) -> list[Tensor]:
-        """Per layer or block, table[types] of shape (*types.shape, ...); of a table with one row, [1, ...]."""
+        """Per layer or block, table[types] of shape (*types.shape, ...); of a table with one row, [1, ..., 1, ...]."""
         if len(table) == 1:
-            return [table] * len(self.shapes)
+            return [table.view(*[1] * len(shape), *table.shape[1:]) for shape in self.shapes]
         sizes = [torch.Size(shape).numel() for shape in self.shapes]
         rows = table[self.types].split(sizes)
         return [block.reshape(*shape, *block.shape[1:]) for block, shape in zip(rows, self.shapes, strict=True)]
