@@ -1,14 +1,20 @@
 """Plans compute what their layers compute one by one, and are refused where they cannot."""
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from scalegmn.engine import layer_plans, native, programs
 from scalegmn.engine.plans import Plan
 from scalegmn.engine.row_programs import RowProgram
 from scalegmn.models.scalegmn import EquivariantNetConfig, ScaleGMNConfig
 from scalegmn.networks import NetSpec
+from scalegmn.nn.invariant import AbsoluteValue
+from scalegmn.nn.mlp import MLP
 from scalegmn.symmetry.measure import invariance_error
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs a C++ compiler")
@@ -43,9 +49,9 @@ def one_sign(module, program, x):
     return program.silu(program.linear(x, programs.weight_of(program, module.rho.linears[0])))
 
 
-def built(**options):
+def built(spec=SPEC, **options):
     """A model in training, in float64."""
-    return ScaleGMNConfig(**{"hidden_dim": 16, "num_layers": 3, **options}).build(SPEC).double().train()
+    return ScaleGMNConfig(**{"hidden_dim": 16, "num_layers": 3, **options}).build(spec).double().train()
 
 
 def planned(output):
@@ -140,6 +146,120 @@ def test_other_shapes_have_plans_of_their_own(random_params):
     assert not torch.allclose(changed, expected)
     model.layers[0].update = other
     torch.testing.assert_close(model(params), expected)
+
+
+class WithInput(nn.Linear):
+    """W x + b + x."""
+
+    def forward(self, x):
+        return super().forward(x) + x
+
+
+def relu(model):
+    for mlp in [module for module in model.layers.modules() if isinstance(module, MLP)]:
+        mlp.activation = nn.ReLU()
+
+
+def other_linear(model):
+    model.layers[0].update.layers[0].linear = nn.Linear(32, 16, bias=False).double()
+
+
+def other_norm(model):
+    model.layers[1].update.layers[0].factor.branches[0].phi.norms[0] = nn.Identity()
+
+
+def weight_norm(model):
+    nn.utils.parametrizations.weight_norm(model.layers[2].skip)
+    model.layers[2].skip.parametrizations.weight.original0.data.mul_(2)
+
+
+def other_forward(model):
+    model.layers[0].skip = WithInput(16, 16, bias=False).double()
+
+
+def absolute(model):
+    for layer in model.layers:
+        layer.update.layers[0].factor.branches[0].invariant = AbsoluteValue()
+
+
+@pytest.mark.parametrize("change", [relu, other_linear, other_norm, weight_norm, other_forward, absolute])
+def test_changed_modules_are_seen(change, random_params):
+    """At any depth, after plans and programs were written with what was there before."""
+    model, params = built().eval(), random_params(SPEC, 4).to(torch.float64)
+    before = model(params)
+    change(model)
+    gc.collect()
+    model.engine = "plain"
+    expected = model(params)
+    model.engine = "fast"
+    assert not torch.allclose(expected, before)
+    torch.testing.assert_close(model(params), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_that_starts_later_is_seen(random_params):
+    """Within MLPs, where programs have none."""
+    model, params = built(), random_params(SPEC, 4).to(torch.float64)
+    assert planned(model(params))
+    model.layers[1].forward_message.net.layers[0].factor.branches[0].phi.dropout.p = 0.5
+    assert not planned(model(params))
+    assert planned(model.eval()(params))
+
+
+def test_checkpoints(random_params):
+    """What is kept may be computed again."""
+    model, params = built(), random_params(SPEC, 4).to(torch.float64)
+    found, expected = (
+        torch.autograd.grad(output.square().sum(), list(model.parameters()))
+        for output in (checkpoint(model, params, use_reentrant=False), model(params))
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_threads(random_params, monkeypatch):
+    """That run one model at once, and forget each other's plans."""
+    monkeypatch.setattr(layer_plans, "MOST_PLANS", 2)
+    model, params = built().eval(), random_params(SPEC, 12).to(torch.float64)
+    batches = [params[:size] for size in range(1, 13)] * 3
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(model, batches * 3))
+    for batch, result in zip(batches * 3, results, strict=True):
+        torch.testing.assert_close(result, results[11][: len(batch)], rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_kept_without_gradients(random_params, monkeypatch):
+    """Where they are disabled as a whole, too."""
+    kept = []
+    forward = Plan.forward
+    monkeypatch.setattr(Plan, "forward", lambda plan, keeps, *more: kept.append(keeps) or forward(plan, keeps, *more))
+    model, params = built(), random_params(SPEC, 4).to(torch.float64)
+    with torch.no_grad():
+        model(params)
+    assert kept == [False]
+
+
+def test_one_type_of_edges(random_params):
+    """Bidirectional models of networks of one input and no hidden layer."""
+    spec = NetSpec.mlp([1, 4], "sine")
+    model, params = built(spec, direction="bidirectional"), random_params(spec, 3).to(torch.float64)
+    found = model(params)
+    assert planned(found)
+    model.engine = "plain"
+    torch.testing.assert_close(found, model(params), rtol=1e-9, atol=1e-9)
+
+
+def test_rows_that_a_program_reads_twice():
+    """Their gradients add up."""
+    module = nn.Linear(16, 16, bias=False)
+    plan, program = Plan(torch.float32, halves=False), RowProgram()
+    x = torch.randn(2, 3, 1, 16, requires_grad=True)
+    first = program.linear(program.load(16), program.parameter(module, "weight"))
+    program.store(program.add(first, program.load(16)))
+    given = plan.given(x.shape)
+    plan.outputs = [plan.run(program, (2, 3, 1), [given, given])]
+    (found,) = plan([x])
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    (expected,) = torch.autograd.grad((module(x) + x).square().sum(), x)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_two_forward_passes_before_one_backward(random_params, monkeypatch):

@@ -135,6 +135,7 @@ MODELS = {
     "product": {"message_function": "product"},
     "no norms": {"mlp_layer_norm": False},
     "permutations": {"symmetry": "permutation", "direction": "bidirectional"},
+    "permutations, no norms": {"symmetry": "permutation", "mlp_layer_norm": False},
     "permutations, means": {"symmetry": "permutation", "aggregator": "mean"},
     "widths without programs": {"hidden_dim": 24},
 }

@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,13 @@ from scalegmn.engine.programs import (
     linear_program,
     message_program,
     product_message_program,
+    structure,
     update_program,
 )
 from scalegmn.engine.row_programs import RowProgram, available, multiplies_halves
 from scalegmn.nn.message_passing import MessagePassingLayer, NeededParts
 from scalegmn.nn.messages import ProductMessage, ScaleEdgeUpdate, ScaleMessage
-from scalegmn.nn.mlp import MLP
+from scalegmn.nn.mlp import Dropout
 
 MOST_PLANS = 32
 """Of a model: the oldest is forgotten."""
@@ -47,15 +48,7 @@ class _NoPlan(Exception):
     """The layers do something that plans cannot."""
 
 
-class _Entry(NamedTuple):
-    """What is known about layers and shapes."""
-
-    plan: Plan | None
-    dropping: list[ref[MLP]]
-    """MLPs that cannot be run by programs while they train."""
-
-
-_PLANS: WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, dict[Hashable, Plan | None]] = WeakKeyDictionary()
 
 
 def run_as_plan(
@@ -78,20 +71,18 @@ def run_as_plan(
         return None
     halves = multiplies_halves(dtype)
     shapes = tuple((name, x.shape) for name, x in given.items())
-    key = (run.layout, tuple(needed), shapes, dtype, halves, layers[0].training, *map(_structure, layers))
+    key = (run.layout, tuple(needed), shapes, dtype, halves, *map(_structure, layers))
     entries = _PLANS.setdefault(layers[0], {})
-    if key not in entries:
-        if len(entries) == MOST_PLANS:
-            del entries[next(iter(entries))]
-        mlps = (module for layer in layers for module in layer.modules() if isinstance(module, MLP))
-        dropping = [ref(mlp) for mlp in mlps if mlp.dropout.p]
+    plan = entries.get(key)
+    if key not in entries or (plan is not None and not plan.is_alive):
+        if len(entries) >= MOST_PLANS:
+            entries.pop(list(entries)[0], None)  # other threads may do the same  # noqa: RUF015
         try:
-            writer = _Writer(Plan(dtype, halves), run.layout, nodes)
-            entries[key] = _Entry(writer.write(layers, needed, given), dropping)
+            plan = _Writer(Plan(dtype, halves), run.layout, nodes).write(layers, needed, given)
         except _NoPlan:
-            entries[key] = _Entry(None, dropping)
-    plan, dropping = entries[key]
-    if plan is None or any(mlp is not None and mlp.training for mlp in (entry() for entry in dropping)):
+            plan = None
+        entries[key] = plan
+    if plan is None:
         return None
     (last,) = plan([x.to(dtype) for x in given.values()])
     kept = list(needed[-1].nodes)
@@ -116,10 +107,7 @@ def _can_plan(run: LayerRun, nodes: Sequence[Tensor]) -> bool:
 
 def _structure(layer: MessagePassingLayer) -> Hashable:
     """What a layer's part of a plan depends on."""
-    modules = (layer.forward_message, layer.backward_message, layer.update, layer.edge_update)
-    more = (layer.backward_edge_update, layer.skip)
-    options = (layer.aggregator, layer.message_positions, layer.update_positions)
-    return (*map(id, (*modules, *more)), *options)
+    return layer.aggregator, layer.message_positions, layer.update_positions, structure(layer)
 
 
 def _given(
@@ -162,6 +150,8 @@ def _dropout(
     """By what new features of nodes are multiplied, [B, n, 1, d] for sets that are updated together; nothing where no
     layer drops any. All are drawn at once, in the order in which layers would draw them."""
     dropout = layers[0].dropout
+    if any(type(layer.dropout) is not Dropout for layer in layers):
+        raise _NoPlan
     if any((layer.dropout.p, layer.dropout.training) != (dropout.p, dropout.training) for layer in layers):
         raise _NoPlan
     if not dropout.p or not dropout.training:

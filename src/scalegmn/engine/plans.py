@@ -166,6 +166,11 @@ class Plan:
 
     # Running
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether there are still all modules whose parameters it reads."""
+        return all(module() is not None for module, _, _ in self._parameters)
+
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The outputs, [B, R, S, D] each, for the tensors that are given.
 
@@ -181,7 +186,8 @@ class Plan:
         sizes = [tensor.size for tensor in self._tensors if tensor.given is not None]
         if [x.numel() for x in tensors] != sizes:
             raise ValueError(f"inputs of shapes {[[*x.shape] for x in tensors]} do not have {sizes} numbers")
-        results = _RunPlan.apply(self, *tensors, *parameters)  # type: ignore[no-untyped-call]  # torch gives it no types
+        grad = torch.is_grad_enabled()
+        results = _RunPlan.apply(self, grad, *tensors, *parameters)  # type: ignore[no-untyped-call]  # torch gives it no types
         return list(results)
 
     def forward(self, keeps: bool, num_threads: int) -> _Words:
@@ -271,7 +277,7 @@ class _Arenas:
 
     def new(self, zeroed: bool = False) -> list[Tensor]:
         """The tensors."""
-        return [(torch.zeros if zeroed else torch.empty)(size, dtype=torch.uint8) for size in self.sizes]
+        return [(torch.zeros if zeroed else torch.empty)(size, dtype=torch.uint8, device="cpu") for size in self.sizes]
 
 
 def _address(words: array[int]) -> ctypes.c_void_p:
@@ -319,6 +325,7 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
         for number, x in enumerate(step.inputs):
             if need[x.tensor]:
                 is_whole = x.shape == step.shape and prod(x.shape) * x.width == tensors[x.tensor].size
+                is_whole &= [y.tensor for y in step.inputs].count(x.tensor) == 1
                 if is_whole and x.tensor not in seen:
                     written.add(x.tensor)
                     adds[index, number] = 0
@@ -385,13 +392,13 @@ class _RunPlan(torch.autograd.Function):
     """Runs a plan. There are no second derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: Plan, grad: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The plan's outputs, of its given tensors and parameters."""
-        keeps, num_threads = any(ctx.needs_input_grad), torch.get_num_threads()
+        keeps, num_threads = grad and any(ctx.needs_input_grad), torch.get_num_threads()
         read = _as_read(plan, tensors)
         words = plan.forward(keeps, num_threads)
         results = words.results.new()
-        outputs = [torch.empty(*region.shape, region.width, dtype=plan.dtype) for region in plan.outputs]
+        outputs = [torch.empty(*region.shape, region.width, dtype=plan.dtype, device="cpu") for region in plan.outputs]
         bases = [*read[: plan.num_given], *outputs, *read[plan.num_given :]]
         no_gradients = [None] * (plan.num_given + len(outputs) + 1)
         words.run([*bases, *no_gradients], [results, [], []], backward=False)
@@ -404,24 +411,27 @@ class _RunPlan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of all given tensors and parameters that need one."""
-        plan, needed = ctx.plan, ctx.needs_input_grad[1:]
-        tensors, results = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
+        plan, needed = ctx.plan, ctx.needs_input_grad[2:]
+        saved = ctx.saved_tensors  # once: checkpoints compute it
+        tensors, results = saved[: len(needed)], saved[len(needed) :]
         count, dtype = plan.num_given, plan.dtype
         words, read = plan.backward(needed, ctx.num_threads), _as_read(plan, tensors)
         gradients = [
-            (torch.empty if written else torch.zeros)(x.shape, dtype=dtype) if need else None
+            (torch.empty if written else torch.zeros)(x.shape, dtype=dtype, device="cpu") if need else None
             for x, need, written in zip(tensors, needed, words.written, strict=False)
         ]
         learned = [x for x, need in zip(read[count:], needed[count:], strict=True) if need]
-        of_parameters = torch.zeros(sum(x.numel() for x in learned), dtype=dtype)
+        of_parameters = torch.zeros(sum(x.numel() for x in learned), dtype=dtype, device="cpu")
         arenas = [results, words.zeroed.new(zeroed=True), words.others.new()]
         up = [gradient.contiguous() for gradient in of_outputs]
         bases = [*read[:count], *([None] * len(up)), *read[count:], *gradients, *up, of_parameters]
         words.run(bases, arenas, backward=True)
         parts = iter(torch._C._nn.unflatten_dense_tensors(of_parameters, learned))
         gradients += [next(parts) if need else None for need in needed[count:]]
-        return None, *(
-            g if g is None or g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True)
+        return (
+            None,
+            None,
+            *(g if g is None or g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(gradients, tensors, strict=True)),
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any, cast
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from scalegmn.nn.equivariant import ByRole, EquivariantLayer, EquivariantNet, ML
 from scalegmn.nn.invariant import InvariantLayer, SignInvariant
 from scalegmn.nn.message_passing import MessagePassingLayer
 from scalegmn.nn.messages import ConcatEdgeUpdate, ConcatMessage, ProductMessage, ScaleEdgeUpdate, ScaleMessage
-from scalegmn.nn.mlp import MLP
+from scalegmn.nn.mlp import MLP, Dropout
 
 
 class Unwritable(Exception):
@@ -36,8 +36,17 @@ write_invariant = FastForms(_unwritable)
 """write_invariant(map, program, role, x, weight, bias) adds weight map(x) + bias."""
 
 _Writer = Callable[[RowProgram], RowProgram]
-_Kept = dict[Hashable, tuple[RowProgram | None, list["ref[MLP]"]]]
-_PROGRAMS: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_PROGRAMS: WeakKeyDictionary[nn.Module, dict[Hashable, RowProgram | None]] = WeakKeyDictionary()
+
+
+def structure(module: nn.Module) -> tuple[Hashable, ...]:
+    """What programs of a module depend on: which modules it consists of, their types, and what dropout zeroes now."""
+    parts: list[nn.Module | None] = [module]
+    for part in parts:  # which grow
+        if part is not None and part._modules:
+            parts += part._modules.values()
+    drops = [part.training and part.p for part in parts if isinstance(part, Dropout)]
+    return (*map(id, parts), *map(type, parts), *drops)
 
 
 def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer, keeps: bool = True) -> RowProgram | None:
@@ -52,16 +61,14 @@ def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer, kee
     """
     if not available(x):
         return None
-    programs = _PROGRAMS.setdefault(module, {})
-    if key not in programs:
+    programs, key = _PROGRAMS.setdefault(module, {}), (key, structure(module))
+    program = programs.get(key)
+    if key not in programs or (program is not None and not program.is_alive):
         try:
-            dropping = [ref(mlp) for mlp in module.modules() if isinstance(mlp, MLP) and mlp.dropout.p]
-            programs[key] = writer(RowProgram(keeps)), dropping
+            program = writer(RowProgram(keeps))
         except Unwritable:
-            programs[key] = None, []
-    program, dropping = programs[key]
-    if any(mlp is not None and mlp.training for mlp in (entry() for entry in dropping)):
-        return None
+            program = None
+        programs[key] = program
     return program
 
 
@@ -73,6 +80,8 @@ def _check(*widths: int) -> None:
 
 def weight_of(program: RowProgram, linear: nn.Linear, start: int = 0, stop: int | None = None) -> Vector:
     """Columns of the weight of a Linear."""
+    if type(linear).forward is not nn.Linear.forward:
+        raise Unwritable
     weight = program.parameter(linear, "weight", start, stop)
     _check(weight.rows, weight.columns)
     return weight
@@ -81,10 +90,17 @@ def weight_of(program: RowProgram, linear: nn.Linear, start: int = 0, stop: int 
 # MLPs
 
 
+def _check_mlp(mlp: MLP) -> None:
+    """Raises Unwritable if there is something between an MLP's Linears that programs do not compute, or dropout now."""
+    dropout, norms = mlp.dropout, {type(norm) for norm in mlp.norms}
+    is_known = (type(mlp), type(mlp.activation), type(dropout)) == (MLP, nn.SiLU, Dropout)
+    if not is_known or norms - {nn.LayerNorm, nn.Identity} or (dropout.training and dropout.p):
+        raise Unwritable
+
+
 def write_hidden(mlp: MLP, program: RowProgram, z: Value) -> Value:
     """`modules.hidden_layers`: from the first Linear's output to the last Linear's input."""
-    if not isinstance(mlp.activation, nn.SiLU):
-        raise Unwritable
+    _check_mlp(mlp)
     for index, norm in enumerate(mlp.norms):
         if index:
             linear = mlp.linears[index]
@@ -128,7 +144,8 @@ def write_sign(
 
 def _write_both_signs(module: SignInvariant, program: RowProgram, x: Value) -> Value:
     """What the last Linear of rho reads of x and of -x, added up."""
-    if len(module.rho.norms) != 1 or not isinstance(module.rho.activation, nn.SiLU):
+    _check_mlp(module.rho)
+    if len(module.rho.norms) != 1:
         raise Unwritable
     norm = module.rho.norms[0] if isinstance(module.rho.norms[0], nn.LayerNorm) else None
     first = module.rho.linears[0]
@@ -226,8 +243,7 @@ def update_program(
             new = program.multiply(new, program.load(width))
         return program.store(new)
 
-    key = ("update", id(layer.update), id(layer.skip), role, num_parts, extra_width, drops)
-    return program_of(layer, key, x, writer)
+    return program_of(layer, ("update", role, num_parts, extra_width, drops), x, writer)
 
 
 def edge_ends_program(update: ScaleEdgeUpdate, x: Tensor) -> RowProgram | None:
@@ -241,7 +257,7 @@ def edge_ends_program(update: ScaleEdgeUpdate, x: Tensor) -> RowProgram | None:
         both = _write_both_signs(update.invariant, program, program.load(dim))
         last = update.invariant.rho.linears[-1]
         inner, shift = weight_of(program, last), program.parameter(last, "bias")
-        sender, receiver = (program.parameter(first, "weight", start, start + dim) for start in (0, dim))
+        sender, receiver = (weight_of(program, first, start, start + dim) for start in (0, dim))
         matrix = program.stacked(program.product(sender, inner), program.product(receiver, inner))
         bias = program.parameter(first, "bias")
         shifts = program.shifted(None, sender, shift, 2), program.shifted(bias, receiver, shift, 2)
@@ -315,7 +331,10 @@ def concat_message_program(message: ConcatMessage, x: Tensor, form: str) -> RowP
     def writer(program: RowProgram) -> RowProgram:
         first = message.mlp.linears[0]
         z = _first_of_edges(program, first, first.in_features // 2, form)
-        return program.sum(write_hidden(message.mlp, program, program.add(z, program.load(first.out_features))))
+        z = write_hidden(message.mlp, program, program.add(z, program.load(first.out_features)))
+        if not program.tensors:  # of which the type of numbers is
+            raise Unwritable
+        return program.sum(z)
 
     return program_of(message, form, x, writer)
 

@@ -388,6 +388,11 @@ class RowProgram:
 
     # Running
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether there are still all modules whose parameters it reads."""
+        return all(place is None or place[0]() is not None for place in self.tensors)
+
     def __call__(
         self,
         shape: Sequence[int],
