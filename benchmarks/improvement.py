@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,7 @@ from scalegmn.experiments.config import read_config_file
 from scalegmn.experiments.trained import load_model, read_summary
 from scalegmn.networks import NetParams
 from scalegmn.symmetry.groups import GroupElement
-from scalegmn.tasks.editing import edited
+from scalegmn.tasks.editing import edit_stored
 from scalegmn.tasks.improvement import Improvement
 from scalegmn.zoos.fit.cnn_descent import OPTIMIZERS, Choices
 from scalegmn.zoos.fit.equal_cnns import EqualFit
@@ -40,8 +41,8 @@ BATCH_SIZE = 32
 
 
 def networks(task: Improvement, split: str) -> NetParams:
-    """All networks of a split."""
-    nets = task.splits[split]
+    """All networks of a split, as they are stored."""
+    nets = replace(task.splits[split], removed=())
     return cast("NetParams", nets.read(torch.arange(len(nets))))
 
 
@@ -97,14 +98,15 @@ def main() -> None:
     model = load_model(config.model_config, values.run, task.spec).eval()
     params = networks(task, "test")
     start = time.perf_counter()
-    improved = edited(model, params)
+    removed = task.splits["test"].removed
+    improved = edit_stored(model, params, removed)
     seconds = (time.perf_counter() - start) / len(params)
     element = GroupElement.sample(params, torch.Generator().manual_seed(0))
     figures = {
         "networks": len(params),
         "before": accuracy(task, params, "test"),
         "one pass": accuracy(task, improved, "test"),
-        "one pass, moved": accuracy(task, edited(model, element.act(params)), "test"),
+        "one pass, moved": accuracy(task, edit_stored(model, element.act(params), removed), "test"),
         "seconds per network": seconds,
     }
     epochs, rates = [int(word) for word in values.epochs.split(",")], [float(word) for word in values.rates.split(",")]

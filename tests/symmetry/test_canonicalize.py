@@ -5,8 +5,15 @@ import torch
 
 from scalegmn.networks import BUILT_IN, LayerSpec, NetParams, NetSpec
 from scalegmn.networks.evaluate import evaluate
-from scalegmn.symmetry.canonicalize import canonicalize, canonicalize_phase, canonicalize_scale
+from scalegmn.symmetry.canonicalize import (
+    canonicalize,
+    canonicalize_phase,
+    canonicalize_scale,
+    incoming_norm,
+)
 from scalegmn.symmetry.groups import GroupElement
+
+RESIDUAL = NetSpec((LayerSpec(2, 4, None, "relu"), LayerSpec(4, 4, None, "relu", residual=0), LayerSpec(4, 3)))
 
 
 @pytest.mark.parametrize("w0", [1.0, 6.0, 30.0])
@@ -85,6 +92,41 @@ def test_scale_of_convolutions(random_params, generator):
     assert (canonical.weights[0].flatten(2).square().sum(2) + canonical.biases[0] ** 2 - 1).abs().max() < 1e-12
     g = GroupElement.sample(params, generator, permute=False)
     assert same(canonicalize_scale(g.act(params)), canonical, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetSpec.mlp([2, 7, 5, 3], "relu"),
+        NetSpec.mlp([2, 3], "relu"),
+        NetSpec((LayerSpec(1, 4, (3, 3), "leaky_relu"), LayerSpec(4, 3, (3, 1), "leaky_relu"), LayerSpec(3, 2))),
+    ],
+)
+def test_even_scale(spec, random_params, generator):
+    """The same function for all networks of an orbit, and layers of one size, however large the last one was."""
+    params = random_params(spec, 4)
+    params = params.replace(weights=(*params.weights[:-1], 1e3 * params.weights[-1]))
+    canonical = canonicalize(params, ["even_scale"])
+    assert same(canonicalize_scale(canonical), canonicalize_scale(params), 1e-9)
+    rows = [canonical.weights[-1].flatten(2).norm(dim=2).square().mean(1).sqrt()]
+    rows += [incoming_norm(canonical, index)[:, 0] for index in range(min(1, spec.num_layers - 1))]
+    assert all((row / rows[0] - 1).abs().max() < 1e-12 for row in rows)
+    g = GroupElement.sample(params, generator, permute=False, decades=3.0)
+    assert same(canonicalize(g.act(params), ["even_scale"]), canonical, 1e-9)
+    other = params.replace(biases=(*params.biases[:-1], 1 + params.biases[-1]))
+    assert not same(canonicalize(other, ["even_scale"]), canonical, 1e-9)
+
+
+def test_even_scale_of_nothing(random_params):
+    params = random_params(NetSpec.mlp([2, 4, 3], "relu"), 2).map(torch.zeros_like)
+    assert same(canonicalize(params, ["even_scale"]), params, 0)
+
+
+@pytest.mark.parametrize("spec", [NetSpec.mlp([2, 4, 3], "tanh"), NetSpec.mlp([2, 4, 3], "hetero"), RESIDUAL])
+def test_even_scale_is_for_relu_chains(spec, random_params):
+    params = random_params(spec, 2, [0, 1] if "hetero" in str(spec) else None)
+    with pytest.raises(ValueError, match="even_scale: found"):
+        canonicalize(params, ["even_scale"])
 
 
 def test_by_name(random_params):

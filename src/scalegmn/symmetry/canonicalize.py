@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from scalegmn.networks import HETERO, NetParams, ScalarGroup
+from scalegmn.networks import ACTIVATIONS, HETERO, NetParams, ScalarGroup
 from scalegmn.networks.heads import tie_scalars
+from scalegmn.networks.scalar_groups import TRIVIAL
 from scalegmn.symmetry.groups import (
     GroupElement,
     PhaseShift,
@@ -84,6 +86,27 @@ def scale_to_canonical(params: NetParams) -> GroupElement:
     return GroupElement(tuple(map(_places, scales)), tuple(scales))
 
 
+def even_scale_to_canonical(params: NetParams) -> GroupElement:
+    """As `scale_to_canonical`, which leaves all size of L layers to the last one, but with this size in all of them.
+
+    Neurons of the l-th layer get the further factor c^l, where c^L is the root mean square norm of the outputs'
+    incoming weights: so incoming weights have about the norm c everywhere, as in networks that are being trained.
+
+    Raises:
+        ValueError: the networks are no chains of relu or leaky relu layers.
+    """
+    spec, names = params.spec, {layer.activation for layer in params.spec.layers[:-1]}
+    groups = [TRIVIAL if name == HETERO else ACTIVATIONS.require(name).group for name in names]
+    if not spec.is_chain or spec.residuals or not all(group.scales and group.exponent == 1 for group in groups):
+        raise ValueError(f"even_scale: found {spec}, expected a chain of relu or leaky relu layers; use scale")
+    element = scale_to_canonical(params)
+    last = element.act(params).weights[-1].flatten(2)
+    size = torch.linalg.vector_norm(last, dim=2).square().mean(1).sqrt()
+    even = torch.where(size > 0, size, 1) ** (1 / spec.num_layers)
+    scales = tuple(q * (even ** (index + 1))[:, None] for index, q in enumerate(element.scales))
+    return replace(element, scales=scales)
+
+
 def _with_channels(x: Tensor, channels: slice, values: Tensor) -> Tensor:
     """x [B, n] with other values of some channels."""
     return torch.cat([x[:, : channels.start], values, x[:, channels.stop :]], dim=1)
@@ -97,6 +120,7 @@ def _places(q: Tensor) -> Tensor:
 TO_CANONICAL: dict[str, Callable[[NetParams], GroupElement | PhaseShift]] = {
     "phase": phase_to_canonical,
     "scale": scale_to_canonical,
+    "even_scale": even_scale_to_canonical,
 }
 """The symmetries that can be removed, by name: each network's element that leads to its canonical representative."""
 

@@ -98,8 +98,9 @@ class DataConfig:
     """Read canonical networks; false: as stored, which in a zoo made by `scalegmn zoo canonicalize` is canonical
     too."""
 
-    canonicalize: tuple[Literal["phase", "scale"], ...] = ("phase",)
-    """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers."""
+    canonicalize: tuple[Literal["phase", "scale", "even_scale"], ...] = ("phase",)
+    """The symmetries that canonical networks have removed: `phase` of sine layers, `scale` of relu layers, by which
+    every hidden neuron's incoming weights have norm 1, or `even_scale`, by which all layers have the same size."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the training networks."""
@@ -255,7 +256,7 @@ def symmetries_to_remove(config: DataConfig, zoo: Zoo) -> tuple[str, ...]:
     the stored networks still have. So a canonical zoo is read bit by bit as it is stored."""
     activations = {layer.activation for params in zoo.nets for layer in params.spec.layers[:-1]}
     with_scales = {name for name in activations if name == HETERO or ACTIVATIONS[name].group.scales}
-    activations_with = {"phase": {"sine", HETERO}, "scale": with_scales}
+    activations_with = {"phase": {"sine", HETERO}, "scale": with_scales, "even_scale": with_scales}
     wanted = config.canonicalize if config.switch_to_canon else ()
     return tuple(name for name in wanted if name not in zoo.canonical and activations_with[name] & activations)
 
@@ -295,7 +296,8 @@ def load_splits(
     for params in zoo.nets:
         check_augment(config.augment, params.spec)
     removed = symmetries_to_remove(config, zoo)
-    undone = [name for name in config.augment.group if config.switch_to_canon and name in config.canonicalize]
+    names = {name.removeprefix("even_") for name in config.canonicalize if config.switch_to_canon}
+    undone = [name for name in config.augment.group if name in names]
     if undone:
         remedy = "use --data.switch_to_canon False or leave it out"
         raise ValueError(f"data.augment.group: {undone[0]} is removed again from networks read as canonical; {remedy}")
