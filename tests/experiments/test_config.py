@@ -410,7 +410,7 @@ def test_files_of_windows(tmp_path, encoding, name, text):
         ),
         (
             "data: {canonicalize: [fase]}",
-            'data.canonicalize: found ["fase"], expected a list, each one of phase, scale, such as',
+            'data.canonicalize: found ["fase"], expected a list, each one of phase, scale, even_scale, such as',
         ),
         ("data: {dataset_args: 3}", "data.dataset_args: found 3, expected keys and values"),
         ("data: {extra_aug: null}", "data.extra_aug: found null, expected a whole number"),
