@@ -205,6 +205,20 @@ def test_dropout_that_starts_later_is_seen(random_params):
     assert planned(model.eval()(params))
 
 
+def test_hooks_are_called(random_params):
+    """Of modules inside layers, which plans do not call; without them there is a plan again."""
+    model, params = built(), random_params(SPEC, 4)
+    expected = model(params)
+    called, inside = [], model.layers[0].forward_message.node_linear
+    hook = inside.register_forward_hook(lambda module, inputs, output: called.append(output.shape))
+    found = model(params)
+    assert called
+    assert not planned(found)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    hook.remove()
+    assert planned(model(params))
+
+
 def test_checkpoints(random_params):
     """What is kept may be computed again."""
     model, params = built(), random_params(SPEC, 4).to(torch.float64)

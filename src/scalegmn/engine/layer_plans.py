@@ -24,6 +24,7 @@ from scalegmn.engine.layout import Ends, Layout
 from scalegmn.engine.modules import roles_alike
 from scalegmn.engine.plans import Plan, Region
 from scalegmn.engine.programs import (
+    Unwritable,
     edge_ends_program,
     edge_update_program,
     linear_program,
@@ -63,15 +64,15 @@ def run_as_plan(
     if not _can_plan(run, nodes):
         return None
     try:
-        given = _given(layers, run, needed, nodes, edges, backward_edges)
-    except _NoPlan:
+        given, structures = _given(layers, run, needed, nodes, edges, backward_edges), [*map(_structure, layers)]
+    except (_NoPlan, Unwritable):
         return None
     dtype = next(layers[0].parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
         return None
     halves = multiplies_halves(dtype)
     shapes = tuple((name, x.shape) for name, x in given.items())
-    key = (run.layout, tuple(needed), shapes, dtype, halves, *map(_structure, layers))
+    key = (run.layout, tuple(needed), shapes, dtype, halves, *structures)
     entries = _PLANS.setdefault(layers[0], {})
     plan = entries.get(key)
     if key not in entries or (plan is not None and not plan.is_alive):

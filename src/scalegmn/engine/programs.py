@@ -40,11 +40,18 @@ _PROGRAMS: WeakKeyDictionary[nn.Module, dict[Hashable, RowProgram | None]] = Wea
 
 
 def structure(module: nn.Module) -> tuple[Hashable, ...]:
-    """What programs of a module depend on: which modules it consists of, their types, and what dropout zeroes now."""
+    """What programs of a module depend on: which modules it consists of, their types, and what dropout zeroes now.
+
+    Raises:
+        Unwritable: a module has hooks, which programs do not call.
+    """
     parts: list[nn.Module | None] = [module]
     for part in parts:  # which grow
-        if part is not None and part._modules:
-            parts += part._modules.values()
+        if part is not None:
+            if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+                raise Unwritable
+            if part._modules:
+                parts += part._modules.values()
     drops = [part.training and part.p for part in parts if isinstance(part, Dropout)]
     return (*map(id, parts), *map(type, parts), *drops)
 
@@ -61,7 +68,10 @@ def program_of(module: nn.Module, key: Hashable, x: Tensor, writer: _Writer, kee
     """
     if not available(x):
         return None
-    programs, key = _PROGRAMS.setdefault(module, {}), (key, structure(module))
+    try:
+        programs, key = _PROGRAMS.setdefault(module, {}), (key, structure(module))
+    except Unwritable:
+        return None
     program = programs.get(key)
     if key not in programs or (program is not None and not program.is_alive):
         try:
