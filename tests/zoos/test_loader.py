@@ -36,6 +36,15 @@ def test_the_numbers_that_reach_the_model(config):
         assert (largest <= math.pi / 2 + 1e-9) == canonical
 
 
+def test_canonical_forms_that_networks_lack_are_refused_at_once(tmp_path, random_params):
+    params = random_params(NetSpec.mlp([2, 4, 3], "hetero"), 4, [0, 1, 0, 1])
+    splits = {"train": torch.tensor([0, 1]), "val": torch.tensor([2]), "test": torch.tensor([3])}
+    write_zoo(tmp_path / "zoo", [Networks((params,), {"label": torch.arange(4)})], splits, {})
+    config = DataConfig(str(tmp_path / "zoo"), canonicalize=("even_scale",))
+    with pytest.raises(ValueError, match=r"data.canonicalize: even_scale: found .*; use scale"):
+        load_splits(config, "label")
+
+
 def test_networks_along_their_orbit(config):
     """They compute the same, from other numbers: permuted, with other signs and phases."""
     _, splits = load_splits(replace(config, switch_to_canon=False), "label")

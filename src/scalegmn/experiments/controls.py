@@ -30,6 +30,10 @@ ORBIT = 0
 """The seed of the elements that move test networks."""
 
 
+MOVED_BY = "permutations, scalars, half-turns"
+"""What moves them; kept controls of other moves are computed again."""
+
+
 def controls(run: Path) -> dict[str, float]:
     """The controls of a finished run; they are kept in RUN/controls.json.
 
@@ -42,7 +46,7 @@ def controls(run: Path) -> dict[str, float]:
     """
     summary = read_summary(run)
     metric = summary["monitor"]["name"]
-    tested = {"sha256": summary["data"]["sha256"], f"test_{metric}": summary[f"test_{metric}"]}
+    tested = {"sha256": summary["data"]["sha256"], f"test_{metric}": summary[f"test_{metric}"], "moved_by": MOVED_BY}
     path = run / CONTROLS
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text())

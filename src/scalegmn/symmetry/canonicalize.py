@@ -98,7 +98,9 @@ def even_scale_to_canonical(params: NetParams) -> GroupElement:
     spec, names = params.spec, {layer.activation for layer in params.spec.layers[:-1]}
     groups = [TRIVIAL if name == HETERO else ACTIVATIONS.require(name).group for name in names]
     if not spec.is_chain or spec.residuals or not all(group.scales and group.exponent == 1 for group in groups):
-        raise ValueError(f"even_scale: found {spec}, expected a chain of relu or leaky relu layers; use scale")
+        raise ValueError(
+            f"data.canonicalize: even_scale: found {spec}, expected a chain of relu or leaky relu layers; use scale"
+        )
     element = scale_to_canonical(params)
     last = element.act(params).weights[-1].flatten(2)
     size = torch.linalg.vector_norm(last, dim=2).square().mean(1).sqrt()

@@ -280,7 +280,8 @@ def load_splits(
         limit: the largest number of networks per split; None: all.
 
     Raises:
-        ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented so.
+        ValueError: the zoo cannot be read, lacks the column or a split, or its networks cannot be augmented or made
+            canonical so.
     """
     zoo = open_data(config)
     if column is not None and column not in zoo.columns:
@@ -296,6 +297,8 @@ def load_splits(
     for params in zoo.nets:
         check_augment(config.augment, params.spec)
     removed = symmetries_to_remove(config, zoo)
+    for params in zoo.nets:
+        canonicalize(params[:1], removed)  # refused here, not in the first batch
     names = {name.removeprefix("even_") for name in config.canonicalize if config.switch_to_canon}
     undone = [name for name in config.augment.group if name in names]
     if undone:
