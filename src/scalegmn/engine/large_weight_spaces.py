@@ -25,18 +25,20 @@ from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm
 from scalegmn.nn.sets import Reduction, reduced
 from scalegmn.nn.weight_space import (
+    ActivationDropout,
     AffineMaps,
     ChannelNorm,
+    ChannelProducts,
     HiddenNeuronLayer,
     InputOutputEmbedding,
     MapInputs,
     NeuronLayer,
     NeuronNorm,
     PointwiseLayer,
-    ReLUDropout,
     SinusoidalPositions,
     WeightSpaceFourier,
     channel_norm,
+    channel_products,
 )
 
 _ROWS = Rows("hidden", ())
@@ -75,6 +77,7 @@ class LargeWeights:
         receivers: Tensor | None = None,
         senders: Tensor | None = None,
         others: tuple[Tensor, ...] = (),
+        product: bool = False,
     ) -> LargeWeights:
         """x -> function(x, *others) + receivers at each receiver + senders at each sender.
 
@@ -85,12 +88,13 @@ class LargeWeights:
             receivers: [B, n or 1, dim]; None: 0.
             senders: [B, m or 1, dim]; None: 0.
             others: further tensors that have gradients.
+            product: function(x, *others) * (receivers + senders) instead, which are both given.
         """
         values = self.edges.values
         num_receivers, num_senders = values.shape[1:3]
         update = EdgeUpdate(
             module or nn.Module(),
-            partial(_add_ends, function),
+            partial(_times_ends if product else _add_ends, function),
             values.new_zeros(len(values), num_senders, 0) if senders is None else senders.expand(-1, num_senders, -1),
             values.new_zeros(len(values), num_receivers, 0)
             if receivers is None
@@ -157,6 +161,18 @@ def _add_ends(
     return x + edges.at_senders(senders) if senders.shape[-1] else x
 
 
+def _times_ends(
+    function: Callable[..., Tensor],
+    module: nn.Module,
+    edges: Edges,
+    senders: Tensor,
+    receivers: Tensor,
+    *others: Tensor,
+) -> Tensor:
+    """See `LargeWeights.then`."""
+    return function(edges.values, *others) * (edges.at_receivers(receivers) + edges.at_senders(senders))
+
+
 AnyWeights = Tensor | LargeWeights
 
 
@@ -207,7 +223,7 @@ def _affine(maps: AffineMaps, inputs: MapInputs) -> tuple[AnyWeights, Tensor]:
         return cast("tuple[Tensor, Tensor]", maps(inputs))
     of_receivers, of_senders, bias = maps.at_neurons(inputs)
     linear = cast("nn.Linear", maps.weight_maps["position"])
-    return x.then(linear.out_features, linear, linear, of_receivers, of_senders), bias
+    return x.then(linear.out_features, linear, linear, of_receivers, of_senders, product=maps.product), bias
 
 
 _pointwise = FastForms(lambda layer, *args: _unknown(layer))
@@ -251,11 +267,16 @@ def _(layer: NeuronNorm, index: int, x: LargeWeights, result: Tensor) -> LargeWe
     return x.then(x.dim, layer.weight_norms[index], layer.weight_norms[index])
 
 
-@_pointwise.register(ReLUDropout)
-def _(layer: ReLUDropout, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
+@_pointwise.register(ActivationDropout)
+def _(layer: ActivationDropout, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
     if layer.training and layer.dropout.p:
-        return x.then(x.dim, lambda rows: rows.relu() * result)
-    return x.then(x.dim, torch.relu)
+        return x.then(x.dim, lambda rows: layer.activation(rows) * result)
+    return x.then(x.dim, layer.activation)
+
+
+@_pointwise.register(ChannelProducts)
+def _(layer: ChannelProducts, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
+    return x.then(result.shape[-1], lambda rows: channel_products(rows, layer.kernels[index]))
 
 
 # DWSNet
@@ -269,13 +290,14 @@ class DWSLayerParts(Protocol):
     out_dims: Sequence[int]
     terms: Sequence[tuple[int, int, tuple[int, ...], float]]
     maps: nn.ModuleList
+    products: bool
 
     def sums(self, reduce: Callable[[int, tuple[int, ...]], Tensor | None]) -> list[dict[tuple[int, ...], Tensor]]:
         """Per tensor, the hidden layers along which maps act -> the sum of their results."""
         ...
 
     def joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
-        """The sum of terms, broadcast."""
+        """The sum of terms, broadcast, or a product."""
         ...
 
 
@@ -285,10 +307,15 @@ class DWSNetwork(Protocol):
     layers: nn.ModuleList
     norms: nn.ModuleList
     dropout: Dropout
+    activation: Callable[[Tensor], Tensor]
 
     @property
     def readout(self) -> nn.Module | None:
         """That of vectors."""
+        ...
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features after the last layer -> those that are reduced."""
         ...
 
 
@@ -307,10 +334,10 @@ def run_dws_layers(
                 _batch_norm(norm, x) if isinstance(x, LargeWeights) else norm(x)
                 for norm, x in zip(norms, mixed, strict=True)
             ]
-        mixed = _run_dws_layer(layer, [_each(lambda rows: model.dropout(torch.relu(rows)), x) for x in mixed])
+        mixed = _run_dws_layer(layer, [_each(lambda rows: model.dropout(model.activation(rows)), x) for x in mixed])
     if model.readout is None:
         return held(mixed, ())[0], []
-    return [], [_reduced(_each(torch.relu, x), tuple(range(1, len(x.shape) - 1)), first.reduction) for x in mixed]
+    return [], [_reduced(_each(model.pooled, x), tuple(range(1, len(x.shape) - 1)), first.reduction) for x in mixed]
 
 
 def _run_dws_layer(layer: DWSLayerParts, tensors: Sequence[AnyWeights]) -> list[AnyWeights]:
@@ -331,7 +358,9 @@ def _run_dws_layer(layer: DWSLayerParts, tensors: Sequence[AnyWeights]) -> list[
         )
         map_, factor = layer.maps[of_all], layer.terms[of_all][3] / len(tensors)
         ends = terms[()][:, None] + terms[sets[:1]], terms[sets[1:]]
-        results.append(x.then(layer.out_dims[target], partial(_scaled, map_, factor), map_, *ends))
+        results.append(
+            x.then(layer.out_dims[target], partial(_scaled, map_, factor), map_, *ends, product=layer.products)
+        )
     return results
 
 
@@ -343,7 +372,7 @@ def _scaled(map_: nn.Module, factor: float, x: Tensor) -> Tensor:
 
 def _each(function: Callable[[Tensor], Tensor], x: AnyWeights) -> AnyWeights:
     """`function` of each weight or bias."""
-    return function(x) if isinstance(x, Tensor) else x.then(x.dim, function)
+    return function(x) if isinstance(x, Tensor) else x.then(function(x.edges.values.new_zeros(x.dim)).numel(), function)
 
 
 def _reduced(x: AnyWeights, axes: tuple[int, ...], reduction: Reduction) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -18,9 +19,11 @@ from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.heads import Head, ParametersHead, VectorHead
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.nn.initialization import TANH_GAIN, Init, balance, balance_children, channel_groups, initialized, resize
 from scalegmn.nn.mlp import Dropout
 from scalegmn.nn.normalization import FeatureBatchNorm, InputNormalization
 from scalegmn.nn.sets import DeepSet, SetAttention, affine, reduced
+from scalegmn.nn.weight_space import channel_products
 
 _BIAS_BOUND = 1e-4
 """Biases inside DWS layers start uniform within it."""
@@ -50,6 +53,14 @@ class DWSNetConfig(ModelConfig):
     reduction: Literal["max", "mean"] = "max"
     """Over the neurons that a tensor has and its reader does not."""
 
+    products: bool = False
+    """Layers multiply what they read at a weight between hidden layers by what they read elsewhere, where the published
+    ones add; tanh in place of ReLU; for vectors, the readout reads products of two features."""
+
+    init: Init = "published"
+    """Initial parameters. balanced, for products: features keep their size and start odd, as if the model knew the
+    signs of neurons (`scalegmn.nn.initialization`). published: as in the published code."""
+
     num_linears: int = 1
     """Linears in each affine map, with ReLU between."""
 
@@ -74,6 +85,13 @@ class DWSNetConfig(ModelConfig):
         problems = self.wrong_choices() + self.wrong_numbers(counts, ["dropout"])
         if self.init_scale is not None and self.init_scale <= 0:
             problems.append(f"init_scale: found {self.init_scale}, expected above 0")
+        if self.products and self.hidden_dim % 2 and not self.changes_parameters:
+            problems.append(f"hidden_dim: found {self.hidden_dim}, expected an even one for products")
+        linear = self.set_layer == "deep_set" and self.reduction == "mean" and self.num_linears == 1
+        if self.init == "balanced" and not (self.products and linear and not self.changes_parameters):
+            problems.append(
+                "init: balanced needs products, set_layer deep_set, reduction mean, num_linears 1 and output vector"
+            )
         if self.set_layer == "attention" and self.num_heads > 0 and self.hidden_dim % self.num_heads:
             problems.append(f"num_heads: found {self.num_heads}, expected a divisor of hidden_dim {self.hidden_dim}")
         self.refuse(problems)
@@ -92,7 +110,7 @@ class DWSNetConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> DWSNet:
         """The model for networks of `spec`."""
-        return DWSNet(self, spec)
+        return initialized(DWSNet(self, spec), self.init, spec)
 
 
 METANETWORKS.register(DWSNetConfig.name, DWSNetConfig)
@@ -135,7 +153,8 @@ class DWSLayer(nn.Module):
     f features for each neuron of its input or output layer, neuron by neuron, if it has such a layer. map_{S,T} reduces
     S over the hidden layers that T lacks, acts along those that they share, and is broadcast over those that S lacks.
     It is affine where they share none and a set layer where they share one. Between the two hidden layers of
-    S = T = W_l it is the mean of four affine maps: of S, of S reduced over either layer, and over both.
+    S = T = W_l it is the mean of four affine maps: of S, of S reduced over either layer, and over both. With
+    `products`, T' between two hidden layers is that of S times the sum of all others, in which 1/(2L) is a factor, too.
 
     Args:
         config: the hyper-parameters.
@@ -148,7 +167,8 @@ class DWSLayer(nn.Module):
     def __init__(self, config: DWSNetConfig, layout: Sequence[int], in_dim: int, out_dim: int, num_heads: int) -> None:
         super().__init__()
         last = len(layout) - 1
-        self.reduction, self.axes = config.reduction, tensor_axes(last)
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.reduction, self.axes, self.products = config.reduction, tensor_axes(last), config.products
         self.out_dims = [out_dim * math.prod(layout[a] for a in axes.fixed) for axes in self.axes]
         self.terms: list[Term] = []
         self.maps = nn.ModuleList()
@@ -202,13 +222,17 @@ class DWSLayer(nn.Module):
         return sums
 
     def joined(self, terms: dict[tuple[int, ...], Tensor], sets: tuple[int, ...]) -> Tensor:
-        """The sum of terms [B, *kept, ...], broadcast over the other axes; small ones first."""
+        """The sum of terms [B, *kept, ...], broadcast over the other axes; small ones first. With `products`, between
+        hidden layers the last of them times the sum of the others."""
         broadcast = []
         for kept in sorted(terms, key=len):
             new = terms[kept]
             for index, axis in enumerate(sets):
                 new = new if axis in kept else new.unsqueeze(1 + index)
             broadcast.append(new)
+        if self.products and len(sets) == 2:
+            *others, weights = broadcast
+            return reduce(torch.add, others) * weights
         return reduce(torch.add, broadcast)
 
 
@@ -216,7 +240,8 @@ class DWSNet(Metanetwork):
     """A function of a network's parameters that is invariant, or equivariant, to permutations of hidden neurons.
 
     DWS layers with batch normalisation, ReLU and dropout between; for vectors, an affine map of what is left of all
-    tensors when the hidden axes are reduced (DWSNets, section 5).
+    tensors when the hidden axes are reduced (DWSNets, section 5). With `products`, which are not published, layers are
+    quadratic.
 
     Args:
         config: the hyper-parameters; inputs are normalised unless `normalize` is false.
@@ -243,10 +268,11 @@ class DWSNet(Metanetwork):
             nn.ModuleList(FeatureBatchNorm(config.hidden_dim) for _ in range(2 * spec.num_layers)) for _ in norms
         )
         self.dropout = Dropout(config.dropout)
+        self.activation: Callable[[Tensor], Tensor] = torch.tanh if config.products else torch.relu
         self._init_layers((1e-4 if editing else 1.0) if config.init_scale is None else config.init_scale)
         self.readout = None
         if not editing:
-            width = sum(cast("DWSLayer", self.layers[-1]).out_dims)
+            width = sum(cast("DWSLayer", self.layers[-1]).out_dims) // (2 if config.products else 1)
             self.readout = affine(width, config.out_dim, config.num_readout_linears)
 
     @torch.no_grad()
@@ -287,10 +313,15 @@ class DWSNet(Metanetwork):
         for index, layer in enumerate(self.layers[1:]):
             if self.norms:
                 new = [norm(x) for norm, x in zip(cast("nn.ModuleList", self.norms[index]), new, strict=True)]
-            new = layer([self.dropout(torch.relu(x)) for x in new])
+            new = layer([self.dropout(self.activation(x)) for x in new])
         if self.readout is None:
             return new, []
-        return new, [reduced(torch.relu(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in new]
+        return new, [reduced(self.pooled(x), tuple(range(1, x.ndim - 1)), self.config.reduction) for x in new]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Features of a tensor after the last layer -> those that are reduced over hidden layers."""
+        x = self.activation(x)
+        return channel_products(x, 1) if self.config.products else x
 
     def chunks(self, device: torch.device) -> ChunkPlan:
         """Whether the weights between hidden layers of one network are run at once, or in chunks whose features are
@@ -316,3 +347,44 @@ class DWSNet(Metanetwork):
         *hidden, output = of_head[self.spec.num_layers :]
         weights = (first, *(weight[..., 0].mT for weight in middle), last.mT)
         return params.replace(weights=weights, biases=(*(bias[..., 0] for bias in hidden), output))
+
+
+@balance.register
+def _(layer: DWSLayer, spec: NetSpec) -> None:
+    """As of NFN's layers (`scalegmn.nn.initialization`): between hidden layers, the first group of features is W
+    times 1, the others are W times what changes sign with the sender, or with the receiver."""
+    active: list[tuple[Term, Tensor, float]] = []
+    for term, map_ in zip(layer.terms, layer.maps, strict=True):
+        for parameter in map_.parameters():
+            parameter.zero_()
+        linear = cast("nn.Linear", (map_.own if isinstance(map_, DeepSet) else cast("nn.Sequential", map_))[0])
+        source, target = (layer.axes[tensor].sets for tensor in (term.source, term.target))
+        columns, rows, count = slice(None), slice(None), 1
+        if len(source) == 2:
+            edges, forward, backward = channel_groups(layer.in_dim)
+            columns = {source: edges, source[1:]: forward, source[:1]: backward, (): slice(0)}[term.kept]
+            count = math.prod(spec.layout[axis] for axis in source if axis not in term.kept)
+        elif term.kept != source:
+            continue
+        if len(target) == 2:
+            edges, forward, backward = channel_groups(layer.out_dim)
+            rows = {target: slice(None), target[:1]: forward, target[1:]: backward, (): slice(0)}[term.kept]
+            if term.source == term.target and not term.kept:
+                linear.bias[edges] = len(layer.axes) / term.factor
+        elif term.kept != target:
+            continue
+        weight = linear.weight[rows, columns]
+        if weight.numel():
+            active.append((term, weight, count**0.5))
+    num_terms = Counter((term.target, term.kept) for term, *_ in active)
+    for term, weight, size in active:
+        num_read = weight.shape[1] * num_terms[term.target, term.kept]
+        weight.normal_(std=TANH_GAIN * size * len(layer.axes) / term.factor / num_read**0.5)
+
+
+@balance.register
+def _(model: DWSNet, spec: NetSpec) -> None:
+    balance_children(model, spec)
+    for linear in cast("nn.Sequential", model.readout):
+        if isinstance(linear, nn.Linear):
+            resize(linear)

@@ -15,17 +15,19 @@ from scalegmn.models.base import Metanetwork, ModelConfig
 from scalegmn.models.heads import changes_by_head
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.networks import NetParams, NetSpec
+from scalegmn.nn.initialization import Init, balance, balance_children, initialized, resize
 from scalegmn.nn.mlp import MLP, Dropout
 from scalegmn.nn.normalization import InputNormalization
 from scalegmn.nn.statistics import NUM_STATISTICS, raw_statistics
 from scalegmn.nn.weight_space import (
+    ActivationDropout,
     ChannelNorm,
+    ChannelProducts,
     HiddenNeuronLayer,
     InputOutputEmbedding,
     NeuronLayer,
     NeuronNorm,
     PointwiseLayer,
-    ReLUDropout,
     SinusoidalPositions,
     WeightSpaceFourier,
     WeightSpacePool,
@@ -44,6 +46,14 @@ class NFNConfig(ModelConfig):
 
     hidden_dims: tuple[int, ...] = (512, 512, 512)
     """Channels after each layer; with output parameters, one more layer follows."""
+
+    products: bool = False
+    """Layers multiply what they read at a weight by what they read at its ends, where the published ones add; tanh in
+    place of ReLU; for vectors, the means are of products of two channels."""
+
+    init: Init = "published"
+    """Initial parameters. balanced, for products: features keep their size and start odd, as if the model knew the
+    signs of neurons (`scalegmn.nn.initialization`). published: as in the published code."""
 
     num_frequencies: int = 128
     """Number of Gaussian Fourier features of each weight and bias, a sine and a cosine each; 0: none."""
@@ -99,6 +109,12 @@ class NFNConfig(ModelConfig):
             problems.append(f"io_embed: is for layer NP, found {self.layer}; leave it false")
         if self.layer_positions and not self.num_bands:
             problems.append("layer_positions: needs num_bands, found 0")
+        if self.products and self.layer == "pointwise":
+            problems.append("products: are of layers NP and HNP, found pointwise; leave it false")
+        elif self.products and self.hidden_dims and self.hidden_dims[-1] % 2 and not self.changes_parameters:
+            problems.append(f"hidden_dims: found {list(self.hidden_dims)}, expected an even last one for products")
+        if self.init == "balanced" and not (self.products and self.num_frequencies == self.num_bands == 0):
+            problems.append("init: balanced needs products, and neither num_frequencies nor num_bands")
         if self.append_statistics and self.changes_parameters:
             problems.append("append_statistics: is for vectors, found output parameters")
         self.refuse(problems)
@@ -110,7 +126,7 @@ class NFNConfig(ModelConfig):
 
     def build(self, spec: NetSpec) -> NFN:
         """The model for networks of `spec`."""
-        return NFN(self, spec)
+        return initialized(NFN(self, spec), self.init, spec)
 
 
 METANETWORKS.register(NFNConfig.name, NFNConfig)
@@ -120,7 +136,8 @@ class NFN(Metanetwork):
     """A function of a network's parameters that is invariant, or equivariant, to permutations of hidden neurons.
 
     [Fourier features], [positions], then linear layer, [norm], ReLU per width; for vectors, a pool and an MLP; for
-    parameters, another linear layer and a learned factor per tensor (NFN, section 2).
+    parameters, another linear layer and a learned factor per tensor (NFN, section 2). With `products`, which are not
+    published, layers are quadratic.
 
     Args:
         config: the hyper-parameters; inputs are normalised only if `normalize` is true.
@@ -152,12 +169,15 @@ class NFN(Metanetwork):
                 self.layers.append(ChannelNorm(self.kernels, width))
             elif config.norm == "neurons":
                 self.layers.append(NeuronNorm(spec.layout, width))
-            self.layers.append(ReLUDropout(config.dropout))
+            self.layers.append(ActivationDropout(torch.tanh if config.products else torch.relu, config.dropout))
             dim = width
         self.readout = None
         if config.changes_parameters:
             self._add_layer(dim, config.heads)
             return
+        if config.products:
+            self.layers.append(ChannelProducts(self.kernels))
+            dim //= 2
         self.pool = WeightSpacePool(self.kernels, config.pool == "HNP")
         positions = sum(self.kernels) + spec.num_layers
         if config.pool == "HNP":
@@ -178,7 +198,7 @@ class NFN(Metanetwork):
             self.layers.append(PointwiseLayer(self.kernels, in_dim, out_dim))
         else:
             kind = NeuronLayer if self.config.layer == "NP" else HiddenNeuronLayer
-            self.layers.append(kind(layout, self.kernels, in_dim, out_dim))
+            self.layers.append(kind(layout, self.kernels, in_dim, out_dim, self.config.products))
 
     def forward(self, params: NetParams) -> Tensor | NetParams:
         """B networks -> [B, out_dim] or, with `output: parameters`, changes of all weights and biases.
@@ -218,3 +238,11 @@ class NFN(Metanetwork):
         widths = (2 * self.config.num_frequencies, *self.config.hidden_dims)
         size = max(widths) * next(self.parameters()).element_size()
         return ChunkPlan.plan(num_weights, size, 3 * len(widths), device)
+
+
+@balance.register
+def _(model: NFN, spec: NetSpec) -> None:
+    balance_children(model, spec)
+    if model.readout is not None:
+        for linear in cast("MLP", model.readout[1]).linears:
+            resize(cast("nn.Linear", linear), 2**0.5)

@@ -38,6 +38,7 @@ from scalegmn.nn.neural_graph import NeuralGraphFeatures
 from scalegmn.nn.pna import NUM_AGGREGATORS, EdgeUpdate, PNALayer
 from scalegmn.nn.positional import TypedLinear
 from scalegmn.nn.readout import DeepSetReadout, GraphReadout
+from scalegmn.nn.weight_space import AffineMaps, Features, HiddenNeuronLayer, NeuronLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -369,3 +370,69 @@ def _(update: RelationalEdgeUpdate, spec: NetSpec) -> None:
         resize(first)
         mirror(first, last)
         last.weight[constant] = 0
+
+
+# Weight spaces
+
+TANH_GAIN = 5 / 3
+"""What keeps the size of features through tanh."""
+
+
+def channel_groups(dim: int) -> tuple[slice, slice, slice]:
+    """Channels of weights that at first change sign with both neurons of a weight, with its receiver alone, and with
+    its sender alone; the last two are even numbers."""
+    size = dim // 6 * 2
+    return slice(0, dim - 2 * size), slice(dim - 2 * size, dim - size), slice(dim - size, dim)
+
+
+def odd_features(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> Features:
+    """What `layer` reads at first, of networks with a neuron of either sign in each hidden layer: means over neurons of
+    what changes sign with them are 0. Of size 1, but sqrt(n) in channels that are added up over n neurons."""
+    hidden = [torch.tensor([1.0, -1.0])] * (spec.num_layers - 1)
+    signs = [torch.ones(spec.layout[0]), *hidden, torch.ones(spec.layout[-1])]
+    weights, biases = [], [sign[None, :, None].repeat(1, 1, layer.in_dim) for sign in signs[1:]]
+    for maps, of_layer, (sender, receiver) in zip(layer.maps, spec.layers, pairwise(signs), strict=True):
+        weight = (receiver[:, None] * sender)[None, ..., None].repeat(1, 1, 1, layer.in_dim)
+        if "position" in cast("AffineMaps", maps).weight_maps:
+            _, forward, backward = channel_groups(layer.in_dim)
+            weight[..., forward] = receiver[:, None, None] * of_layer.in_dim**0.5
+            weight[..., backward] = sender[:, None] * of_layer.out_dim**0.5
+        weights.append(weight.repeat_interleave(math.prod(of_layer.kernel or ()), dim=-1))
+    return weights, biases
+
+
+def read_odd(linear: nn.Linear, features: Tensor) -> None:
+    """Reads those of `odd_features` that are not 0, times their size."""
+    linear.weight.normal_().mul_(features != 0)
+    resize(linear, TANH_GAIN)
+    linear.weight.mul_(features.abs())
+
+
+@balance.register(NeuronLayer)
+@balance.register(HiddenNeuronLayer)
+def _(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> None:
+    """Products of what is odd: P W of the first group of channels times 1, R rho and C kappa, group by group."""
+    inputs = layer.map_inputs(*odd_features(layer, spec))
+    for index, (maps, x, of_layer) in enumerate(zip(layer.maps, inputs, spec.layers, strict=True)):
+        weight_maps, bias_maps = (
+            {kind: cast("nn.Linear", linear) for kind, linear in of_kind.items()}
+            for of_kind in (cast("AffineMaps", maps).weight_maps, cast("AffineMaps", maps).bias_maps)
+        )
+        reads = {"all": torch.zeros_like(x.all[0])}
+        if x.position is not None:
+            reads["position"] = (x.position * x.position[..., :1]).mean((0, 1, 2))
+        for kind, features in (("sender", x.sender), ("receiver", x.receiver)):
+            if features is not None:
+                reads[kind] = features[0, 0]
+        for kind, linear in (*weight_maps.items(), *bias_maps.items()):
+            read_odd(linear, reads[kind])
+        if index == spec.num_layers - 1:  # outputs have no sign
+            read_odd(bias_maps["all"], x.all[0])
+        if x.position is not None:
+            kernel = math.prod(of_layer.kernel or ())
+            edges, *messages = (slice(kernel * g.start, kernel * g.stop) for g in channel_groups(layer.out_dim))
+            weight_maps["all"].bias[edges] = 1
+            for kind, group in zip(("sender", "receiver"), messages, strict=True):
+                others = torch.ones_like(weight_maps[kind].bias, dtype=torch.bool)
+                others[group] = False
+                weight_maps[kind].weight[others] = 0

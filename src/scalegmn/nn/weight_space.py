@@ -8,7 +8,7 @@ lists of both, one tensor per layer, to lists of both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -152,7 +152,7 @@ class MapInputs(NamedTuple):
 
 class AffineMaps(nn.Module):
     """W' = P W + R rho + C kappa + G g and b' = B kappa + H g for one layer; terms of tensors that are None are left
-    out.
+    out. As a product, W' = P W * (R rho + C kappa + G g), where W is read.
 
     Args:
         inputs: tensors with the widths of those that `forward` reads.
@@ -160,10 +160,14 @@ class AffineMaps(nn.Module):
         bias_dim: width of b'.
         jointly: P, R, C and G start uniform within 1 / sqrt(the sum of their input widths), as B and H always do;
             false: each starts within 1 / sqrt(its input width).
+        product: whether W' is a product.
     """
 
-    def __init__(self, inputs: MapInputs, weight_dim: int, bias_dim: int, jointly: bool = True) -> None:
+    def __init__(
+        self, inputs: MapInputs, weight_dim: int, bias_dim: int, jointly: bool = True, product: bool = False
+    ) -> None:
         super().__init__()
+        self.product = product
         widths = {kind: tensor.shape[-1] for kind, tensor in inputs._asdict().items() if tensor is not None}
         self.weight_maps = nn.ModuleDict({kind: nn.Linear(width, weight_dim) for kind, width in widths.items()})
         self.bias_maps = nn.ModuleDict(
@@ -182,7 +186,8 @@ class AffineMaps(nn.Module):
         if of_senders is not None:
             weight = weight + of_senders[:, None]
         if "position" in self.weight_maps:  # the largest last: what is added before has not been broadcast to it yet
-            weight = weight + self.weight_maps["position"](inputs.position)
+            position = self.weight_maps["position"](inputs.position)
+            weight = weight * position if self.product else weight + position
         return weight, bias
 
     def at_neurons(self, inputs: MapInputs) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -209,12 +214,18 @@ class NeuronLayer(nn.Module):
         kernels: F_1..F_L.
         in_dim: c.
         out_dim: c'.
+        product: W_l' = P_l W_l * (R_l rho_l + C_l kappa_l + G_l g).
     """
 
-    def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
+    def __init__(
+        self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int, product: bool = False
+    ) -> None:
         super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
         inputs = self.map_inputs(*_empty(layout, kernels, in_dim))
-        self.maps = nn.ModuleList(AffineMaps(x, out_dim * f, out_dim) for x, f in zip(inputs, kernels, strict=True))
+        self.maps = nn.ModuleList(
+            AffineMaps(x, out_dim * f, out_dim, product=product) for x, f in zip(inputs, kernels, strict=True)
+        )
 
     @staticmethod
     def map_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[MapInputs]:
@@ -255,17 +266,21 @@ class HiddenNeuronLayer(nn.Module):
         kernels: F_1..F_L.
         in_dim: c.
         out_dim: c'.
+        product: W_l' = P_l W_l * (R_l rho_l + C_l kappa_l + G_l g) between hidden layers.
     """
 
-    def __init__(self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int) -> None:
+    def __init__(
+        self, layout: Sequence[int], kernels: Sequence[int], in_dim: int, out_dim: int, product: bool = False
+    ) -> None:
         super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
         inputs, last = self.map_inputs(*_empty(layout, kernels, in_dim)), len(kernels) - 1
         self.num_inputs, self.num_outputs = layout[0], layout[-1]
         self.maps = nn.ModuleList()
         for index, f in enumerate(kernels):
             ends = {0: layout[0], last: layout[-1]}.get(index, 1)
             biases = out_dim * (layout[-1] if index == last else 1)
-            self.maps.append(AffineMaps(inputs[index], out_dim * f * ends, biases, jointly=index > 0))
+            self.maps.append(AffineMaps(inputs[index], out_dim * f * ends, biases, index > 0, product))
 
     @staticmethod
     def map_inputs(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[MapInputs]:
@@ -367,23 +382,48 @@ class NeuronNorm(nn.Module):
         return [*weights, last.transpose(1, 2)], [norm(x) for norm, x in zip(self.bias_norms, biases, strict=True)]
 
 
-class ReLUDropout(nn.Module):
-    """ReLU, then, while training, dropout of whole channels of weights and of single entries of biases.
+class ActivationDropout(nn.Module):
+    """sigma, then, while training, dropout of whole channels of weights and of single entries of biases.
 
     Args:
+        activation: sigma.
         dropout: the probability.
     """
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
         super().__init__()
+        self.activation = activation
         self.dropout = Dropout(dropout)
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
-        weights = [weight.relu() for weight in weights]
+        weights = list(map(self.activation, weights))
         if self.dropout.p and self.training:
             weights = [w * self.dropout(w.new_ones(len(w), 1, 1, w.shape[-1])) for w in weights]
-        return weights, [self.dropout(bias.relu()) for bias in biases]
+        return weights, [self.dropout(self.activation(bias)) for bias in biases]
+
+
+class ChannelProducts(nn.Module):
+    """x_c' = x_{2c} x_{2c+1}: half as many channels.
+
+    Args:
+        kernels: F_1..F_L.
+    """
+
+    def __init__(self, kernels: Sequence[int]) -> None:
+        super().__init__()
+        self.kernels = kernels
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same with c / 2."""
+        return list(map(channel_products, weights, self.kernels)), [channel_products(bias, 1) for bias in biases]
+
+
+def channel_products(x: Tensor, kernel: int) -> Tensor:
+    """`ChannelProducts` of one tensor."""
+    even, odd = x.unflatten(-1, (-1, 2, kernel)).unbind(-2)
+    new: Tensor = even * odd
+    return new.flatten(-2)
 
 
 class WeightSpacePool(nn.Module):
