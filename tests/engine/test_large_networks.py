@@ -67,11 +67,14 @@ NFN = [
     {"layer": "NP", "io_embed": True, "norm": "neurons", "dropout": 0.5, "append_statistics": True},
     {"layer": "pointwise", "num_frequencies": 0, "output": "parameters", "heads": 2},
     {"pool": "NP"},
+    {"hidden_dims": (4, 6), "products": True, "dropout": 0.5},
+    {"layer": "NP", "products": True, "output": "parameters"},
 ]
 DWSNET = [
     {},
     {"set_layer": "deep_set", "reduction": "mean", "num_linears": 2, "batch_norm": False},
     {"output": "parameters", "heads": 2, "full": True},
+    {"set_layer": "deep_set", "reduction": "mean", "products": True},
 ]
 
 

@@ -91,12 +91,15 @@ SPECS = [
     NetSpec.mlp([2, 5, 4, 2], "sine", 6.0),
     NetSpec.mlp([3, 4, 3, 5, 1], "hetero"),
 ]
+BALANCED = {"set_layer": "deep_set", "reduction": "mean", "batch_norm": False, "products": True, "init": "balanced"}
 CONFIGS = [
     DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=2),
     DWSNetConfig(hidden_dim=8, num_hidden=2, num_heads=4, full=True, batch_norm=False, num_readout_linears=2),
     DWSNetConfig(hidden_dim=9, num_hidden=1, set_layer="deep_set", num_heads=3, reduction="mean", num_linears=2),
     DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=1, output="parameters", normalize=False),
     DWSNetConfig(hidden_dim=8, num_hidden=1, set_layer="deep_set", num_heads=1, output="parameters", heads=2),
+    DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=2, products=True),
+    DWSNetConfig(hidden_dim=8, num_hidden=2, num_heads=1, **BALANCED),
 ]
 
 
@@ -191,6 +194,11 @@ def test_wrong_configurations_and_networks_are_refused():
         DWSNetConfig(num_hidden=0, num_heads=3)
     with pytest.raises(ValueError, match="set_layer: found 'sab', expected one of"):
         DWSNetConfig(set_layer="sab")
+    with pytest.raises(ValueError, match="hidden_dim: found 5, expected an even one for products"):
+        DWSNetConfig(hidden_dim=5, num_heads=5, products=True)
+    for wrong in ({"products": False}, {"reduction": "max"}, {"output": "parameters"}):
+        with pytest.raises(ValueError, match="init: balanced needs products, set_layer deep_set, reduction mean"):
+            DWSNetConfig(**BALANCED | wrong)
     for spec in (NetSpec.mlp([2, 1], "sine"), NetSpec((LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4)))):
         with pytest.raises(ValueError, match="dwsnet_args: expected networks of linear layers, at least one hidden"):
             DWSNetConfig().build(spec)

@@ -125,6 +125,7 @@ SPECS = [
 ]
 SMALL = {"hidden_dims": (8, 6), "num_frequencies": 2, "fourier_scale": 0.3, "readout_dim": 32}
 POSITIONS = {"num_bands": 2, "max_frequency": 3.0}
+BALANCED = {"hidden_dims": (8, 6), "num_frequencies": 0, "readout_dim": 32, "products": True, "init": "balanced"}
 CONFIGS = [
     NFNConfig(**SMALL, normalize=True, append_statistics=True),
     NFNConfig(**SMALL, layer="NP", **POSITIONS, layer_positions=True, pool="NP", norm="channels"),
@@ -133,6 +134,9 @@ CONFIGS = [
     NFNConfig(**SMALL, norm="neurons"),
     NFNConfig(**SMALL, output="parameters", norm="channels"),
     NFNConfig(**SMALL, output="parameters", layer="NP", **POSITIONS),
+    NFNConfig(**SMALL, products=True, norm="channels", append_statistics=True),
+    NFNConfig(**BALANCED, layer="NP"),
+    NFNConfig(**BALANCED, output="parameters", normalize=True),
 ]
 CASES = [(c, s) for c in CONFIGS for s in SPECS if not (s.is_cnn and c.norm == "neurons")]
 
@@ -246,6 +250,13 @@ def test_wrong_configurations_and_networks_are_refused():
         NFNConfig(hidden_dims=(4, 1), norm="channels")
     with pytest.raises(ValueError, match=r"layer_positions: needs num_bands, found 0; .*append_statistics: is for vec"):
         NFNConfig(layer_positions=True, append_statistics=True, output="parameters")
+    with pytest.raises(ValueError, match="products: are of layers NP and HNP, found pointwise"):
+        NFNConfig(products=True, layer="pointwise")
+    with pytest.raises(ValueError, match=r"hidden_dims: found \[4, 3\], expected an even last one for products"):
+        NFNConfig(products=True, hidden_dims=(4, 3))
+    for wrong in ({"products": False}, {"num_frequencies": 2}, {"num_bands": 2}):
+        with pytest.raises(ValueError, match="init: balanced needs products, and neither num_frequencies nor"):
+            NFNConfig(**BALANCED | wrong)
     with pytest.raises(ValueError, match="at least one hidden layer"):
         NFNConfig().build(NetSpec.mlp([2, 1], "sine"))
     with pytest.raises(ValueError, match="norm: neurons is for linear layers, found CNN"):

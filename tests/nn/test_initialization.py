@@ -45,6 +45,9 @@ NG_T = {
     "node_hidden_dim": 32,
     "edge_hidden_dim": 32,
 }
+NFN = {"hidden_dims": (16, 16), "num_frequencies": 0, "readout_dim": 32, "products": True}
+DWSNET = {"hidden_dim": 16, "num_hidden": 1, "set_layer": "deep_set", "reduction": "mean"}
+DWSNET |= {"batch_norm": False, "products": True}
 PERMUTATION = {
     "gmn": ScaleGMNConfig(**GMN),
     "gmn-bidirectional": ScaleGMNConfig(**GMN, direction="bidirectional"),
@@ -52,6 +55,9 @@ PERMUTATION = {
     "gmn-scale": ScaleGMNConfig(**GMN, message_function="scale"),
     "gmn-deep": ScaleGMNConfig(**GMN, mlp_dims=(16, 12), mlp_layer_norm=False),
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16),
+    "nfn": NFNConfig(**NFN),
+    "nfn-np": NFNConfig(**NFN, layer="NP"),
+    "dwsnet": DWSNetConfig(**DWSNET),
     "ng_gnn-fourier": NGGNNConfig(hidden_dim=16, frequency_scale=0.1, encoder_layers=2, reverse_edges=False),
 }
 
@@ -181,6 +187,8 @@ STARTING = {
     "gmn": ScaleGMNConfig(**SMALL, symmetry="permutation", message_function="product"),
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16, num_layers=3, out_dim=4, reverse_edges=False),
     "ng_t": NGTConfig(**NG, **NG_T, reverse_edges=True, num_layers=3, out_dim=4),
+    "nfn-products": NFNConfig(**NFN, out_dim=4),
+    "dwsnet-products": DWSNetConfig(**DWSNET, out_dim=4),
 }
 STARTING = {name: replace(config, init="balanced") for name, config in STARTING.items()} | {
     "scalegmn-probes": ScaleGMNConfig(**SMALL, num_probes=16),

@@ -270,7 +270,8 @@ def _(layer: NeuronNorm, index: int, x: LargeWeights, result: Tensor) -> LargeWe
 @_pointwise.register(ActivationDropout)
 def _(layer: ActivationDropout, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
     if layer.training and layer.dropout.p:
-        return x.then(x.dim, lambda rows: layer.activation(rows) * result)
+        factors = result / layer.activation(result.new_ones(()))
+        return x.then(x.dim, lambda rows: layer.activation(rows) * factors)
     return x.then(x.dim, layer.activation)
 
 
@@ -356,7 +357,7 @@ def _run_dws_layer(layer: DWSLayerParts, tensors: Sequence[AnyWeights]) -> list[
         of_all = next(
             i for i, (source, to, kept, _) in enumerate(layer.terms) if source == to == target and kept == sets
         )
-        map_, factor = layer.maps[of_all], layer.terms[of_all][3] / len(tensors)
+        map_, factor = layer.maps[of_all], layer.terms[of_all][3]
         ends = terms[()][:, None] + terms[sets[:1]], terms[sets[1:]]
         results.append(
             x.then(layer.out_dims[target], partial(_scaled, map_, factor), map_, *ends, product=layer.products)

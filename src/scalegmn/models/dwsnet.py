@@ -135,7 +135,8 @@ class Term(NamedTuple):
     """The hidden node layers along which it acts."""
 
     factor: float
-    """That the map's result is multiplied by: 1 / how many maps there are between the two tensors."""
+    """That the map's result is multiplied by: 1 / how many tensors are read / how many maps there are between the two;
+    with `products` 1."""
 
 
 def tensor_axes(num_layers: int) -> list[Axes]:
@@ -154,7 +155,7 @@ class DWSLayer(nn.Module):
     S over the hidden layers that T lacks, acts along those that they share, and is broadcast over those that S lacks.
     It is affine where they share none and a set layer where they share one. Between the two hidden layers of
     S = T = W_l it is the mean of four affine maps: of S, of S reduced over either layer, and over both. With
-    `products`, T' between two hidden layers is that of S times the sum of all others, in which 1/(2L) is a factor, too.
+    `products`, all means are sums, of which training takes larger steps, and W_l' = map(W_l) * (the sum of all others).
 
     Args:
         config: the hyper-parameters.
@@ -170,6 +171,7 @@ class DWSLayer(nn.Module):
         self.in_dim, self.out_dim = in_dim, out_dim
         self.reduction, self.axes, self.products = config.reduction, tensor_axes(last), config.products
         self.out_dims = [out_dim * math.prod(layout[a] for a in axes.fixed) for axes in self.axes]
+        share = 1.0 if config.products else 1 / len(self.axes)
         self.terms: list[Term] = []
         self.maps = nn.ModuleList()
         narrow = {last - 2, *range(last, 2 * last - 2)}  # W_{L-1} and b_1..b_{L-2}, as sources of W_L
@@ -183,7 +185,7 @@ class DWSLayer(nn.Module):
                 apart = node_layers[0].isdisjoint(node_layers[1]) and (source < last) != (target < last)
                 num_linears = 1 if apart else config.num_linears  # the published code does not pass the option on
                 if len(shared) == 1:
-                    self.terms.append(Term(source, target, shared, 1))
+                    self.terms.append(Term(source, target, shared, share))
                     self.maps.append(
                         SetAttention(width, new_width, num_heads)
                         if config.set_layer == "attention"
@@ -191,7 +193,8 @@ class DWSLayer(nn.Module):
                     )
                 else:
                     kept = [axes for count in range(len(shared) + 1) for axes in combinations(shared, count)]
-                    self.terms += [Term(source, target, axes, 1 / len(kept)) for axes in kept]
+                    factor = 1.0 if config.products else share / len(kept)
+                    self.terms += [Term(source, target, axes, factor) for axes in kept]
                     self.maps.extend(affine(width, new_width, num_linears) for _ in kept)
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -214,7 +217,7 @@ class DWSLayer(nn.Module):
             x = read[source, kept]
             if x is None:
                 continue
-            new, factor = map_(x), factor / len(self.axes)
+            new = map_(x)
             if new.shape[-1] < self.out_dims[target]:  # one value for all outputs
                 new = new.repeat(*(1,) * (new.ndim - 1), self.out_dims[target] // new.shape[-1])
             old = sums[target].get(kept)
@@ -370,7 +373,7 @@ def _(layer: DWSLayer, spec: NetSpec) -> None:
             edges, forward, backward = channel_groups(layer.out_dim)
             rows = {target: slice(None), target[:1]: forward, target[1:]: backward, (): slice(0)}[term.kept]
             if term.source == term.target and not term.kept:
-                linear.bias[edges] = len(layer.axes) / term.factor
+                linear.bias[edges] = 1
         elif term.kept != target:
             continue
         weight = linear.weight[rows, columns]
@@ -379,7 +382,7 @@ def _(layer: DWSLayer, spec: NetSpec) -> None:
     num_terms = Counter((term.target, term.kept) for term, *_ in active)
     for term, weight, size in active:
         num_read = weight.shape[1] * num_terms[term.target, term.kept]
-        weight.normal_(std=TANH_GAIN * size * len(layer.axes) / term.factor / num_read**0.5)
+        weight.normal_(std=TANH_GAIN * size / num_read**0.5)
 
 
 @balance.register

@@ -245,4 +245,4 @@ def _(model: NFN, spec: NetSpec) -> None:
     balance_children(model, spec)
     if model.readout is not None:
         for linear in cast("MLP", model.readout[1]).linears:
-            resize(cast("nn.Linear", linear), 2**0.5)
+            resize(linear, 2**0.5)

@@ -412,7 +412,9 @@ def read_odd(linear: nn.Linear, features: Tensor) -> None:
 @balance.register(HiddenNeuronLayer)
 def _(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> None:
     """Products of what is odd: P W of the first group of channels times 1, R rho and C kappa, group by group."""
-    inputs = layer.map_inputs(*odd_features(layer, spec))
+    weights, biases = odd_features(layer, spec)
+    inputs = layer.map_inputs(weights, biases)
+    signs = [torch.ones(spec.layout[0], 1), *(bias[0, :, :1] for bias in biases)]
     for index, (maps, x, of_layer) in enumerate(zip(layer.maps, inputs, spec.layers, strict=True)):
         weight_maps, bias_maps = (
             {kind: cast("nn.Linear", linear) for kind, linear in of_kind.items()}
@@ -421,9 +423,9 @@ def _(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> None:
         reads = {"all": torch.zeros_like(x.all[0])}
         if x.position is not None:
             reads["position"] = (x.position * x.position[..., :1]).mean((0, 1, 2))
-        for kind, features in (("sender", x.sender), ("receiver", x.receiver)):
+        for kind, features, sign in (("sender", x.sender, signs[index]), ("receiver", x.receiver, signs[index + 1])):
             if features is not None:
-                reads[kind] = features[0, 0]
+                reads[kind] = (sign * features).mean((0, 1))
         for kind, linear in (*weight_maps.items(), *bias_maps.items()):
             read_odd(linear, reads[kind])
         if index == spec.num_layers - 1:  # outputs have no sign
