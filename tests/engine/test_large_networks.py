@@ -7,11 +7,13 @@ from contract import assert_engine_computes_the_plain_form, build, flat
 
 from scalegmn.engine import neural_graphs
 from scalegmn.engine.chunks import ChunkPlan
+from scalegmn.engine.large_weight_spaces import held, run_nfn_layers
 from scalegmn.models.dwsnet import DWSNetConfig
 from scalegmn.models.nfn import NFNConfig
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.networks import NetSpec
+from scalegmn.nn.weight_space import ActivationDropout
 
 MLP = NetSpec.mlp([2, 6, 9, 3], "sine")
 WAYS = [ChunkPlan(11), ChunkPlan(11, materialize=False)]
@@ -113,3 +115,30 @@ def test_weight_spaces(config, chunks, random_params, monkeypatch):
     found = flat(model(several))
     monkeypatch.undo()
     torch.testing.assert_close(found, flat(model(several)), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunks", WAYS)
+def test_dropout_after_tanh_in_low_precision(chunks):
+    """Its factors are those of the plain form to the bit: none is tanh of 1, rounded, divided out again."""
+    for p in (0.1, 0.2, 0.3):
+        layer = ActivationDropout(torch.tanh, p)
+        weights = [torch.randn(1, n, m, 64, dtype=torch.bfloat16) for n, m in ((5, 2), (4, 5), (3, 4))]
+        biases = [torch.randn(1, n, 64, dtype=torch.bfloat16) for n in (5, 4, 3)]
+        torch.manual_seed(0)
+        plain = layer(weights, biases)
+        torch.manual_seed(0)
+        large = held(*run_nfn_layers([layer], weights, biases, chunks))
+        assert all(map(torch.equal, [*plain[0], *plain[1]], [*large[0], *large[1]]))
+
+
+def test_chunks_draw_as_many_numbers_for_dropout(random_params, monkeypatch):
+    """DWSNet's, which are drawn for each weight."""
+    options = {"set_layer": "deep_set", "hidden_dim": 8, "num_hidden": 2, "dropout": 0.3}
+    model, params = DWSNetConfig(**options).build(MLP4).double().train(), random_params(MLP4, 2)
+    states = []
+    for chunks in (ChunkPlan(None), ChunkPlan(11)):
+        monkeypatch.setattr(model, "chunks", lambda *args, chunks=chunks: chunks)
+        torch.manual_seed(0)
+        model(params)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

@@ -196,9 +196,9 @@ def test_wrong_configurations_and_networks_are_refused():
         DWSNetConfig(set_layer="sab")
     with pytest.raises(ValueError, match="hidden_dim: found 5, expected an even one for products"):
         DWSNetConfig(hidden_dim=5, num_heads=5, products=True)
-    for wrong in ({"products": False}, {"reduction": "max"}, {"output": "parameters"}):
-        with pytest.raises(ValueError, match="init: balanced needs products, set_layer deep_set, reduction mean"):
-            DWSNetConfig(**BALANCED | wrong)
+    for key, value in {"products": False, "reduction": "max", "output": "parameters", "num_linears": 2}.items():
+        with pytest.raises(ValueError, match=rf"^dwsnet_args.{key}: found {value}, expected \w+ for init balanced$"):
+            DWSNetConfig(**BALANCED | {key: value})
     for spec in (NetSpec.mlp([2, 1], "sine"), NetSpec((LayerSpec(1, 3, (3, 3), "relu"), LayerSpec(3, 4)))):
         with pytest.raises(ValueError, match="dwsnet_args: expected networks of linear layers, at least one hidden"):
             DWSNetConfig().build(spec)

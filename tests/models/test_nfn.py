@@ -254,9 +254,11 @@ def test_wrong_configurations_and_networks_are_refused():
         NFNConfig(products=True, layer="pointwise")
     with pytest.raises(ValueError, match=r"hidden_dims: found \[4, 3\], expected an even last one for products"):
         NFNConfig(products=True, hidden_dims=(4, 3))
-    for wrong in ({"products": False}, {"num_frequencies": 2}, {"num_bands": 2}):
-        with pytest.raises(ValueError, match="init: balanced needs products, and neither num_frequencies nor"):
-            NFNConfig(**BALANCED | wrong)
+    for key, value in {"products": False, "num_frequencies": 2, "num_bands": 2, "norm": "channels"}.items():
+        with pytest.raises(ValueError, match=rf"^nfn_args.{key}: found {value}, expected \w+ for init balanced$"):
+            NFNConfig(**BALANCED | {key: value})
+    with pytest.raises(ValueError, match="io_embed: found True, expected False for init balanced"):
+        NFNConfig(**BALANCED, layer="NP", io_embed=True)
     with pytest.raises(ValueError, match="at least one hidden layer"):
         NFNConfig().build(NetSpec.mlp([2, 1], "sine"))
     with pytest.raises(ValueError, match="norm: neurons is for linear layers, found CNN"):

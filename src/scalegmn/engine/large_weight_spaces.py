@@ -27,6 +27,7 @@ from scalegmn.nn.sets import Reduction, reduced
 from scalegmn.nn.weight_space import (
     ActivationDropout,
     AffineMaps,
+    ChannelDropout,
     ChannelNorm,
     ChannelProducts,
     HiddenNeuronLayer,
@@ -206,6 +207,9 @@ def run_nfn_layers(
             shaped, biases = layer.shaped(cast("list[tuple[Tensor, Tensor]]", new))
             mixed = list(shaped)
             continue
+        if isinstance(layer, ActivationDropout):
+            mixed, biases = [_each(layer.activation, x) for x in mixed], list(map(layer.activation, biases))
+            layer = layer.dropout
         # one weight of ones in place of the large ones, so that dropout draws as many numbers as it would for them
         small = [x if isinstance(x, Tensor) else biases[0].new_ones(1, 1, 1, x.dim) for x in mixed]
         results, biases = layer(small, biases)
@@ -267,12 +271,9 @@ def _(layer: NeuronNorm, index: int, x: LargeWeights, result: Tensor) -> LargeWe
     return x.then(x.dim, layer.weight_norms[index], layer.weight_norms[index])
 
 
-@_pointwise.register(ActivationDropout)
-def _(layer: ActivationDropout, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
-    if layer.training and layer.dropout.p:
-        factors = result / layer.activation(result.new_ones(()))
-        return x.then(x.dim, lambda rows: layer.activation(rows) * factors)
-    return x.then(x.dim, layer.activation)
+@_pointwise.register(ChannelDropout)
+def _(layer: ChannelDropout, index: int, x: LargeWeights, result: Tensor) -> LargeWeights:
+    return x.then(x.dim, lambda rows: rows * result) if layer.training and layer.dropout.p else x
 
 
 @_pointwise.register(ChannelProducts)
@@ -338,7 +339,11 @@ def run_dws_layers(
         mixed = _run_dws_layer(layer, [_each(lambda rows: model.dropout(model.activation(rows)), x) for x in mixed])
     if model.readout is None:
         return held(mixed, ())[0], []
-    return [], [_reduced(_each(model.pooled, x), tuple(range(1, len(x.shape) - 1)), first.reduction) for x in mixed]
+    pooled: list[AnyWeights] = [
+        model.pooled(x) if isinstance(x, Tensor) else x.then(x.dim // (2 if first.products else 1), model.pooled)
+        for x in mixed
+    ]
+    return [], [_reduced(x, tuple(range(1, len(x.shape) - 1)), first.reduction) for x in pooled]
 
 
 def _run_dws_layer(layer: DWSLayerParts, tensors: Sequence[AnyWeights]) -> list[AnyWeights]:
@@ -373,7 +378,7 @@ def _scaled(map_: nn.Module, factor: float, x: Tensor) -> Tensor:
 
 def _each(function: Callable[[Tensor], Tensor], x: AnyWeights) -> AnyWeights:
     """`function` of each weight or bias."""
-    return function(x) if isinstance(x, Tensor) else x.then(function(x.edges.values.new_zeros(x.dim)).numel(), function)
+    return function(x) if isinstance(x, Tensor) else x.then(x.dim, function)
 
 
 def _reduced(x: AnyWeights, axes: tuple[int, ...], reduction: Reduction) -> Tensor:

@@ -238,6 +238,11 @@ class ModelConfig:
                     problems.append(f"{prefix}{name}: found {value!r}, expected one of {tuple(choices)}")
         return problems
 
+    def wrong_for(self, choice: str, **needed: object) -> list[str]:
+        """One sentence per field that has another value than `choice` (of another field) needs."""
+        values = ((name, getattr(self, name), value) for name, value in needed.items())
+        return [f"{name}: found {own}, expected {value} for {choice}" for name, own, value in values if own != value]
+
     def wrong_output(self, reason: str) -> list[str]:
         """One sentence if the output is not a vector, for models that give nothing else; `reason` says why."""
         return [] if self.output == "vector" else [f"output: found {self.output}, but {reason}; use vector"]

@@ -87,11 +87,9 @@ class DWSNetConfig(ModelConfig):
             problems.append(f"init_scale: found {self.init_scale}, expected above 0")
         if self.products and self.hidden_dim % 2 and not self.changes_parameters:
             problems.append(f"hidden_dim: found {self.hidden_dim}, expected an even one for products")
-        linear = self.set_layer == "deep_set" and self.reduction == "mean" and self.num_linears == 1
-        if self.init == "balanced" and not (self.products and linear and not self.changes_parameters):
-            problems.append(
-                "init: balanced needs products, set_layer deep_set, reduction mean, num_linears 1 and output vector"
-            )
+        if self.init == "balanced":  # of means and affine maps
+            needed = {"set_layer": "deep_set", "reduction": "mean", "num_linears": 1, "output": "vector"}
+            problems += self.wrong_for("init balanced", products=True, **needed)
         if self.set_layer == "attention" and self.num_heads > 0 and self.hidden_dim % self.num_heads:
             problems.append(f"num_heads: found {self.num_heads}, expected a divisor of hidden_dim {self.hidden_dim}")
         self.refuse(problems)

@@ -48,12 +48,13 @@ class NFNConfig(ModelConfig):
     """Channels after each layer; with output parameters, one more layer follows."""
 
     products: bool = False
-    """Layers multiply what they read at a weight by what they read at its ends, where the published ones add; tanh in
-    place of ReLU; for vectors, the means are of products of two channels."""
+    """Layers multiply what they read at a weight (HNP: between hidden layers) by what they read at its ends, where the
+    published ones add; tanh in place of ReLU; for vectors, the means are of products of two channels."""
 
     init: Init = "published"
-    """Initial parameters. balanced, for products: features keep their size and start odd, as if the model knew the
-    signs of neurons (`scalegmn.nn.initialization`). published: as in the published code."""
+    """Initial parameters. balanced, for products of weights as they are (no frequencies, bands, io_embed or norm):
+    features keep their size and start odd, as if the model knew the signs of neurons (`scalegmn.nn.initialization`).
+    published: as in the published code."""
 
     num_frequencies: int = 128
     """Number of Gaussian Fourier features of each weight and bias, a sine and a cosine each; 0: none."""
@@ -113,8 +114,9 @@ class NFNConfig(ModelConfig):
             problems.append("products: are of layers NP and HNP, found pointwise; leave it false")
         elif self.products and self.hidden_dims and self.hidden_dims[-1] % 2 and not self.changes_parameters:
             problems.append(f"hidden_dims: found {list(self.hidden_dims)}, expected an even last one for products")
-        if self.init == "balanced" and not (self.products and self.num_frequencies == self.num_bands == 0):
-            problems.append("init: balanced needs products, and neither num_frequencies nor num_bands")
+        if self.init == "balanced":  # features would not start odd
+            needed = {"products": True, "num_frequencies": 0, "num_bands": 0, "io_embed": False, "norm": "none"}
+            problems += self.wrong_for("init balanced", **needed)
         if self.append_statistics and self.changes_parameters:
             problems.append("append_statistics: is for vectors, found output parameters")
         self.refuse(problems)

@@ -382,25 +382,41 @@ class NeuronNorm(nn.Module):
         return [*weights, last.transpose(1, 2)], [norm(x) for norm, x in zip(self.bias_norms, biases, strict=True)]
 
 
-class ActivationDropout(nn.Module):
-    """sigma, then, while training, dropout of whole channels of weights and of single entries of biases.
+class ChannelDropout(nn.Module):
+    """While training, dropout of whole channels of weights and of single entries of biases.
 
     Args:
-        activation: sigma.
-        dropout: the probability.
+        p: the probability.
     """
 
-    def __init__(self, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.activation = activation
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(p)
 
     def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
         """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
-        weights = list(map(self.activation, weights))
         if self.dropout.p and self.training:
             weights = [w * self.dropout(w.new_ones(len(w), 1, 1, w.shape[-1])) for w in weights]
-        return weights, [self.dropout(self.activation(bias)) for bias in biases]
+        return list(weights), list(map(self.dropout, biases))
+
+
+class ActivationDropout(nn.Module):
+    """sigma, then `ChannelDropout`.
+
+    Args:
+        activation: sigma.
+        p: the probability.
+    """
+
+    def __init__(self, activation: Callable[[Tensor], Tensor], p: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dropout = ChannelDropout(p)
+
+    def forward(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Features:
+        """[B, n_l, n_{l-1}, c F_l] and [B, n_l, c] -> the same."""
+        new: Features = self.dropout(list(map(self.activation, weights)), list(map(self.activation, biases)))
+        return new
 
 
 class ChannelProducts(nn.Module):
