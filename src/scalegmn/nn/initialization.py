@@ -435,6 +435,5 @@ def _(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> None:
             edges, *messages = (slice(kernel * g.start, kernel * g.stop) for g in channel_groups(layer.out_dim))
             weight_maps["all"].bias[edges] = 1
             for kind, group in zip(("sender", "receiver"), messages, strict=True):
-                others = torch.ones_like(weight_maps[kind].bias, dtype=torch.bool)
-                others[group] = False
-                weight_maps[kind].weight[others] = 0
+                weight_maps[kind].weight[: group.start] = 0
+                weight_maps[kind].weight[group.stop :] = 0
