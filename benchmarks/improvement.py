@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--epochs", default="0,1,5,25,50,100,150", help="numbers of epochs of SGD")
     parser.add_argument("--rates", default="0.01,0.03,0.1,0.3", help="learning rates of SGD to choose from")
+    parser.add_argument("--networks", type=int, help="SGD of the first so many networks of each split; default: of all")
     values = parser.parse_args()
     summary, config = read_summary(values.run), read_config_file(values.run / "config.yml")
     with redirect_stdout(StringIO()):
@@ -110,14 +111,16 @@ def main() -> None:
         "seconds per network": seconds,
     }
     epochs, rates = [int(word) for word in values.epochs.split(",")], [float(word) for word in values.rates.split(",")]
-    of_rates = [max(descent(task, networks(task, "val"), "val", rate, epochs)) for rate in rates]
+    chosen = slice(values.networks)
+    of_rates = [max(descent(task, networks(task, "val")[chosen], "val", rate, epochs)) for rate in rates]
     rate = rates[max(range(len(rates)), key=of_rates.__getitem__)]
     start = time.perf_counter()
-    after = descent(task, params, "test", rate, epochs)
+    after = descent(task, params[chosen], "test", rate, epochs)
     figures |= {
         "learning rate": rate,
         "descent": dict(zip(map(str, epochs), after, strict=True)),
-        "descent, seconds per network": (time.perf_counter() - start) / len(params),
+        "descent, networks": len(params[chosen]),
+        "descent, seconds per network": (time.perf_counter() - start) / len(params[chosen]),
         "pruned": {
             name: {f"{share:g}": accuracy(task, pruned(nets, share), "test") for share in SHARES}
             for name, nets in (("before", params), ("one pass", improved))

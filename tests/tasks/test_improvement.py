@@ -144,5 +144,6 @@ def test_script(home):
     figures = json.loads(shown.stdout.splitlines()[-1])
     assert figures["one pass"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
     assert figures["one pass, moved"] == pytest.approx(summary["test_accuracy"], abs=0.01)
+    assert figures["descent, networks"] == len(rows)
     assert figures["descent"]["0"] == pytest.approx(before["accuracy"], abs=1e-6)
     assert figures["pruned"]["one pass"]["0"] == pytest.approx(summary["test_accuracy"], abs=1e-6)
