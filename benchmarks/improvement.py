@@ -112,8 +112,10 @@ def main() -> None:
     }
     epochs, rates = [int(word) for word in values.epochs.split(",")], [float(word) for word in values.rates.split(",")]
     chosen = slice(values.networks)
-    of_rates = [max(descent(task, networks(task, "val")[chosen], "val", rate, epochs)) for rate in rates]
-    rate = rates[max(range(len(rates)), key=of_rates.__getitem__)]
+    rate = rates[0]
+    if len(rates) > 1:
+        of_rates = [max(descent(task, networks(task, "val")[chosen], "val", rate, epochs)) for rate in rates]
+        rate = rates[max(range(len(rates)), key=of_rates.__getitem__)]
     start = time.perf_counter()
     after = descent(task, params[chosen], "test", rate, epochs)
     figures |= {
