@@ -95,7 +95,7 @@ class LargeWeights:
         num_receivers, num_senders = values.shape[1:3]
         update = EdgeUpdate(
             module or nn.Module(),
-            partial(_times_ends if product else _add_ends, function),
+            partial(_with_ends, function, product),
             values.new_zeros(len(values), num_senders, 0) if senders is None else senders.expand(-1, num_senders, -1),
             values.new_zeros(len(values), num_receivers, 0)
             if receivers is None
@@ -147,8 +147,9 @@ class LargeWeights:
         return replace(self, edges=replace(self.edges, values=self.edges.values.transpose(1, 2), updates=updates))
 
 
-def _add_ends(
+def _with_ends(
     function: Callable[..., Tensor],
+    product: bool,
     module: nn.Module,
     edges: Edges,
     senders: Tensor,
@@ -157,21 +158,11 @@ def _add_ends(
 ) -> Tensor:
     """See `LargeWeights.then`."""
     x = function(edges.values, *others)
+    if product:
+        return x * (edges.at_receivers(receivers) + edges.at_senders(senders))
     if receivers.shape[-1]:
         x = x + edges.at_receivers(receivers)
     return x + edges.at_senders(senders) if senders.shape[-1] else x
-
-
-def _times_ends(
-    function: Callable[..., Tensor],
-    module: nn.Module,
-    edges: Edges,
-    senders: Tensor,
-    receivers: Tensor,
-    *others: Tensor,
-) -> Tensor:
-    """See `LargeWeights.then`."""
-    return function(edges.values, *others) * (edges.at_receivers(receivers) + edges.at_senders(senders))
 
 
 AnyWeights = Tensor | LargeWeights
