@@ -20,6 +20,7 @@ from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
+from scalegmn.models.quasi_nfn import QuasiNFNConfig
 from scalegmn.models.quasi_scalegmn import QuasiScaleGMNConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn import ScaleGMNConfig
@@ -199,6 +200,7 @@ STARTING = {name: replace(config, init="balanced") for name, config in STARTING.
     "inr2jls": INR2JLSConfig(hidden_dim=32, num_frequencies=8, readout_dim=32, out_dim=4),
     "unf": UNFConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
     "nft": NFTConfig(hidden_dim=16, num_layers=1, readout_dim=32, out_dim=4),
+    "quasi_nfn": QuasiNFNConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
     "monomial_nfn": MonomialNFNConfig(hidden_dims=(16, 16), readout_dim=32, out_dim=4),
     "gradmetanet": GradMetaNetConfig(num_probes=64, num_layers=1, out_dim=4),
     "dwsnet": DWSNetConfig(hidden_dim=8, num_hidden=1, num_heads=4, out_dim=4),

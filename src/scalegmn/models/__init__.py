@@ -18,6 +18,7 @@ from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.models.ng_t import NGTConfig
 from scalegmn.models.phasor import PhasorConfig
 from scalegmn.models.probegen import ProbeGenConfig
+from scalegmn.models.quasi_nfn import QuasiNFNConfig
 from scalegmn.models.quasi_scalegmn import QuasiScaleGMNConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.statnn import StatNNConfig
@@ -39,6 +40,7 @@ __all__ = [
     "NGTConfig",
     "PhasorConfig",
     "ProbeGenConfig",
+    "QuasiNFNConfig",
     "QuasiScaleGMNConfig",
     "ScaleGMNConfig",
     "StatNNConfig",

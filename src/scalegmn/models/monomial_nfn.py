@@ -116,6 +116,21 @@ class MonomialLayer(nn.Module):
         return list(linear(torch.cat(list(parts), -1)).split(widths, -1))
 
 
+def rescaled(features: Features, scalars: Sequence[Tensor]) -> Features:
+    """Scalars q_i of hidden neurons act on features, per channel: q_i W_l[i], q_i b_l[i] and W_{l+1}[:, i] / q_i.
+
+    Args:
+        features: as `MonomialLayer` returns them.
+        scalars: per hidden layer [B, n_l, c].
+    """
+    weights, biases = (list(tensors) for tensors in features)
+    for index, q in enumerate(scalars):
+        biases[index] = biases[index] * q
+        for place, factor in ((index, q[:, :, None, None]), (index + 1, 1 / q[:, None, :, None])):
+            weights[place] = (weights[place].unflatten(-1, (-1, q.shape[-1])) * factor).flatten(3)
+    return weights, biases
+
+
 def path_norms(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """How large what comes to each neuron, and what leaves it, can be; of hidden layers 1..L-1, [B, n_l] each.
 
@@ -196,16 +211,26 @@ class MonomialNFN(Metanetwork):
         self.validate_spec(params.spec)
         read = self.normalized(params)
         features = [w.reshape(*w.shape[:3], -1) for w in read.weights], [b[..., None] for b in read.biases]
-        norms = path_norms(features[0], read.biases)
+        norms, scalars = path_norms(features[0], read.biases), self.scalars(read)
         for index, layer in enumerate(self.layers):
             weights, biases = layer(*features)
             if self.readout is not None or index < len(self.layers) - 1:
                 weights, biases = list(map(self.activation, weights)), list(map(self.activation, biases))
             features = weights, biases
+            if index < len(scalars):
+                features = rescaled(features, scalars[index])
         if self.readout is None:
             return self.joined_heads(changes_by_head(params, *features, self.config.heads))
         output: Tensor = self.readout(*self.pooled(features, *norms))
         return output
+
+    def scalars(self, read: NetParams) -> list[list[Tensor]]:
+        """By what the results of the first layers are `rescaled`, one list for each. Here: of no layer.
+
+        Args:
+            read: the networks as the model reads them.
+        """
+        return []
 
     def pooled(self, features: Features, incoming: Sequence[Tensor], outgoing: Sequence[Tensor]) -> list[Tensor]:
         """Means of invariant features, [B, widths]."""

@@ -12,8 +12,7 @@ from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn import ScaleGMNConfig
 from scalegmn.models.scalegmn.model import ScaleGMN
 from scalegmn.networks import NetParams, NetSpec
-from scalegmn.nn.mlp import MLP
-from scalegmn.symmetry.statistics import NUM_NEURON_STATISTICS, neuron_statistics
+from scalegmn.nn.factors import NeuronFactors, epsilon_problems
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class QuasiScaleGMNConfig(ScaleGMNConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.epsilon < 1:
-            self.refuse([f"epsilon: found {self.epsilon}, expected between 0 and 1; for no factors use model scalegmn"])
+        self.refuse(epsilon_problems(self.epsilon, "scalegmn"))
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
@@ -46,12 +44,11 @@ METANETWORKS.register(QuasiScaleGMNConfig.name, QuasiScaleGMNConfig)
 class QuasiScaleGMN(ScaleGMN):
     """F = alpha beta: ScaleGMN's first features of hidden neurons, times factors that are not invariant to scales.
 
-        x_i = alpha_i * (A_v b_i + probes_i)       alpha_i = 1 + epsilon sin(MLP(s_i)),  componentwise
-        s_i = log10 ||[W_i, b_i]||, log10 ||outgoing weights of i||, |b_i| / ||[W_i, b_i]||
+        x_i = alpha_i * (A_v b_i + probes_i)
 
-    s_i moves with permutations and is the same for all signs, so these are kept exactly: of tanh and sine networks the
-    model is as exact as ScaleGMN, and knows sizes. Positive scales q of relu neurons shift s_i by log10 q, and the
-    result moves: no factor by more than 2 epsilon, and the output in proportion to epsilon.
+    alpha_i are the neuron's factors (`NeuronFactors`), which keep permutations and signs exactly: of tanh and sine
+    networks the model is as exact as ScaleGMN, and knows sizes. Positive scales of relu neurons move the output in
+    proportion to epsilon.
 
     See Tran et al., Quasi-Equivariant Metanetworks, ICLR 2026, https://arxiv.org/abs/2604.23720. There alpha(theta) is
     an element of the group, such as a positive number per relu neuron, that acts on beta(theta), so that functions are
@@ -71,7 +68,7 @@ class QuasiScaleGMN(ScaleGMN):
 
     def __init__(self, config: QuasiScaleGMNConfig, spec: NetSpec) -> None:
         super().__init__(config, spec)
-        self.factors = MLP(NUM_NEURON_STATISTICS, (config.hidden_dim,), config.hidden_dim)
+        self.factors = NeuronFactors(config.hidden_dim, config.hidden_dim, config.epsilon)
 
     def added_features(
         self, nets: Sequence[NetParams], read: Sequence[NetParams], probes: list[list[Tensor]]
@@ -81,9 +78,8 @@ class QuasiScaleGMN(ScaleGMN):
         for index, (params, of_model) in enumerate(zip(nets, read, strict=True)):
             features = [self.node_linear(x) for x in of_model.node_features()]
             of_probes = probes[index] if probes else [torch.zeros_like(x) for x in features]
-            new, hidden = list(of_probes), zip(params.spec.node_layers[:-1], neuron_statistics(params), strict=False)
-            for (_, place), statistics in hidden:
-                change = self.config.epsilon * torch.sin(self.factors(statistics))
-                new[place] = of_probes[place] + change * (features[place] + of_probes[place])
+            new = list(of_probes)
+            for (_, place), factors in zip(params.spec.node_layers[:-1], self.factors(params), strict=True):
+                new[place] = factors * (features[place] + of_probes[place]) - features[place]
             added.append(new)
         return added
