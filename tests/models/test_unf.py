@@ -18,6 +18,9 @@ PARTLY = NetSpec(
     )
 )
 """The second layer's neurons stay, as the inputs do; of the third layer, two are coupled to nothing."""
+TANH_CNN = NetSpec(
+    (LayerSpec(2, 4, (2, 2), "tanh"), LayerSpec(4, 3, (3, 1), "tanh"), LayerSpec(3, 5, None, "tanh"), LayerSpec(5, 2))
+)
 SPECS = [
     NetSpec.mlp([2, 5, 4, 1], "sine", 6.0),
     NetSpec.mlp([3, 4, 2], "hetero"),
@@ -28,6 +31,8 @@ SPECS = [
 CONFIGS = [
     UNFConfig(hidden_dims=(4, 3), readout_dim=16),
     UNFConfig(output="parameters", hidden_dims=(4,), heads=2, normalize=False),
+    UNFConfig(hidden_dims=(3, 4), readout_dim=16, products=True),
+    UNFConfig(output="parameters", hidden_dims=(4,), products=True, init="balanced"),
 ]
 
 
@@ -38,7 +43,7 @@ class TestUNF(Contract):
 
 
 @pytest.mark.parametrize("spec", [RESIDUAL, PARTLY], ids=str)
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.output)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.output}-{config.init}")
 def test_permutations_that_tear_coupled_neurons_apart_are_seen(config, spec, random_params, generator):
     params = random_params(spec, 6)
     element = GroupElement.sample(without_residuals(params), generator, scale=False)
@@ -71,12 +76,34 @@ def test_all_linear_equivariant_maps_are_there(spec, random_params, generator):
     assert len(maps) == dimension == torch.linalg.matrix_rank(torch.stack(maps))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [RESIDUAL, PARTLY, TANH_CNN], ids=str)
+def test_products_start_invariant_to_signs(spec, random_params, generator):
+    """As far as the architecture has them; from a balanced start alone. Features keep their size."""
+    params = random_params(spec, 6)
+    element = GroupElement.sample(params, generator)
+    assert any((q < 0).any() for q in element.scales)
+    changes = []
+    for init in ("published", "balanced"):
+        torch.manual_seed(0)
+        model = UNFConfig(hidden_dims=(16, 16), readout_dim=32, products=True, init=init).build(spec).double()
+        changes.append(error(model, params, element))
+    assert changes[0] > 0.1
+    assert changes[1] < 1e-9
+    features = cut(model.blocks, params)
+    for layer in model.layers:
+        new = layer(features)
+        assert 0.5 < torch.cat([x.flatten() for x in new]).square().mean().sqrt() < 4
+        features = list(map(torch.tanh, new))
+
+
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("name", ["dense", "grouped", "resnet, two stages", "vit", "gpt"])
-def test_any_architecture_is_read(name, generator):
+def test_any_architecture_is_read(name, products, generator):
     """Residual connections, groups, norms, attention, shared weights; its parameters are cut and joined again."""
     _, params, _ = traced(name)
     nets = params.cat([params.map(lambda x: x + 0.1 * torch.randn_like(x)) for _ in range(4)])
-    model = build(UNFConfig(hidden_dims=(2, 2), readout_dim=8), params.spec)
+    model = build(UNFConfig(hidden_dims=(2, 2), readout_dim=8, products=products), params.spec)
     assert error(model, nets, GroupElement.sample(nets, generator, scale=False)) <= 1e-9
     folded = nets.with_batch_norm_folded()
     blocks = blocks_of(folded.spec)
@@ -92,6 +119,10 @@ def test_any_architecture_is_read(name, generator):
 def test_wrong_configurations_and_networks_are_refused(random_params):
     with pytest.raises(ValueError, match=r"unf_args.out_dim: found 0.*hidden_dims: found \[\]"):
         UNFConfig(hidden_dims=(), out_dim=0)
+    with pytest.raises(ValueError, match=r"hidden_dims: found \[4, 3\], expected an even last one for products"):
+        UNFConfig(products=True, hidden_dims=(4, 3))
+    with pytest.raises(ValueError, match=r"unf_args.products: found False, expected True for init balanced"):
+        UNFConfig(init="balanced")
     with pytest.raises(ValueError, match="found shared ones in network of"):
         UNFConfig(output="parameters").build(traced("gpt")[1].spec)
     loose = without_residuals(random_params(RESIDUAL, 2))

@@ -58,6 +58,7 @@ PERMUTATION = {
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16),
     "nfn": NFNConfig(**NFN),
     "nfn-np": NFNConfig(**NFN, layer="NP"),
+    "unf": UNFConfig(hidden_dims=(16, 16), readout_dim=32, products=True),
     "dwsnet": DWSNetConfig(**DWSNET),
     "ng_gnn-fourier": NGGNNConfig(hidden_dim=16, frequency_scale=0.1, encoder_layers=2, reverse_edges=False),
 }
@@ -189,6 +190,7 @@ STARTING = {
     "ng_gnn": NGGNNConfig(**NG, hidden_dim=16, num_layers=3, out_dim=4, reverse_edges=False),
     "ng_t": NGTConfig(**NG, **NG_T, reverse_edges=True, num_layers=3, out_dim=4),
     "nfn-products": NFNConfig(**NFN, out_dim=4),
+    "unf-products": UNFConfig(hidden_dims=(16, 16), readout_dim=32, products=True, out_dim=4),
     "dwsnet-products": DWSNetConfig(**DWSNET, out_dim=4),
 }
 STARTING = {name: replace(config, init="balanced") for name, config in STARTING.items()} | {

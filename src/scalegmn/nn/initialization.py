@@ -38,6 +38,7 @@ from scalegmn.nn.neural_graph import NeuralGraphFeatures
 from scalegmn.nn.pna import NUM_AGGREGATORS, EdgeUpdate, PNALayer
 from scalegmn.nn.positional import TypedLinear
 from scalegmn.nn.readout import DeepSetReadout, GraphReadout
+from scalegmn.nn.universal import UniversalLayer
 from scalegmn.nn.weight_space import AffineMaps, Features, HiddenNeuronLayer, NeuronLayer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -437,3 +438,48 @@ def _(layer: NeuronLayer | HiddenNeuronLayer, spec: NetSpec) -> None:
             for kind, group in zip(("sender", "receiver"), messages, strict=True):
                 weight_maps[kind].weight[: group.start] = 0
                 weight_maps[kind].weight[group.stop :] = 0
+
+
+@balance.register
+def _(layer: UniversalLayer, spec: NetSpec) -> None:
+    """As of NFN's layers; what is added to diagonals starts at 0."""
+    features = odd_blocks(layer)
+    of_class, g = layer.vectors(features)
+    maps = iter(cast("Sequence[nn.Linear]", layer.of_vectors))
+    for place, (block, reads) in enumerate(zip(layer.blocks, layer.reads, strict=True)):
+        of_globals, of_vectors = cast("nn.Linear", layer.of_globals[place]), [next(maps) for _ in reads]
+        read_odd(of_globals, torch.zeros_like(g[0]) if block.axes else g[0])  # outputs have no sign
+        for linear, index in zip(of_vectors, block.axes, strict=False):
+            read_odd(linear, (SIGNS[:, None] * of_class[index][0]).mean(0))
+        for linear in of_vectors[len(block.axes) :]:
+            linear.weight.zero_()
+        if len(block.axes) == 2:
+            alike = SIGNS[:, None, None] * SIGNS[:, None] * layer.alike_features(place, features)[0]
+            read_odd(cast("nn.Linear", layer.alike_maps[str(place)]), alike.mean((0, 1)))
+            edges, forward, backward = channel_groups(layer.out_dim)
+            of_globals.bias.view(-1, layer.out_dim)[: block.width, edges] = 1
+            for linear, group in zip(of_vectors, (backward, forward), strict=False):
+                of_channels = linear.weight.view(block.width, layer.out_dim, -1)
+                of_channels[:, : group.start] = 0
+                of_channels[:, group.stop :] = 0
+
+
+SIGNS = torch.tensor([1.0, -1.0])
+"""Of the two neurons of each class in `odd_blocks`."""
+
+
+def odd_blocks(layer: UniversalLayer) -> list[Tensor]:
+    """The features of `odd_features` in blocks, of networks with two neurons of each class."""
+    features = []
+    for block in layer.blocks:
+        x = torch.ones(layer.in_dim)
+        if len(block.axes) == 1:
+            x = SIGNS[:, None] * x
+        elif block.axes:
+            assert block.columns is not None
+            x = SIGNS[:, None, None] * SIGNS[:, None] * x
+            _, forward, backward = channel_groups(layer.in_dim)
+            x[..., forward] = SIGNS[:, None, None] * (block.columns.stop - block.columns.start) ** 0.5
+            x[..., backward] = SIGNS[:, None] * (block.rows.stop - block.rows.start) ** 0.5
+        features.append(x.repeat(*[1] * len(block.axes), block.width)[None])
+    return features

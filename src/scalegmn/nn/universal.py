@@ -181,17 +181,18 @@ class UniversalLayer(nn.Module):
     u_i and v_j join the means of all blocks over their other axis, at neurons i and j of their class, and the diagonals
     of those with two axes of it; g joins the means of all blocks, and of all diagonals. Blocks with one axis, or none,
     have fewer terms (Zhou et al., 2024, section 3). Parameters start normal, with the variance 1 / (what an entry
-    reads); constants start at 0.
+    reads); constants start at 0. As a product, P [..] is multiplied by Q u_i + R v_j + S g rather than added to it.
 
     Args:
         blocks: of the networks.
         in_dim: channels.
         out_dim: channels of the result.
+        product: whether blocks with two axes are products.
     """
 
-    def __init__(self, blocks: Sequence[Block], in_dim: int, out_dim: int) -> None:
+    def __init__(self, blocks: Sequence[Block], in_dim: int, out_dim: int, product: bool = False) -> None:
         super().__init__()
-        self.blocks = tuple(blocks)
+        self.blocks, self.in_dim, self.out_dim, self.product = tuple(blocks), in_dim, out_dim, product
         classes = sorted({index for block in blocks for index in block.axes})
         self.alike = [self._alike(block) for block in blocks]
         self.reads: list[list[int]] = []  # per block, the classes of its axes, and of its diagonal
@@ -227,7 +228,15 @@ class UniversalLayer(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Features of all blocks, c channels -> c'."""
-        g = means(self.blocks, features)
+        of_class, g = self.vectors(features)
+        maps, result = iter(self.of_vectors), []
+        for place, reads in enumerate(self.reads):
+            terms = [next(maps)(of_class[index]) for index in reads]
+            result.append(self._joined(place, terms, features, self.of_globals[place](g)))
+        return result
+
+    def vectors(self, features: Sequence[Tensor]) -> tuple[dict[int, Tensor], Tensor]:
+        """u of each class (as columns of a block: v), [B, n_a, ...], and g, [B, ...]."""
         vectors: dict[int, list[Tensor]] = {}
         for block, x in zip(self.blocks, features, strict=True):
             for axis, index in enumerate(block.axes):
@@ -235,11 +244,12 @@ class UniversalLayer(nn.Module):
             if block.is_square:
                 vectors[block.axes[0]].append(_diagonal(x))
         of_class = {index: torch.cat(parts, dim=-1) for index, parts in vectors.items()}
-        maps, result = iter(self.of_vectors), []
-        for place, reads in enumerate(self.reads):
-            terms = [next(maps)(of_class[index]) for index in reads]
-            result.append(self._joined(place, terms, features, self.of_globals[place](g)))
-        return result
+        return of_class, means(self.blocks, features)
+
+    def alike_features(self, place: int, features: Sequence[Tensor]) -> Tensor:
+        """y_ij of all blocks of the classes of one, and y_ji of those of the reverse."""
+        alike = [features[i].transpose(1, 2) if reverse else features[i] for i, reverse in self.alike[place]]
+        return torch.cat(alike, dim=-1)
 
     def _joined(self, place: int, terms: list[Tensor], features: Sequence[Tensor], constant: Tensor) -> Tensor:
         """x' of one block, from what vectors of classes (`terms`) and means (`constant`) add to it."""
@@ -250,9 +260,9 @@ class UniversalLayer(nn.Module):
             new = terms[0] + constant[:, None]
         else:
             constant, *on_diagonal = constant.chunk(2 if block.is_square else 1, dim=1)
-            alike = [features[i].transpose(1, 2) if reverse else features[i] for i, reverse in self.alike[place]]
-            new = self.alike_maps[str(place)](torch.cat(alike, dim=-1))
-            new = new + (terms[0] + constant[:, None])[:, :, None] + terms[1][:, None]
+            alike = self.alike_maps[str(place)](self.alike_features(place, features))
+            of_ends = (terms[0] + constant[:, None])[:, :, None] + terms[1][:, None]
+            new = alike * of_ends if self.product else alike + of_ends
             if on_diagonal:
                 diagonal = terms[2] + on_diagonal[0][:, None]
                 new = new + torch.diag_embed(diagonal.mT, dim1=1, dim2=2)
