@@ -9,7 +9,7 @@ from torch import nn
 
 from scalegmn.models.scalegmn import BranchConfig, ScaleGMNConfig
 from scalegmn.networks import BUILT_IN, LayerSpec, NetSpec
-from scalegmn.networks.evaluate import activations, pre_activations
+from scalegmn.networks.evaluate import activations
 from scalegmn.nn.probes import Answers, ProbeImages, Probes
 from scalegmn.symmetry.groups import GroupElement
 
@@ -25,6 +25,7 @@ RESIDUAL = NetSpec(
     )
 )
 HETERO_CNN = NetSpec((*(replace(layer, activation="hetero") for layer in CNN.layers[:2]), CNN.layers[2]))
+TANH_CNN = NetSpec((*(replace(layer, activation="tanh") for layer in CNN.layers[:2]), CNN.layers[2]))
 HETERO_MLP = NetSpec.mlp([2, 5, 4, 2], "hetero", 2.0)
 BRANCH = BranchConfig(statistics=True, answers=True, hidden_dims=(8,))
 EDITS = {"output": "parameters", "normalize": False}
@@ -51,6 +52,13 @@ CASES = [
     ("hetero", HETERO_MLP, {"probe_losses": 1, "readout": "full_graph", "direction": "bidirectional"}),
     ("hetero", HETERO_MLP, {"probe_losses": 1, **EDITS}),
     ("permutation", SINE, {"probe_losses": 2, "message_function": "product", "branch": BRANCH}),
+    ("scale", RESIDUAL, {"probe_losses": 2}),
+    ("scale", CNN, {"probe_losses": 2, "direction": "bidirectional"}),
+    ("scale", CNN, {"probe_losses": 2, **EDITS}),
+    ("sign", TANH_CNN, {"probe_losses": 1, "direction": "bidirectional", "normalize": True, "readout": "full_graph"}),
+    ("hetero", HETERO_CNN, {"probe_losses": 2, "branch": BRANCH}),
+    ("hetero", HETERO_CNN, {"probe_losses": 1, "direction": "bidirectional", **EDITS}),
+    ("permutation", TANH_CNN, {"probe_losses": 2, "normalize": False}),
 ]
 
 
@@ -233,10 +241,16 @@ def test_a_branch_that_cannot_be_is_refused():
         replace(SMALL, branch=BRANCH).build(one)
 
 
-@pytest.mark.parametrize(("symmetry", "names"), [("sign", ["sine", "tanh"]), ("permutation", ["gelu", "relu"])])
-def test_gradients_of_networks_of_several_architectures(symmetry, names, random_params):
-    layouts, (first, second) = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 6, 3, 2]], names
-    specs = [NetSpec.mlp(layout, name) for layout, name in zip(layouts, (first, second, first), strict=True)]
+MLPS = [[2, 4, 3, 5, 2], [2, 3, 2], [2, 6, 3, 2]]
+SEVERAL = [
+    ("sign", list(map(NetSpec.mlp, MLPS, ("sine", "tanh", "sine")))),
+    ("permutation", list(map(NetSpec.mlp, MLPS, ("gelu", "relu", "gelu")))),
+    ("scale", [CNN, NetSpec((LayerSpec(2, 6, (1, 1), "relu"), LayerSpec(6, 3, (3, 3), "relu"), *CNN.layers[1:]))]),
+]
+
+
+@pytest.mark.parametrize(("symmetry", "specs"), SEVERAL, ids=["sign", "permutation", "CNNs"])
+def test_gradients_of_networks_of_several_architectures(symmetry, specs, random_params):
     model = build(replace(SMALL, symmetry=symmetry, max_hidden_layers=3, probe_losses=2), specs[0])
     nets = [random_params(spec, 2) for spec in specs]
     model.fit_normalization(nets)
@@ -247,23 +261,31 @@ def test_gradients_of_networks_of_several_architectures(symmetry, names, random_
     torch.testing.assert_close(model(nets), alone, rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_by_hand(random_params):
+@pytest.mark.parametrize("spec", [SINE, RESIDUAL, TANH_CNN], ids=str)
+def test_gradients_by_hand(spec, random_params):
     """Those of autograd, for losses whose derivatives by the answers are the signals."""
-    params = random_params(SINE, 3).map(lambda x: x.requires_grad_())
-    model = build(replace(SMALL, probe_losses=2), SINE)
+    params = random_params(spec, 3).map(lambda x: x.requires_grad_())
+    model = build(replace(SMALL, symmetry=spec.symmetries[0], probe_losses=2), spec)
+    model.canonical = lambda params: (params, None)
     model.fit_normalization([params[:2], params[2:]])
     probes, gradients = model.probes, model.gradients
     answers = probes(params)[1]
-    nodes, edges = gradients(params, probes.inputs, answers)
+    nodes, edges = gradients(params, probes.pre_activations)
     signals = gradients.signals(answers.flatten(1)).view(3, 2, 5, 2).detach()
     losses = [(signals[:, loss] * answers).sum() for loss in range(2)]
     by_weights = [torch.autograd.grad(loss, params.weights, retain_graph=True) for loss in losses]
-    for layer, scale in enumerate(gradients.scales[3:]):
-        expected = torch.stack([of_loss[layer] for of_loss in by_weights], dim=-1)
+    for layer, scale in enumerate(gradients.scales[spec.num_layers :]):
+        expected = torch.stack([of_loss[layer] for of_loss in by_weights], dim=3).flatten(3)
         torch.testing.assert_close(edges[layer], expected / scale, rtol=1e-9, atol=1e-12)
         assert expected.square().mean().sqrt().item() == pytest.approx(scale.item())
+
+    def answers_with(offset):
+        """Those of networks whose second hidden layer has these biases more."""
+        biases = (params.biases[0], params.biases[1] + offset, *params.biases[2:])
+        return probes(params.replace(biases=biases))[1]
+
     per_probe = torch.autograd.functional.jacobian(
-        lambda offset: torch.einsum("bhpo,bpo->hp", signals, _answers_with(params, probes.inputs, offset)),
+        lambda offset: torch.einsum("bhpo,bpo->hp", signals, answers_with(offset)),
         torch.zeros(4, dtype=torch.float64),
     )
     weight = gradients.hidden_linear.weight
@@ -271,16 +293,12 @@ def test_gradients_by_hand(random_params):
     torch.testing.assert_close(nodes[2].sum(0), expected, rtol=1e-9, atol=1e-12)
 
 
-def _answers_with(params, inputs, offset):
-    """The answers of networks whose second hidden layer has these biases more."""
-    biases = (params.biases[0], params.biases[1] + offset, params.biases[2])
-    return pre_activations(params.replace(biases=biases), inputs)[-1]
-
-
-@pytest.mark.parametrize("broken", ["covariant signals", "a bias"])
-def test_gradients_that_move_otherwise_are_seen_failing(broken, random_params, generator, monkeypatch):
+@pytest.mark.parametrize("broken", ["networks as stored", "a bias"])
+@pytest.mark.parametrize("of", ["linear layers", "CNNs"])
+def test_gradients_that_move_otherwise_are_seen_failing(broken, of, random_params, generator, monkeypatch):
     """Gradients of relu networks as they are stored go by 1 / q; a bias does not change sign with the neuron."""
-    symmetry, spec = ("scale", RELU) if broken == "covariant signals" else ("sign", SINE)
+    specs = {"linear layers": (RELU, SINE), "CNNs": (CNN, TANH_CNN)}[of]
+    symmetry, spec = ("scale", specs[0]) if broken == "networks as stored" else ("sign", specs[1])
     params = random_params(spec, 6)
     model = build(replace(SMALL, symmetry=symmetry, probe_losses=2, direction="bidirectional", **EDITS), spec)
     element = GroupElement.sample(params, generator)
@@ -290,10 +308,23 @@ def test_gradients_that_move_otherwise_are_seen_failing(broken, random_params, g
         biased.weight = model.gradients.hidden_linear.weight
         model.gradients.hidden_linear = biased
     else:
-        monkeypatch.setattr(
-            model, "_gradient_inputs", lambda params: (params, model.probes.inputs, model.probes(params)[1])
-        )
+        monkeypatch.setattr(model, "canonical", lambda params: (params, None))
     assert error(model, params, element) > 1e-6
+
+
+@pytest.mark.parametrize("spec", [RELU, CNN], ids=str)
+def test_gradients_follow_the_classes(spec, random_params):
+    """With `equal_outputs` the order of outputs does not matter; without it does."""
+    params = random_params(spec, 6)
+    renumbered = params.replace(
+        weights=(*params.weights[:-1], params.weights[-1].flip(1)),
+        biases=(*params.biases[:-1], params.biases[-1].flip(1)),
+    )
+    for equal in (True, False):
+        model = build(replace(SMALL, symmetry="scale", probe_losses=2, equal_outputs=equal), spec)
+        model.fit_normalization([params])
+        difference = (model(params) - model(renumbered)).abs().max()
+        assert (difference <= 1e-9) == equal
 
 
 def test_gradients_that_cannot_be_are_refused():
@@ -303,8 +334,3 @@ def test_gradients_that_cannot_be_are_refused():
         replace(SMALL, probe_losses=-1)
     with pytest.raises(ValueError, match=r"probe_losses: found 2, which is exact for scales with norm_epsilon 0 alone"):
         replace(SMALL, symmetry="scale", probe_losses=2, norm_epsilon=1e-10)
-    for spec in (CNN, RESIDUAL):
-        with pytest.raises(
-            ValueError, match=r"probe_losses: found 2, expected 0 for .*: gradients are those of linear"
-        ):
-            replace(SMALL, symmetry="scale", probe_losses=2).build(spec)

@@ -146,7 +146,7 @@ def run_layers(
         kinds: per layer of nodes, the index into `model.groups` of their scalar group; None: the hidden nodes of a
             network have one (`model.network_groups`).
         probes: what is added to A_v bias, per layer of nodes [B, n_l, d].
-        gradients: what is read beside the weights, per block [B, n_l, n_{l-1}, H].
+        gradients: what is read beside the weights, per block [B, n_l, n_{l-1}, H k].
         statistics: what the readout reads beside the nodes, nothing or [B, S].
     """
     num_layers, num_groups = len(params.spec.layout), len(model.groups)

@@ -29,7 +29,7 @@ class ParameterGraph:
     Attributes:
         nodes: [N, 1] raw node features: biases; `NetSpec.input_value` for input nodes.
         edges: of [E, K] raw edge features: kernels centred in the largest one, flattened, zeros around; the weight of a
-            linear layer in component 0; with `gradients`, H more.
+            linear layer in component 0; with `gradients`, H kernels more.
         edge_index: [2, E] long, rows sender and receiver.
         network: [N] long, the network of a node, 0..G-1.
         num_networks: G.
@@ -81,12 +81,14 @@ class ParameterGraph:
             nets: networks with as many inputs and as many outputs as one another.
             kernel: (kh, kw), at least that of each.
             max_hidden_layers: at least the hidden layers of each.
-            gradients: of each batch, further raw features of edges, per block [B, n_l, n_{l-1}, H]; empty: none.
+            gradients: of each batch, further raw features of edges, H kernels like their own, per block
+                [B, n_l, n_{l-1}, H k]; empty: none.
         """
         kernels, width = [params.kernels(kernel) for params in nets], math.prod(kernel)
         if gradients:
+            num_kernels = 1 + gradients[0][0].shape[-1] // len(kernels[0][0].places)
             kernels = [beside(blocks, more, width) for blocks, more in zip(kernels, gradients, strict=True)]
-            width += gradients[0][0].shape[-1]
+            width *= num_kernels
         device, sizes = nets[0].biases[0].device, [len(params) for params in nets]
         indices = [_indices(params.spec, max_hidden_layers) for params in nets]
         activations = tuple(dict.fromkeys(name for of_spec in indices for name in of_spec.activations))

@@ -49,18 +49,27 @@ def cnn_activations(
 
 
 def cnn_pre_activations(
-    params: NetParams, images: Tensor, stride: int | Sequence[int] = 2, padding: Literal["same", "valid"] = "same"
+    params: NetParams,
+    images: Tensor,
+    stride: int | Sequence[int] = 2,
+    padding: Literal["same", "valid"] = "same",
+    shifts: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """What each layer of B CNNs computes before its activation, its mean over positions; as `evaluate_cnn` otherwise.
+    """What each layer of B CNNs computes before its activation, its mean over positions, with shifts, if any, added at
+    all positions, per layer [B, P, n_l]; as `evaluate_cnn` otherwise.
 
     Returns:
         Per layer l = 1..L, [B, P, n_l].
     """
-    return _cnn_layers(params, images, stride, padding)[0]
+    return _cnn_layers(params, images, stride, padding, shifts)[0]
 
 
 def _cnn_layers(
-    params: NetParams, images: Tensor, stride: int | Sequence[int], padding: Literal["same", "valid"]
+    params: NetParams,
+    images: Tensor,
+    stride: int | Sequence[int],
+    padding: Literal["same", "valid"],
+    shifts: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`cnn_pre_activations` and `cnn_activations`."""
     spec, num_networks = params.spec, len(params)
@@ -83,6 +92,8 @@ def _cnn_layers(
         groups = num_networks if index or has_own_images else 1
         z = conv2d(x, weight.flatten(0, 1), bias.flatten(), strides[index], groups=groups)
         by_network = z.reshape(num_images, num_networks, layer.out_dim, *z.shape[2:]).transpose(0, 1)
+        if shifts is not None:
+            by_network = by_network + shifts[index][..., None, None]
         if layer.residual is not None:
             by_network = with_residual(by_network, outputs[layer.residual])
         means.append(by_network.mean((3, 4)))
@@ -91,7 +102,7 @@ def _cnn_layers(
             outputs[index] = by_network
         pooled.append(by_network.mean((3, 4)))  # [B, P, n_l]
         x = by_network.transpose(0, 1).flatten(1, 2)
-    linear = linear_layers(params, pooled[-1], num_convolutions)
+    linear = linear_layers(params, pooled[-1], num_convolutions, shifts)
     return [*means, *(z for z, _ in linear)], [*pooled, *(x for _, x in linear)]
 
 

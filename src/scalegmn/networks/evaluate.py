@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,31 +75,36 @@ def activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
     return [x for _, x in _layers(params, inputs)]
 
 
-def pre_activations(params: NetParams, inputs: Tensor) -> list[Tensor]:
-    """What each layer of B multi-layer perceptrons computes before its activation; as `activations` otherwise."""
-    return [z for z, _ in _layers(params, inputs)]
+def pre_activations(params: NetParams, inputs: Tensor, shifts: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """What each layer of B multi-layer perceptrons computes before its activation, with shifts, if any, added, per
+    layer [B, P, n_l]; as `activations` otherwise."""
+    return [z for z, _ in _layers(params, inputs, shifts)]
 
 
-def _layers(params: NetParams, inputs: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _layers(params: NetParams, inputs: Tensor, shifts: Sequence[Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
     """`linear_layers` of networks without others."""
     if params.spec.is_cnn or not params.spec.is_chain:
         raise ValueError(f"expected networks of linear layers, found {params.spec}")
-    return linear_layers(params, inputs)
+    return linear_layers(params, inputs, shifts=shifts)
 
 
-def linear_layers(params: NetParams, inputs: Tensor, first: int = 0) -> list[tuple[Tensor, Tensor]]:
+def linear_layers(
+    params: NetParams, inputs: Tensor, first: int = 0, shifts: Sequence[Tensor] | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """z and sigma(z) of each layer from `first` on, [B, P, n_l] each, all of them linear.
 
     Args:
         params: B networks.
         inputs: what layer `first` reads, as in `activations`.
         first: counted from 0.
+        shifts: what is added to z, [B, P, n_l] per layer, from the first one of the networks on.
     """
     x = inputs
     outputs: list[tuple[Tensor, Tensor]] = []
-    tensors = params.spec.layers[first:], params.weights[first:], params.biases[first:]
-    for layer, weight, bias in zip(*tensors, strict=True):
-        z = x @ weight.mT + bias[:, None, :]
+    for index, layer in enumerate(params.spec.layers[first:], first):
+        z = x @ params.weights[index].mT + params.biases[index][:, None, :]
+        if shifts is not None:
+            z = z + shifts[index]
         if layer.residual is not None:
             if layer.residual >= 0:  # a linear layer, too, as `NetSpec` asks for
                 source = outputs[layer.residual - first][1]

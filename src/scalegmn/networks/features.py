@@ -50,11 +50,15 @@ def beside(blocks: Sequence[Kernels], more: Sequence[Tensor], width: int) -> lis
 
     Args:
         blocks: of kernels with at most `width` components.
-        more: per block [B, n_l, n_{l-1}, H], which fill the components width..width + H - 1.
+        more: per block [B, n_l, n_{l-1}, H k], H further kernels, whose components come K, 2 K, ... after those of the
+            first.
         width: K.
     """
     return [
-        Kernels(torch.cat([values, added], -1), torch.cat([places, width + torch.arange(added.shape[-1])]))
+        Kernels(
+            torch.cat([values, added], -1),
+            torch.cat([places + start for start in range(0, width * (1 + added.shape[-1] // len(places)), width)]),
+        )
         for (values, places), added in zip(blocks, more, strict=True)
     ]
 

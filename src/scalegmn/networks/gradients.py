@@ -1,10 +1,11 @@
-"""Gradients of what networks answer, in factors of rank one."""
+"""Gradients of what networks answer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from scalegmn.networks.evaluate import activate_layer, linear_layers
 from scalegmn.networks.layers import LayerSpec
@@ -37,14 +38,18 @@ def gradient_factors(params: NetParams, inputs: Tensor, signals: Tensor) -> tupl
 
 def _slope(z: Tensor, layer: LayerSpec, params: NetParams) -> Tensor:
     """sigma_l'(z), [B, P, n_l]."""
+    return derivatives(lambda z: activate_layer(z, layer, params), [z], lambda x: [torch.ones_like(x)])[0][0]
 
-    def total(z: Tensor) -> Tensor:
-        return activate_layer(z, layer, params).sum()
 
+def derivatives(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], signals: Callable[[Tensor], Iterable[Tensor]]
+) -> list[tuple[Tensor, ...]]:
+    """The derivatives of <v, y> by each of the inputs, y = function(*inputs), for every v of signals(y), v fixed."""
     if torch.compiler.is_compiling():
-        slope: Tensor = grad(total)(z)
-        return slope
-    with torch.enable_grad():  # `grad` does not run where saved tensors are counted
-        inputs = z if z.requires_grad else z.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(total(inputs), inputs, create_graph=z.requires_grad)
-    return slope
+        y, propagate = torch.func.vjp(function, *inputs)  # type: ignore[misc]  # no third without has_aux
+        return [propagate(v) for v in signals(y)]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():  # `torch.func` does not run where saved tensors are counted
+        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        y = function(*leaves)
+        return [torch.autograd.grad(y, leaves, v, retain_graph=True, create_graph=create_graph) for v in signals(y)]

@@ -82,13 +82,13 @@ class Probes(nn.Module):
         Raises:
             ValueError: the probes do not go through the networks (`pre_activations`, `cnn_pre_activations`).
         """
-        values = self._values(params)
+        values = self.pre_activations(params)
         *hidden, outputs = [
-            z / s for z, s in zip(values, self.scales[layer_rows(params.spec, self.scales)], strict=True)
+            z.mT / s for z, s in zip(values, self.scales[layer_rows(params.spec, self.scales)], strict=True)
         ]
         features = [*map(self.hidden_linear, hidden), self.output_linear(outputs)]
         of_inputs = features[0].new_zeros(len(params), params.spec.layout[0], features[0].shape[-1])
-        return [of_inputs, *features], values[-1].mT
+        return [of_inputs, *features], values[-1]
 
     def fitted_on(self, batches: Iterable[NetParams], as_read: Callable[[NetParams], NetParams]) -> Iterator[NetParams]:
         """The same batches; once all are drawn, `scales` are set by them.
@@ -98,17 +98,17 @@ class Probes(nn.Module):
             as_read: networks as `forward` gets them.
         """
         return root_mean_squares(
-            self.scales, batches, lambda params: (self._values(as_read(params)), layer_rows(params.spec, self.scales))
+            self.scales,
+            batches,
+            lambda params: (self.pre_activations(as_read(params)), layer_rows(params.spec, self.scales)),
         )
 
-    def _values(self, params: NetParams) -> list[Tensor]:
-        """z per layer 1..L, [B, n_l, P]."""
+    def pre_activations(self, params: NetParams, shifts: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """z per layer 1..L, [B, P, n_l], with shifts of the same shapes added."""
         inputs = self.rate * self.inputs
         if params.spec.is_cnn:
-            values = cnn_pre_activations(params, inputs, self.images.stride, self.images.padding)
-        else:
-            values = pre_activations(params, inputs)
-        return [z.mT for z in values]
+            return cnn_pre_activations(params, inputs, self.images.stride, self.images.padding, shifts)
+        return pre_activations(params, inputs, shifts)
 
 
 def layer_rows(spec: NetSpec, scales: Tensor) -> Tensor:

@@ -194,9 +194,8 @@ class ScaleGMNConfig(ModelConfig):
     activation, becomes a feature beside its bias, exactly as symmetric; 0: none."""
 
     probe_losses: int = 0
-    """H learned losses of what the networks, linear layers in a chain, answer to the probes. The gradients of each, by
-    what a neuron computes for each probe and by the weights, are features of nodes and edges, exactly as symmetric; 0:
-    none."""
+    """H learned losses of what the networks answer to the probes. The gradients of each, by what a neuron computes for
+    each probe and by the weights, are features of nodes and edges, exactly as symmetric; 0: none."""
 
     probe_images: ProbeImages = field(default_factory=ProbeImages)
     """Of CNNs, the learned inputs."""

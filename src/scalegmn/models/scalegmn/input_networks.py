@@ -53,11 +53,6 @@ def check_fit(config: ScaleGMNConfig, spec: NetSpec) -> None:
         if not spec.is_chain:
             raise ValueError(f"{config.section}.num_probes: found {config.num_probes}, expected 0 for {spec}, no chain")
         check_images(config.probe_images, spec, f"{config.section}.probe_images")
-        if config.probe_losses and (spec.is_cnn or spec.residuals):
-            problem = (
-                f"found {config.probe_losses}, expected 0 for {spec}: gradients are those of linear layers in a chain"
-            )
-            raise ValueError(f"{config.section}.probe_losses: {problem}")
         if config.branch.answers and spec.layout[-1] == 1:
             problem = f"found True, expected False for {spec}, which has one output, and softmax needs several"
             raise ValueError(f"{config.section}.branch.answers: {problem}")

@@ -60,7 +60,7 @@ class Probed(NamedTuple):
     """Features per layer of nodes, [B, n_l, d]."""
 
     edges: list[Tensor]
-    """With `probe_losses`, per block [B, n_l, n_{l-1}, H]; else empty."""
+    """With `probe_losses`, per block [B, n_l, n_{l-1}, H k]; else empty."""
 
     answers: Tensor
     """[B, P, n_L], before the last activation."""
@@ -113,7 +113,7 @@ class ScaleGMN(Metanetwork):
         self.gradients: ProbeGradients | None = None
         if config.probe_losses:
             sizes = config.probe_losses, config.num_probes, config.hidden_dim
-            self.gradients = ProbeGradients(*sizes, spec, max_hidden + 1)
+            self.gradients = ProbeGradients(*sizes, spec, max_hidden + 1, config.equal_outputs)
         self.validate_spec(spec)
 
     def _build_readout(self, builder: ModuleBuilder) -> None:
@@ -141,7 +141,7 @@ class ScaleGMN(Metanetwork):
         num_node_types = spec.num_node_types + more - alike
         num_edge_types = spec.layout[0] + (self.max_hidden - 1 + spec.layout[-1] - alike if self.max_hidden else 0)
         self.node_linear = nn.Linear(1, d, bias=False)
-        self.edge_linear = nn.Linear(spec.edge_dim + config.probe_losses, d, bias=False)
+        self.edge_linear = nn.Linear(spec.edge_dim * (1 + config.probe_losses), d, bias=False)
         self.backward_edge_linear: nn.Linear | None = None
         if self.bidirectional and config.reciprocal and config.symmetry in ("scale", "hetero"):
             self.backward_edge_linear = nn.Linear(spec.edge_dim, d, bias=False)
@@ -301,24 +301,20 @@ class ScaleGMN(Metanetwork):
     def _probed(self, params: NetParams) -> Probed:
         """What probes, and the gradients at them, say about networks."""
         assert self.probes is not None
-        nodes, answers = self.probes(self.canonical(params)[0])
+        canonical = self.canonical(params)[0]
+        nodes, answers = self.probes(canonical)
         if self.gradients is None:
             return Probed(nodes, [], answers)
-        of_nodes, edges = self.gradients(*self._gradient_inputs(params))
+        of_nodes, edges = self.gradients(canonical, self.probes.pre_activations)
         return Probed(list(map(torch.add, nodes, of_nodes)), edges, answers)
-
-    def _gradient_inputs(self, params: NetParams) -> tuple[NetParams, Tensor, Tensor]:
-        """The arguments of `gradients`."""
-        assert self.probes is not None
-        canonical = self.canonical(params)[0]
-        return canonical, self.probes.inputs, self.probes(canonical)[1]
 
     def fit_normalization(self, batches: Iterable[NetParams]) -> None:
         """As in `Metanetwork`, and by what the values of probes, and gradients at them, are divided."""
-        if self.gradients is not None:
-            batches = self.gradients.fitted_on(batches, self._gradient_inputs)
         if self.probes is not None:
             batches = self.probes.fitted_on(batches, lambda params: self.canonical(params)[0])
+            if self.gradients is not None:
+                evaluate = self.probes.pre_activations
+                batches = self.gradients.fitted_on(batches, lambda params: self.canonical(params)[0], evaluate)
         super().fit_normalization(map(self._by_fan_in, batches))
         deque(batches, maxlen=0)  # draws all, where nothing else is fitted
 
@@ -333,7 +329,7 @@ class ScaleGMN(Metanetwork):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The readout [sum of B, out_dim] of networks of any architectures, in order; or, without a readout, the
         features of all nodes [N, k] and of all edges [E, k K], network by network; `probes` [N, d] are added to A_v
-        bias, `gradients` (nothing, or per batch and block [B, n_l, n_{l-1}, H]) are read beside the weights,
+        bias, `gradients` (nothing, or per batch and block [B, n_l, n_{l-1}, H k]) are read beside the weights,
         `statistics` (nothing, or [sum of B, S]) beside the nodes."""
         graph = self.graph(nets, gradients)
         context = self.graph_context(graph)
