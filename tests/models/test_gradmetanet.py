@@ -35,6 +35,14 @@ def test_what_a_backward_pass_keeps_can_be_measured(random_params):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_inference_mode(spec, random_params):
+    params, model = random_params(spec, 3, KINDS if spec.is_hetero else None), build(CONFIGS[0], spec)
+    with torch.inference_mode():
+        output = model(params)
+    torch.testing.assert_close(output, model(params), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_factors_make_up_the_gradients(spec, random_params, generator):
     """Those of autograd, for each network and probe."""
     params = random_params(spec, 3, KINDS if spec.is_hetero else None).map(lambda x: x.requires_grad_())

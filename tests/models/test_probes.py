@@ -27,6 +27,18 @@ RESIDUAL = NetSpec(
 HETERO_CNN = NetSpec((*(replace(layer, activation="hetero") for layer in CNN.layers[:2]), CNN.layers[2]))
 TANH_CNN = NetSpec((*(replace(layer, activation="tanh") for layer in CNN.layers[:2]), CNN.layers[2]))
 HETERO_MLP = NetSpec.mlp([2, 5, 4, 2], "hetero", 2.0)
+STAGES = NetSpec(
+    (
+        LayerSpec(2, 4, (3, 3), "relu"),
+        LayerSpec(4, 4, (3, 2), "relu", residual=0),
+        LayerSpec(4, 3, (2, 2), "tanh"),
+        LayerSpec(3, 5, None, "relu"),
+        LayerSpec(5, 4, None, "tanh"),
+        LayerSpec(4, 2),
+    )
+)
+"""Convolutions, one of which is added to, and several linear layers, with both kinds of scalars."""
+STRIDE_1 = ProbeImages(image_size=5, stride=1)
 BRANCH = BranchConfig(statistics=True, answers=True, hidden_dims=(8,))
 EDITS = {"output": "parameters", "normalize": False}
 CASES = [
@@ -59,6 +71,8 @@ CASES = [
     ("hetero", HETERO_CNN, {"probe_losses": 2, "branch": BRANCH}),
     ("hetero", HETERO_CNN, {"probe_losses": 1, "direction": "bidirectional", **EDITS}),
     ("permutation", TANH_CNN, {"probe_losses": 2, "normalize": False}),
+    ("hetero", STAGES, {"probe_losses": 2, "direction": "bidirectional", "probe_images": STRIDE_1, **EDITS}),
+    ("hetero", STAGES, {"probe_losses": 1, "equal_outputs": True, "probe_images": STRIDE_1}),
 ]
 
 
@@ -77,6 +91,15 @@ class TestProbes(EngineContract):
             after = flat(model(params))
             assert (after - before).abs().max() > 1e-9
             before = after
+
+    def test_inference_is_evaluation_without_a_graph(self, model, nets):
+        params = nets(3)
+        expected = flat(model(params))
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                output = flat(model(params))
+            assert not output.requires_grad
+            torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("branch", [BranchConfig(), BRANCH], ids=["graph", "branch"])
@@ -206,6 +229,9 @@ def test_no_chain_and_other_inputs_are_refused(random_params):
         replace(SMALL, symmetry="scale").build(grouped)
     with pytest.raises(ValueError, match=r"probe_images.image_size: 2 is too small for CNN"):
         replace(SMALL, symmetry="scale", probe_images=ProbeImages(2, padding="valid")).build(CNN)
+    from_input = NetSpec((*STAGES.layers[:1], replace(STAGES.layers[1], residual=-1), *STAGES.layers[2:]))
+    with pytest.raises(ValueError, match=r"probe_images: found a residual connection from the input, expected none"):
+        replace(SMALL, symmetry="hetero", probe_images=STRIDE_1).build(from_input)
     with pytest.raises(ValueError, match=r"image_size: found 0, expected at least 1; .*num_probes: found -1"):
         replace(SMALL, num_probes=-1, probe_images=ProbeImages(0))
     model = build(replace(SMALL, symmetry="scale"), CNN)

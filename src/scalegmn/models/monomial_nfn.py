@@ -183,10 +183,10 @@ class MonomialNFN(Metanetwork):
     def __init__(self, config: MonomialNFNConfig, spec: NetSpec) -> None:
         config.refuse_residuals(spec)
         if spec.num_layers < 2:
-            raise ValueError(f"model: monomial_nfn reads hidden neurons, found {spec}; use mlp")
+            raise ValueError(f"model: {config.name} reads hidden neurons, found {spec}; use mlp")
         if set(spec.symmetries) not in ({"sign"}, {"scale"}):
             found = f"{spec}, of {' and '.join(sorted(set(spec.symmetries)))}"
-            raise ValueError(f"model: monomial_nfn reads networks of one scalar group, sign or scale, found {found}")
+            raise ValueError(f"model: {config.name} reads networks of one scalar group, sign or scale, found {found}")
         super().__init__(config, spec, None if config.normalize is False else InputNormalization(spec.num_layers))
         self.config = config
         self.has_signs = spec.symmetries[0] == "sign"

@@ -49,7 +49,7 @@ def derivatives(
         y, propagate = torch.func.vjp(function, *inputs)  # type: ignore[misc]  # no third without has_aux
         return [propagate(v) for v in signals(y)]
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():  # `torch.func` does not run where saved tensors are counted
-        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+    with torch.inference_mode(False), torch.enable_grad():  # `torch.func` does not run where saved tensors are counted
+        leaves = [x if x.requires_grad else x.clone().requires_grad_() for x in inputs]
         y = function(*leaves)
         return [torch.autograd.grad(y, leaves, v, retain_graph=True, create_graph=create_graph) for v in signals(y)]

@@ -187,8 +187,8 @@ def check_images(images: ProbeImages, spec: NetSpec, section: str) -> None:
         section: of a configuration, where the fields of `images` are.
 
     Raises:
-        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection joins
-            images of different sizes.
+        ValueError: a convolution is larger than its input or follows a linear layer, or a residual connection comes
+            from the input or joins images of different sizes.
     """
     positions, sizes = [], [images.image_size] * 2
     for index, layer in enumerate(spec.layers if spec.is_cnn else ()):
@@ -204,6 +204,8 @@ def check_images(images: ProbeImages, spec: NetSpec, section: str) -> None:
                 raise ValueError(f"{section}.image_size: {images.image_size} is too small for {spec} without padding")
         positions.append(math.prod(sizes))
     for source, receiver, _ in spec.residuals if spec.is_cnn else ():
+        if source < 0:
+            raise ValueError(f"{section}: found a residual connection from the input, expected none, in {spec}")
         if positions[source] != positions[receiver]:
             found = f"stride {images.stride} and padding {images.padding}"
             raise ValueError(f"{section}.stride: found {found}, expected 1 and same for {spec}")
