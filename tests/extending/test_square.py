@@ -181,7 +181,7 @@ def test_values_before_activations_are_probes_after_them_are_not(nets, request, 
     model = metanetwork(params, out_dim=3, num_probes=6, probe_images=ProbeImages(image_size=6))
     assert_invariant(model, params, generator, tolerance=1e-9)
     if not params.spec.is_cnn:
-        monkeypatch.setattr("scalegmn.nn.probes.pre_activations", activations)
+        monkeypatch.setattr("scalegmn.nn.probes.pre_activations", lambda params, x, shifts: activations(params, x))
         assert invariance_error(model, params, generator) > 1e-6
 
 

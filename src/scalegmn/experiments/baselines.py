@@ -222,7 +222,12 @@ def _boosted(kind: str, features: Mapping[str, NDArray], targets: Mapping[str, N
     """The row of gradient boosting, from features and targets per split."""
     started = time.perf_counter()
     model = HistGradientBoostingRegressor(
-        max_iter=TREES, max_leaf_nodes=LEAVES, learning_rate=LEARNING_RATE, early_stopping=False, random_state=0
+        max_iter=TREES,
+        max_leaf_nodes=LEAVES,
+        min_samples_leaf=min(20, 1 + len(targets["train"]) // 10),  # 20 of few networks allow no tree
+        learning_rate=LEARNING_RATE,
+        early_stopping=False,
+        random_state=0,
     ).fit(features["train"], targets["train"])
     scores = [kendalltau(targets["val"], predicted).statistic for predicted in model.staged_predict(features["val"])]
     trees = int(np.nanargmax(scores)) + 1
