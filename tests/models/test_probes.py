@@ -72,7 +72,7 @@ CASES = [
     ("hetero", HETERO_CNN, {"probe_losses": 1, "direction": "bidirectional", **EDITS}),
     ("permutation", TANH_CNN, {"probe_losses": 2, "normalize": False}),
     ("hetero", STAGES, {"probe_losses": 2, "direction": "bidirectional", "probe_images": STRIDE_1, **EDITS}),
-    ("hetero", STAGES, {"probe_losses": 1, "equal_outputs": True, "probe_images": STRIDE_1}),
+    ("hetero", STAGES, {"probe_losses": 1, "equal_outputs": True, "readout": "full_graph", "probe_images": STRIDE_1}),
 ]
 
 
