@@ -231,7 +231,7 @@ def test_checkpoints(random_params):
 
 def test_threads(random_params, monkeypatch):
     """That run one model at once, and forget each other's plans."""
-    monkeypatch.setattr(layer_plans, "MOST_PLANS", 2)
+    monkeypatch.setattr("scalegmn.engine.plans.MOST_PLANS", 2)
     model, params = built().eval(), random_params(SPEC, 12).to(torch.float64)
     batches = [params[:size] for size in range(1, 13)] * 3
     with ThreadPoolExecutor(3) as pool:

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.functional import silu
 
 from scalegmn.engine import native, pna_programs, tables
-from scalegmn.engine.graph_norms import silu_of_norm
+from scalegmn.engine.graph_norms import NormProgram
+from scalegmn.engine.plans import Plan
 from scalegmn.engine.row_programs import IndexedRows, Nodes, RowProgram
 from scalegmn.models.ng_gnn import NGGNNConfig
 from scalegmn.networks import LayerSpec, NetParams, NetSpec
@@ -233,6 +234,13 @@ def test_tables_of_inference_mode_serve_training():
 # Norms
 
 
+def silu_of_norm(norm, x):
+    """By a plan of one program."""
+    plan, shape = Plan(x.dtype, False), (*x.shape[:2], 1)
+    plan.outputs = [plan.run(NormProgram(norm), shape, [plan.given([*shape, x.shape[2]])])]
+    return plan([x])[0].squeeze(2)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_silu_of_norms(threads):
     """As `GraphNorm` and SiLU; in single precision, too."""
@@ -253,13 +261,15 @@ def test_silu_of_norms(threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 16), (7, DIM), (0, 7, DIM)])
-def test_norms_refuse_other_shapes(shape):
-    """Widths, dimensions, nothing at all."""
-    with pytest.raises(ValueError, match="expected \\[B, N, 32\\]"):
-        silu_of_norm(GraphNorm(DIM), torch.zeros(shape))
-    with pytest.raises(ValueError, match="a multiple of 16"):
-        silu_of_norm(GraphNorm(5), torch.zeros(2, 3, 5))
+@pytest.mark.parametrize("learned", ["x", "weight", "bias"])
+def test_gradients_of_norms_that_are_frozen_in_part(learned):
+    """Each alone is what it is beside the others."""
+    norm, x = GraphNorm(DIM).double(), torch.randn(5, 7, DIM, dtype=torch.float64, requires_grad=True)
+    tensors = {"x": x, "weight": norm.weight, "bias": norm.bias}
+    expected = gradients(silu_of_norm(norm, x), tensors[learned])
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name == learned)
+    torch.testing.assert_close(gradients(silu_of_norm(norm, x), tensors[learned]), expected)
 
 
 # Models
@@ -309,7 +319,8 @@ def test_models_with_and_without_programs(name, random_params, monkeypatch):
     params, tabled = random_params(spec, 12), []
     original = tables.lookup
     monkeypatch.setattr(pna_programs, "lookup", lambda *inputs: tabled.append(original(*inputs)) or tabled[-1])
-    assert pna_programs.runs_as_programs(model, params)
+    assert pna_programs.run_chains(model, params) is not None
+    tabled.clear()
 
     def outputs():
         out = model(params)
@@ -326,6 +337,32 @@ def test_models_with_and_without_programs(name, random_params, monkeypatch):
     monkeypatch.setattr(pna_programs, "available", lambda x: False)
     torch.testing.assert_close(found, outputs(), rtol=1e-9, atol=1e-9)
     assert sum(gradient.abs().max() > 0 for gradient in found[1]) > len(found[1]) / 2
+
+
+def test_dropout_draws_as_layers_do(random_params, monkeypatch):
+    """Outputs and gradients are those of operations one by one with the same seed."""
+    model = NGGNNConfig(hidden_dim=16, out_dim=4, dropout=0.4, num_frequencies=4, num_layers=3).build(MLP).double()
+    params = random_params(MLP, 12)
+
+    def outputs():
+        torch.manual_seed(5)
+        out = model(params)
+        return out, torch.autograd.grad(out.square().sum(), list(model.parameters()))
+
+    found, without = outputs(), model.eval()(params)
+    model.train()
+    monkeypatch.setattr(pna_programs, "available", lambda x: False)
+    torch.testing.assert_close(found, outputs(), rtol=1e-9, atol=1e-9)
+    assert (found[0] - without).abs().max() > 1e-3
+
+
+def test_models_with_hooks_run_one_by_one(random_params):
+    """Plans do not call hooks."""
+    model, params = NGGNNConfig(hidden_dim=16, out_dim=4).build(MLP).double().eval(), random_params(MLP, 3)
+    found = model(params)
+    model.layers[0].message.linear.register_forward_hook(lambda *_: None)
+    assert pna_programs.run_chains(model, params) is None
+    torch.testing.assert_close(model(params), found, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("modulation", ["film", "gate", "concat"])

@@ -10,9 +10,9 @@ namespace {
 struct Norm {
     Int is_double, batch, rows, width, num_threads;
     const char *x, *scale, *shift;  // [B, rows, width], [width], [width]
-    char *y, *moments;              // [B, rows, width]; of each network mean, deviation
+    char *y, *moments;              // [B, rows, width]; null or, of each network, mean and deviation
     const char* y_gradient;
-    char *x_gradient, *scale_gradient, *shift_gradient;
+    char *x_gradient, *scale_gradient, *shift_gradient;  // null where they are not needed
     double epsilon;
 };
 
@@ -40,13 +40,14 @@ struct Network {
                 const Vector w = (x[r * n + c] - mean) * inverse * scale[c] + shift[c];
                 y[r * n + c] = w * sigmoid(w);
             }
-        ((T*)p.moments)[2 * b] = mean, ((T*)p.moments)[2 * b + 1] = deviation;
+        if (p.moments) ((T*)p.moments)[2 * b] = mean, ((T*)p.moments)[2 * b + 1] = deviation;
     }
 
     // Adds to the gradients of scale and shift
     void backward(Int b, Vector* scale_sums, Vector* shift_sums) {
         const Vector *x = (const Vector*)((const T*)p.x + b * size), *up = (const Vector*)((const T*)p.y_gradient + b * size);
-        Vector* down = (Vector*)((T*)p.x_gradient + b * size);
+        std::vector<Vector> unread(p.x_gradient ? 0 : p.rows * n);
+        Vector* down = p.x_gradient ? (Vector*)((T*)p.x_gradient + b * size) : unread.data();
         const T mean = ((const T*)p.moments)[2 * b], deviation = ((const T*)p.moments)[2 * b + 1];
         const T inverse = 1 / (deviation + (T)p.epsilon);
         Vector sum{}, products{};
@@ -76,8 +77,8 @@ void run(const Norm& p, bool backward) {
             backward ? network.backward(b, scale_sums, shift_sums) : network.forward(b);
 #pragma omp ordered
         for (Int c = 0; backward && c < p.width; c++) {  // in order, so that sums are the same every time
-            ((T*)p.scale_gradient)[c] += sums[c];
-            ((T*)p.shift_gradient)[c] += sums[p.width + c];
+            if (p.scale_gradient) ((T*)p.scale_gradient)[c] += sums[c];
+            if (p.shift_gradient) ((T*)p.shift_gradient)[c] += sums[p.width + c];
         }
     }
 }

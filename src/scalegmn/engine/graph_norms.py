@@ -1,63 +1,72 @@
-"""SiLU of `GraphNorm`, and its gradient, by `graph_norms.cpp`.
+"""SiLU of `GraphNorm`, as a program of `plans`, by `graph_norms.cpp`.
 
 Shape letters: B networks, N nodes, d width.
 """
 
 from __future__ import annotations
 
-import ctypes
-import struct
+from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from scalegmn.engine import native
-from scalegmn.engine.derivatives import once_differentiable
-from scalegmn.engine.row_programs import LANES
+from scalegmn.engine.row_programs import LANES, Address, InputPlace, Nodes, Numbers, ResultPlace, bits
 from scalegmn.nn.pna import GraphNorm
 
+NORM = 2
+"""The first word of such a program, where others say whether their numbers are in double precision."""
 
-def silu_of_norm(norm: GraphNorm, x: Tensor) -> Tensor:
-    """SiLU(norm(x)) of the nodes of B networks, [B, N, d]; d is a multiple of `LANES`.
 
-    Raises:
-        ValueError: shapes do not fit.
+class NormProgram:
+    """SiLU(norm(x)) of the nodes of B networks, [B, N, 1, d], like a `RowProgram` that a plan runs.
+
+    There are no second derivatives.
+
+    Args:
+        norm: the module; d is a multiple of `LANES`.
     """
-    if x.ndim != 3 or x.shape[2:] != norm.weight.shape or x.shape[2] % LANES or not x.numel():
-        raise ValueError(f"found shape {[*x.shape]}, expected [B, N, {len(norm.weight)}], a multiple of {LANES}")
-    result: Tensor = _SiluOfNorm.apply(x.to(norm.weight.dtype), norm.weight, norm.bias, norm.epsilon)  # type: ignore[no-untyped-call]
-    return result
 
+    num_given = 0
+    keeps = True
+    rounds = False
+    ends_with_rows = True
+    tape_width = 2
+    """Mean and deviation of each network."""
 
-class _SiluOfNorm(torch.autograd.Function):
-    """There are no second derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
-        """SiLU(scale * (x - mean) / (deviation + epsilon) + shift)."""
-        x, scale, shift = (tensor.contiguous() for tensor in (x, scale, shift))
-        result, moments = torch.empty(x.shape, dtype=x.dtype), x.new_empty(len(x), 2)
-        _call([x, scale, shift, result, moments], epsilon, backward=False)
-        ctx.epsilon = epsilon
-        ctx.save_for_backward(x, scale, shift, moments)
-        return result
+    def __init__(self, norm: GraphNorm) -> None:
+        self.width, self.epsilon = len(norm.weight), norm.epsilon
+        assert self.width % LANES == 0
+        self.tensors: list[tuple[ref[nn.Module], str]] = [(ref(norm), "weight"), (ref(norm), "bias")]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Of x, scale and shift."""
-        x, scale, shift, moments = ctx.saved_tensors
-        gradients = [torch.empty_like(x), torch.zeros_like(scale), torch.zeros_like(shift)]
-        _call([x, scale, shift, x, moments, gradient.contiguous(), *gradients], ctx.epsilon, backward=True)
-        return (*gradients, None)
+    def tape_rows(shape: Sequence[int], num_threads: int) -> int:
+        """B, as in `RowProgram`."""
+        return shape[0]
 
+    @staticmethod
+    def flags(needed: Sequence[bool]) -> list[bool]:
+        """None: what is needed has an address."""
+        return []
 
-def _call(tensors: list[Tensor], epsilon: float, backward: bool) -> None:
-    """Runs the library; tensors as in graph_norms.cpp."""
-    library, shape = native.library(), tensors[0].shape
-    assert library is not None
-    words = [tensors[0].dtype == torch.float64, *shape, torch.get_num_threads()]
-    words += [*(x.data_ptr() for x in tensors), *[0] * (9 - len(tensors))]
-    words.append(struct.unpack("q", struct.pack("d", epsilon))[0])
-    library.graph_norm((ctypes.c_int64 * len(words))(*words), ctypes.c_int64(backward))
+    def words(
+        self,
+        numbers: Numbers,
+        shape: Sequence[int],
+        inputs: Sequence[InputPlace],
+        parameters: Sequence[tuple[torch.Size, tuple[Address, Address]]],
+        result: ResultPlace,
+        tape: Address,
+        flags: Sequence[bool] | None,
+        nodes: Nodes | None = None,
+    ) -> list[Any]:
+        """What graph_norms.cpp reads; arguments as in `RowProgram`."""
+        (x,), ((_, scale), (_, shift)) = inputs, parameters
+        assert not x.gradient.adds  # nothing else reads them, and they stand one after the other
+        assert not flags
+        assert nodes is None
+        words: list[Any] = [NORM, numbers.dtype == torch.float64, *shape[:2], self.width, numbers.num_threads]
+        words += [x.address, scale[0], shift[0], result.address, tape]
+        words += [result.gradient, x.gradient.address, scale[1], shift[1], bits(self.epsilon)]
+        return words

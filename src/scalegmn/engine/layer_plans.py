@@ -13,7 +13,6 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from scalegmn.engine.edges import DenseEdges
 from scalegmn.engine.layers import Blocks, LayerRun
 from scalegmn.engine.layout import Ends, Layout
 from scalegmn.engine.modules import roles_alike
-from scalegmn.engine.plans import Plan, Region
+from scalegmn.engine.plans import Plan, Region, plan_of
 from scalegmn.engine.programs import (
     Unwritable,
     edge_ends_program,
@@ -38,18 +37,8 @@ from scalegmn.nn.message_passing import MessagePassingLayer, NeededParts
 from scalegmn.nn.messages import ProductMessage, ScaleEdgeUpdate, ScaleMessage
 from scalegmn.nn.mlp import Dropout
 
-MOST_PLANS = 32
-"""Of a model: the oldest is forgotten."""
-
 Name = tuple[Hashable, ...]
 """Of a tensor that is given."""
-
-
-class _NoPlan(Exception):
-    """The layers do something that plans cannot."""
-
-
-_PLANS: WeakKeyDictionary[nn.Module, dict[Hashable, Plan | None]] = WeakKeyDictionary()
 
 
 def run_as_plan(
@@ -65,7 +54,7 @@ def run_as_plan(
         return None
     try:
         given, structures = _given(layers, run, needed, nodes, edges, backward_edges), [*map(_structure, layers)]
-    except (_NoPlan, Unwritable):
+    except Unwritable:
         return None
     dtype = next(layers[0].parameters()).dtype
     if dtype not in (torch.float32, torch.float64):
@@ -73,16 +62,7 @@ def run_as_plan(
     halves = multiplies_halves(dtype)
     shapes = tuple((name, x.shape) for name, x in given.items())
     key = (run.layout, tuple(needed), shapes, dtype, halves, *structures)
-    entries = _PLANS.setdefault(layers[0], {})
-    plan = entries.get(key)
-    if key not in entries or (plan is not None and not plan.is_alive):
-        if len(entries) >= MOST_PLANS:
-            entries.pop(list(entries)[0], None)  # other threads may do the same  # noqa: RUF015
-        try:
-            plan = _Writer(Plan(dtype, halves), run.layout, nodes).write(layers, needed, given)
-        except _NoPlan:
-            plan = None
-        entries[key] = plan
+    plan = plan_of(layers[0], key, lambda: _Writer(Plan(dtype, halves), run.layout, nodes).write(layers, needed, given))
     if plan is None:
         return None
     (last,) = plan([x.to(dtype) for x in given.values()])
@@ -121,7 +101,7 @@ def _given(
 ) -> dict[Name, Tensor]:
     """The tensors that a plan reads."""
     if not all(isinstance(layer.forward_message, ScaleMessage | ProductMessage) for layer in layers):
-        raise _NoPlan
+        raise Unwritable
     given: dict[Name, Tensor] = {("nodes",): torch.cat([*nodes], dim=1)[:, :, None]}
     if any(layer.message_positions or layer.update_positions for layer in layers):
         assert run.positions is not None
@@ -133,14 +113,14 @@ def _given(
             (block,) = parts
             assert isinstance(block, DenseEdges)
             if block.sender is not None or block.shift is not None or block.updates:
-                raise _NoPlan
+                raise Unwritable
             if block.matrix is None:
                 given[name, k, "features"] = block.values
             elif block.matrix.shape[-1] == 1:
                 given[name, k, "numbers"] = block.values
                 given[name, k, "vector"] = block.matrix[..., 0]
             else:
-                raise _NoPlan
+                raise Unwritable
     given["zeros",] = nodes[0].new_zeros(nodes[0].shape[-1])
     return given | _dropout(layers, run.layout, needed, nodes)
 
@@ -152,9 +132,9 @@ def _dropout(
     layer drops any. All are drawn at once, in the order in which layers would draw them."""
     dropout = layers[0].dropout
     if any(type(layer.dropout) is not Dropout for layer in layers):
-        raise _NoPlan
+        raise Unwritable
     if any((layer.dropout.p, layer.dropout.training) != (dropout.p, dropout.training) for layer in layers):
-        raise _NoPlan
+        raise Unwritable
     if not dropout.p or not dropout.training:
         return {}
     names = [
@@ -255,7 +235,7 @@ class _Writer:
     ) -> Region:
         """The result of a program on the block to which inputs broadcast."""
         if program is None:
-            raise _NoPlan
+            raise Unwritable
         b, r, s = (max(sizes) for sizes in zip(*(x.shape for x in inputs), strict=True))
         return self.plan.run(program, (b, r, s), inputs, result, halves)
 
@@ -278,11 +258,11 @@ class _Writer:
     ) -> None:
         """Appends what each set of nodes receives in one direction to its messages."""
         if type(message) not in (ScaleMessage, ProductMessage) or layer.aggregator != "add":
-            raise _NoPlan
+            raise Unwritable
         assert isinstance(message, ScaleMessage | ProductMessage)
         blocks = [k for k, (_, receiver) in enumerate(ends) if receiver in messages]
         if any(len(senders) != 1 for senders, _ in ends) or len({ends[k][1] for k in blocks}) < len(blocks):
-            raise _NoPlan
+            raise Unwritable
         sending = nodes.part({ends[k][0][0] for k in blocks})
         sent = _Nodes(self.plan.rows((self.batch, sum(sending.values()), 1), self.width), sending)
         program = linear_program(message.node_linear, self.like)
@@ -342,7 +322,7 @@ class _Writer:
     ) -> None:
         """Puts the updated edges of the chosen blocks in the place of the blocks'."""
         if type(update) is not ScaleEdgeUpdate:
-            raise _NoPlan
+            raise Unwritable
         assert isinstance(update, ScaleEdgeUpdate)
         width, chosen_ends = update.phi.linears[0].out_features, [ends[k - 1] for k in chosen]
         sizes = nodes.part({k for (sender,), receiver in chosen_ends for k in (sender, receiver)})

@@ -12,26 +12,33 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import chain, zip_longest
 from math import prod
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from scalegmn.engine import native
 from scalegmn.engine.derivatives import once_differentiable
+from scalegmn.engine.graph_norms import NormProgram
+from scalegmn.engine.programs import Unwritable
 from scalegmn.engine.row_programs import (
+    NUM_STATISTICS,
     Address,
     GradientPlace,
     InputPlace,
+    Nodes,
     Numbers,
     Pointer,
     ResultPlace,
     RowProgram,
 )
+
+MOST_PLANS = 32
+"""Of a model: the oldest is forgotten."""
 
 ALIGNMENT = 64
 """Bytes: of the parts of a tensor."""
@@ -55,10 +62,18 @@ class Region(NamedTuple):
     start: int = 0
     """The number at which they start."""
 
+    index: Tensor | None = None  # type: ignore[assignment]  # not the method of tuples
+    """[R] long: the row of each receiver of a block; None: that of its number."""
+
+    def at(self, index: Tensor) -> Region:
+        """The row of each receiver of a block, for an index [R] long."""
+        return self._replace(index=index)
+
     def receivers(self, start: int, stop: int) -> Region:
         """Those of some receivers."""
         b, r, s = self.shape
         assert 0 <= start < stop <= r
+        assert self.index is None
         return self._replace(shape=(b, stop - start, s), start=self.start + start * self.strides[1])
 
     def columns(self, start: int, stop: int) -> Region:
@@ -76,6 +91,12 @@ class Region(NamedTuple):
         """The strides, 0 where a size is 1."""
         return tuple(0 if n == 1 else stride for n, stride in zip(self.shape, self.strides, strict=True))
 
+    @property
+    def block(self) -> tuple[int, int, int]:
+        """The sizes of what broadcasts to blocks."""
+        b, r, s = self.shape
+        return b, r if self.index is None else len(self.index), s
+
 
 class _Tensor(NamedTuple):
     """What regions are parts of."""
@@ -89,10 +110,16 @@ class _Tensor(NamedTuple):
 class _Step(NamedTuple):
     """One run of a program."""
 
-    program: RowProgram
+    program: RowProgram | NormProgram
     halves: bool
     shape: tuple[int, int, int]
     inputs: tuple[Region, ...]
+    given: tuple[Region, ...]
+    """Whole tensors that are parameters."""
+
+    nodes: Nodes | None
+    """Of statistics."""
+
     result: Region
     parameters: tuple[int, ...]
     """Which of the plan's."""
@@ -135,23 +162,36 @@ class Plan:
 
     def run(
         self,
-        program: RowProgram,
+        program: RowProgram | NormProgram,
         shape: tuple[int, int, int],
         inputs: Sequence[Region],
         result: Region | None = None,
         halves: bool = True,
+        given: Sequence[Region] = (),
+        nodes: Nodes | None = None,
     ) -> Region:
-        """The result of a program on a block [B, R, S], written to new rows or to `result`; without `halves`, none of
-        its products are in bfloat16."""
-        assert program.num_given == 0
+        """The result of a program on a block [B, R, S], written to new rows or to `result`.
+
+        Args:
+            program: it.
+            shape: of the block.
+            inputs: its rows.
+            result: where to; None: new rows. Statistics of a node are one row.
+            halves: False: none of its products are in bfloat16.
+            given: its given tensors.
+            nodes: of statistics.
+        """
+        assert program.num_given == len(given)
         halves = halves and self.halves
-        of_result = shape if program.ends_with_rows else (*shape[:2], 1)
+        of_result, width = shape if program.ends_with_rows else (*shape[:2], 1), program.width
+        if nodes is not None:
+            of_result, width = (shape[0], nodes.num_nodes, 1), NUM_STATISTICS * width
         if result is None:
-            result = self.rows(of_result, program.width, torch.bfloat16 if program.rounds and halves else None)
-        assert (result.shape, result.width) == (of_result, program.width)
-        assert all(n in (1, m) for x in inputs for n, m in zip(x.shape, shape, strict=True))
+            result = self.rows(of_result, width, torch.bfloat16 if program.rounds and halves else None)
+        assert (result.shape, result.width) == (of_result, width)
+        assert all(n in (1, m) for x in inputs for n, m in zip(x.block, shape, strict=True))
         parameters = tuple(self._parameter(*place) for place in program.tensors if place is not None)
-        self._steps.append(_Step(program, halves, shape, tuple(inputs), result, parameters))
+        self._steps.append(_Step(program, halves, shape, tuple(inputs), tuple(given), nodes, result, parameters))
         return result
 
     def _parameter(self, module: ref[nn.Module], name: str) -> int:
@@ -313,7 +353,7 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
     need = [needed is not None and tensor.given is not None and needed[tensor.given] for tensor in tensors]
     of_steps: list[list[bool]] = []  # which inputs and parameters of each step need gradients
     for step in steps:
-        of_step = [need[x.tensor] for x in step.inputs]
+        of_step = [need[x.tensor] for x in (*step.inputs, *step.given)]
         of_step += [needed is not None and needed[num_given + k] for k in step.parameters]
         need[step.result.tensor] |= any(of_step)
         of_steps.append(of_step)
@@ -324,7 +364,9 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
     for index, step in reversed(list(enumerate(steps))) if needed is not None else ():
         for number, x in enumerate(step.inputs):
             if need[x.tensor]:
-                is_whole = x.shape == step.shape and prod(x.shape) * x.width == tensors[x.tensor].size
+                is_whole = (
+                    x.index is None and x.shape == step.shape and prod(x.shape) * x.width == tensors[x.tensor].size
+                )
                 is_whole &= [y.tensor for y in step.inputs].count(x.tensor) == 1
                 if is_whole and x.tensor not in seen:
                     written.add(x.tensor)
@@ -357,13 +399,15 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
         for number, x in enumerate(step.inputs):
             tensor = tensors[x.tensor]
             place = InputPlace(_at(bases[x.tensor], x, tensor.dtype), x.width, x.places, tensor.dtype == torch.bfloat16)
+            if x.index is not None:
+                place = place._replace(index=x.index.data_ptr(), num_rows=x.shape[1])
             if of_step[number]:
                 address = _at(gradients[x.tensor], x, plan.dtype)
                 # from the first number to the last: threads have copies of gradients that they share
                 size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.width - 1
                 place = place._replace(gradient=GradientPlace(address, False, adds[index, number], x.places, size))
             inputs.append(place)
-        parameters = []
+        parameters = [(torch.Size((x.shape[2], x.width)), (bases[x.tensor], gradients[x.tensor])) for x in step.given]
         for k in step.parameters:
             of_it = needed is not None and needed[num_given + k]
             gradient: Address = Pointer(gradient_of_parameters, starts[k]) if of_it else 0
@@ -377,7 +421,8 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
         )
         flags = None if needed is None else step.program.flags(of_step)
         numbers = Numbers(plan.dtype, step.halves, num_threads)
-        new.add(step.program.words(numbers, step.shape, inputs, parameters, place_of_result, tapes[index], flags))
+        places = step.shape, inputs, parameters, place_of_result, tapes[index]
+        new.add(step.program.words(numbers, *places, flags, step.nodes))
     return new
 
 
@@ -438,3 +483,21 @@ class _RunPlan(torch.autograd.Function):
 def _as_read(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of one type and row by row."""
     return [x if x.dtype == plan.dtype and x.is_contiguous() else x.to(plan.dtype).contiguous() for x in tensors]
+
+
+_PLANS: WeakKeyDictionary[nn.Module, dict[Hashable, Plan | None]] = WeakKeyDictionary()
+
+
+def plan_of(module: nn.Module, key: Hashable, write: Callable[[], Plan]) -> Plan | None:
+    """The plan of a module that `write` writes, once per key; None: it raised `Unwritable`."""
+    plans = _PLANS.setdefault(module, {})
+    plan = plans.get(key)
+    if key not in plans or (plan is not None and not plan.is_alive):
+        if len(plans) >= MOST_PLANS:
+            plans.pop(list(plans)[0], None)  # other threads may do the same  # noqa: RUF015
+        try:
+            plan = write()
+        except Unwritable:
+            plan = None
+        plans[key] = plan
+    return plan

@@ -1,4 +1,4 @@
-"""NG-GNN on chains as row programs (`scalegmn.engine.row_programs`): edges one after the other, with nodes by index.
+"""NG-GNN on chains as one plan of row programs (`scalegmn.engine.plans`), on a list of edges with nodes by index.
 
 Messages are never in memory: a program makes them of edges and nodes, and ends with their statistics per node. What the
 backward pass needs of them is computed again.
@@ -8,30 +8,32 @@ Shape letters: B networks, N nodes, E edges, d width of nodes and edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from scalegmn.engine.graph_norms import silu_of_norm
+from scalegmn.engine.graph_norms import NormProgram
 from scalegmn.engine.modules import after_first_linear
 from scalegmn.engine.neural_graphs import chain_nodes, encode_then_linear, joined, node_slices, padded, pooled
+from scalegmn.engine.plans import Plan, Region, plan_of
 from scalegmn.engine.pna import PNANetwork, edge_map
-from scalegmn.engine.programs import program_of, weight_of
+from scalegmn.engine.programs import Unwritable, program_of, structure, weight_of
 from scalegmn.engine.row_programs import (
     LANES,
     NUM_STATISTICS,
     WIDEST,
-    IndexedRows,
     Nodes,
     RowProgram,
     Value,
     Vector,
     available,
+    multiplies_halves,
 )
 from scalegmn.engine.tables import lookup
 from scalegmn.networks import NetParams, NetSpec
@@ -39,152 +41,178 @@ from scalegmn.nn.neural_graph import NeuralGraphFeatures, middle_of
 from scalegmn.nn.pna import LEAST_VARIANCE, NUM_AGGREGATORS, EdgeUpdate, GraphNorm, Message, PNALayer
 
 
-class IndexedEdges(NamedTuple):
-    """Edges one after the other."""
-
-    sender: Tensor
-    """[E] long."""
-
-    receiver: Tensor
-    """[E] long."""
-
-    degree: Tensor
-    """[N, 1] long: how many go to each node."""
-
-    features: Tensor
-    """[B, E, d] or, with a table, [B, E, 2], as in `tables.Lookup`."""
-
-    table: Tensor | None = None
-    """[rows, d]."""
-
-    def to(self, nodes: slice) -> IndexedEdges:
-        """The edges to some nodes, among which receivers are numbered."""
-        rows = ((self.receiver >= nodes.start) & (self.receiver < nodes.stop)).nonzero()[:, 0]
-        receiver, features = self.receiver[rows] - nodes.start, self.features.index_select(1, rows)
-        return IndexedEdges(self.sender[rows], receiver, self.degree[nodes], features, self.table)
-
-    def statistics(self, message: Message, inner: nn.Linear | None, to: Tensor, sent: Tensor) -> Tensor:
-        """Of the messages to each node, [B, N, 6, d], see `RowProgram.statistics`.
-
-        Args:
-            message: the module.
-            inner: makes edge features of `features`; None: these are edge features.
-            to: what M makes of receivers, with its bias, [B, N, d].
-            sent: what M makes of senders, [B, nodes, d].
-        """
-        table = self._through(lambda: edge_map(message, None))
-        program = _message_program(message, inner, to, None if table is None else table.shape[0])
-        return self._run(program, table, to, sent, Nodes(self.receiver, to.shape[1]))
-
-    def updated(self, update: EdgeUpdate, inner: nn.Linear | None, to: Tensor, sent: Tensor) -> IndexedEdges:
-        """With the features that go into the update's last Linear; arguments as in `statistics`, of D and S."""
-        table = self._through(lambda: joined(update.edge_linear, None))
-        program = _update_program(update, inner, to, None if table is None else table.shape[0])
-        features = self._run(program, table, to, sent, None).squeeze(2)
-        return self._replace(features=features, table=None)
-
-    def _through(self, linear_map: Callable[[], tuple[Tensor, Tensor]]) -> Tensor | None:
-        """What a weight and a bias make of the table, in its precision."""
-        with torch.autocast("cpu", enabled=False):
-            return None if self.table is None else linear(self.table, *linear_map())
-
-    def _run(
-        self, program: RowProgram | None, table: Tensor | None, to: Tensor, sent: Tensor, nodes: Nodes | None
-    ) -> Tensor:
-        assert program is not None  # see `runs_as_programs`
-        shape = (len(self.features), len(self.sender), 1)
-        ends = IndexedRows(to, self.receiver), IndexedRows(sent, self.sender)
-        return program(shape, [self.features[:, :, None], *ends], [] if table is None else [table], nodes=nodes)
+def run_chains(model: PNANetwork, params: NetParams) -> Tensor | NetParams | None:
+    """The fast form of `model.plain([params])` for networks that are a chain; None: no plan can run them."""
+    if not _can_plan(model, params):
+        return None
+    read, spec, layers = model.normalized(params), params.spec, cast("Sequence[PNALayer]", model.layers)
+    dtype = layers[0].last.weight.dtype
+    try:
+        of_edges = [model.edge_readout.linears[0]] if model.readout is None else []
+        structures = [structure(part) for part in (model.layers, model.norms, model.edge_updates, *of_edges)]
+    except Unwritable:
+        return None
+    given = {name: x.to(dtype) for name, x in _given(model, read, params).items()}
+    shapes, halves = tuple((name, x.shape) for name, x in given.items()), multiplies_halves(dtype)
+    key = (spec, model.reads_all, shapes, dtype, halves, *structures)
+    plan = plan_of(layers[0], key, lambda: _Writer(model, Plan(dtype, halves), spec, given).write())
+    if plan is None:
+        return None
+    x, *edges = (output.squeeze(2) for output in plan(list(given.values())))
+    if model.readout is not None:
+        return model.read_out(pooled(x, model.pooling))
+    (hidden,) = edges
+    changes = after_first_linear(model.edge_readout, hidden)
+    sizes = [layer.in_dim * layer.out_dim for layer in spec.layers]
+    return model.changes(params, changes.split(sizes, dim=1), model.node_readout(x[:, spec.layout[0] :]))
 
 
-def runs_as_programs(model: PNANetwork, params: NetParams) -> bool:
-    """Whether `run_chains` can run these networks."""
+def _can_plan(model: PNANetwork, params: NetParams) -> bool:
+    """Whether rows have widths and numbers that programs can run on."""
     message = cast("Sequence[PNALayer]", model.layers)[0].message
-    width, like = message.edge_linear.out_features, message.linear.weight
+    like = message.linear.weight
     return (
         params.spec.is_chain
         and model.graph.linear_encoder is None
         and like.dtype in (torch.float32, torch.float64)
         and not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16)
         and message.dim % LANES == 0
-        and width <= WIDEST
+        and 4 * message.dim <= WIDEST  # ends of edges, see `_Writer._maps`
         and available(like)
     )
 
 
-def run_chains(model: PNANetwork, params: NetParams) -> Tensor | NetParams:
-    """The fast form of `model.plain([params])` for networks that are a chain."""
-    read, spec = model.normalized(params), params.spec
-    layers, norms = cast("Sequence[PNALayer]", model.layers), cast("Sequence[GraphNorm]", model.norms)
-    updates = [*cast("Sequence[EdgeUpdate]", model.edge_updates), None]
-    edges, inner = _edges(model.graph, read, tabulates=len(layers) > 1), None
-    x, nodes = chain_nodes(model.graph, read, params), node_slices(spec)
-    to, sent = _maps(x, _of_ends(layers[0].message))
-    read_nodes = slice(0, nodes[-1].stop) if model.reads_all else nodes[-1]
-    for layer, update, following, norm in zip(layers, updates, layers[1:], norms, strict=False):
-        assert update is not None
-        x = model.dropout(
-            silu_of_norm(norm, _new_nodes(layer, x, edges, edges.statistics(layer.message, inner, to, sent)))
-        )
-        receiver, sender, to, sent = _maps(x, [*_of_update(update), *_of_ends(following.message)])
-        if following is layers[-1] and not model.reads_all:
-            edges, receiver = edges.to(read_nodes), receiver[:, read_nodes]
-        edges, inner = edges.updated(update, inner, receiver, sender), update.last
-    if len(layers) == 1 and not model.reads_all:
-        edges = edges.to(read_nodes)
-    x = _new_nodes(
-        layers[-1], x[:, read_nodes], edges, edges.statistics(layers[-1].message, inner, to[:, read_nodes], sent)
-    )
-    if model.readout is not None:
-        return model.read_out(pooled(x, model.pooling))
-    program = _edge_program(model.edge_readout.linears[0], inner, x)
-    assert program is not None  # see `runs_as_programs`
-    of_weights = edges.features[:, : spec.num_edges, None]
-    hidden = program(of_weights.shape[:3], [of_weights]).squeeze(2)
-    changes = after_first_linear(model.edge_readout, hidden)
-    sizes = [layer.in_dim * layer.out_dim for layer in spec.layers]
-    return model.changes(params, changes.split(sizes, dim=1), model.node_readout(x[:, spec.layout[0] :]))
+def _given(model: PNANetwork, read: NetParams, params: NetParams) -> dict[str, Tensor]:
+    """The tensors that the plan reads."""
+    layers, updates = cast("Sequence[PNALayer]", model.layers), cast("Sequence[EdgeUpdate]", model.edge_updates)
+    dtype = layers[0].last.weight.dtype
+    features, table = _edges(model.graph, read, tabulates=len(layers) > 1)
+    given = {"nodes": chain_nodes(model.graph, read, params)[:, :, None], "edges": features[:, :, None]}
+    if table is not None:
+        with torch.autocast("cpu", enabled=False):
+            given["message table"] = linear(table, *edge_map(layers[0].message, None))
+            given["update table"] = linear(table, *joined(updates[0].edge_linear, None))
+    degree = _ends(params.spec, model.graph.reverse_edges)[2].to(dtype)
+    share = degree.clamp_min(1).reciprocal()
+    given["share"] = share[None, :, :, None]
+    for k, layer in enumerate(layers):
+        factors = layer.aggregate.scaled(torch.ones_like(share), degree).unbind(-1)
+        given |= {f"factor {k} {n}": factor[None, :, None, None] for n, factor in enumerate(factors)}
+    if model.dropout.p and model.dropout.training:  # drawn at once, in the order in which layers would draw them
+        shape = [len(updates), *given["nodes"].shape]
+        kept = model.dropout(features.new_ones(shape, dtype=dtype))
+        given |= {f"dropout {k}": part for k, part in enumerate(kept)}
+    return given
 
 
-def _of_ends(message: Message) -> list[tuple[Tensor, Tensor]]:
-    """M of receivers, with its bias, and of senders: weight and bias."""
-    to, sent = message.linear.weight[:, : 2 * message.dim].chunk(2, dim=1)
-    return [(to, message.linear.bias), (sent, torch.zeros_like(message.linear.bias))]
+@dataclass(frozen=True)
+class _Edges:
+    """Edges one after the other, from `sender` [E] to `receiver` [E]; rows [B, E, 1, d], with tables [B, E, 1, 2]."""
+
+    sender: Tensor
+    receiver: Tensor
+    rows: Region
+    inner: nn.Linear | None = None
+    """Makes edge features of rows; None: these are edge features."""
+
+    def to(self, nodes: slice) -> _Edges:
+        """The edges to some nodes, among which receivers are numbered."""
+        rows = ((self.receiver >= nodes.start) & (self.receiver < nodes.stop)).nonzero()[:, 0]
+        if len(rows) == len(self.receiver):
+            return self
+        receiver = self.receiver[rows] - nodes.start
+        return replace(self, sender=self.sender[rows], receiver=receiver, rows=self.rows.at(rows))
 
 
-def _of_update(update: EdgeUpdate) -> list[tuple[Tensor, Tensor]]:
-    """D of receivers and S of senders."""
-    return [(module.weight, module.bias) for module in (update.receiver_linear, update.sender_linear)]
+class _Writer:
+    """Writes a plan.
+
+    Args:
+        model: whose.
+        plan: it.
+        spec: of the networks.
+        given: the tensors that it reads.
+    """
+
+    def __init__(self, model: PNANetwork, plan: Plan, spec: NetSpec, given: dict[str, Tensor]) -> None:
+        self.model, self.plan, self.spec, self.like = model, plan, spec, given["nodes"]
+        self.given = {name: plan.given(x.shape) for name, x in given.items()}
+
+    def write(self) -> Plan:
+        """The plan, whose outputs are the nodes that are read, [B, n, 1, d], and what the readout of edges makes of
+        weights first."""
+        model, layers = self.model, cast("Sequence[PNALayer]", self.model.layers)
+        norms, updates = cast("Sequence[GraphNorm]", model.norms), cast("Sequence[EdgeUpdate]", model.edge_updates)
+        sender, receiver, _ = _ends(self.spec, model.graph.reverse_edges)
+        edges, x, nodes = _Edges(sender, receiver, self.given["edges"]), self.given["nodes"], node_slices(self.spec)
+        every, read = slice(0, nodes[-1].stop), nodes[-1]
+        if model.reads_all:
+            read = every
+        to, sent = self._maps(x, layers[0].message, None)
+        for k, (layer, update, following, norm) in enumerate(zip(layers, updates, layers[1:], norms, strict=False)):
+            x = self._run(NormProgram(norm), [self._new_nodes(k, layer, x, edges, to, sent, every)], halves=False)
+            if f"dropout {k}" in self.given:
+                x = self._run(_product_program(norm, self.like), [x, self.given[f"dropout {k}"]])
+            receivers, senders, to, sent = self._maps(x, following.message, update)
+            if following is layers[-1]:
+                edges, receivers = edges.to(read), receivers.receivers(read.start, read.stop)
+            edges = self._updated(edges, update, receivers, senders)
+        if len(layers) == 1:
+            edges = edges.to(read)
+        x, to = (rows.receivers(read.start, read.stop) for rows in (x, to))
+        self.plan.outputs = [self._new_nodes(len(layers) - 1, layers[-1], x, edges, to, sent, read)]
+        if model.readout is None:
+            program = _edge_program(model.edge_readout.linears[0], edges.inner, self.like)
+            self.plan.outputs.append(self._run(program, [edges.rows.receivers(0, self.spec.num_edges)]))
+        return self.plan
+
+    def _run(self, program: RowProgram | NormProgram | None, inputs: Sequence[Region], **options: Any) -> Region:
+        """The result of a program on the block of its first input; options as in `Plan.run`."""
+        if program is None:
+            raise Unwritable
+        return self.plan.run(program, inputs[0].block, inputs, **options)
+
+    def _maps(self, x: Region, message: Message, update: EdgeUpdate | None) -> list[Region]:
+        """What is linear in the nodes at both ends of an edge, of all nodes: D and S of an update, then M of receivers,
+        with its bias, and M of senders."""
+        mapped, d = self._run(_maps_program(message, update, self.like), [x]), x.width
+        return [mapped.columns(start, start + d) for start in range(0, mapped.width, d)]
+
+    def _table(self, name: str) -> list[Region]:
+        """That which the first layer reads, if there is one."""
+        return [self.given[name]] if name in self.given else []
+
+    def _new_nodes(
+        self, k: int, layer: PNALayer, x: Region, edges: _Edges, to: Region, sent: Region, nodes: slice
+    ) -> Region:
+        """New features of those nodes, of layer k, from the statistics of the messages along edges to them."""
+        table = self._table("message table") if k == 0 else []
+        program = _message_program(layer.message, edges.inner, self.like, table[0].shape[2] if table else None)
+        inputs, ends = [edges.rows, to.at(edges.receiver), sent.at(edges.sender)], Nodes(edges.receiver, x.shape[1])
+        statistics = self._run(program, inputs, given=table, nodes=ends)
+        names = ["share", *(f"factor {k} {n}" for n in range(len(layer.aggregate.scalers)))]
+        shares = [self.given[name].receivers(nodes.start, nodes.stop) for name in names]
+        return self._run(_node_program(layer, self.like), [x, statistics, *shares])
+
+    def _updated(self, edges: _Edges, update: EdgeUpdate, to: Region, sent: Region) -> _Edges:
+        """With the features that go into the update's last Linear."""
+        table = self._table("update table") if edges.rows.tensor == self.given["edges"].tensor else []
+        program = _update_program(update, edges.inner, self.like, table[0].shape[2] if table else None)
+        inputs = [edges.rows, to.at(edges.receiver), sent.at(edges.sender)]
+        return _Edges(edges.sender, edges.receiver, self._run(program, inputs, given=table), update.last)
 
 
-def _maps(x: Tensor, maps: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
-    """What each map, of one size, makes of x."""
-    weight, bias = (torch.cat(parts) for parts in zip(*maps, strict=True))
-    return linear(x, weight, bias).chunk(len(maps), dim=-1)
-
-
-def _new_nodes(layer: PNALayer, x: Tensor, edges: IndexedEdges, statistics: Tensor) -> Tensor:
-    """New features of nodes x [B, n, d], from the statistics of the messages along edges to them."""
-    program = _node_program(layer, x)
-    assert program is not None  # see `runs_as_programs`
-    degree = edges.degree.to(statistics.dtype)[None]
-    factors = layer.aggregate.scaled(torch.ones_like(degree), degree)
-    shares = [degree.clamp_min(1).reciprocal(), *factors.unbind(-1)]
-    inputs = [x, statistics.flatten(2), *(share.view(1, -1, 1) for share in shares)]
-    return program((*x.shape[:2], 1), [rows.unsqueeze(2) for rows in inputs]).squeeze(2)
-
-
-def _edges(features: NeuralGraphFeatures, params: NetParams, tabulates: bool) -> IndexedEdges:
-    """Edges of weights in the order of parameters, then residual connections; with reverse edges, those against all of
-    them follow in the same order. With `tabulates`, from a table where one pays."""
-    sender, receiver, degree = _ends(params.spec, features.reverse_edges)
+def _edges(features: NeuralGraphFeatures, params: NetParams, tabulates: bool) -> tuple[Tensor, Tensor | None]:
+    """Edges of weights in the order of parameters, then residual connections, [B, E, d]; with reverse edges, those
+    against all of them follow in the same order. With `tabulates`, where one pays, places [B, E, 2] and a table
+    [rows, d], as in `tables.Lookup`."""
     ones = params.biases[0].new_ones(len(params), sum(channels for *_, channels in params.spec.residuals))
     directions = torch.eye(1) if not features.reverse_edges else torch.tensor([[1.0, 0, 1], [0, 1, 1]])
     if tabulates and features.kernel == (1, 1):
         values = torch.cat([*(weight.flatten(1) for weight in params.weights), ones], dim=1)
         found = lookup(features.weight_encoder, features.edge_linear, values, directions)
         if found is not None:
-            return IndexedEdges(sender, receiver, degree, *found)
+            return found.places, found.table
     kernels = [padded(weight, features.kernel).flatten(1, 2) for weight in params.weights]
     kernels.append(ones[:, :, None] * middle_of(features.kernel, ones))
     encoded = [
@@ -196,7 +224,7 @@ def _edges(features: NeuralGraphFeatures, params: NetParams, tabulates: bool) ->
         for direction in directions.tolist()
         for raw in kernels
     ]
-    return IndexedEdges(sender, receiver, degree, torch.cat(encoded, dim=1))
+    return torch.cat(encoded, dim=1), None
 
 
 @lru_cache(maxsize=64)
@@ -217,6 +245,35 @@ def _ends(spec: NetSpec, reverse_edges: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # Programs
+
+
+def _maps_program(message: Message, update: EdgeUpdate | None, x: Tensor) -> RowProgram | None:
+    """See `_Writer._maps`."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        d, bias = message.dim, program.parameter(message.linear, "bias")
+        to, sent = weight_of(program, message.linear, 0, d), weight_of(program, message.linear, d, 2 * d)
+        none = program.shifted(None, sent, bias, 0)  # zeros: M has one bias
+        maps = [(to, bias), (sent, none)]
+        if update is not None:
+            ends = update.receiver_linear, update.sender_linear
+            maps = [*((weight_of(program, end), program.parameter(end, "bias")) for end in ends), *maps]
+        weight, shift = maps[0]
+        for of_weight, of_shift in maps[1:]:
+            weight, shift = program.stacked(weight, of_weight), program.stacked(shift, of_shift)
+        return program.store(program.linear(program.load(d), weight, shift))
+
+    return program_of(message, ("maps", id(update)), x, writer, keeps=False)
+
+
+def _product_program(norm: GraphNorm, x: Tensor) -> RowProgram | None:
+    """Rows times others."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        width = len(norm.weight)
+        return program.store(program.multiply(program.load(width), program.load(width)))
+
+    return program_of(norm, "product", x, writer)
 
 
 def _node_program(layer: PNALayer, x: Tensor) -> RowProgram | None:

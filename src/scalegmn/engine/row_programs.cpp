@@ -1143,10 +1143,11 @@ bool fits(const Program& p) {
     return true;
 }
 
-// Sums start at zero
+// Sums and statistics start at zero
 template <class T>
 void clear_sums(const Program& p) {
     const Operation& end = p.operations[p.num_operations - 1];
+    if (end.code == STATISTICS) std::memset(p.output, 0, p.batch * p.num_nodes * 6 * p.widths[end.first] * sizeof(T));
     for (Int b = 0; end.code == SUM && b < p.batch; b++)
         for (Int r = 0; r < p.receivers; r++)
             std::memset((T*)p.output + b * p.output_batch_stride + r * p.output_receiver_stride, 0,
@@ -1196,6 +1197,8 @@ void run(const Program& p, bool backward) {
 
 extern "C" {
 
+void graph_norm(const int64_t* words, int64_t backward);  // of graph_norms.cpp
+
 // 0, or 1 if the program cannot run on its inputs
 int64_t run_program(const int64_t* words, int64_t backward) {
     const Program p = read(words);
@@ -1208,14 +1211,19 @@ int64_t run_program(const int64_t* words, int64_t backward) {
 }
 
 // Programs one after the other, in reverse order backward; `starts` has the first word of each. `places` has three words
-// for each pointer: which word it is, the base that it is relative to, and how many bytes from there. The result is that
-// of `run_program`.
+// for each pointer: which word it is, the base that it is relative to, and how many bytes from there. Programs that start
+// with 2 are graph norms. The result is that of `run_program`.
 int64_t run_programs(const int64_t* words, int64_t num_words, const int64_t* starts, int64_t num_programs,
                      const int64_t* places, int64_t num_places, const int64_t* bases, int64_t backward) {
     std::vector<Int> copied(words, words + num_words);
     for (Int k = 0; k < num_places; k++) copied[places[3 * k]] = bases[places[3 * k + 1]] + places[3 * k + 2];
-    for (Int k = 0; k < num_programs; k++)
-        if (run_program(copied.data() + starts[backward ? num_programs - 1 - k : k], backward)) return 1;
+    for (Int k = 0; k < num_programs; k++) {
+        const Int* program = copied.data() + starts[backward ? num_programs - 1 - k : k];
+        if (*program == 2)
+            graph_norm(program + 1, backward);
+        else if (run_program(program, backward))
+            return 1;
+    }
     return 0;
 }
 

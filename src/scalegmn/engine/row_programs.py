@@ -331,7 +331,7 @@ class RowProgram:
         """[mean, minimum, maximum, standard deviation] from `NUM_STATISTICS` of n rows and 1 / n; smaller variances
         are 0."""
         width = 4 * self._widths[x] // NUM_STATISTICS
-        return self._operation(_Code.AGGREGATE, width, x, share, more=_bits(least_variance))
+        return self._operation(_Code.AGGREGATE, width, x, share, more=bits(least_variance))
 
     def scale(self, x: Value, factor: Value) -> Value:
         """x times a factor of width 1."""
@@ -341,7 +341,7 @@ class RowProgram:
         """SiLU(LayerNorm(x))."""
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
         self.tape_width += 2  # mean and deviation
-        return self._operation(_Code.NORM_SILU, self._widths[x], x, -1, scale, shift, _bits(norm.eps))
+        return self._operation(_Code.NORM_SILU, self._widths[x], x, -1, scale, shift, bits(norm.eps))
 
     def silu_of_both_signs(self, vector: Vector, x: Value, norm: nn.LayerNorm | None) -> Value:
         """SiLU(LayerNorm(v + x)) + SiLU(LayerNorm(v - x)); without a norm, SiLU(v + x) + SiLU(v - x)."""
@@ -349,7 +349,7 @@ class RowProgram:
             return self._operation(_Code.SILU_BOTH, self._widths[x], x, vector.number)
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
         self.tape_width += 3  # mean, and the deviation of each sign
-        return self._operation(_Code.NORM_SILU_BOTH, self._widths[x], x, vector.number, scale, shift, _bits(norm.eps))
+        return self._operation(_Code.NORM_SILU_BOTH, self._widths[x], x, vector.number, scale, shift, bits(norm.eps))
 
     def silu(self, x: Value) -> Value:
         """SiLU(x)."""
@@ -568,7 +568,7 @@ class RowProgram:
         if self.end == _Code.SUM:
             output = torch.empty(*shape[:2], self.width, dtype=dtype)
         elif block.nodes is not None:
-            output = torch.zeros(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
+            output = torch.empty(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
         rows = self.tape_rows(shape, torch.get_num_threads())
@@ -611,7 +611,7 @@ def _of_extra(linear: nn.Linear | None, extra: Tensor) -> Tensor:
         return nn.functional.linear(extra.to(columns.dtype), columns, linear.bias)
 
 
-def _bits(number: float) -> int:
+def bits(number: float) -> int:
     """A double as a word."""
     word: int = struct.unpack("q", struct.pack("d", number))[0]
     return word

@@ -15,7 +15,7 @@ from scalegmn.engine.chunks import ChunkPlan
 from scalegmn.engine.large_pna import run_large_network
 from scalegmn.engine.memory import tensor_bytes
 from scalegmn.engine.pna import run_network
-from scalegmn.engine.pna_programs import run_chains, runs_as_programs
+from scalegmn.engine.pna_programs import run_chains
 from scalegmn.models.base import Metanetwork
 from scalegmn.models.neural_graph import NeuralGraphConfig, NeuralGraphModel
 from scalegmn.models.registry import METANETWORKS
@@ -131,9 +131,8 @@ class NGGNN(NeuralGraphModel):
         """As in `NeuralGraphModel`; large networks one by one, in chunks of edges."""
         plans = [self.chunks(params.spec, params.biases[0].device) for params in nets]
         if all(plan.num_edges is None for plan in plans):
-            if len(nets) == 1 and runs_as_programs(self, nets[0]):
-                return run_chains(self, nets[0])
-            return run_network(self, nets)
+            planned = run_chains(self, nets[0]) if len(nets) == 1 else None
+            return run_network(self, nets) if planned is None else planned
         outputs = [
             run_large_network(self, params[row : row + 1], plan)
             for params, plan in zip(nets, plans, strict=True)
