@@ -66,7 +66,12 @@ class Region(NamedTuple):
     """[R] long: the row of each receiver of a block; None: that of its number."""
 
     def at(self, index: Tensor) -> Region:
-        """The row of each receiver of a block, for an index [R] long."""
+        """The row of each receiver of a block, for an index [R] long.
+
+        Raises:
+            ValueError: it is none that the library reads.
+        """
+        _check_index(index, len(index))
         return self._replace(index=index)
 
     def receivers(self, start: int, stop: int) -> Region:
@@ -180,16 +185,21 @@ class Plan:
             halves: False: none of its products are in bfloat16.
             given: its given tensors.
             nodes: of statistics.
+
+        Raises:
+            ValueError: inputs or nodes do not fit the block.
         """
         assert program.num_given == len(given)
         halves = halves and self.halves
         of_result, width = shape if program.ends_with_rows else (*shape[:2], 1), program.width
+        if not all(n in (1, m) for x in inputs for n, m in zip(x.block, shape, strict=True)):
+            raise ValueError(f"rows of shapes {[[*x.block] for x in inputs]} do not fit a block {[*shape]}")
         if nodes is not None:
+            _check_index(nodes.index, shape[1])
             of_result, width = (shape[0], nodes.num_nodes, 1), NUM_STATISTICS * width
         if result is None:
             result = self.rows(of_result, width, torch.bfloat16 if program.rounds and halves else None)
         assert (result.shape, result.width) == (of_result, width)
-        assert all(n in (1, m) for x in inputs for n, m in zip(x.block, shape, strict=True))
         parameters = tuple(self._parameter(*place) for place in program.tensors if place is not None)
         self._steps.append(_Step(program, halves, shape, tuple(inputs), tuple(given), nodes, result, parameters))
         return result
@@ -255,6 +265,13 @@ class Plan:
         return self._num_given
 
 
+def _check_index(index: Tensor, size: int) -> None:
+    """Raises ValueError if an index is not [size] long as the library reads it."""
+    if index.shape != (size,) or index.dtype != torch.long or not index.is_contiguous():
+        found = f"{str(index.dtype).removeprefix('torch.')} {[*index.shape]} with strides {[*index.stride()]}"
+        raise ValueError(f"found an index of type and shape {found}, expected int64 [{size}] in one piece")
+
+
 class _Words:
     """What the library reads: words, pointers among them, and the sizes of the memory that these point to.
 
@@ -292,7 +309,7 @@ class _Words:
         addresses = array("q", bases)
         places = places[0], ctypes.c_int64(len(self.places) // 3)
         if library.run_programs(*words, *starts, *places, _address(addresses), ctypes.c_int64(backward)):
-            raise ValueError("inputs do not fit their program")
+            raise ValueError("inputs, or what they are indexed by, do not fit their program")
 
 
 class _Arenas:
@@ -412,6 +429,7 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
             of_it = needed is not None and needed[num_given + k]
             gradient: Address = Pointer(gradient_of_parameters, starts[k]) if of_it else 0
             parameters.append((plan._parameters[k][2], (Pointer(of_parameters + k, 0), gradient)))
+        assert step.nodes is None or step.result.tensor not in outputs  # the backward pass reads statistics
         dtype = tensors[step.result.tensor].dtype
         place_of_result = ResultPlace(
             _at(bases[step.result.tensor], step.result, dtype),

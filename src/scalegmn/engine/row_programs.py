@@ -42,37 +42,14 @@ Value = int
 """A value of a program: rows [B, R, S, width], by number."""
 
 
-class IndexedRows(NamedTuple):
-    """An input of a program on blocks [B, R, 1]: each receiver has a row."""
-
-    values: Tensor
-    """[B, N, D]."""
-
-    index: Tensor  # type: ignore[assignment]  # not the method of tuples
-    """[R] long, from 0 to N - 1."""
-
-
 class Nodes(NamedTuple):
-    """Whose statistics a program computes."""
+    """Whose statistics a program of a plan computes."""
 
     index: Tensor  # type: ignore[assignment]  # not the method of tuples
     """[R] long, the node of each receiver."""
 
     num_nodes: int
     """N."""
-
-
-class Block(NamedTuple):
-    """What a program runs on, beside inputs and parameters."""
-
-    shape: tuple[int, ...]
-    """(B, R, S)."""
-
-    indices: Sequence[Tensor | None]
-    """Of inputs that are `IndexedRows`."""
-
-    nodes: Nodes | None
-    """Of `statistics`."""
 
 
 class Pointer(NamedTuple):
@@ -396,16 +373,17 @@ class RowProgram:
     def __call__(
         self,
         shape: Sequence[int],
-        inputs: Sequence[Tensor | IndexedRows],
+        inputs: Sequence[Tensor],
         given: Sequence[Tensor] = (),
         extra: Tensor | None = None,
-        nodes: Nodes | None = None,
     ) -> Tensor:
-        """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width].
+        """The program's result for a block [B, R, S]; `extra` broadcasts to [B, R, S, extra_width]. Statistics are for
+        plans alone.
 
         Raises:
-            ValueError: inputs, what they are indexed by, or parameters do not fit.
+            ValueError: inputs or parameters do not fit.
         """
+        assert self.end != _Code.STATISTICS
         if extra is not None:
             inputs = [*inputs, *(_of_extra(linear(), extra) for linear in self.extras)]
         parameters = [*given]
@@ -414,27 +392,22 @@ class RowProgram:
             module = place[0]()
             assert module is not None  # the program is kept no longer than its module
             parameters.append(getattr(module, place[1]))
-        dtype = parameters[0].dtype
-        blocks, indices = [], [x.index if isinstance(x, IndexedRows) else None for x in inputs]
-        for rows in inputs:
-            x = rows.values[:, :, None] if isinstance(rows, IndexedRows) else rows
-            if x.ndim < 4:
-                x = x[(None,) * (4 - x.ndim)]
-            if x.dtype != dtype and (x.dtype != torch.bfloat16 or x.shape[-1] % LANES):
-                x = x.to(dtype)
-            blocks.append(x if x.stride(-1) == 1 else x.contiguous())
-        block = Block(tuple(shape), indices, nodes)
-        fits = nodes is None or _is_index(nodes.index, block.shape[1])
-        if not (fits and all(_broadcasts(x, index, block.shape) for x, index in zip(blocks, indices, strict=True))):
-            raise ValueError(
-                f"inputs of shapes {[[*x.shape] for x in blocks]} or indices do not fit a block {[*block.shape]}"
-            )
-        result: Tensor = _Run.apply(self, block, torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
+        dtype, shape, blocks = parameters[0].dtype, tuple(shape), []
+        for x in inputs:
+            rows = x[(None,) * (4 - x.ndim)] if x.ndim < 4 else x
+            if rows.dtype != dtype and (rows.dtype != torch.bfloat16 or rows.shape[-1] % LANES):
+                rows = rows.to(dtype)
+            blocks.append(rows if rows.stride(-1) == 1 else rows.contiguous())
+        if not all(
+            n in (1, m) for x in blocks for n, m in zip(x.shape, shape, strict=False)
+        ):  # of rows, also their width
+            raise ValueError(f"inputs of shapes {[[*x.shape] for x in blocks]} do not fit a block {[*shape]}")
+        result: Tensor = _Run.apply(self, shape, torch.is_grad_enabled(), *blocks, *parameters)  # type: ignore[no-untyped-call]
         return result
 
     def execute(
         self,
-        block: Block,
+        shape: tuple[int, ...],
         tensors: Sequence[Tensor],
         result: Tensor,
         tape: Tensor | None,
@@ -448,17 +421,14 @@ class RowProgram:
         Raises:
             ValueError: the tensors are none that the program can run on.
         """
-        shape, indices, nodes = block
         dtype, count = tensors[-1].dtype, self.num_inputs
         gradients: list[Tensor | None] = [None] * len(tensors)
         inputs = []
         for index, tensor in enumerate(tensors[:count]):
-            size, gathered = tensor.shape, indices[index]
+            size = tensor.shape
             place = InputPlace(tensor.data_ptr(), size[3], _strides(tensor), tensor.dtype == torch.bfloat16)
-            if gathered is not None:
-                place = place._replace(index=gathered.data_ptr(), num_rows=size[1])
             if needed is not None and needed[index]:
-                is_whole = size[:3] == shape and gathered is None
+                is_whole = size[:3] == shape
                 of_it = torch.empty(size, dtype=tensor.dtype) if is_whole else torch.zeros(size, dtype=dtype)
                 adds = 0 if is_whole else 2 if size[0] == 1 < shape[0] else 1
                 is_half, gradients[index] = of_it.dtype == torch.bfloat16, of_it
@@ -488,14 +458,13 @@ class RowProgram:
             place_of_result,
             0 if tape is None else tape.data_ptr(),
             self.flags(needed) if needed is not None else None,
-            nodes,
         )
         packed = array("q", words)
         library = native.library()
         assert library is not None
         if library.run_program(ctypes.c_void_p(packed.buffer_info()[0]), ctypes.c_int64(needed is not None)):
             widths = [tensor.shape[-1] for tensor in tensors[:count]]
-            raise ValueError(f"inputs of widths {widths}, or what they are indexed by, do not fit their program")
+            raise ValueError(f"inputs of widths {widths} do not fit their program")
         return gradients
 
     def check_parameters(self, shapes: Sequence[torch.Size]) -> None:
@@ -562,13 +531,13 @@ class RowProgram:
                 flags.append(parameters or flags[first] or (_Code.ADD <= code <= _Code.SCALE and flags[second]))
         return flags
 
-    def allocate(self, block: Block, dtype: torch.dtype, halves: bool, keeps: bool) -> tuple[Tensor, Tensor | None]:
+    def allocate(
+        self, shape: tuple[int, ...], dtype: torch.dtype, halves: bool, keeps: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Memory of the result, and of what the backward pass reads."""
-        kept, shape = torch.bfloat16 if halves else dtype, block.shape
+        kept = torch.bfloat16 if halves else dtype
         if self.end == _Code.SUM:
             output = torch.empty(*shape[:2], self.width, dtype=dtype)
-        elif block.nodes is not None:
-            output = torch.empty(shape[0], block.nodes.num_nodes, NUM_STATISTICS, self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
         rows = self.tape_rows(shape, torch.get_num_threads())
@@ -592,17 +561,6 @@ def _after(address: Address, num_bytes: int) -> Address:
     return address and address + num_bytes
 
 
-def _broadcasts(x: Tensor, index: Tensor | None, shape: tuple[int, ...]) -> bool:
-    """Whether rows x, or those of an index, broadcast to a block of a shape."""
-    size = x.shape[:3] if index is None else (x.shape[0], *index.shape, 1)
-    return all(n in (1, m) for n, m in zip(size, shape, strict=True)) and (index is None or _is_index(index, shape[1]))
-
-
-def _is_index(index: Tensor, size: int) -> bool:
-    """Whether a tensor is one as the library reads it."""
-    return index.shape == (size,) and index.dtype == torch.long and index.is_contiguous()
-
-
 def _of_extra(linear: nn.Linear | None, extra: Tensor) -> Tensor:
     """See `RowProgram.extra`."""
     assert linear is not None  # the program is kept no longer than its module
@@ -621,27 +579,27 @@ class _Run(torch.autograd.Function):
     """Runs a program. There are no second derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, program: RowProgram, block: Block, grad: bool, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, program: RowProgram, shape: tuple[int, ...], grad: bool, *tensors: Tensor) -> Tensor:
         """The program's result, of its inputs and parameters."""
         ctx.dtype = dtype = tensors[program.num_inputs].dtype
         keeps = grad and any(ctx.needs_input_grad)
         halves = multiplies_halves(dtype)
-        output, tape = program.allocate(block, dtype, halves, keeps)
+        output, tape = program.allocate(shape, dtype, halves, keeps)
         num_threads = torch.get_num_threads()  # the tape is written and read in the same tiles
-        program.execute(block, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
+        program.execute(shape, _contiguous(program, tensors, dtype), output, tape, halves, num_threads)
         if keeps:
-            ctx.program, ctx.block, ctx.how = program, block, (halves, num_threads)
-            ctx.save_for_backward(tape, None if block.nodes is None else output, *tensors)
+            ctx.program, ctx.shape, ctx.how = program, shape, (halves, num_threads)
+            ctx.save_for_backward(tape, *tensors)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of all inputs and parameters that need one."""
-        tape, output, *tensors = ctx.saved_tensors
+        tape, *tensors = ctx.saved_tensors
         program, gradient = ctx.program, gradient.contiguous()
-        cast, result = _contiguous(program, tensors, ctx.dtype), gradient if output is None else output
-        gradients = program.execute(ctx.block, cast, result, tape, *ctx.how, gradient, ctx.needs_input_grad[3:])
+        cast = _contiguous(program, tensors, ctx.dtype)
+        gradients = program.execute(ctx.shape, cast, gradient, tape, *ctx.how, gradient, ctx.needs_input_grad[3:])
         return (
             None,
             None,
