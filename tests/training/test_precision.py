@@ -10,7 +10,7 @@ from scalegmn.reporting.run_folder import Run
 from scalegmn.symmetry.measure import invariance_error
 from scalegmn.tasks.classification import Classification
 from scalegmn.training.config import TrainConfig
-from scalegmn.training.launch import launch
+from scalegmn.training.launch import chosen_precision, launch
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.training.precision import InPrecision
 from scalegmn.training.trainer import Trainer
@@ -87,3 +87,21 @@ def test_compiled_is_the_same(tmp_path, symmetry):
         trainer.train_epoch()
     assert compiled.progress.loss == pytest.approx(plain.progress.loss, rel=1e-5)
     assert compiled.progress.grad_norm == pytest.approx(plain.progress.grad_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "vendor", "expected"),
+    [
+        (True, True, "GenuineIntel", "bf16-mixed"),
+        (False, True, "GenuineIntel", "fp32"),
+        (False, True, "AuthenticAMD", "bf16-mixed"),
+        (False, False, "AuthenticAMD", "fp32"),
+    ],
+)
+def test_auto_is_bfloat16_where_it_is_faster(tiles, vectors, vendor, expected, monkeypatch):
+    """Intel's processors without tiles multiply it, and take longer than in single precision."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
+    monkeypatch.setattr("scalegmn.training.launch._processor", lambda: f"vendor_id: {vendor}")
+    assert chosen_precision("auto", "cpu") == expected
+    assert chosen_precision("auto", "cuda") == "fp32"

@@ -1229,9 +1229,9 @@ int64_t run_programs(const int64_t* words, int64_t num_words, const int64_t* sta
 
 int64_t multiplies_halves() {
 #if defined __AMX_BF16__
-    return has_tiles();  // vdpbf16ps alone is slower than fp32 there
+    return has_tiles();
 #elif defined __AVX512BF16__
-    return 1;
+    return !__builtin_cpu_is("intel");  // whose vdpbf16ps is slower than fp32
 #else
     return 0;
 #endif
