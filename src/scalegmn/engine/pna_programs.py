@@ -77,7 +77,7 @@ def _can_plan(model: PNANetwork, params: NetParams) -> bool:
         and like.dtype in (torch.float32, torch.float64)
         and not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16)
         and message.dim % LANES == 0
-        and 4 * message.dim <= WIDEST  # ends of edges, see `_Writer._maps`
+        and 2 * message.dim <= WIDEST
         and available(like)
     )
 
@@ -148,12 +148,13 @@ class _Writer:
         every, read = slice(0, nodes[-1].stop), nodes[-1]
         if model.reads_all:
             read = every
-        to, sent = self._maps(x, layers[0].message, None)
+        to, sent = self._ends(_message_ends_program(layers[0].message, self.like), x)
         for k, (layer, update, following, norm) in enumerate(zip(layers, updates, layers[1:], norms, strict=False)):
             x = self._run(NormProgram(norm), [self._new_nodes(k, layer, x, edges, to, sent, every)], halves=False)
             if f"dropout {k}" in self.given:
                 x = self._run(_product_program(norm, self.like), [x, self.given[f"dropout {k}"]])
-            receivers, senders, to, sent = self._maps(x, following.message, update)
+            receivers, senders = self._ends(_update_ends_program(update, self.like), x)
+            to, sent = self._ends(_message_ends_program(following.message, self.like), x)
             if following is layers[-1]:
                 edges, receivers = edges.to(read), receivers.receivers(read.start, read.stop)
             edges = self._updated(edges, update, receivers, senders)
@@ -172,11 +173,10 @@ class _Writer:
             raise Unwritable
         return self.plan.run(program, inputs[0].block, inputs, **options)
 
-    def _maps(self, x: Region, message: Message, update: EdgeUpdate | None) -> list[Region]:
-        """What is linear in the nodes at both ends of an edge, of all nodes: D and S of an update, then M of receivers,
-        with its bias, and M of senders."""
-        mapped, d = self._run(_maps_program(message, update, self.like), [x]), x.width
-        return [mapped.columns(start, start + d) for start in range(0, mapped.width, d)]
+    def _ends(self, program: RowProgram | None, x: Region) -> tuple[Region, Region]:
+        """What edges read of nodes as receivers and, beside it, as senders."""
+        both, d = self._run(program, [x]), x.width
+        return both.columns(0, d), both.columns(d, 2 * d)
 
     def _table(self, name: str) -> list[Region]:
         """That which the first layer reads, if there is one."""
@@ -247,23 +247,29 @@ def _ends(spec: NetSpec, reverse_edges: bool) -> tuple[Tensor, Tensor, Tensor]:
 # Programs
 
 
-def _maps_program(message: Message, update: EdgeUpdate | None, x: Tensor) -> RowProgram | None:
-    """See `_Writer._maps`."""
+def _message_ends_program(message: Message, x: Tensor) -> RowProgram | None:
+    """M of receivers, with its bias, and of senders."""
 
     def writer(program: RowProgram) -> RowProgram:
         d, bias = message.dim, program.parameter(message.linear, "bias")
-        to, sent = weight_of(program, message.linear, 0, d), weight_of(program, message.linear, d, 2 * d)
-        none = program.shifted(None, sent, bias, 0)  # zeros: M has one bias
-        maps = [(to, bias), (sent, none)]
-        if update is not None:
-            ends = update.receiver_linear, update.sender_linear
-            maps = [*((weight_of(program, end), program.parameter(end, "bias")) for end in ends), *maps]
-        weight, shift = maps[0]
-        for of_weight, of_shift in maps[1:]:
-            weight, shift = program.stacked(weight, of_weight), program.stacked(shift, of_shift)
+        to, sent = (weight_of(program, message.linear, start, start + d) for start in (0, d))
+        no_bias = program.shifted(None, sent, bias, 0)
+        weight, shift = program.stacked(to, sent), program.stacked(bias, no_bias)
         return program.store(program.linear(program.load(d), weight, shift))
 
-    return program_of(message, ("maps", id(update)), x, writer, keeps=False)
+    return program_of(message, "ends", x, writer, keeps=False)
+
+
+def _update_ends_program(update: EdgeUpdate, x: Tensor) -> RowProgram | None:
+    """D of receivers and S of senders."""
+
+    def writer(program: RowProgram) -> RowProgram:
+        ends = update.receiver_linear, update.sender_linear
+        weight = program.stacked(*(weight_of(program, linear) for linear in ends))
+        shift = program.stacked(*(program.parameter(linear, "bias") for linear in ends))
+        return program.store(program.linear(program.load(ends[0].in_features), weight, shift))
+
+    return program_of(update, "ends", x, writer, keeps=False)
 
 
 def _product_program(norm: GraphNorm, x: Tensor) -> RowProgram | None:
