@@ -161,6 +161,13 @@ inline Vector in_register(Vector x) {
     return x;
 }
 
+// An address that compilers do not derive from others
+template <class T>
+inline const T* address(const T* x) {
+    __asm__("" : "+r"(x));
+    return x;
+}
+
 // The sum of its numbers: of its halves' sum, and so on
 template <class T, class Vector>
 inline T total(Vector x) {
@@ -224,6 +231,32 @@ inline void copy(const T* from, T* to, Int count) {
     for (Int i = 0; i < count; i++) to[i] = ADDS ? to[i] + from[i] : from[i];
 }
 
+// Rows [count, width], by so many numbers apart
+template <bool ADDS, class T>
+inline void copy_rows(const T* from, Int from_row, T* to, Int to_row, Int count, Int width) {
+    typedef typename Lanes<T>::Vector Vector;
+    const int L = Lanes<T>::count;
+    if (from_row == width && to_row == width) {
+        copy<ADDS>(from, to, count * width);
+    } else if (from_row == 0 && width % L == 0) {  // one row to many
+        for (Int c = 0; c < width; c += L) {
+            const Vector x = *(const Vector*)(from + c);
+            for (Int i = 0; i < count; i++) {
+                Vector& y = *(Vector*)(to + i * to_row + c);
+                y = ADDS ? y + x : x;
+            }
+        }
+    } else if (ADDS && to_row == 0 && width % L == 0) {  // many to one
+        for (Int c = 0; c < width; c += L) {
+            Vector sum = *(const Vector*)(to + c);
+            for (Int i = 0; i < count; i++) sum += *(const Vector*)(from + i * from_row + c);
+            *(Vector*)(to + c) = sum;
+        }
+    } else {
+        for (Int i = 0; i < count; i++) copy<ADDS>(from + i * from_row, to + i * to_row, width);
+    }
+}
+
 template <bool ADDS = false, class T>
 inline void from_halves(const Half* from, T* to, Int count) {
     for (Int i = 0; i < count; i++) {
@@ -255,8 +288,8 @@ inline Lanes<float>::Vector multiply_add<float, Pair>(Lanes<float>::Vector sum, 
 }
 #endif
 
-// C [M, V lanes] = S (if there is one) + A [M, K] B [K, V lanes]; A by strides, B, C and S by rows
-template <class T, class E, int M, int V>
+// C [M, V lanes] = S (if there is one) + A [M, K] B [K, V lanes]; A by strides, B, C and S by rows. BY_ROWS: A by rows, too
+template <class T, class E, int M, int V, bool BY_ROWS>
 void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c, Int c_row, const T* s, Int s_row) {
     typedef typename Lanes<T>::Vector Vector;
     const int L = Lanes<T>::count;
@@ -265,17 +298,24 @@ void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row
     for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) sums[i][j] = s ? *(const Vector*)(s + i * s_row + j * L) : Vector{};
+    const E* starts[(M + 2) / 3];  // of every third row: addresses of three rows are one register and a multiple of another
+    if (BY_ROWS)
+#pragma GCC unroll 4
+        for (int i = 0; i < M; i += 3) starts[i / 3] = address(a + i * a_row);
     for (Int k = 0; k < depth; k++) {
-        const E* row = b + k * b_row;
         Vector factors[V];
 #pragma GCC unroll 4
-        for (int j = 0; j < V; j++) factors[j] = *(const Vector*)(row + j * L);
+        for (int j = 0; j < V; j++) factors[j] = *(const Vector*)(b + j * L);
 #pragma GCC unroll 16
         for (int i = 0; i < M; i++) {
-            E factor = a[i * a_row + k * a_column];
+            E factor = BY_ROWS ? starts[i / 3][i % 3 * a_row] : a[i * a_row + k * a_column];
 #pragma GCC unroll 4
             for (int j = 0; j < V; j++) sums[i][j] = multiply_add<T, E>(sums[i][j], factor, factors[j]);
         }
+        b += b_row;
+        if (BY_ROWS)
+#pragma GCC unroll 4
+            for (int i = 0; i < M; i += 3) starts[i / 3] = address(starts[i / 3] + 1);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++)
@@ -286,9 +326,10 @@ void micro(Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row
 template <class T, class E, int M, int V>
 inline Int panel(Int start, Int rows, Int depth, const E* a, Int a_row, Int a_column, const E* b, Int b_row, T* c,
                  Int c_row, const T* s, Int s_row) {
+    const auto of_tile = a_column == 1 ? micro<T, E, M, V, true> : micro<T, E, M, V, false>;
     for (; start + M <= rows; start += M)
-        micro<T, E, M, V>(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row,
-                          s ? s + start * s_row : s, s_row);
+        of_tile(depth, a + start * a_row, a_row, a_column, b, b_row, c + start * c_row, c_row, s ? s + start * s_row : s,
+                s_row);
     return start;
 }
 

@@ -220,8 +220,9 @@ struct Weight {
         if (!halves && !again) return;
         if (!halves) {
             transposed.resize(in * out);
-            for (Int o = 0; o < out; o++)
-                for (Int i = 0; i < in; i++) transposed[i * out + o] = w[o * in + i];
+            for (Int start = 0; start < out; start += FILLING)  // caches hold so many rows
+                for (Int i = 0; i < in; i++)
+                    for (Int o = start; o < std::min(out, start + FILLING); o++) transposed[i * out + o] = w[o * in + i];
             return;
         }
         std::vector<Half> rounded(out * in);
@@ -325,6 +326,11 @@ struct Parameters {
 
 // Rows
 
+// Rows of a tile that follow one another in a block: of one receiver or, if there is one sender, of one network
+struct Run {
+    Int row, count, batch, receiver, sender;  // of the first
+};
+
 template <class T>
 struct Tiles {
     typedef typename Lanes<T>::Vector Vector;
@@ -346,7 +352,7 @@ struct Tiles {
     Pair *left, *right, *turned;  // factors of products, rounded
     std::vector<std::vector<T>> parameter_gradients;
     std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
-    std::vector<Int> batches, receivers, senders;  // of each row of the tile
+    std::vector<Run> runs;
 
     Tiles(const Program& program, Parameters<T>& given, const std::vector<Weight<T>>& packed, Int number, bool backward)
         : p(program), parameters(given), weights(packed), thread(number) {
@@ -382,7 +388,6 @@ struct Tiles {
         gradient_memory = value_memory + place;
         side_memory = value_memory + (backward ? 2 * place : place);
         left = (Pair*)(side_memory + side_place), right = left + most * widest, turned = right + most * widest;
-        batches.resize(most), receivers.resize(most), senders.resize(most);
         if (!backward) return;
         has_gradient.resize(p.num_values);
         for (Int k = 0; k < p.num_parameters; k++)
@@ -410,29 +415,50 @@ struct Tiles {
     void number(Int start, Int count) {
         const Int step = p.uses_halves ? FILLING : 16;
         size = std::min(most, (count + step - 1) / step * step);
-        Int s = start % p.senders, r = start / p.senders % p.receivers, b = start / p.senders / p.receivers;
-        for (Int i = 0; i < count; i++) {
-            batches[i] = b, receivers[i] = r, senders[i] = s;
-            if (++s == p.senders) {
-                s = 0;
-                if (++r == p.receivers) r = 0, b++;
+        const Int length = p.senders == 1 ? p.receivers : p.senders;
+        runs.clear();
+        for (Int i = 0; i < count; i += runs.back().count) {
+            const Int outer = (start + i) / length, inner = (start + i) % length, n = std::min(length - inner, count - i);
+            if (p.senders == 1)
+                runs.push_back({i, n, outer, inner, 0});
+            else
+                runs.push_back({i, n, outer / p.receivers, outer % p.receivers, inner});
+        }
+    }
+
+    // f(row, count, place, step) for rows of the tile whose places are equally far apart: the first row, how many they are,
+    // the place of the first and what is added from one to the next. An index has the number of each receiver.
+    template <class F>
+    void each_run(Int batch_stride, Int receiver_stride, Int sender_stride, const Int* index, F f) {
+        for (const Run& run : runs) {
+            const Int start = run.batch * batch_stride + run.sender * sender_stride;
+            if (!index) {
+                f(run.row, run.count, start + run.receiver * receiver_stride, p.senders == 1 ? receiver_stride : sender_stride);
+                continue;
+            }
+            const Int* numbers = index + run.receiver;
+            if (p.senders > 1) {
+                f(run.row, run.count, start + numbers[0] * receiver_stride, sender_stride);
+                continue;
+            }
+            for (Int i = 0, n; i < run.count; i += n) {
+                const Int step = i + 1 < run.count ? numbers[i + 1] - numbers[i] : 0;
+                for (n = 1; i + n < run.count && numbers[i + n] - numbers[i + n - 1] == step;) n++;
+                f(run.row + i, n, start + numbers[i] * receiver_stride, step * receiver_stride);
             }
         }
     }
 
-    Int row_of(const Input& input, Int i) { return input.index ? input.index[receivers[i]] : receivers[i]; }
-
     // Rows of an input, as columns of rows of a width
     template <bool ADDS>
-    void load(const Input& input, T* to, Int width, Int count) {
-        for (Int i = 0; i < count; i++) {
-            Int place = batches[i] * input.batch_stride + row_of(input, i) * input.receiver_stride +
-                        senders[i] * input.sender_stride;
-            if (input.is_half)
-                from_halves<ADDS>((const Half*)input.values + place, to + i * width, input.width);
-            else
-                copy<ADDS>((const T*)input.values + place, to + i * width, input.width);
-        }
+    void load(const Input& input, T* to, Int width) {
+        each_run(input.batch_stride, input.receiver_stride, input.sender_stride, input.index,
+                 [&](Int row, Int count, Int place, Int step) {
+                     if (!input.is_half)
+                         return copy_rows<ADDS>((const T*)input.values + place, step, to + row * width, width, count, input.width);
+                     for (Int i = 0; i < count; i++)
+                         from_halves<ADDS>((const Half*)input.values + place + i * step, to + (row + i) * width, input.width);
+                 });
     }
 
     void linear(const Operation& o, T* to) {
@@ -825,7 +851,7 @@ struct Tiles {
         for (Int k = 0; k < p.num_operations; k++) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
-                if (!kept) write(o, count);
+                if (!kept) write(o);
                 continue;
             }
             Int width = p.widths[o.result], all = size * width;
@@ -836,13 +862,13 @@ struct Tiles {
             switch (o.code) {
                 case LOAD:
                     if (to != value_memory + places[o.result]) break;
-                    load<false>(p.inputs[o.first], to, width, count);
-                    if (o.second >= 0) load<true>(p.inputs[o.second], to, width, count);
+                    load<false>(p.inputs[o.first], to, width);
+                    if (o.second >= 0) load<true>(p.inputs[o.second], to, width);
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
                     break;
                 case JOIN:
                     for (Int n = o.first, column = 0; n < o.first + o.second; column += p.inputs[n++].width)
-                        load<false>(p.inputs[n], to + column, width, count);
+                        load<false>(p.inputs[n], to + column, width);
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
                     break;
                 case LINEAR:
@@ -912,41 +938,45 @@ struct Tiles {
                (p.batch == 1 || batch_stride == p.receivers * p.senders * width);
     }
 
-    void write(const Operation& o, Int count) {
-        Int width = p.widths[o.first];
-        const T* from = value(o.first);
-        if (o.code == STATISTICS) return add_statistics(from, count, width);
-        for (Int i = 0; i < count; i++) {
-            const Int place = output_place(i);
-            if (o.code == SUM)
-                copy<true>(from + i * width, (T*)p.output + place, width);
-            else if (p.output_is_half)
-                to_halves(from + i * width, (Half*)p.output + place, width);
-            else
-                copy(from + i * width, (T*)p.output + place, width);
-        }
+    // The same for rows of the result, or of its gradient
+    template <class F>
+    void each_run_of_output(F f) {
+        each_run(p.output_batch_stride, p.output_receiver_stride, p.output_sender_stride, nullptr, f);
     }
 
-    // Where the result of row i of the tile is, and its gradient
-    Int output_place(Int i) {
-        return batches[i] * p.output_batch_stride + receivers[i] * p.output_receiver_stride +
-               senders[i] * p.output_sender_stride;
+    void write(const Operation& o) {
+        Int width = p.widths[o.first];
+        const T* from = value(o.first);
+        if (o.code == STATISTICS) return add_statistics(from, width);
+        each_run_of_output([&](Int row, Int count, Int place, Int step) {
+            if (o.code == SUM)
+                copy_rows<true>(from + row * width, width, (T*)p.output + place, step, count, width);
+            else if (!p.output_is_half)
+                copy_rows<false>(from + row * width, width, (T*)p.output + place, step, count, width);
+            else
+                for (Int i = 0; i < count; i++)
+                    to_halves(from + (row + i) * width, (Half*)p.output + place + i * step, width);
+        });
     }
 
     // Statistics of a node's rows x, [6, width]: sum of x, of x^2, minimum, how many rows have it, maximum, how many have it.
     // All are 0 where there are no rows.
-    void add_statistics(const T* from, Int count, Int width) {
+    void add_statistics(const T* from, Int width) {
         const Int n = width / L;
-        for (Int i = 0; i < count; i++) {
-            Vector *sum = node(p.output, i, width), *squares = sum + n, *least = squares + n, *num_least = least + n;
-            Vector *most = num_least + n, *num_most = most + n;
+        each_run_of_nodes(width, [&](Int row, Int count, Int place) {
+            Vector* all = (Vector*)((T*)p.output + place);
             for (Int c = 0; c < n; c++) {
-                const Vector x = ((const Vector*)(from + i * width))[c];
-                sum[c] += x, squares[c] += x * x;
-                add_extremum(x, least[c], num_least[c], x < least[c]);
-                add_extremum(x, most[c], num_most[c], x > most[c]);
+                Vector of_node[6];
+                for (int k = 0; k < 6; k++) of_node[k] = all[k * n + c];
+                for (Int i = row; i < row + count; i++) {
+                    const Vector x = ((const Vector*)(from + i * width))[c];
+                    of_node[0] += x, of_node[1] += x * x;
+                    add_extremum(x, of_node[2], of_node[3], x < of_node[2]);
+                    add_extremum(x, of_node[4], of_node[5], x > of_node[4]);
+                }
+                for (int k = 0; k < 6; k++) all[k * n + c] = of_node[k];
             }
-        }
+        });
     }
 
     template <class Mask>
@@ -957,25 +987,33 @@ struct Tiles {
         extremum = beyond ? x : extremum;
     }
 
-    // Of a node's statistics, or of their gradients, those of row i of the tile
-    template <class Char>
-    Vector* node(Char* all, Int i, Int width) {
-        return (Vector*)((T*)all + (batches[i] * p.num_nodes + p.nodes[receivers[i]]) * 6 * width);
+    // f(row, count, place) for rows of one node: the first row, how many they are, and the place of the node's statistics
+    template <class F>
+    void each_run_of_nodes(Int width, F f) {
+        each_run(p.num_nodes * 6 * width, 6 * width, 0, p.nodes, [&](Int row, Int count, Int place, Int step) {
+            if (step == 0) return f(row, count, place);
+            for (Int i = 0; i < count; i++) f(row + i, 1, place + i * step);
+        });
     }
 
     // Gradients of extrema are shared among the rows that have them
-    void read_statistics_gradient(const T* x, T* to, Int count, Int width) {
+    void read_statistics_gradient(const T* x, T* to, Int width) {
         const Int n = width / L;
-        for (Int i = 0; i < count; i++) {
-            const Vector *found = node(p.output, i, width), *up = node(p.output_gradient, i, width);
+        each_run_of_nodes(width, [&](Int row, Int count, Int place) {
+            const Vector *found = (const Vector*)((const T*)p.output + place), *up = (const Vector*)((const T*)p.output_gradient + place);
             for (Int c = 0; c < n; c++) {
-                const Vector row = ((const Vector*)(x + i * width))[c];
-                Vector g = up[c] + 2 * row * up[n + c];
-                g += row == found[2 * n + c] ? up[2 * n + c] / found[3 * n + c] : Vector{};
-                g += row == found[4 * n + c] ? up[4 * n + c] / found[5 * n + c] : Vector{};
-                ((Vector*)(to + i * width))[c] = g;
+                const Vector least = found[2 * n + c], most = found[4 * n + c];
+                const Vector of_sum = up[c], of_squares = 2 * up[n + c];
+                const Vector of_least = up[2 * n + c] / found[3 * n + c], of_most = up[4 * n + c] / found[5 * n + c];
+                for (Int i = row; i < row + count; i++) {
+                    const Vector value = ((const Vector*)(x + i * width))[c];
+                    Vector g = of_sum + value * of_squares;
+                    g += value == least ? of_least : Vector{};
+                    g += value == most ? of_most : Vector{};
+                    ((Vector*)(to + i * width))[c] = g;
+                }
             }
-        }
+        });
     }
 
     // The results of a tile on the tape in halves, one operation after the other
@@ -1033,12 +1071,12 @@ struct Tiles {
             switch (o.code) {
                 case LOAD:
                     if (g != gradient_memory + places[o.result]) break;
-                    write_gradient(g, width, o.first, count);
-                    if (o.second >= 0) write_gradient(g, width, o.second, count);
+                    write_gradient(g, width, o.first);
+                    if (o.second >= 0) write_gradient(g, width, o.second);
                     break;
                 case JOIN:
                     for (Int n = o.first, column = 0; n < o.first + o.second; column += p.inputs[n++].width)
-                        write_gradient(g + column, width, n, count);
+                        write_gradient(g + column, width, n);
                     break;
                 case LINEAR: linear_backward(o); break;
                 case ADD: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, 1); break;
@@ -1087,33 +1125,36 @@ struct Tiles {
         Int width = p.widths[o.first];
         T* to = gradient(o.first);
         has_gradient[o.first] = 1;
-        if (o.code == STORE && to == (const T*)p.output_gradient + output_place(0)) return;
-        if (o.code == STATISTICS) read_statistics_gradient(value(o.first), to, count, width);
-        for (Int i = 0; i < count && o.code != STATISTICS; i++) {
-            if (p.output_gradient_is_half)
-                from_halves((const Half*)p.output_gradient + output_place(i), to + i * width, width);
-            else
-                copy((const T*)p.output_gradient + output_place(i), to + i * width, width);
-        }
+        if (to != gradient_memory + places[o.first]) return;
+        if (o.code == STATISTICS)
+            read_statistics_gradient(value(o.first), to, width);
+        else
+            each_run_of_output([&](Int row, Int count, Int place, Int step) {
+                if (!p.output_gradient_is_half)
+                    return copy_rows<false>((const T*)p.output_gradient + place, step, to + row * width, width, count, width);
+                for (Int i = 0; i < count; i++)
+                    from_halves((const Half*)p.output_gradient + place + i * step, to + (row + i) * width, width);
+            });
         std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
     }
 
     // Of an input, from columns of rows of a width
-    void write_gradient(const T* g, Int row_width, Int number, Int count) {
+    void write_gradient(const T* g, Int row_width, Int number) {
         const Input& input = p.inputs[number];
         if (!input.gradient) return;
         const Int width = input.width;
-        for (Int i = 0; i < count; i++) {
-            const T* from = g + i * row_width;
-            Int place = batches[i] * input.gradient_batch_stride + row_of(input, i) * input.gradient_receiver_stride +
-                        senders[i] * input.gradient_sender_stride;
-            if (input.adds)
-                copy<true>(from, (input.adds == 2 ? shared_gradients[number].data() : (T*)input.gradient) + place, width);
-            else if (input.gradient_is_half)
-                to_halves(from, (Half*)input.gradient + place, width);
-            else
-                copy(from, (T*)input.gradient + place, width);
-        }
+        T* to = input.adds == 2 ? shared_gradients[number].data() : (T*)input.gradient;
+        each_run(input.gradient_batch_stride, input.gradient_receiver_stride, input.gradient_sender_stride, input.index,
+                 [&](Int row, Int count, Int place, Int step) {
+                     const T* from = g + row * row_width;
+                     if (input.adds)
+                         copy_rows<true>(from, row_width, to + place, step, count, width);
+                     else if (!input.gradient_is_half)
+                         copy_rows<false>(from, row_width, to + place, step, count, width);
+                     else
+                         for (Int i = 0; i < count; i++)
+                             to_halves(from + i * row_width, (Half*)input.gradient + place + i * step, width);
+                 });
     }
 };
 
