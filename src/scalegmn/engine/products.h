@@ -181,6 +181,39 @@ inline T total(Vector x) {
     }
 }
 
+// The totals of as many vectors as one has lanes
+template <class T>
+inline typename Lanes<T>::Vector totals(const typename Lanes<T>::Vector* x) {
+    typename Lanes<T>::Vector result;
+    for (int i = 0; i < Lanes<T>::count; i++) result[i] = total<T>(x[i]);
+    return result;
+}
+
+#ifdef __AVX512F__
+template <>
+inline Lanes<float>::Vector totals<float>(const Lanes<float>::Vector* x) {
+    __m512 y[16];  // halves of two vectors, then quarters of four, and so on: sums are the same as in `total`
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) y[i] = (__m512)x[i % 4 * 4 + i / 4];  // as the last two steps turn their order
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const __m512 a = y[2 * i], b = y[2 * i + 1];
+        y[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = y[2 * i], b = y[2 * i + 1];
+        y[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        const __m512 a = y[2 * i], b = y[2 * i + 1];
+        y[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    return (Lanes<float>::Vector)_mm512_add_ps(_mm512_shuffle_ps(y[0], y[1], 0x88), _mm512_shuffle_ps(y[0], y[1], 0xdd));
+}
+#endif
+
 #ifdef __AVX512BF16__
 inline void to_halves(const float* from, Half* to, Int count) {
     for (Int i = 0; i < count; i += 16)
@@ -350,6 +383,7 @@ void product(Int rows, Int columns, Int depth, const E* a, Int a_row, Int a_colu
     const Int most = M2 == 6 && rows % 6 == 2 && rows > 2 ? rows - 8 : rows;  // 8 are two times 4
     for (; j + 2 * L <= columns; j += 2 * L) {
         Int i = panel<T, E, M2, 2>(0, most, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
+        if (BYTES == 64) i = panel<T, E, 8, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
         i = panel<T, E, 4, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
         panel<T, E, 1, 2>(i, rows, depth, a, a_row, a_column, b + j, columns, c + j, columns, next(), s_row);
     }

@@ -530,19 +530,35 @@ struct Tiles {
             mean_of_v = total<T>(sum) * factor;
             for (Int c = 0; c < n; c++) middle[c] = v[c] - mean_of_v;
         }
-        for (Int i = 0; i < size && !(keeps && has_places()); i++) {  // sums of rows are long chains of instructions
-            const Vector* x = (const Vector*)(from + i * width);
-            Vector sum{}, squares[SIGNS] = {};
-            for (Int c = 0; c < n; c++) sum += x[c];
-            const T mean = total<T>(sum) * factor;
-            for (Int c = 0; c < n; c++) {
-                const Vector z = x[c] - mean, plus = SIGNS == 1 ? z : middle[c] + z, minus = middle[c] - z;
-                squares[0] += plus * plus;
-                if (SIGNS == 2) squares[SIGNS - 1] += minus * minus;
+        for (Int i = 0; i < size && !(keeps && has_places()); i += L) {  // of L rows at once
+            Vector sums[L], squares[SIGNS][L];
+            for (int r = 0; r < L; r++) {
+                const Vector* x = (const Vector*)(from + (i + r) * width);
+                sums[r] = x[0];
+                for (Int c = 1; c < n; c++) sums[r] += x[c];
             }
-            moments[(SIGNS + 1) * i] = mean;
-            for (int k = 0; k < SIGNS; k++)
-                moments[(SIGNS + 1) * i + 1 + k] = 1 / std::sqrt(total<T>(squares[k]) * factor + epsilon);
+            T means[L], deviations[SIGNS][L];
+            *(Vector*)means = totals<T>(sums) * factor;
+            for (int r = 0; r < L; r++) {
+                const Vector* x = (const Vector*)(from + (i + r) * width);
+                Vector of_plus{}, of_minus{};
+                for (Int c = 0; c < n; c++) {
+                    const Vector z = x[c] - means[r], plus = SIGNS == 1 ? z : middle[c] + z, minus = middle[c] - z;
+                    of_plus += plus * plus;
+                    if (SIGNS == 2) of_minus += minus * minus;
+                }
+                squares[0][r] = of_plus;
+                if (SIGNS == 2) squares[SIGNS - 1][r] = of_minus;
+            }
+            for (int k = 0; k < SIGNS; k++) {
+                *(Vector*)deviations[k] = totals<T>(squares[k]) * factor + epsilon;
+                for (int r = 0; r < L; r++) deviations[k][r] = 1 / std::sqrt(deviations[k][r]);
+            }
+            for (int r = 0; r < L; r++) {
+                T* of_row = moments + (SIGNS + 1) * (i + r);
+                of_row[0] = means[r];
+                for (int k = 0; k < SIGNS; k++) of_row[1 + k] = deviations[k][r];
+            }
         }
         for (Int i = 0; i < size; i++) {
             const Vector* x = (const Vector*)(from + i * width);
@@ -584,6 +600,7 @@ struct Tiles {
             const Vector z = x[c] - of_row[0];
             return (SIGNS == 1 ? z : sign ? middle[c] - z : middle[c] + z) * of_row[1 + sign];
         };
+        Vector sums[SIGNS][2][L];
         for (Int i = 0; i < size; i++) {  // of_y takes the place of the sigmoids, its means follow the moments
             const Vector *x = (const Vector*)(from + i * width), *up = (const Vector*)(g + i * width);
             const T* of_row = moments + (SIGNS + 1) * i;
@@ -599,8 +616,11 @@ struct Tiles {
                     first += kept[c];
                     second += kept[c] * y;
                 }
-                T* means = sigmoids + SIGNS * size * width + (SIGNS * i + sign) * 2;
-                means[0] = total<T>(first) * factor, means[1] = total<T>(second) * factor;
+                sums[sign][0][i % L] = first, sums[sign][1][i % L] = second;
+            }
+            for (int k = 0; k < 2 * SIGNS && i % L == L - 1; k++) {  // of L rows at once
+                const Vector means = totals<T>(sums[k / 2][k % 2]) * factor;
+                for (int r = 0; r < L; r++) sigmoids[SIGNS * size * width + SIGNS * 2 * (i - L + 1 + r) + k] = means[r];
             }
         }
         for (Int i = 0; i < size; i++) {
