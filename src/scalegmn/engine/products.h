@@ -104,23 +104,22 @@ inline void relu(float* x, Int count) {
 
 inline Lanes<double>::Vector sigmoid(Lanes<double>::Vector x) { return 1 / (1 + exponential(-x)); }
 
-#ifdef __AVX512F__
+#ifdef __AVX512DQ__
 inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
     __m512 t = _mm512_mul_ps((__m512)x, _mm512_set1_ps(-1.44269504088896341f));
-    __m512 n = _mm512_roundscale_ps(t, 8), r = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(1.535336188e-4f);  // 2^r
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.339887440e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.618437357e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.550332548e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402264791e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931472028e-1f));
+    __m512 r = _mm512_reduce_ps(t, 1);  // t without its whole part, from 0 to 1
+    __m512 p = _mm512_set1_ps(1.867130515e-03f);  // 2^r
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.017029777e-03f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.579991266e-02f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.401644439e-01f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931512952e-01f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_scalef_ps(p, n);
+    p = _mm512_scalef_ps(p, t);  // of the whole part of t
     __m512 d = _mm512_add_ps(_mm512_min_ps(_mm512_set1_ps(1e38f), p), _mm512_set1_ps(1.0f));  // NaN stays
     __m512 q = _mm512_rcp14_ps(d);
     return (Lanes<float>::Vector)_mm512_mul_ps(q, _mm512_fnmadd_ps(d, q, _mm512_set1_ps(2.0f)));
 }
-#elif defined __AVX2__ && defined __FMA__
+#elif defined __AVX2__ && defined __FMA__ && !defined __AVX512F__
 inline Lanes<float>::Vector sigmoid(Lanes<float>::Vector x) {
     __m256 t = _mm256_mul_ps((__m256)x, _mm256_set1_ps(-1.44269504088896341f));
     t = _mm256_max_ps(_mm256_set1_ps(-126.0f), _mm256_min_ps(_mm256_set1_ps(126.0f), t));  // NaN stays

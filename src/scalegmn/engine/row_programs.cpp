@@ -384,7 +384,7 @@ struct Tiles {
             if (signs) side_place += most * (signs * (p.widths[p.operations[k].result] + 3) + 1) + 16;
         }
         value_memory = memory((backward ? 2 * place : place) + side_place + most * 3 * widest);
-        values.resize(p.num_values), gradients.resize(p.num_values);
+        values.resize(p.num_values), gradients.resize(p.num_values), runs.reserve(most);
         gradient_memory = value_memory + place;
         side_memory = value_memory + (backward ? 2 * place : place);
         left = (Pair*)(side_memory + side_place), right = left + most * widest, turned = right + most * widest;
