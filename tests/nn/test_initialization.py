@@ -232,7 +232,7 @@ def labelled(spec, generator):
 def share_left(config, params, loss_of):
     """The share of the first loss, loss_of(model), that 50 steps leave."""
     torch.manual_seed(0)
-    model = config.build(params.spec)
+    model = config.build(params.spec).to(params.biases[0].dtype)
     model.fit_normalization([params])
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
     for _ in range(51):
@@ -250,8 +250,10 @@ def share_left_of_labels(config, zoo):
 
 @pytest.mark.parametrize("name", STARTING)
 def test_training_starts(name, generator):
-    zoo = labelled(LINEAR if name == "mvprobe" else TINY, generator)
-    assert share_left_of_labels(STARTING[name], zoo) < SHARE_LEFT.get(name, 0.2)
+    params, labels = labelled(LINEAR if name == "mvprobe" else TINY, generator)
+    if name == "scalegmn-product":  # in single precision 0.14 to 0.63, by how sums are rounded
+        params = params.to(torch.float64)
+    assert share_left_of_labels(STARTING[name], (params, labels)) < SHARE_LEFT.get(name, 0.2)
 
 
 def test_training_of_edits_starts(zoo):
