@@ -29,11 +29,8 @@ class NormProgram:
     """
 
     num_given = 0
-    keeps = True
     rounds = False
     ends_with_rows = True
-    tape_width = 2
-    """Mean and deviation of each network."""
 
     def __init__(self, norm: GraphNorm) -> None:
         self.width, self.epsilon = len(norm.weight), norm.epsilon
@@ -41,9 +38,9 @@ class NormProgram:
         self.tensors: list[tuple[ref[nn.Module], str]] = [(ref(norm), "weight"), (ref(norm), "bias")]
 
     @staticmethod
-    def tape_rows(shape: Sequence[int], num_threads: int) -> int:
-        """B, as in `RowProgram`."""
-        return shape[0]
+    def tape_size(shape: Sequence[int], halves: bool, num_threads: int) -> int:
+        """Mean and deviation of each network, as in `RowProgram`."""
+        return 2 * shape[0]
 
     @staticmethod
     def flags(needed: Sequence[bool]) -> list[bool]:

@@ -362,10 +362,8 @@ def _words(plan: Plan, num_threads: int, keeps: bool, needed: tuple[bool, ...] |
             bases.append(new.results.part(tensor.size * tensor.dtype.itemsize))
     tapes: list[Address] = []
     for step in steps:
-        is_kept = keeps and step.program.keeps and step.program.tape_width > 0
-        number_size = torch.bfloat16.itemsize if step.halves else plan.dtype.itemsize
-        size = step.program.tape_rows(step.shape, num_threads) * step.program.tape_width * number_size
-        tapes.append(new.results.part(size) if is_kept else 0)
+        size = step.program.tape_size(step.shape, step.halves, num_threads) if keeps else 0
+        tapes.append(new.results.part(size * plan.dtype.itemsize) if size else 0)
 
     need = [needed is not None and tensor.given is not None and needed[tensor.given] for tensor in tensors]
     of_steps: list[list[bool]] = []  # which inputs and parameters of each step need gradients

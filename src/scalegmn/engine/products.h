@@ -218,22 +218,28 @@ inline void to_halves(const float* from, Half* to, Int count) {
     for (Int i = 0; i < count; i += 16)
         _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
 }
-
-inline __m512i half_bits(const float* from) {
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from)));
-}
+#endif
 
 // [rows, columns] -> [rows / 2, columns] pairs of one column of two rows
-inline void to_row_pairs(const float* from, Pair* to, Int rows, Int columns) {
-    for (Int r = 0; r < rows; r += 2)
-        for (Int c = 0; c < columns; c += 16) {
-            __m512i low = half_bits(from + r * columns + c), high = half_bits(from + (r + 1) * columns + c);
-            _mm512_storeu_si512(to + r / 2 * columns + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+inline void to_row_pairs(const Half* from, Pair* to, Int rows, Int columns) {
+    for (Int r = 0; r < rows; r += 2) {
+        Int c = 0;
+#ifdef __AVX512BW__
+        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                                             37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        for (; c + 32 <= columns; c += 32) {
+            const Half* both = from + r * columns + c;
+            const __m512i x = _mm512_loadu_si512(both), y = _mm512_loadu_si512(both + columns);
+            Pair* place = to + r / 2 * columns + c;
+            _mm512_storeu_si512(place, _mm512_permutex2var_epi16(x, low, y));
+            _mm512_storeu_si512(place + 16, _mm512_permutex2var_epi16(x, high, y));
         }
-}
-#else
-inline void to_row_pairs(const float*, Pair*, Int, Int) {}
 #endif
+        for (; c < columns; c++)
+            to[r / 2 * columns + c] = from[r * columns + c] | (Pair)from[(r + 1) * columns + c] << 16;
+    }
+}
 
 // Rounded to the nearest, ties to even
 template <class T>
@@ -246,7 +252,27 @@ inline void to_halves(const T* from, Half* to, Int count) {
     }
 }
 
-inline void to_row_pairs(const double*, Pair*, Int, Int) {}
+// The same by rows [rows, columns], and pairs of rows
+inline void to_halves(const float* from, Half* to, Pair* pairs, Int rows, Int columns) {
+#ifdef __AVX512BF16__
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    for (Int r = 0; r < rows; r += 2)
+        for (Int c = 0; c < columns; c += 16) {
+            const float* place = from + r * columns + c;
+            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(place + columns), _mm512_loadu_ps(place));
+            Half* half = to + r * columns + c;
+            _mm256_storeu_si256((__m256i*)half, _mm512_castsi512_si256(both));
+            _mm256_storeu_si256((__m256i*)(half + columns), _mm512_extracti64x4_epi64(both, 1));
+            _mm512_storeu_si512(pairs + r / 2 * columns + c, _mm512_permutexvar_epi16(order, both));
+        }
+#else
+    to_halves(from, to, rows * columns);
+    to_row_pairs(to, pairs, rows, columns);
+#endif
+}
+
+inline void to_halves(const double*, Half*, Pair*, Int, Int) {}
 
 template <bool ADDS = false, class T>
 inline void copy(const T* from, T* to, Int count) {

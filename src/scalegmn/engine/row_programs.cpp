@@ -2,7 +2,8 @@
 //
 // A program has values v_0, v_1, ... of shape [rows, width]; every operation makes a new one. Rows are those of a block
 // [B, R, S]; inputs are read by their strides over it, or gathered by an index over R. The backward pass makes the values
-// of a tile again, but for the results of linear maps on the tape, and goes through the operations in reverse order.
+// of a tile again, but for what is on the tape, and goes through the operations in reverse order. The tape, if there is one,
+// has moments of norms and, but for products in bfloat16, which are fast, results of linear maps.
 // row_programs.py says what the operations are and writes programs.
 
 #include <vector>
@@ -114,18 +115,22 @@ struct TileRegisters {
     }
 };
 
-// C [rows, columns] = (or +=) A [rows, pairs] B [pairs, columns]; rows and columns are multiples of 32, pairs of 16
-inline void tile_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, bool adds) {
+// C [rows, columns] = S (if there is one, by rows) + A [rows, pairs] B [pairs, columns]; rows and columns are multiples of
+// 32, pairs of 16
+inline void tile_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, const float* s,
+                         Int s_row) {
     const Int low = 16 * pairs, right = 4 * columns;
+    const bool is_short = pairs == 16;
     __asm__ volatile("" ::: "memory");  // the intrinsics do not say that they read and write memory
     for (Int j = 0; j < columns; j += 32)
         for (Int i = 0; i < rows; i += 32) {
             float *top = c + i * columns + j, *bottom = top + 16 * columns;
-            if (adds) {
-                _tile_loadd(0, top, right);
-                _tile_loadd(1, top + 16, right);
-                _tile_loadd(2, bottom, right);
-                _tile_loadd(3, bottom + 16, right);
+            if (s) {
+                const float *first = s + i * s_row + j, *second = first + 16 * s_row;
+                _tile_loadd(0, first, 4 * s_row);
+                _tile_loadd(1, first + 16, 4 * s_row);
+                _tile_loadd(2, second, 4 * s_row);
+                _tile_loadd(3, second + 16, 4 * s_row);
             } else {
                 _tile_zero(0);
                 _tile_zero(1);
@@ -136,8 +141,10 @@ inline void tile_product(Int rows, Int columns, Int pairs, const Pair* a, const 
                 const Pair *left_factor = a + i * pairs + k, *right_factor = b + k * columns + j;
                 _tile_loadd(4, left_factor, 4 * pairs);
                 _tile_loadd(5, left_factor + low, 4 * pairs);
-                _tile_loadd(6, right_factor, right);
-                _tile_loadd(7, right_factor + 16, right);
+                if (!is_short || i == 0) {  // else they are there
+                    _tile_loadd(6, right_factor, right);
+                    _tile_loadd(7, right_factor + 16, right);
+                }
                 _tile_dpbf16ps(0, 4, 6);
                 _tile_dpbf16ps(1, 4, 7);
                 _tile_dpbf16ps(2, 5, 6);
@@ -181,7 +188,7 @@ struct TileRegisters {
     explicit TileRegisters(bool) {}
 };
 
-inline void tile_product(Int, Int, Int, const Pair*, const Pair*, float*, bool) {}
+inline void tile_product(Int, Int, Int, const Pair*, const Pair*, float*, const float*, Int) {}
 inline void transpose(const Pair*, Int, Pair*, Int) {}
 #endif
 
@@ -189,12 +196,13 @@ inline bool fits_tiles(Int rows, Int columns, Int pairs) {
     return has_tiles() && rows % 32 == 0 && columns % 32 == 0 && pairs % 16 == 0;
 }
 
-// C [rows, columns] = (or +=) A [rows, pairs] B [pairs, columns]
-inline void pair_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, bool adds) {
+// C [rows, columns] = S (if there is one, by rows) + A [rows, pairs] B [pairs, columns]
+inline void pair_product(Int rows, Int columns, Int pairs, const Pair* a, const Pair* b, float* c, const float* s,
+                         Int s_row) {
     if (fits_tiles(rows, columns, pairs))
-        tile_product(rows, columns, pairs, a, b, c, adds);
+        tile_product(rows, columns, pairs, a, b, c, s, s_row);
     else
-        product<float, Pair>(rows, columns, pairs, a, pairs, 1, b, c, adds);
+        product<float, Pair>(rows, columns, pairs, a, pairs, 1, b, c, s, s_row);
 }
 
 // C [rows, columns] += A^T B for A [pairs, rows] and B [pairs, columns]; `turned` has the size of A
@@ -204,10 +212,10 @@ inline void pair_product_transposed(Int rows, Int columns, Int pairs, const Pair
         return product<float, Pair>(rows, columns, pairs, a, 1, rows, b, c, true);
     for (Int k = 0; k < pairs; k += 16)
         for (Int r = 0; r < rows; r += 16) transpose(a + k * rows + r, rows, turned + r * pairs + k, pairs);
-    tile_product(rows, columns, pairs, turned, b, c, true);
+    tile_product(rows, columns, pairs, turned, b, c, c, columns);
 }
 
-inline void pair_product(Int, Int, Int, const Pair*, const Pair*, double*, bool) {}
+inline void pair_product(Int, Int, Int, const Pair*, const Pair*, double*, const double*, Int) {}
 inline void pair_product_transposed(Int, Int, Int, const Pair*, const Pair*, double*, Pair*) {}
 
 // A weight [out, in] as right factors of x W^T and of g W
@@ -229,11 +237,17 @@ struct Weight {
         to_halves(w, rounded.data(), out * in);
         if (backward) {
             back.resize(out / 2 * in);
-            to_row_pairs(w, back.data(), out, in);
+            to_row_pairs(rounded.data(), back.data(), out, in);
         }
         if (!again) return;
         forward.resize(in / 2 * out);
         const Pair* pairs = (const Pair*)rounded.data();
+        if (fits_tiles(out, in, in / 2)) {
+            for (Int o = 0; o < out; o += 16)
+                for (Int k = 0; k < in / 2; k += 16)
+                    transpose(pairs + o * (in / 2) + k, in / 2, forward.data() + k * out + o, out);
+            return;
+        }
         for (Int o = 0; o < out; o++)
             for (Int k = 0; k < in / 2; k++) forward[k * out + o] = pairs[o * (in / 2) + k];
     }
@@ -331,6 +345,24 @@ struct Run {
     Int row, count, batch, receiver, sender;  // of the first
 };
 
+// Parts of memory, which serve anew once nothing reads what is in them, the last one first: it is in cache
+struct Parts {
+    Int end = 0;
+    std::vector<std::pair<Int, Int>> unused;  // size, place
+
+    Int take(Int size) {
+        for (Int k = (Int)unused.size() - 1; k >= 0; k--)
+            if (unused[k].first == size) {
+                const Int place = unused[k].second;
+                unused.erase(unused.begin() + k);
+                return place;
+            }
+        end += size + 16;
+        return end - size - 16;
+    }
+    void give(Int size, Int place) { unused.push_back({size, place}); }
+};
+
 template <class T>
 struct Tiles {
     typedef typename Lanes<T>::Vector Vector;
@@ -342,13 +374,17 @@ struct Tiles {
     Int most;      // rows of a tile
     Int size = 0;  // of this one, with those that fill it up
     Int thread;
-    std::vector<Int> places;
+    std::vector<Int> places, gradient_places;
     std::vector<T*> values, gradients;  // where those of the tile are: in the memory here, on the tape, or outside
     T *value_memory, *gradient_memory, *side_memory;
     std::vector<Int> side_places, tape_places;  // of each operation
     std::vector<char> has_gradient;
     std::vector<Int> uses;   // how many operations read each value
     std::vector<char> read;  // whether the backward pass reads each value, or what is kept beside it
+    std::vector<Int> half_places;     // of those values that linear maps read in bfloat16
+    std::vector<const Half*> halves;  // where they are now, or null
+    std::vector<char> is_half;        // whether a value is in bfloat16 alone: nothing else reads it
+    Half* half_memory;
     Pair *left, *right, *turned;  // factors of products, rounded
     std::vector<std::vector<T>> parameter_gradients;
     std::vector<std::vector<T>> shared_gradients;  // of inputs that all networks share
@@ -356,13 +392,10 @@ struct Tiles {
 
     Tiles(const Program& program, Parameters<T>& given, const std::vector<Weight<T>>& packed, Int number, bool backward)
         : p(program), parameters(given), weights(packed), thread(number) {
-        Int widest = 0, place = 0;
+        Int widest = 0;
         for (Int v = 0; v < p.num_values; v++) widest = std::max(widest, p.widths[v]);
         most = widest <= 64 ? 96 : p.uses_halves && has_tiles() ? 64 : 48;
-        for (Int v = 0; v < p.num_values; v++) {
-            places.push_back(place);
-            place += most * p.widths[v] + 16;
-        }
+        const Parts values_of = place_values(backward), gradients_of = place_gradients(backward);
         read.resize(p.num_values), uses.resize(p.num_values);
         for (Int k = p.num_operations - 1; k >= 0; k--) {
             const Operation& o = p.operations[k];
@@ -376,24 +409,79 @@ struct Tiles {
             read[o.first] = 1;
             if (reads_second(o)) read[o.second] = 1;
         }
+        std::vector<Int> linear_uses(p.num_values);
+        for (Int k = 0; p.uses_halves && k < p.num_operations; k++)
+            if (p.operations[k].code == LINEAR) linear_uses[p.operations[k].first]++;
+        Int half_place = 0;
+        for (Int v = 0; v < p.num_values; v++) {
+            half_places.push_back(half_place);
+            if (linear_uses[v]) half_place += most * p.widths[v];
+        }
+        halves.resize(p.num_values), is_half.resize(p.num_values);
+        for (Int k = 0; k < p.num_operations; k++) {
+            const Operation& o = p.operations[k];
+            const bool is_loaded = o.code == LOAD && o.second < 0 && p.inputs[o.first].is_half;
+            if (is_loaded || o.code == NORM_SILU || o.code == NORM_SILU_BOTH)
+                is_half[o.result] = linear_uses[o.result] > 0 && linear_uses[o.result] == uses[o.result];
+        }
         Int side_place = 0, tape_place = 0;
         for (Int k = 0; k < p.num_operations; k++) {
             side_places.push_back(side_place), tape_places.push_back(tape_place);
             Int code = p.operations[k].code, signs = code == NORM_SILU ? 1 : code == NORM_SILU_BOTH ? 2 : 0;
-            tape_place += code == LINEAR ? p.widths[p.operations[k].result] : signs ? signs + 1 : 0;
+            tape_place += code == LINEAR && !p.uses_halves ? p.widths[p.operations[k].result] : signs ? signs + 1 : 0;
             if (signs) side_place += most * (signs * (p.widths[p.operations[k].result] + 3) + 1) + 16;
         }
-        value_memory = memory((backward ? 2 * place : place) + side_place + most * 3 * widest);
+        value_memory = memory(values_of.end + gradients_of.end + side_place + most * 3 * widest + half_place / 2);
         values.resize(p.num_values), gradients.resize(p.num_values), runs.reserve(most);
-        gradient_memory = value_memory + place;
-        side_memory = value_memory + (backward ? 2 * place : place);
+        gradient_memory = value_memory + values_of.end;
+        side_memory = gradient_memory + gradients_of.end;
         left = (Pair*)(side_memory + side_place), right = left + most * widest, turned = right + most * widest;
+        half_memory = (Half*)(turned + most * widest);
         if (!backward) return;
         has_gradient.resize(p.num_values);
         for (Int k = 0; k < p.num_parameters; k++)
             parameter_gradients.emplace_back(parameters.needs[k] ? p.parameters[k].rows * p.parameters[k].columns : 0);
         for (Int k = 0; k < p.num_inputs; k++)
             shared_gradients.emplace_back(p.inputs[k].gradient && p.inputs[k].adds == 2 ? p.inputs[k].copy_size : 0);
+    }
+
+    // How many values an operation reads
+    Int num_read(const Operation& o) { return o.code == LOAD || o.code == JOIN ? 0 : reads_second(o) ? 2 : 1; }
+
+    // Backward all values are needed until the end, forward until they are read for the last time
+    Parts place_values(bool backward) {
+        Parts parts;
+        std::vector<Int> last(p.num_values, p.num_operations);
+        for (Int k = 0; k < p.num_operations; k++) {
+            const Operation& o = p.operations[k];
+            for (Int n = 0; n < num_read(o); n++) last[n ? o.second : o.first] = k;
+        }
+        places.resize(p.num_values);
+        for (Int k = 0; k < p.num_operations; k++) {
+            const Operation& o = p.operations[k];
+            if (o.code < STORE) places[o.result] = parts.take(most * p.widths[o.result]);
+            for (Int n = 0; n < num_read(o) && !backward; n++) {
+                const Int v = n ? o.second : o.first;
+                if (last[v] == k && (n == 0 || v != o.first)) parts.give(most * p.widths[v], places[v]);
+            }
+        }
+        return parts;
+    }
+
+    // From the last operation that reads a value to the one that makes it
+    Parts place_gradients(bool backward) {
+        Parts parts;
+        gradient_places.assign(p.num_values, -1);
+        for (Int k = p.num_operations - 1; k >= 0 && backward; k--) {
+            const Operation& o = p.operations[k];
+            for (Int n = 0; n < num_read(o); n++) {
+                const Int v = n ? o.second : o.first;
+                if (gradient_places[v] < 0) gradient_places[v] = parts.take(most * p.widths[v]);
+            }
+            if (o.code < STORE && gradient_places[o.result] >= 0)
+                parts.give(most * p.widths[o.result], gradient_places[o.result]);
+        }
+        return parts;
     }
 
     // not cleared, kept for the next call
@@ -415,14 +503,14 @@ struct Tiles {
     void number(Int start, Int count) {
         const Int step = p.uses_halves ? FILLING : 16;
         size = std::min(most, (count + step - 1) / step * step);
-        const Int length = p.senders == 1 ? p.receivers : p.senders;
+        const Int rows = p.receivers * p.senders;
+        Int batch = start / rows, receiver = start % rows / p.senders, sender = start % p.senders;
         runs.clear();
         for (Int i = 0; i < count; i += runs.back().count) {
-            const Int outer = (start + i) / length, inner = (start + i) % length, n = std::min(length - inner, count - i);
-            if (p.senders == 1)
-                runs.push_back({i, n, outer, inner, 0});
-            else
-                runs.push_back({i, n, outer / p.receivers, outer % p.receivers, inner});
+            const Int n = std::min(p.senders == 1 ? p.receivers - receiver : p.senders - sender, count - i);
+            runs.push_back({i, n, batch, receiver, sender});
+            receiver += p.senders == 1 ? n : 1, sender = 0;
+            if (receiver == p.receivers) batch++, receiver = 0;
         }
     }
 
@@ -461,17 +549,42 @@ struct Tiles {
                  });
     }
 
+    // Rows of an input in bfloat16, as they are
+    void load_halves(const Operation& o, Int start, Int count) {
+        const Input& x = p.inputs[o.first];
+        if (count == size && !x.index && is_dense(x.width, x.batch_stride, x.receiver_stride, x.sender_stride)) {
+            halves[o.result] = (const Half*)x.values + start * x.width;
+            return;
+        }
+        Half* to = half_memory + half_places[o.result];
+        each_run(x.batch_stride, x.receiver_stride, x.sender_stride, x.index,
+                 [&](Int row, Int number, Int place, Int step) {
+                     const Half* rows = (const Half*)x.values + place;
+                     for (Int i = 0; i < number; i++)
+                         std::memcpy(to + (row + i) * x.width, rows + i * step, x.width * sizeof(Half));
+                 });
+        std::memset(to + count * x.width, 0, (size - count) * x.width * sizeof(Half));
+        halves[o.result] = to;
+    }
+
+    // A value in bfloat16
+    const Half* halves_of(Int v) {
+        if (!halves[v]) {
+            Half* to = half_memory + half_places[v];
+            to_halves(value(v), to, size * p.widths[v]);
+            halves[v] = to;
+        }
+        return halves[v];
+    }
+
     void linear(const Operation& o, T* to) {
         Int in = p.parameters[o.parameter].columns, out = p.parameters[o.parameter].rows;
-        const T* from = value(o.first);
         const T* bias = o.other_parameter >= 0 ? parameter(o.other_parameter) : nullptr;
         if (p.uses_halves) {
-            const bool adds = bias;
-            for (Int i = 0; adds && i < size; i++) copy(bias, to + i * out, out);
-            to_halves(from, (Half*)left, size * in);
-            pair_product(size, out, in / 2, left, weights[o.parameter].forward.data(), to, adds);
+            const Pair *from = (const Pair*)halves_of(o.first), *weight = weights[o.parameter].forward.data();
+            pair_product(size, out, in / 2, from, weight, to, bias, 0);
         } else {
-            product<T, T>(size, out, in, from, in, 1, weights[o.parameter].transposed.data(), to, bias, 0);
+            product<T, T>(size, out, in, value(o.first), in, 1, weights[o.parameter].transposed.data(), to, bias, 0);
         }
     }
 
@@ -479,10 +592,11 @@ struct Tiles {
         Int in = p.parameters[o.parameter].columns, out = p.parameters[o.parameter].rows;
         const T *from = value(o.first), *g = gradient(o.result);
         T* to = gradient(o.first);
+        if (p.uses_halves) to_halves(g, (Half*)turned, left, size, out);
         if (!p.needs[o.first]) {
         } else if (p.uses_halves) {
-            to_halves(g, (Half*)left, size * out);
-            pair_product(size, in, out / 2, left, weights[o.parameter].back.data(), to, has_gradient[o.first]);
+            const T* sums = has_gradient[o.first] ? to : nullptr;
+            pair_product(size, in, out / 2, turned, weights[o.parameter].back.data(), to, sums, in);
         } else {
             product<T, T>(size, in, out, g, out, 1, parameter(o.parameter), to, has_gradient[o.first]);
         }
@@ -490,8 +604,7 @@ struct Tiles {
         if (parameters.needs[o.parameter]) {
             T* sums = parameter_gradients[o.parameter].data();
             if (p.uses_halves) {
-                to_row_pairs(g, left, size, out);
-                to_row_pairs(from, right, size, in);
+                to_row_pairs(halves_of(o.first), right, size, in);
                 pair_product_transposed(out, in, size / 2, left, right, sums, turned);
             } else {
                 product<T, T>(out, in, size, g, 1, out, from, sums, true);
@@ -517,6 +630,7 @@ struct Tiles {
     // the sigmoids [size, signs, width] and, per row, the mean of x and, of each sign, 1 / deviation.
     template <int N, int SIGNS>
     void norm_silu(const Operation& o, Int start, const T* from, T* to, Int width, bool keeps) {
+        Half* rounded_to = is_half[o.result] ? half_memory + half_places[o.result] : nullptr;
         const Int n = N ? N : width / L;
         const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
         const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
@@ -530,7 +644,7 @@ struct Tiles {
             mean_of_v = total<T>(sum) * factor;
             for (Int c = 0; c < n; c++) middle[c] = v[c] - mean_of_v;
         }
-        for (Int i = 0; i < size && !(keeps && has_places()); i += L) {  // of L rows at once
+        for (Int i = 0; i < size && !(keeps && p.tape); i += L) {  // of L rows at once
             Vector sums[L], squares[SIGNS][L];
             for (int r = 0; r < L; r++) {
                 const Vector* x = (const Vector*)(from + (i + r) * width);
@@ -575,9 +689,13 @@ struct Tiles {
                     result = rounded(result) + rounded(w * s);
                     if (keeps) kept[n + c] = s;
                 }
-                y[c] = result;
+                if (rounded_to)
+                    to_halves((const T*)&result, rounded_to + i * width + c * L, L);
+                else
+                    y[c] = result;
             }
         }
+        halves[o.result] = rounded_to;
     }
 
     template <int N, int SIGNS>
@@ -644,7 +762,7 @@ struct Tiles {
     }
 
     T* moments_of(const Operation& o, Int start) {
-        if (has_places()) return tape_place(o, start);
+        if (p.tape) return tape_place(o, start);
         const int signs = o.code == NORM_SILU ? 1 : 2;
         return side(o) + signs * size * (p.widths[o.result] + 2);
     }
@@ -713,6 +831,22 @@ struct Tiles {
             for (Int c = 0; c < n; c++) down[c] = adds_second ? down[c] + up[c] * gamma[c] : up[c] * gamma[c];
         }
         has_gradient[o.second] = 1;
+    }
+
+    void multiply_backward(const Operation& o, const T* g, Int all) {
+        const T *x = value(o.first), *y = value(o.second);
+        if (!p.needs[o.first] || !p.needs[o.second] || o.first == o.second)
+            return add(o.first, g, y, all, 1), add(o.second, g, x, all, 1);
+        const bool adds = has_gradient[o.first], adds_second = has_gradient[o.second];
+        T *down = gradient(o.first), *down_second = gradient(o.second);
+        for (Int i = 0; i < all; i += L) {
+            const Vector up = *(const Vector*)(g + i);
+            Vector &to = *(Vector*)(down + i), &to_second = *(Vector*)(down_second + i);
+            const Vector of_x = up * *(const Vector*)(y + i), of_y = up * *(const Vector*)(x + i);
+            to = adds ? to + of_x : of_x;
+            to_second = adds_second ? to_second + of_y : of_y;
+        }
+        has_gradient[o.first] = has_gradient[o.second] = 1;
     }
 
     // sigmoid(x) y
@@ -868,6 +1002,7 @@ struct Tiles {
 
     void forward(Int start, Int count, bool kept) {
         number(start, count);
+        std::fill(halves.begin(), halves.end(), nullptr);
         for (Int k = 0; k < p.num_operations; k++) {
             const Operation& o = p.operations[k];
             if (o.code >= STORE) {
@@ -882,6 +1017,10 @@ struct Tiles {
             switch (o.code) {
                 case LOAD:
                     if (to != value_memory + places[o.result]) break;
+                    if (is_half[o.result]) {
+                        load_halves(o, start, count);
+                        break;
+                    }
                     load<false>(p.inputs[o.first], to, width);
                     if (o.second >= 0) load<true>(p.inputs[o.second], to, width);
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
@@ -892,11 +1031,7 @@ struct Tiles {
                     std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
                     break;
                 case LINEAR:
-                    if (!kept || !p.tape)
-                        linear(o, to);
-                    else if (p.uses_halves)
-                        from_tape(o, to, start, count, width);
-                    if (!kept && p.tape && p.uses_halves && read[o.result]) to_tape(o, to, start, count, width);
+                    if (!kept || !has_places()) linear(o, to);
                     break;
                 case ADD: for (Int i = 0; i < all; i++) to[i] = a[i] + b[i]; break;
                 case SUBTRACT: for (Int i = 0; i < all; i++) to[i] = a[i] - b[i]; break;
@@ -942,7 +1077,7 @@ struct Tiles {
         if (end.code == STORE && end.first == v && uses[v] == 1 && count == size && !p.output_gradient_is_half &&
             is_dense(p.widths[v], p.output_batch_stride, p.output_receiver_stride, p.output_sender_stride))
             return (T*)p.output_gradient + start * p.widths[v];  // nothing adds to it
-        return gradient_memory + places[v];
+        return gradient_memory + gradient_places[v];
     }
 
     // What an operation keeps of a tile on the tape
@@ -950,7 +1085,7 @@ struct Tiles {
         return (T*)p.tape + (start + FILLING * thread) * p.tape_width + size * tape_places[&o - p.operations];
     }
 
-    // Whether the tape has numbers that are read where they are
+    // Whether results of linear maps are on the tape
     bool has_places() { return p.tape && !p.uses_halves; }
 
     bool is_dense(Int width, Int batch_stride, Int receiver_stride, Int sender_stride) {
@@ -1036,18 +1171,6 @@ struct Tiles {
         });
     }
 
-    // The results of a tile on the tape in halves, one operation after the other
-    void to_tape(const Operation& o, const T* from, Int start, Int count, Int width) {
-        const Int offset = start * p.tape_width + count * tape_places[&o - p.operations];
-        to_halves(from, (Half*)p.tape + offset, count * width);
-    }
-
-    void from_tape(const Operation& o, T* to, Int start, Int count, Int width) {
-        const Int offset = start * p.tape_width + count * tape_places[&o - p.operations];
-        from_halves((const Half*)p.tape + offset, to, count * width);
-        std::memset(to + count * width, 0, (size - count) * width * sizeof(T));
-    }
-
     // gradient(v) += sign g, or factor g
     void add(Int v, const T* g, const T* factor, Int all, T sign) {
         if (!p.needs[v]) return;
@@ -1090,7 +1213,7 @@ struct Tiles {
             const T* g = gradient(o.result);
             switch (o.code) {
                 case LOAD:
-                    if (g != gradient_memory + places[o.result]) break;
+                    if (g != gradient_memory + gradient_places[o.result]) break;
                     write_gradient(g, width, o.first);
                     if (o.second >= 0) write_gradient(g, width, o.second);
                     break;
@@ -1101,7 +1224,7 @@ struct Tiles {
                 case LINEAR: linear_backward(o); break;
                 case ADD: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, 1); break;
                 case SUBTRACT: add(o.first, g, nullptr, all, 1), add(o.second, g, nullptr, all, -1); break;
-                case MULTIPLY: add(o.first, g, value(o.second), all, 1), add(o.second, g, value(o.first), all, 1); break;
+                case MULTIPLY: multiply_backward(o, g, all); break;
                 case MODULATE: modulate_backward(o, g, width); break;
                 case GATE: gate_backward(o, g, all); break;
                 case INTERPOLATE: interpolate_backward(o, value(o.first), g, width); break;
@@ -1145,7 +1268,7 @@ struct Tiles {
         Int width = p.widths[o.first];
         T* to = gradient(o.first);
         has_gradient[o.first] = 1;
-        if (to != gradient_memory + places[o.first]) return;
+        if (to != gradient_memory + gradient_places[o.first]) return;
         if (o.code == STATISTICS)
             read_statistics_gradient(value(o.first), to, width);
         else
@@ -1225,7 +1348,7 @@ void run(const Program& p, bool backward) {
         if (o.code != LINEAR) continue;
         const Parameter& w = p.parameters[o.parameter];
         weights[o.parameter].pack(parameters.values[o.parameter], w.rows, w.columns, p.uses_halves, backward,
-                                  !backward || !p.tape);
+                                  !backward || !p.tape || p.uses_halves);
     }
     const Int num_threads = std::max<Int>(1, std::min(p.num_threads, p.batch));
     const Int rows = p.receivers * p.senders;

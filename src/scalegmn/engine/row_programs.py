@@ -203,7 +203,7 @@ class RowProgram:
         self.num_given = 0
         self.extra_width = 0
         self.extras: list[ref[nn.Linear]] = []
-        self.tape_width = 0
+        self.num_kept = self.num_moments = 0
         self.tensors: list[tuple[ref[nn.Module], str] | None] = []
         self._places: dict[tuple[int, str], int] = {}
         self._parameters: list[tuple[_Kind, int, int, int, int, int, int]] = []
@@ -279,7 +279,7 @@ class RowProgram:
     def linear(self, x: Value, weight: Vector, bias: Vector | None = None) -> Value:
         """W x + b."""
         assert self._widths[x] == weight.columns
-        self.tape_width += weight.rows
+        self.num_kept += weight.rows
         return self._operation(_Code.LINEAR, weight.rows, x, -1, weight.number, -1 if bias is None else bias.number)
 
     def add(self, x: Value, y: Value) -> Value:
@@ -317,7 +317,7 @@ class RowProgram:
     def norm_silu(self, x: Value, norm: nn.LayerNorm) -> Value:
         """SiLU(LayerNorm(x))."""
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
-        self.tape_width += 2  # mean and deviation
+        self.num_moments += 2  # mean and deviation
         return self._operation(_Code.NORM_SILU, self._widths[x], x, -1, scale, shift, bits(norm.eps))
 
     def silu_of_both_signs(self, vector: Vector, x: Value, norm: nn.LayerNorm | None) -> Value:
@@ -325,7 +325,7 @@ class RowProgram:
         if norm is None:
             return self._operation(_Code.SILU_BOTH, self._widths[x], x, vector.number)
         scale, shift = (self.parameter(norm, name).number for name in ("weight", "bias"))
-        self.tape_width += 3  # mean, and the deviation of each sign
+        self.num_moments += 3  # mean, and the deviation of each sign
         return self._operation(_Code.NORM_SILU_BOTH, self._widths[x], x, vector.number, scale, shift, bits(norm.eps))
 
     def silu(self, x: Value) -> Value:
@@ -501,7 +501,7 @@ class RowProgram:
         dtype, halves, num_threads = numbers
         words: list[Any] = [dtype == torch.float64, halves, *shape]
         words += [self.num_inputs, len(self._parameters), len(self._operations), len(self._widths)]
-        words += [num_threads, result.address, result.is_half, *result.strides, tape, self.tape_width]
+        words += [num_threads, result.address, result.is_half, *result.strides, tape, self.tape_width(halves)]
         words += [result.gradient, result.gradient_is_half]
         words += [0, 0] if nodes is None else [nodes.index.data_ptr(), nodes.num_nodes]
         for place in inputs:
@@ -540,13 +540,16 @@ class RowProgram:
             output = torch.empty(*shape[:2], self.width, dtype=dtype)
         else:
             output = torch.empty(*shape, self.width, dtype=kept if self.rounds else dtype)
-        rows = self.tape_rows(shape, torch.get_num_threads())
-        return output, torch.empty(rows, self.tape_width, dtype=kept) if keeps and self.keeps else None
+        size = self.tape_size(shape, halves, torch.get_num_threads())
+        return output, torch.empty(size, dtype=dtype) if keeps and size else None
 
-    @staticmethod
-    def tape_rows(shape: Sequence[int], num_threads: int) -> int:
-        """How many rows, `tape_width` wide, a tape has: tiles are filled up, the last one of each thread too."""
-        return shape[0] * shape[1] * shape[2] + FILLING * num_threads
+    def tape_width(self, halves: bool) -> int:
+        """How many numbers of each row are kept: moments and, unless products are fast, the results of linear maps."""
+        return (self.num_moments + (0 if halves else self.num_kept)) if self.keeps else 0
+
+    def tape_size(self, shape: Sequence[int], halves: bool, num_threads: int) -> int:
+        """How many numbers a tape has: tiles are filled up, the last one of each thread too."""
+        return (shape[0] * shape[1] * shape[2] + FILLING * num_threads) * self.tape_width(halves)
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
