@@ -45,6 +45,7 @@ from scalegmn.nn.invariant import ByScalarGroup, InvariantLayer, SignInvariant
 from scalegmn.nn.messages import ConcatMessage, ProductMessage
 from scalegmn.nn.mlp import MLP
 from scalegmn.nn.readout import DeepSetReadout, EndsReadout, GraphReadout
+from scalegmn.training.flat import FlatParameters
 from scalegmn.training.gradients import backward_in_micro_batches
 from scalegmn.training.memory import keep_freed_memory
 from scalegmn.training.precision import mark_batch_size_dynamic
@@ -230,7 +231,8 @@ def build_step(
 ) -> Callable[[], None]:
     """One training step, or one forward pass, in which `call` says what the model says of networks."""
     device = params.biases[0].device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    parameters = [FlatParameters(model.parameters()).tensor]  # as the trainer does
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     at_once = model.networks_at_once(device)
     target = torch.zeros(len(params), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
@@ -246,9 +248,9 @@ def build_step(
         loss(params, target)
 
     def train() -> None:
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         backward_in_micro_batches(loss, params, target, at_once)
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
 
     model.train(not arguments.inference)

@@ -70,7 +70,7 @@ def test_training_in_bf16(tmp_path, symmetry, direction, generator, monkeypatch)
 
 def test_parts_leave_training_as_it_is(tmp_path):
     whole, parts = (build(tmp_path / name, "sign") for name in ("whole", "parts"))
-    parts._at_once = 4
+    parts._max_micro_batch = 4
     for trainer in (whole, parts):
         trainer.train_epoch()
     assert parts.progress.loss == pytest.approx(whole.progress.loss, rel=1e-6)

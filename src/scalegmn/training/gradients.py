@@ -47,28 +47,22 @@ def backward_in_micro_batches(
 
 
 def sum_over_processes(
-    fabric: Fabric, parameters: Sequence[nn.Parameter], loss: Tensor, flags: Sequence[bool]
+    fabric: Fabric, parameters: nn.Parameter, loss: Tensor, flags: Sequence[bool]
 ) -> tuple[Tensor, list[bool]]:
     """Sums the processes' gradients and losses in a single message.
 
-    A parameter that no process used keeps no gradient, as in a single process.
-
     Args:
         fabric: the processes.
-        parameters: their gradients are replaced by the sums.
+        parameters: one tensor, whose gradient becomes the sum.
         loss: this process's contribution to the loss.
         flags: wishes of this process.
 
     Returns:
         The whole loss, and for each flag whether any process has set it.
     """
-    has_gradient = [parameter.grad is not None for parameter in parameters]
-    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    bits = torch.tensor([*flags, *has_gradient]).to(loss)
-    message = cast(Tensor, fabric.all_reduce(torch.cat([loss[None], bits, *gradients]), reduce_op="sum"))
-    total, counts, summed = torch.split(message, [1, len(bits), len(message) - 1 - len(bits)])
-    any_set = (counts > 0).tolist()
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, gradient, is_used in zip(parameters, torch.split(summed, sizes), any_set[len(flags) :], strict=True):
-        parameter.grad = gradient.view_as(parameter) if is_used else None
-    return total[0], any_set[: len(flags)]
+    assert parameters.grad is not None
+    bits = torch.tensor(flags).to(loss)
+    message = cast(Tensor, fabric.all_reduce(torch.cat([loss[None], bits, parameters.grad]), reduce_op="sum"))
+    total, counts, summed = torch.split(message, [1, len(bits), parameters.numel()])
+    parameters.grad.copy_(summed)
+    return total[0], (counts > 0).tolist()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from scalegmn.training.flat import FlatParameters
 from scalegmn.training.optimization import Schedule
 from scalegmn.training.random_state import random_state, set_random_state
 from scalegmn.training.task import Task
@@ -67,6 +68,7 @@ class RunState:
         fabric: the processes.
         model: the model that is trained.
         average: the moving average of its parameters; None: there is none.
+        parameters: its parameters, as one tensor.
         optimizer: its optimiser.
         schedule: the learning rate.
         seed: of the generator that draws the batches, equal in all processes.
@@ -84,13 +86,14 @@ class RunState:
         fabric: Fabric,
         model: nn.Module,
         average: AveragedModel | None,
+        parameters: FlatParameters,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         seed: int,
         task: Task,
     ) -> None:
         self.fabric, self.model, self.average = fabric, model, average
-        self.optimizer, self.schedule, self.task = optimizer, schedule, task
+        self.parameters, self.optimizer, self.schedule, self.task = parameters, optimizer, schedule, task
         self.progress = Progress()
         self.best = self.evaluated_parameters()
         self.batch_generator = torch.Generator().manual_seed(seed)
@@ -136,7 +139,7 @@ class RunState:
             "model": self.model.state_dict(),
             "average": {} if self.average is None else self.average.state_dict(),
             "best": self.best,
-            **{f"optimizer.{index}": state for index, state in self.optimizer.state_dict()["state"].items()},
+            **{f"optimizer.{index}": state for index, state in self._moments().items()},
             **{f"random.{rank}": state for rank, (state, _) in enumerate(gathered)},
             **{f"task.{rank}": state for rank, (_, state) in enumerate(gathered)},
             "shuffle": {"epoch_start": self.epoch_start},
@@ -150,6 +153,11 @@ class RunState:
             "data_id": self.task.data_id,
         }
         return tensors, metadata
+
+    def _moments(self) -> dict[int, dict[str, Tensor]]:
+        """The optimiser's state of each parameter, by number; nothing before the first step."""
+        state: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        return self.parameters.split_state(state[0]) if state else {}
 
     def check(self, metadata: Mapping[str, Any], name: str) -> None:
         """Checks that this run can go on from a state with this metadata.
@@ -187,7 +195,8 @@ class RunState:
         for name, tensor in _group(tensors, "optimizer").items():
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        state = {0: self.parameters.join_states(moments)} if moments else {}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.fabric.strategy.precision.load_state_dict(metadata["precision"])
         random_states = _group(tensors, f"random.{self.fabric.global_rank}")
         self.batch_generator.set_state(random_states["batches"])

@@ -17,6 +17,7 @@ from scalegmn.reporting.figures import learning_curves
 from scalegmn.reporting.run_folder import Run
 from scalegmn.training.checkpoint import read_state, state_files, write_state, write_tensors
 from scalegmn.training.config import TrainConfig
+from scalegmn.training.flat import FlatParameters
 from scalegmn.training.gradients import backward_in_micro_batches, sum_over_processes
 from scalegmn.training.launch import StopSignals, ending_together
 from scalegmn.training.memory import keep_freed_memory, peak_memory, present_objects_frozen
@@ -76,9 +77,10 @@ class Trainer:
             average = AveragedModel(model, multi_avg_fn=update)
         num_steps = config.num_epochs * task.steps_per_epoch
         fused = config.precision != "fp16-mixed"
-        optimizer, self.schedule = build_optimizer(optimization, model.parameters(), num_steps, fused)
+        self._parameters = FlatParameters(model.parameters())
+        optimizer, self.schedule = build_optimizer(optimization, [self._parameters.tensor], num_steps, fused)
         self.optimizer = cast("_FabricOptimizer", fabric.setup_optimizers(optimizer))
-        self.state = RunState(fabric, model, average, optimizer, self.schedule, config.seed, task)
+        self.state = RunState(fabric, model, average, self._parameters, optimizer, self.schedule, config.seed, task)
         evaluated = self.state.evaluated
         if config.compile:
             for module in {model, evaluated}:
@@ -167,7 +169,7 @@ class Trainer:
         fabric = self.fabric
         first, last = (len(target) * rank // fabric.world_size for rank in (fabric.global_rank, fabric.global_rank + 1))
         share = slice(first, last)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         loss = backward_in_micro_batches(
             self._loss,
             inputs[share],
@@ -179,7 +181,7 @@ class Trainer:
         save = time.perf_counter() - self._saved >= 60 * self.config.checkpoint_minutes
         stop = self.signals.received is not None
         if fabric.world_size > 1:
-            loss, (stop, save) = sum_over_processes(fabric, list(self.model.parameters()), loss, (stop, save))
+            loss, (stop, save) = sum_over_processes(fabric, self._parameters.tensor, loss, (stop, save))
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=self._max_norm, error_if_nonfinite=False)
         loss_value, norm_value = torch.stack([loss, cast(Tensor, norm)]).tolist()
         return loss_value, norm_value, stop, save
