@@ -1,7 +1,7 @@
 """Training steps of this package and of another implementation, in turns in one run.
 
 python benchmarks/against.py [ROW ...] --other FILE [--path FOLDER ...] [--python PROGRAM] [--rounds 7] [--threads 1]
-    [--precision fp32] [--compile] [--out FILE.jsonl]
+    [--precision auto] [--compile] [--out FILE.jsonl]
 
 FILE defines two functions:
 
@@ -78,17 +78,18 @@ def build(case: dict[str, Any]) -> Callable[[], None]:
     import step_time
     import torch
 
-    from scalegmn.experiments.config import build_model
+    from scalegmn.experiments.config import build_model, read_config_file
     from scalegmn.networks import NetSpec
-    from scalegmn.training.launch import chosen_precision
     from scalegmn.training.memory import keep_freed_memory
 
     keep_freed_memory()
     spec = NetSpec.mlp(case["layout"], "sine")
-    model = build_model(step_time.CONFIGS / case["conf"], case["overrides"], spec)
+    settings = [*case["overrides"], "train_args.device=cpu", f"train_args.precision={case.get('precision', 'auto')}"]
+    config = read_config_file(step_time.CONFIGS / case["conf"], settings)
+    model = build_model(config, spec=spec)
     params = step_time.random_networks(spec, case["batch_size"], torch.device("cpu"))
     compiles = bool(case.get("compile"))
-    precision = chosen_precision(case.get("precision", "fp32"), "cpu").removesuffix("-mixed")
+    precision = config.precision.removesuffix("-mixed")
     options = argparse.Namespace(precision=precision, compile=compiles, inference=False)
     gc.collect()
     gc.freeze()  # as the trainer does
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--python", metavar="PROGRAM", help="the other's interpreter; default: this one")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, of which medians count (7)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (1)")
-    parser.add_argument("--precision", default="fp32", help="of this package, as train_args.precision (fp32)")
+    parser.add_argument("--precision", default="auto", help="of this package, as train_args.precision (auto)")
     parser.add_argument("--compile", action="store_true", help="torch.compile this package's model")
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     arguments = parser.parse_args()

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append the figures to this JSONL file")
     arguments, words = parser.parse_known_args()
     config = read_config(["--conf", str(arguments.conf), *words])
-    fabric = launch(config.train_args.device, 1, config.train_args.precision)
+    fabric = launch(config.train_args.device, 1, config.precision)
     task = FewBatches(config.data, config.batch_size, config.model_config)
     per_epoch, task.steps_per_epoch = task.steps_per_epoch, arguments.steps
     torch.manual_seed(0)

@@ -247,7 +247,7 @@ def test_seeds_share_a_row(run, tmp_path):
         ),
         (["--meta.horizon", "0"], "meta.horizon: found 0, expected at least 1"),
         (["--meta.method=evolution", "--meta.window=3"], "meta.horizon: found 4, expected a multiple of window, 3"),
-        (["--train_args.precision", "bf16-mixed"], "train_args.precision: found bf16-mixed, expected fp32"),
+        (["--train_args.precision", "bf16-mixed"], "train_args.precision: found bf16-mixed, expected auto or fp32"),
         (["--metta.horizon", "3"], "unknown key metta"),
         (
             ["--conf", "digits_cls/scalegmn.yml"],

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scalegmn.engine import native
+from scalegmn.experiments.config import read_config_file
 from scalegmn.models import ScaleGMNConfig
 from scalegmn.networks import NetParams
 from scalegmn.reporting.run_folder import Run
@@ -32,7 +33,7 @@ def build(tmp_path, symmetry, direction="bidirectional", num_layers=2, **options
     sizes = {"hidden_dim": 16, "num_layers": num_layers, "out_dim": 3}
     model = ScaleGMNConfig(symmetry=symmetry, direction=direction, **sizes)
     task = Classification(DataConfig(str(tmp_path / "zoo")), 15, model)
-    config = TrainConfig(device="cpu", num_epochs=2, **options)
+    config = TrainConfig(device="cpu", num_epochs=2, **{"precision": "fp32", **options})
     torch.manual_seed(0)
     run = Run(tmp_path / "-".join(map(str, options.values())), "", {})
     fabric = launch(config.device, config.devices, config.precision)
@@ -103,5 +104,24 @@ def test_auto_is_bfloat16_where_it_is_faster(tiles, vectors, vendor, expected, m
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
     monkeypatch.setattr("scalegmn.training.launch._processor", lambda: f"vendor_id: {vendor}")
-    assert chosen_precision("auto", "cpu") == expected
-    assert chosen_precision("auto", "cuda") == "fp32"
+    assert chosen_precision("auto", "cpu", True) == expected
+    assert chosen_precision("auto", "cpu", False) == "fp32"
+    assert chosen_precision("bf16-mixed", "cpu", False) == "bf16-mixed"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen_precision("auto", "auto", True) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gains"),
+    [
+        (["model=scalegmn"], True),
+        (["model=scalegmn", "scalegmn_args.symmetry=scale"], False),
+        (["model=scalegmn", "scalegmn_args.engine=plain"], False),
+        (["model=mlp"], False),
+    ],
+)
+def test_auto_asks_the_model(settings, gains, tmp_path, monkeypatch):
+    """Products in bfloat16 would make other models slower."""
+    monkeypatch.setattr("scalegmn.training.launch._multiplies_bfloat16", lambda: True)
+    (tmp_path / "run.yml").write_text("train_args: {device: cpu}")
+    assert read_config_file(tmp_path / "run.yml", settings).precision == ("bf16-mixed" if gains else "fp32")

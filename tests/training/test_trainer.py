@@ -90,7 +90,7 @@ def run(tmp_path):
 
 
 def build(task, run, optimization=FAST, **options):
-    config = TrainConfig(device="cpu", **options)
+    config = TrainConfig(device="cpu", **{"precision": "fp32", **options})
     torch.manual_seed(config.seed)
     fabric = launch(config.device, config.devices, config.precision)
     return Trainer(fabric, task, OneNumber(), config, optimization, run)

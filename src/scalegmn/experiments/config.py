@@ -24,6 +24,7 @@ from scalegmn.reporting.run_folder import Run
 from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
 from scalegmn.tasks import TASKS
 from scalegmn.training.config import TrainConfig
+from scalegmn.training.launch import Precision, chosen_precision
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.zoos.loader import DataConfig, open_data
 
@@ -42,6 +43,16 @@ class RunConfig:
     resume: str | None
     seeds: str | None
     dry_run: bool
+
+    @property
+    def precision(self) -> Precision:
+        """`train_args.precision`, or what `auto` stands for here."""
+        return chosen_precision(self.train_args.precision, self.train_args.device, self.gains_from_bfloat16)
+
+    @property
+    def gains_from_bfloat16(self) -> bool:
+        """As of `ModelConfig`."""
+        return False
 
     @property
     def folder(self) -> Path:
@@ -126,6 +137,11 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size: found {self.batch_size}, expected at least 1")
+
+    @property
+    def gains_from_bfloat16(self) -> bool:
+        """As of the metanetwork."""
+        return self.model_config.gains_from_bfloat16
 
     @property
     def model(self) -> str:

@@ -72,8 +72,8 @@ class OptimizerRunConfig(RunConfig):
     """Modules of the user that are imported first."""
 
     def __post_init__(self) -> None:
-        if self.train_args.precision != "fp32":
-            found = f"train_args.precision: found {self.train_args.precision}, expected fp32"
+        if self.train_args.precision not in ("auto", "fp32"):
+            found = f"train_args.precision: found {self.train_args.precision}, expected auto or fp32"
             raise ValueError(f"{found} for learned optimisers")
         if self.train_args.compile:
             raise ValueError("train_args.compile: found True, expected False for learned optimisers")

@@ -65,7 +65,7 @@ def train_runs(
         ValueError: the configuration and the data do not fit, or a run cannot go on; nothing is written then.
     """
     config.train_args.check_device()
-    fabric = launch(config.train_args.device, config.train_args.devices, config.train_args.precision)
+    fabric = launch(config.train_args.device, config.train_args.devices, config.precision)
     if config.dry_run:
         dry_run(fabric)
     elif config.seeds is not None:

@@ -196,6 +196,12 @@ class ModelConfig:
         return self.output == "parameters"
 
     @property
+    def gains_from_bfloat16(self) -> bool:
+        """Whether training on CPUs that multiply bfloat16 numbers faster than fp32 takes less time with such products
+        and is as good, as measured; what `train_args.precision: auto` asks."""
+        return False
+
+    @property
     def exact_symmetries(self) -> frozenset[str]:
         """The symmetries of input networks that the model keeps exactly, of `permutation`, `sign`, `scale`, `phase` and
         `basis`."""

@@ -37,10 +37,11 @@ class TrainConfig:
     devices: int = 1
     """GPUs of this machine, or processes on its CPU, that share each batch; torchrun and srun say it themselves."""
 
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     """Numbers inside the model. On GPUs, tf32: matrix products in TensorFloat-32; fp16-mixed: in half precision, the
-    loss scaled. bf16-mixed: in bfloat16, everywhere. auto: bf16-mixed on CPUs that multiply bfloat16 numbers (AVX-512),
-    else fp32. Parameters and losses are always fp32."""
+    loss scaled. bf16-mixed: in bfloat16, everywhere. auto: bf16-mixed on CPUs that multiply bfloat16 numbers faster
+    (Intel's with AMX, AMD's with AVX-512 BF16), for models that gain from it (ScaleGMN with sign symmetry); else fp32.
+    Parameters and losses are always fp32."""
 
     compile: bool = False
     """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.

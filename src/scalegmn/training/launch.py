@@ -50,11 +50,17 @@ def accelerator(device: Device, precision: Precision) -> Literal["cpu", "cuda"]:
     return kind
 
 
-def chosen_precision(precision: Precision, kind: str) -> Precision:
-    """What `auto` stands for: bf16-mixed on CPUs that multiply bfloat16 numbers faster than fp32, else fp32."""
+def chosen_precision(precision: Precision, device: Device, gains_from_bfloat16: bool) -> Precision:
+    """What `auto` stands for: bf16-mixed on CPUs that multiply bfloat16 numbers faster than fp32, for models that gain
+    from it (`ModelConfig.gains_from_bfloat16`), else fp32.
+
+    Raises:
+        ValueError: as `accelerator`.
+    """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if kind == "cpu" and _multiplies_bfloat16() else "fp32"
+    is_faster = gains_from_bfloat16 and accelerator(device, precision) == "cpu" and _multiplies_bfloat16()
+    return "bf16-mixed" if is_faster else "fp32"
 
 
 def _multiplies_bfloat16() -> bool:
@@ -77,7 +83,7 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
     """Joins the processes that train together, with gloo on CPUs and NCCL on GPUs, and starts missing ones.
 
     torchrun and srun start all processes themselves. Otherwise there are `devices` processes on this machine, each of
-    which runs the same command. Only the first process prints.
+    which runs the same command. Only the first process prints. The precision is a chosen one (`chosen_precision`).
 
     Raises:
         ValueError: as `accelerator`; there are fewer GPUs than devices; or srun's settings are incomplete.
@@ -114,7 +120,7 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
         strategy="ddp" if devices * num_nodes > 1 else "auto",
         devices=devices,
         num_nodes=num_nodes,
-        precision=_FABRIC_PRECISION[chosen_precision(precision, kind)],
+        precision=_FABRIC_PRECISION[precision],
         plugins=[environment],
     )
     fabric.launch()

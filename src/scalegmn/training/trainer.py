@@ -290,6 +290,7 @@ class Trainer:
             "seconds": self.state.seconds(),
             "processor_seconds": self.state.processor_seconds(),
             "device": str(fabric.device),
+            "precision": fabric.strategy.precision.precision,
             "processes": fabric.world_size,
             "data": self.task.identity(),
         }

@@ -235,6 +235,11 @@ class ScaleGMNConfig(ModelConfig):
         self.refuse(problems)
 
     @property
+    def gains_from_bfloat16(self) -> bool:
+        """For sign symmetry, whose invariant maps are row programs (`engine/programs.py`)."""
+        return self.symmetry == "sign" and self.engine == "fast"
+
+    @property
     def exact_symmetries(self) -> frozenset[str]:
         """Permutations and the symmetry; of hetero both, each network its own."""
         return frozenset({"permutation", *(("sign", "scale") if self.symmetry == HETERO else (self.symmetry,))})
