@@ -90,27 +90,15 @@ def test_compiled_is_the_same(tmp_path, symmetry):
     assert compiled.progress.grad_norm == pytest.approx(plain.progress.grad_norm, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("tiles", "vectors", "vendor", "expected"),
-    [
-        (True, True, "GenuineIntel", "bf16-mixed"),
-        (False, True, "GenuineIntel", "fp32"),
-        (False, True, "AuthenticAMD", "bf16-mixed"),
-        (False, False, "AuthenticAMD", "fp32"),
-    ],
-)
-def test_auto_is_bfloat16_where_it_is_faster(tiles, vectors, vendor, expected, monkeypatch):
-    """Intel's processors without tiles multiply it, and take longer than in single precision."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
-    monkeypatch.setattr("scalegmn.training.launch._processor", lambda: f"vendor_id: {vendor}")
-    assert chosen_precision("auto", "cpu", True) == expected
+def test_auto_is_bfloat16_on_cpus_where_the_model_gains(monkeypatch):
+    assert chosen_precision("auto", "cpu", True) == "bf16-mixed"
     assert chosen_precision("auto", "cpu", False) == "fp32"
-    assert chosen_precision("bf16-mixed", "cpu", False) == "bf16-mixed"
+    assert chosen_precision("fp32", "cpu", True) == "fp32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen_precision("auto", "auto", True) == "fp32"
 
 
+@pytest.mark.parametrize("is_faster", [True, False])
 @pytest.mark.parametrize(
     ("settings", "gains"),
     [
@@ -120,8 +108,9 @@ def test_auto_is_bfloat16_where_it_is_faster(tiles, vectors, vendor, expected, m
         (["model=mlp"], False),
     ],
 )
-def test_auto_asks_the_model(settings, gains, tmp_path, monkeypatch):
-    """Products in bfloat16 would make other models slower."""
-    monkeypatch.setattr("scalegmn.training.launch._multiplies_bfloat16", lambda: True)
+def test_auto_asks_the_model(settings, gains, is_faster, tmp_path, monkeypatch):
+    """Products in bfloat16 would make other models slower, and all on other processors."""
+    monkeypatch.setattr(native, "multiplies_halves", lambda: is_faster)
     (tmp_path / "run.yml").write_text("train_args: {device: cpu}")
-    assert read_config_file(tmp_path / "run.yml", settings).precision == ("bf16-mixed" if gains else "fp32")
+    expected = "bf16-mixed" if gains and is_faster else "fp32"
+    assert read_config_file(tmp_path / "run.yml", settings).precision == expected

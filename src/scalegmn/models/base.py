@@ -197,8 +197,8 @@ class ModelConfig:
 
     @property
     def gains_from_bfloat16(self) -> bool:
-        """Whether training on CPUs that multiply bfloat16 numbers faster than fp32 takes less time with such products
-        and is as good, as measured; what `train_args.precision: auto` asks."""
+        """Whether training on this machine's CPU takes less time with products in bfloat16, and is as good; what
+        `train_args.precision: auto` asks."""
         return False
 
     @property

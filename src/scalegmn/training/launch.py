@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,32 +49,15 @@ def accelerator(device: Device, precision: Precision) -> Literal["cpu", "cuda"]:
 
 
 def chosen_precision(precision: Precision, device: Device, gains_from_bfloat16: bool) -> Precision:
-    """What `auto` stands for: bf16-mixed on CPUs that multiply bfloat16 numbers faster than fp32, for models that gain
-    from it (`ModelConfig.gains_from_bfloat16`), else fp32.
+    """What `auto` stands for: bf16-mixed on CPUs for models that gain from it (`ModelConfig.gains_from_bfloat16`), else
+    fp32.
 
     Raises:
         ValueError: as `accelerator`.
     """
     if precision != "auto":
         return precision
-    is_faster = gains_from_bfloat16 and accelerator(device, precision) == "cpu" and _multiplies_bfloat16()
-    return "bf16-mixed" if is_faster else "fp32"
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster than in fp32: in tile registers (AMX), and by AVX-512 BF16 on AMD's
-    processors; on Intel's the latter takes longer than fp32."""
-    functions = (f"_is_{name}_supported" for name in ("amx_tile", "avx512_bf16"))
-    tiles, vectors = (bool(getattr(torch.cpu, name, lambda: False)()) for name in functions)
-    return tiles or (vectors and "AuthenticAMD" in _processor())
-
-
-def _processor() -> str:
-    """What the system says of it."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
+    return "bf16-mixed" if accelerator(device, precision) == "cpu" and gains_from_bfloat16 else "fp32"
 
 
 def launch(device: Device, devices: int, precision: Precision) -> Fabric:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from scalegmn.engine import native
 from scalegmn.models.base import ModelConfig
 from scalegmn.models.registry import METANETWORKS
 from scalegmn.models.scalegmn.model import ScaleGMN
@@ -236,8 +237,8 @@ class ScaleGMNConfig(ModelConfig):
 
     @property
     def gains_from_bfloat16(self) -> bool:
-        """For sign symmetry, whose invariant maps are row programs (`engine/programs.py`)."""
-        return self.symmetry == "sign" and self.engine == "fast"
+        """With sign symmetry, whose maps are row programs, where the processor multiplies bfloat16 numbers faster."""
+        return self.symmetry == "sign" and self.engine == "fast" and native.multiplies_halves()
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
