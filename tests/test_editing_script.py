@@ -35,7 +35,8 @@ def home(tmp_path_factory):
         "-m", "scalegmn", "zoo", "inr", "--conf", conf, "--num_images=40", "--views=2", "--steps=100", cwd=folder
     )
     assert made.returncode == 0, made.stderr
-    result = edit(folder, *SMALL, "--run_dir=runs/first", "--export_edited=data/edited")
+    single = ["--train_args.precision=fp32"]
+    result = edit(folder, *SMALL, *single, "--run_dir=runs/first", "--export_edited=data/edited")
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[0] for line in lines if line and line[0] in ("no_edit", "linear_map", "metanetwork")] == [
@@ -58,6 +59,17 @@ def test_results(home):
     assert again.returncode == 0, again.stderr
     repeated = json.loads((home / "runs/again/summary.json").read_text())
     assert repeated["test_loss"] == summary["test_loss"]
+
+
+def test_bfloat16(home):
+    """Changed networks come out in single precision, and edit about as well."""
+    result = edit(home, *SMALL, "--run_dir=runs/short_numbers", "--train_args.precision=bf16-mixed")
+    assert result.returncode == 0, result.stderr
+    found, expected = (
+        json.loads((home / f"runs/{run}/summary.json").read_text())["test_loss"] for run in ("short_numbers", "first")
+    )
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_exported_zoo(home):

@@ -1,12 +1,14 @@
 """Real models in mixed precision, compiled, and in parts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from scalegmn.engine import native
-from scalegmn.experiments.config import read_config_file
+from scalegmn.experiments.config import build_model, read_config_file
 from scalegmn.models import ScaleGMNConfig
-from scalegmn.networks import NetParams
+from scalegmn.networks import NetParams, NetSpec
 from scalegmn.reporting.run_folder import Run
 from scalegmn.symmetry.measure import invariance_error
 from scalegmn.tasks.classification import Classification
@@ -18,6 +20,7 @@ from scalegmn.training.trainer import Trainer
 from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import Networks, write_zoo
 
+ROOT = Path(__file__).parents[2]
 KINDS = {"sign": "sine", "scale": "relu", "hetero": ("tanh", "relu", "relu") * 15}
 
 
@@ -67,6 +70,18 @@ def test_training_in_bf16(tmp_path, symmetry, direction, generator, monkeypatch)
         assert parameter.dtype == torch.float32
         assert parameter.isfinite().all()
     assert invariance_error(InPrecision(trainer.model, trainer.fabric), params, generator) < 1e-2
+
+
+@pytest.mark.parametrize("conf", sorted((ROOT / "configs/digits_editing").glob("*.yml")), ids=lambda path: path.stem)
+def test_changes_in_bf16(conf):
+    """Changed networks are of one type, single precision, whatever the layers of a model round to."""
+    torch.manual_seed(0)
+    spec = NetSpec.mlp([2, 12, 12, 1], "sine")
+    weights = tuple(torch.randn(2, *layer.weight_shape) for layer in spec.layers)
+    params = NetParams(spec, weights, tuple(torch.randn(2, layer.out_dim) for layer in spec.layers))
+    model = build_model(conf, spec=spec)
+    changes = InPrecision(model, launch("cpu", 1, "bf16-mixed"))(params)
+    assert {x.dtype for x in changes.tensors()} == {torch.float32}
 
 
 def test_parts_leave_training_as_it_is(tmp_path):

@@ -147,7 +147,7 @@ class Phasor(Metanetwork):
         features = [x + self.products(products(x)) for x in nodes]
         senders = [self.senders(x).split(d, -1) for x in features[:-1]]
         receivers = [self.receivers(x).split(d, -1) for x in features[1:]]
-        biases = [self.biases(x[SIGN]) for x in features[1:]]
+        biases = [self.biases(x[SIGN]).to(read.biases[0]) for x in features[1:]]  # as changes of weights are
         return [
             params.replace(
                 weights=tuple(

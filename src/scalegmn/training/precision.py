@@ -40,4 +40,5 @@ class InPrecision(nn.Module):
             mark_batch_size_dynamic(inputs)
         with self.fabric.autocast():
             outputs = self.model(inputs)
-        return self.fabric.strategy.precision.convert_output(outputs)
+        convert = self.fabric.strategy.precision.convert_output
+        return outputs.map(convert) if hasattr(outputs, "map") else convert(outputs)  # networks, or tensors
