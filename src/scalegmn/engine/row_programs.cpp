@@ -421,7 +421,7 @@ struct Tiles {
         for (Int k = 0; k < p.num_operations; k++) {
             const Operation& o = p.operations[k];
             const bool is_loaded = o.code == LOAD && o.second < 0 && p.inputs[o.first].is_half;
-            if (is_loaded || o.code == NORM_SILU || o.code == NORM_SILU_BOTH)
+            if (is_loaded || (o.code >= SILU_BOTH && o.code <= SILU))
                 is_half[o.result] = linear_uses[o.result] > 0 && linear_uses[o.result] == uses[o.result];
         }
         Int side_place = 0, tape_place = 0;
@@ -550,13 +550,12 @@ struct Tiles {
     }
 
     // Rows of an input in bfloat16, as they are
-    void load_halves(const Operation& o, Int start, Int count) {
+    void load_halves(const Operation& o, Int start, Int count, Half* to) {
         const Input& x = p.inputs[o.first];
         if (count == size && !x.index && is_dense(x.width, x.batch_stride, x.receiver_stride, x.sender_stride)) {
             halves[o.result] = (const Half*)x.values + start * x.width;
             return;
         }
-        Half* to = half_memory + half_places[o.result];
         each_run(x.batch_stride, x.receiver_stride, x.sender_stride, x.index,
                  [&](Int row, Int number, Int place, Int step) {
                      const Half* rows = (const Half*)x.values + place;
@@ -564,7 +563,14 @@ struct Tiles {
                          std::memcpy(to + (row + i) * x.width, rows + i * step, x.width * sizeof(Half));
                  });
         std::memset(to + count * x.width, 0, (size - count) * x.width * sizeof(Half));
-        halves[o.result] = to;
+    }
+
+    // Numbers of a value from number i on: to its place, or rounded to that of bfloat16 if there is one
+    void put(Vector x, T* to, Half* half, Int i) {
+        if (half)
+            to_halves((const T*)&x, half + i, L);
+        else
+            *(Vector*)(to + i) = x;
     }
 
     // A value in bfloat16
@@ -629,8 +635,7 @@ struct Tiles {
     // SiLU(LayerNorm(x)) or, with a vector v, the sum of those of v + x and of v - x. For the backward pass it keeps
     // the sigmoids [size, signs, width] and, per row, the mean of x and, of each sign, 1 / deviation.
     template <int N, int SIGNS>
-    void norm_silu(const Operation& o, Int start, const T* from, T* to, Int width, bool keeps) {
-        Half* rounded_to = is_half[o.result] ? half_memory + half_places[o.result] : nullptr;
+    void norm_silu(const Operation& o, Int start, const T* from, T* to, Half* half, Int width, bool keeps) {
         const Int n = N ? N : width / L;
         const Vector *scale = (const Vector*)parameter(o.parameter), *shift = (const Vector*)parameter(o.other_parameter);
         const Vector* v = SIGNS == 2 ? (const Vector*)parameter(o.second) : nullptr;
@@ -676,7 +681,6 @@ struct Tiles {
         }
         for (Int i = 0; i < size; i++) {
             const Vector* x = (const Vector*)(from + i * width);
-            Vector* y = (Vector*)(to + i * width);
             const T *of_row = moments + (SIGNS + 1) * i, mean = of_row[0];
             Vector* kept = (Vector*)(sigmoids + SIGNS * i * width);
             for (Int c = 0; c < n; c++) {
@@ -689,13 +693,9 @@ struct Tiles {
                     result = rounded(result) + rounded(w * s);
                     if (keeps) kept[n + c] = s;
                 }
-                if (rounded_to)
-                    to_halves((const T*)&result, rounded_to + i * width + c * L, L);
-                else
-                    y[c] = result;
+                put(result, to, half, i * width + c * L);
             }
         }
-        halves[o.result] = rounded_to;
     }
 
     template <int N, int SIGNS>
@@ -774,12 +774,12 @@ struct Tiles {
     }
 
     // SiLU(v + x) + SiLU(v - x)
-    void silu_both(const Operation& o, const T* from, T* to, Int width) {
+    void silu_both(const Operation& o, const T* from, T* to, Half* half, Int width) {
         const Vector* v = (const Vector*)parameter(o.second);
         for (Int i = 0; i < size; i++)
             for (Int c = 0; c < width / L; c++) {
                 const Vector x = ((const Vector*)(from + i * width))[c], plus = v[c] + x, minus = v[c] - x;
-                ((Vector*)(to + i * width))[c] = rounded(plus * sigmoid(plus)) + rounded(minus * sigmoid(minus));
+                put(rounded(plus * sigmoid(plus)) + rounded(minus * sigmoid(minus)), to, half, i * width + c * L);
             }
     }
 
@@ -977,14 +977,14 @@ struct Tiles {
     }
 
     template <int SIGNS>
-    void norm_silu(const Operation& o, Int start, const T* from, T* to, Int width, bool keeps) {
+    void norm_silu(const Operation& o, Int start, const T* from, T* to, Half* half, Int width, bool keeps) {
         switch (width / L) {
-            case 1: return norm_silu<1, SIGNS>(o, start, from, to, width, keeps);
-            case 2: return norm_silu<2, SIGNS>(o, start, from, to, width, keeps);
-            case 4: return norm_silu<4, SIGNS>(o, start, from, to, width, keeps);
-            case 8: return norm_silu<8, SIGNS>(o, start, from, to, width, keeps);
-            case 16: return norm_silu<16, SIGNS>(o, start, from, to, width, keeps);
-            default: return norm_silu<0, SIGNS>(o, start, from, to, width, keeps);
+            case 1: return norm_silu<1, SIGNS>(o, start, from, to, half, width, keeps);
+            case 2: return norm_silu<2, SIGNS>(o, start, from, to, half, width, keeps);
+            case 4: return norm_silu<4, SIGNS>(o, start, from, to, half, width, keeps);
+            case 8: return norm_silu<8, SIGNS>(o, start, from, to, half, width, keeps);
+            case 16: return norm_silu<16, SIGNS>(o, start, from, to, half, width, keeps);
+            default: return norm_silu<0, SIGNS>(o, start, from, to, half, width, keeps);
         }
     }
 
@@ -1012,13 +1012,15 @@ struct Tiles {
             Int width = p.widths[o.result], all = size * width;
             if (!read[o.result] && kept) continue;
             T* to = values[o.result] = value_place(o, start, count, kept);
+            Half* half = is_half[o.result] ? half_memory + half_places[o.result] : nullptr;
+            if (half) halves[o.result] = half;
             const T* a = o.code == LOAD || o.code == JOIN ? nullptr : value(o.first);
             const T* b = o.code >= ADD && o.code <= SCALE ? value(o.second) : nullptr;
             switch (o.code) {
                 case LOAD:
                     if (to != value_memory + places[o.result]) break;
-                    if (is_half[o.result]) {
-                        load_halves(o, start, count);
+                    if (half) {
+                        load_halves(o, start, count, half);
                         break;
                     }
                     load<false>(p.inputs[o.first], to, width);
@@ -1047,13 +1049,13 @@ struct Tiles {
                     break;
                 case INTERPOLATE: interpolate(o, a, to, width); break;
                 case AGGREGATE: aggregate(o, to, width / 4); break;
-                case SILU_BOTH: silu_both(o, a, to, width); break;
-                case NORM_SILU: norm_silu<1>(o, start, a, to, width, kept); break;
-                case NORM_SILU_BOTH: norm_silu<2>(o, start, a, to, width, kept); break;
+                case SILU_BOTH: silu_both(o, a, to, half, width); break;
+                case NORM_SILU: norm_silu<1>(o, start, a, to, half, width, kept); break;
+                case NORM_SILU_BOTH: norm_silu<2>(o, start, a, to, half, width, kept); break;
                 case SILU:
                     for (Int i = 0; i < all; i += L) {
                         Vector x = *(const Vector*)(a + i);
-                        *(Vector*)(to + i) = x * sigmoid(x);
+                        put(x * sigmoid(x), to, half, i);
                     }
             }
         }
