@@ -120,6 +120,8 @@ def test_auto_is_bfloat16_on_cpus_where_the_model_gains(monkeypatch):
         (["model=scalegmn"], True),
         (["model=scalegmn", "scalegmn_args.symmetry=scale"], False),
         (["model=scalegmn", "scalegmn_args.engine=plain"], False),
+        (["model=scalegmn", "scalegmn_args.hidden_dim=48"], False),
+        (["model=scalegmn", "scalegmn_args.mlp_activation=relu"], False),
         (["model=mlp"], False),
     ],
 )

@@ -40,8 +40,8 @@ class TrainConfig:
     precision: Precision = "auto"
     """Numbers inside the model. On GPUs, tf32: matrix products in TensorFloat-32; fp16-mixed: in half precision, the
     loss scaled. bf16-mixed: in bfloat16, everywhere. auto: bf16-mixed on CPUs that multiply bfloat16 numbers faster
-    (Intel's with AMX, AMD's with AVX-512 BF16), for ScaleGMN with sign symmetry; else fp32. Parameters and losses are
-    always fp32."""
+    (Intel's with AMX, AMD's with AVX-512 BF16), for ScaleGMN with sign symmetry and a hidden_dim that is a multiple of
+    32; else fp32. Parameters and losses are always fp32."""
 
     compile: bool = False
     """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.

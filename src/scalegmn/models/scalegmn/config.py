@@ -237,8 +237,9 @@ class ScaleGMNConfig(ModelConfig):
 
     @property
     def gains_from_bfloat16(self) -> bool:
-        """With sign symmetry, whose maps are row programs, where the processor multiplies bfloat16 numbers faster."""
-        return self.symmetry == "sign" and self.engine == "fast" and native.multiplies_halves()
+        """With sign symmetry, whose maps are row programs, and widths that fill a processor's tiles of bfloat16 numbers."""
+        has_programs = self.symmetry == "sign" and self.mlp_activation == "silu" and self.engine == "fast"
+        return has_programs and self.hidden_dim % 32 == 0 and native.multiplies_halves()
 
     @property
     def exact_symmetries(self) -> frozenset[str]:
