@@ -139,6 +139,7 @@ def test_models_are_not_invariant_to_more(case, seed):
     identity = tuple(torch.arange(scale.shape[1]).expand(scale.shape) for scale in scales)
     outputs, moved = model(params), model(GroupElement(identity, scales).act(params))
     assume(not explodes(config, outputs, moved))
+    assume(spread(outputs) > 0)  # a few drawn models answer all networks alike
     assert (moved - outputs).abs().max() > 1e-6 * spread(outputs)
 
 

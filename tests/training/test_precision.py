@@ -13,7 +13,7 @@ from scalegmn.reporting.run_folder import Run
 from scalegmn.symmetry.measure import invariance_error
 from scalegmn.tasks.classification import Classification
 from scalegmn.training.config import TrainConfig
-from scalegmn.training.launch import chosen_precision, launch
+from scalegmn.training.launch import launch
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.training.precision import InPrecision
 from scalegmn.training.trainer import Trainer
@@ -21,6 +21,14 @@ from scalegmn.zoos.loader import DataConfig
 from scalegmn.zoos.zoo_format import Networks, write_zoo
 
 ROOT = Path(__file__).parents[2]
+PARTS = [
+    ["num_layers=1"],
+    ["num_layers=1", "direction=forward"],
+    ["symmetry=scale"],
+    ["symmetry=scale", "engine=plain"],
+]
+"""Of models that change parameters, whose nodes and edges may be of different types."""
+
 KINDS = {"sign": "sine", "scale": "relu", "hetero": ("tanh", "relu", "relu") * 15}
 
 
@@ -72,14 +80,20 @@ def test_training_in_bf16(tmp_path, symmetry, direction, generator, monkeypatch)
     assert invariance_error(InPrecision(trainer.model, trainer.fabric), params, generator) < 1e-2
 
 
-@pytest.mark.parametrize("conf", sorted((ROOT / "configs/digits_editing").glob("*.yml")), ids=lambda path: path.stem)
-def test_changes_in_bf16(conf):
+@pytest.mark.parametrize(
+    ("conf", "settings"),
+    [
+        *((path.stem, []) for path in sorted((ROOT / "configs/digits_editing").glob("*.yml"))),
+        *(("scalegmn_bidir", [f"scalegmn_args.{part}" for part in parts]) for parts in PARTS),
+    ],
+)
+def test_changes_in_bf16(conf, settings):
     """Changed networks are of one type, single precision, whatever the layers of a model round to."""
     torch.manual_seed(0)
-    spec = NetSpec.mlp([2, 12, 12, 1], "sine")
+    spec = NetSpec.mlp([2, 12, 12, 1], "relu" if "scalegmn_args.symmetry=scale" in settings else "sine")
     weights = tuple(torch.randn(2, *layer.weight_shape) for layer in spec.layers)
     params = NetParams(spec, weights, tuple(torch.randn(2, layer.out_dim) for layer in spec.layers))
-    model = build_model(conf, spec=spec)
+    model = build_model(ROOT / f"configs/digits_editing/{conf}.yml", settings, spec)
     changes = InPrecision(model, launch("cpu", 1, "bf16-mixed"))(params)
     assert {x.dtype for x in changes.tensors()} == {torch.float32}
 
@@ -105,12 +119,13 @@ def test_compiled_is_the_same(tmp_path, symmetry):
     assert compiled.progress.grad_norm == pytest.approx(plain.progress.grad_norm, rel=1e-4)
 
 
-def test_auto_is_bfloat16_on_cpus_where_the_model_gains(monkeypatch):
-    assert chosen_precision("auto", "cpu", True) == "bf16-mixed"
-    assert chosen_precision("auto", "cpu", False) == "fp32"
-    assert chosen_precision("fp32", "cpu", True) == "fp32"
+def test_precision_that_is_given_asks_nobody(tmp_path, monkeypatch):
+    """Nor does a GPU: no library is compiled for the answer."""
+    (tmp_path / "run.yml").write_text("model: scalegmn")
+    monkeypatch.setattr(native, "library", lambda: pytest.fail("compiled"))
+    assert read_config_file(tmp_path / "run.yml", ["train_args.precision=fp32"]).precision == "fp32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert chosen_precision("auto", "auto", True) == "fp32"
+    assert read_config_file(tmp_path / "run.yml").precision == "fp32"
 
 
 @pytest.mark.parametrize("is_faster", [True, False])

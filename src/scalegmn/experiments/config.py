@@ -24,7 +24,7 @@ from scalegmn.reporting.run_folder import Run
 from scalegmn.reporting.tracking import TensorBoard, Wandb, WandbConfig
 from scalegmn.tasks import TASKS
 from scalegmn.training.config import TrainConfig
-from scalegmn.training.launch import Precision, chosen_precision
+from scalegmn.training.launch import Precision, accelerator
 from scalegmn.training.optimization import OptimizationConfig
 from scalegmn.zoos.loader import DataConfig, open_data
 
@@ -46,8 +46,15 @@ class RunConfig:
 
     @property
     def precision(self) -> Precision:
-        """`train_args.precision`, or what `auto` stands for here."""
-        return chosen_precision(self.train_args.precision, self.train_args.device, self.gains_from_bfloat16)
+        """`train_args.precision`; for `auto` bf16-mixed on CPUs for models that gain from it, else fp32.
+
+        Raises:
+            ValueError: as `accelerator`.
+        """
+        device, precision = self.train_args.device, self.train_args.precision
+        if precision != "auto":
+            return precision
+        return "bf16-mixed" if accelerator(device, precision) == "cpu" and self.gains_from_bfloat16 else "fp32"
 
     @property
     def gains_from_bfloat16(self) -> bool:

@@ -38,10 +38,9 @@ class TrainConfig:
     """GPUs of this machine, or processes on its CPU, that share each batch; torchrun and srun say it themselves."""
 
     precision: Precision = "auto"
-    """Numbers inside the model. On GPUs, tf32: matrix products in TensorFloat-32; fp16-mixed: in half precision, the
-    loss scaled. bf16-mixed: in bfloat16, everywhere. auto: bf16-mixed on CPUs that multiply bfloat16 numbers faster
-    (Intel's with AMX, AMD's with AVX-512 BF16), for ScaleGMN with sign symmetry and a hidden_dim that is a multiple of
-    32; else fp32. Parameters and losses are always fp32."""
+    """Numbers inside the model, not parameters and losses. On GPUs, tf32: products in TensorFloat-32; fp16-mixed: half
+    precision, the loss scaled. bf16-mixed: bfloat16. auto: bf16-mixed on CPUs with AMX or AMD's AVX-512 BF16, for
+    ScaleGMN with sign symmetry and a hidden_dim that is a multiple of 32; else fp32."""
 
     compile: bool = False
     """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.

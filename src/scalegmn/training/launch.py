@@ -48,23 +48,11 @@ def accelerator(device: Device, precision: Precision) -> Literal["cpu", "cuda"]:
     return kind
 
 
-def chosen_precision(precision: Precision, device: Device, gains_from_bfloat16: bool) -> Precision:
-    """What `auto` stands for: bf16-mixed on CPUs for models that gain from it (`ModelConfig.gains_from_bfloat16`), else
-    fp32.
-
-    Raises:
-        ValueError: as `accelerator`.
-    """
-    if precision != "auto":
-        return precision
-    return "bf16-mixed" if accelerator(device, precision) == "cpu" and gains_from_bfloat16 else "fp32"
-
-
 def launch(device: Device, devices: int, precision: Precision) -> Fabric:
     """Joins the processes that train together, with gloo on CPUs and NCCL on GPUs, and starts missing ones.
 
     torchrun and srun start all processes themselves. Otherwise there are `devices` processes on this machine, each of
-    which runs the same command. Only the first process prints. The precision is a chosen one (`chosen_precision`).
+    which runs the same command. Only the first process prints. The precision is not `auto`.
 
     Raises:
         ValueError: as `accelerator`; there are fewer GPUs than devices; or srun's settings are incomplete.

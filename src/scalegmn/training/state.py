@@ -149,6 +149,7 @@ class RunState:
             "progress": asdict(self.progress),
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
+            "numbers": self.fabric.strategy.precision.precision,
             "processes": self.fabric.world_size,
             "data_id": self.task.data_id,
         }
@@ -198,6 +199,9 @@ class RunState:
         state = {0: self.parameters.join_states(moments)} if moments else {}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.fabric.strategy.precision.load_state_dict(metadata["precision"])
+        numbers = self.fabric.strategy.precision.precision
+        if metadata.get("numbers", numbers) != numbers:  # states of earlier versions do not say it
+            print(f"note: goes on in {numbers}; so far it was {metadata['numbers']} (train_args.precision)")
         random_states = _group(tensors, f"random.{self.fabric.global_rank}")
         self.batch_generator.set_state(random_states["batches"])
         set_random_state(random_states, self.fabric.device)

@@ -277,7 +277,8 @@ class ScaleGMN(Metanetwork):
             assert isinstance(nodes, Tensor)
             assert isinstance(edges, Tensor)
             nodes, edges = _by_layer(spec, len(read), nodes, edges)
-        of_heads = zip(*([x.chunk(self.config.heads, dim=-1) for x in (*nodes, *edges)]), strict=True)
+        rows = (x.to(read.biases[0]) for x in (*nodes, *edges))  # layers may round nodes or edges alone
+        of_heads = zip(*(x.chunk(self.config.heads, dim=-1) for x in rows), strict=True)
         changes = [
             NetParams.from_features(spec, features[: len(nodes)], features[len(nodes) :], read.activation)
             for features in of_heads
