@@ -259,6 +259,16 @@ def test_going_on_equals_never_having_stopped(tmp_path, stop_at):
     assert state_files(tmp_path / "parts") == []
 
 
+def test_going_on_in_another_precision_is_said(tmp_path, capsys):
+    """As `auto` may choose on another machine."""
+    with pytest.raises(Stopped):
+        start(tmp_path / "run", stop_at=5, precision="bf16-mixed").fit()
+    summary = start(tmp_path / "run", resume=True, precision="fp32").fit()
+    note = "note: goes on in fp32; so far it was bf16-mixed (train_args.precision)"
+    assert capsys.readouterr().out.count(note) == 1
+    assert summary["precision"] == "fp32"
+
+
 def test_a_signal_during_the_test_does_not_stop_it(tmp_path):
     class Signalled(Noisy):
         def evaluate(self, model, split, device, figures=None):

@@ -98,6 +98,13 @@ def launch(device: Device, devices: int, precision: Precision) -> Fabric:
     return fabric
 
 
+def precision_of(fabric: Fabric) -> str:
+    """What a Fabric computes in, as `train_args.precision` calls it."""
+    names: dict[str, str] = {of_fabric: name for name, of_fabric in _FABRIC_PRECISION.items() if name != "tf32"}
+    name = names[fabric.strategy.precision.precision]
+    return "tf32" if name == "fp32" and torch.get_float32_matmul_precision() == "high" else name
+
+
 @contextmanager
 def ending_together(fabric: Fabric) -> Iterator[None]:
     """If any process raises ValueError or OSError in this block, all end, and the first one raises the error."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from scalegmn.training.flat import FlatParameters
+from scalegmn.training.launch import precision_of
 from scalegmn.training.optimization import Schedule
 from scalegmn.training.random_state import random_state, set_random_state
 from scalegmn.training.task import Task
@@ -149,7 +150,7 @@ class RunState:
             "progress": asdict(self.progress),
             "schedule": self.schedule.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
-            "numbers": self.fabric.strategy.precision.precision,
+            "numbers": precision_of(self.fabric),
             "processes": self.fabric.world_size,
             "data_id": self.task.data_id,
         }
@@ -199,7 +200,7 @@ class RunState:
         state = {0: self.parameters.join_states(moments)} if moments else {}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.fabric.strategy.precision.load_state_dict(metadata["precision"])
-        numbers = self.fabric.strategy.precision.precision
+        numbers = precision_of(self.fabric)
         if metadata.get("numbers", numbers) != numbers:  # states of earlier versions do not say it
             print(f"note: goes on in {numbers}; so far it was {metadata['numbers']} (train_args.precision)")
         random_states = _group(tensors, f"random.{self.fabric.global_rank}")

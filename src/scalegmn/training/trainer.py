@@ -19,7 +19,7 @@ from scalegmn.training.checkpoint import read_state, state_files, write_state, w
 from scalegmn.training.config import TrainConfig
 from scalegmn.training.flat import FlatParameters
 from scalegmn.training.gradients import backward_in_micro_batches, sum_over_processes
-from scalegmn.training.launch import StopSignals, ending_together
+from scalegmn.training.launch import StopSignals, ending_together, precision_of
 from scalegmn.training.memory import keep_freed_memory, peak_memory, present_objects_frozen
 from scalegmn.training.optimization import OptimizationConfig, build_optimizer
 from scalegmn.training.precision import InPrecision
@@ -290,7 +290,7 @@ class Trainer:
             "seconds": self.state.seconds(),
             "processor_seconds": self.state.processor_seconds(),
             "device": str(fabric.device),
-            "precision": fabric.strategy.precision.precision,
+            "precision": precision_of(fabric),
             "processes": fabric.world_size,
             "data": self.task.identity(),
         }
