@@ -2,7 +2,7 @@
 
 A `RowProgram` is written once per module, operation by operation, and run by `row_programs.cpp`, with its gradient.
 Numbers are those of the parameters, double or single precision; under autocast to bfloat16, on processors that multiply
-such numbers, matrix products and what is kept for the backward pass are in bfloat16, all else in single precision.
+such numbers, matrix products are in bfloat16, all else in single precision.
 
 Shape letters: B networks, R receivers, S senders, D features; rows of nodes are blocks with S = 1.
 """
@@ -194,7 +194,7 @@ class RowProgram:
     of `load`; tensors that are given with each run; and parameters of modules.
 
     Args:
-        keeps: the results of linear maps for the backward pass, which else computes them again.
+        keeps: what `tape_width` counts for the backward pass, which else computes it again.
     """
 
     def __init__(self, keeps: bool = True) -> None:
@@ -544,7 +544,8 @@ class RowProgram:
         return output, torch.empty(size, dtype=dtype) if keeps and size else None
 
     def tape_width(self, halves: bool) -> int:
-        """How many numbers of each row are kept: moments and, unless products are fast, the results of linear maps."""
+        """How many numbers of each row are kept: moments of norms and the results of linear maps; with products in
+        bfloat16, which take less time than to write and read their results, moments alone."""
         return (self.num_moments + (0 if halves else self.num_kept)) if self.keeps else 0
 
     def tape_size(self, shape: Sequence[int], halves: bool, num_threads: int) -> int:
