@@ -54,6 +54,8 @@ class RunConfig:
         device, precision = self.train_args.device, self.train_args.precision
         if precision != "auto":
             return precision
+        if self.train_args.compile:  # which takes the place of the operations that gain
+            return "fp32"
         return "bf16-mixed" if accelerator(device, precision) == "cpu" and self.gains_from_bfloat16 else "fp32"
 
     @property

@@ -40,7 +40,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """Numbers inside the model, not parameters and losses. On GPUs, tf32: products in TensorFloat-32; fp16-mixed: half
     precision, the loss scaled. bf16-mixed: bfloat16. auto: bf16-mixed on CPUs with AMX or AMD's AVX-512 BF16, for
-    ScaleGMN with sign symmetry and a hidden_dim that is a multiple of 32; else fp32."""
+    ScaleGMN with sign symmetry, no mlp_dropout and a hidden_dim that is a multiple of 32; else fp32."""
 
     compile: bool = False
     """Compile the model (torch.compile, as one graph; on CPUs with a C++ compiler), which takes minutes at the start.

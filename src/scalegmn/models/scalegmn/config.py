@@ -238,7 +238,8 @@ class ScaleGMNConfig(ModelConfig):
     @property
     def gains_from_bfloat16(self) -> bool:
         """With sign symmetry, whose maps are row programs, and widths that fill tiles of bfloat16 numbers."""
-        has_programs = self.symmetry == "sign" and self.mlp_activation == "silu" and self.engine == "fast"
+        is_written = self.symmetry == "sign" and self.mlp_activation == "silu" and not self.mlp_dropout
+        has_programs = is_written and self.engine == "fast"
         return has_programs and self.hidden_dim % 32 == 0 and native.multiplies_halves()
 
     @property
